@@ -1,0 +1,48 @@
+"""I-JEPA pretraining with depth guidance, and honest measurement of the geometry in the features.
+
+Names are resolved on first use, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from depthjepa import evaluation
+    from depthjepa.checkpoint import load_encoder
+    from depthjepa.config import load_config
+    from depthjepa.faults import BadInput, RunStopped
+    from depthjepa.train import train
+
+__version__ = "0.1.0"
+__all__ = ["BadInput", "RunStopped", "evaluation", "load_config", "load_encoder", "train"]
+
+_HOMES = {
+    "BadInput": "faults",
+    "RunStopped": "faults",
+    "load_config": "config",
+    "load_encoder": "checkpoint",
+    "train": "train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"depthjepa.{_HOMES[name]}"), name)
+    if name == "evaluation":
+        return importlib.import_module("depthjepa.evaluation")
+    raise AttributeError(f"module 'depthjepa' has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """Keeps `depthjepa.train` the function: importing the module of that name would put itself in its place."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in _HOMES:
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,133 @@
+"""Speed against this machine's own limits: the matmul rate measured in the same process.
+
+A step is everything that training does: forward and backward passes, optimiser, moving average; the teacher's
+latents are given. The fraction is (operations of the step / seconds) / matmul rate, operations as in `cost`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from depthjepa import cost, optim, runtime
+from depthjepa.config import RunConfig, build_config
+from depthjepa.data.loading import TrainingBatches, open_source
+from depthjepa.masks import sample_masks
+from depthjepa.method import build_method, build_teacher, parameter_count
+
+# ViT-S/16 at 224 px, batch 16, predictor 6 deep and 384 wide, masks of the reference.
+DEFAULTS: dict[str, Any] = {
+    "name": "bench",
+    "data": {"image_size": 224, "scenes_train": 64},
+    "masks": {"bias": "reference"},
+    "model": {"size": "small", "patch_size": 16},
+    "train": {"batch_size": 16, "steps": 1},
+}
+REPETITIONS = 5
+
+
+def bench(overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Measure and print; `overrides` change the configuration (`train.batch_size=64`, `guidance.kind=feature`, …)."""
+    config = build_config(DEFAULTS, overrides)
+    runtime.set_threads(config.train.threads)
+    where = runtime.device(config.train.device)
+    size = config.train.batch_size
+    operations = cost.step_flops(config, size)
+    figures: dict[str, Any] = {
+        "configuration": " ".join(overrides) or "defaults",
+        "image_size": list(config.data.size),
+        "batch_size": size,
+        "parameters": parameter_count(build_method(config, build_teacher(config, has_depth=True), classes=0)),
+        "operations_per_step": operations,
+        "operations_are": "forward and backward with target encoder, 2 per multiply-add, explicit attention",
+        **runtime.environment(),
+    }
+    print(f"{config.model.size}/{config.model.patch_size} at {config.data.size}, batch {size}, on {where}")
+    print(f"{operations / 1e9:.1f} GFLOP a step; {figures['threads']} threads; torch {torch.__version__}")
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        # The rate is taken before and after: machines are noisy, and the larger one is the limit.
+        before = cost.matmul_rate(where, dtype)
+        seconds = step_seconds(config, name, where)
+        rate = max(before, cost.matmul_rate(where, dtype))
+        fraction = operations / seconds / rate
+        figures[name] = {
+            "matmul_rate": rate,
+            "seconds_per_step": seconds,
+            "images_per_second": size / seconds,
+            "fraction_of_matmul_rate": fraction,
+        }
+        print(
+            f"{name}: {size / seconds:7.1f} images/s, {seconds:.3f} s a step, "
+            f"{fraction:.2f} of the matmul rate ({rate / 1e9:.0f} GFLOP/s)"
+        )
+    figures |= loading_figures(config)
+    figures["mask_seconds_per_step"] = mask_seconds(config)
+    figures["peak_memory_bytes"] = runtime.peak_memory_bytes(where)
+    print(
+        f"masks: {1e3 * figures['mask_seconds_per_step']:.2f} ms a step; decode and crop: "
+        f"{figures['loading_images_per_second']:.0f} images/s; peak memory {figures['peak_memory_bytes'] / 2**20:.0f} MiB"
+    )
+    return figures
+
+
+def step_seconds(config: RunConfig, precision: str, where: torch.device) -> float:
+    """Median seconds of a training step on given images, masks and latents."""
+    teacher = build_teacher(config, has_depth=True)
+    method = build_method(config, teacher, classes=0).to(where)
+    optimizer = optim.build_optimizer(method, config.optim)
+    images, masks, latents = cost.example(config, teacher, config.train.batch_size, where)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with runtime.precision(precision, where):
+            loss = method(images, masks, latents).total
+        loss.backward()
+        optimizer.step()
+        method.after_step(0.996)
+
+    step()
+    times = []
+    for _ in range(REPETITIONS):
+        cost.synchronise(where)
+        begin = time.perf_counter()
+        step()
+        cost.synchronise(where)
+        times.append(time.perf_counter() - begin)
+    return float(np.median(times))
+
+
+def mask_seconds(config: RunConfig) -> float:
+    """Median seconds to draw the masks of one step."""
+    times = []
+    for epoch in range(21):
+        begin = time.perf_counter()
+        indices = np.arange(config.train.batch_size)
+        sample_masks(config.masks, config.grid, seed=0, epoch=epoch, indices=indices, batch_index=0)
+        times.append(time.perf_counter() - begin)
+    return float(np.median(times[1:]))
+
+
+def loading_figures(config: RunConfig) -> dict[str, float]:
+    """Images a second that the loader gives (decoding, crops, masks) with `data.workers` workers."""
+    source = open_source(config.data, "train")
+    for index in range(min(len(source), 64)):  # rendered scenes are kept: rendering is not what is measured
+        source.sample(index)
+    size = min(config.train.batch_size, 64)
+    batches = TrainingBatches(
+        source=source,
+        data=config.data,
+        masks=config.masks,
+        grid=config.grid,
+        seed=0,
+        batch_size=size,
+        steps=9,
+    )
+    times, begin = [], time.perf_counter()
+    for _ in batches:
+        times.append(time.perf_counter() - begin)
+        begin = time.perf_counter()
+    return {"loading_images_per_second": size / float(np.median(times[1:]))}

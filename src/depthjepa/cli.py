@@ -1,0 +1,257 @@
+"""The command line: thin commands over the library. Faults of the user end with status 2 and one message."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from depthjepa.faults import BadInput, RunStopped, nearest
+
+app = typer.Typer(
+    name="depthjepa",
+    help="Pretrain vision backbones with I-JEPA and depth, and measure whether geometry got into the features.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Checkpoint = Annotated[str, typer.Argument(help="A run folder (its newest checkpoint) or a checkpoint file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as KEY=VALUE, for example train.batch_size=32.")]
+Data = Annotated[
+    str | None,
+    typer.Option(help="Class folder, flat folder, RGB-D folder, scenes or scenes:SEED; default: the run's own."),
+]
+
+
+def _one_of(what: str, *choices: str) -> Callable[[str], str]:
+    def parse(word: str) -> str:
+        if word not in choices:
+            raise BadInput(f"there is no {what} {word!r}{nearest(word, choices)}: choose from {', '.join(choices)}")
+        return word
+
+    return parse
+
+
+Task = Annotated[
+    str,
+    typer.Argument(parser=_one_of("probe", "knn", "linear", "depth"), metavar="TASK", help="knn, linear or depth."),
+]
+Picture = Annotated[
+    str,
+    typer.Argument(
+        parser=_one_of("picture", "masks", "batch", "features", "depth"),
+        metavar="WHAT",
+        help="masks, batch, features or depth.",
+    ),
+]
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except BadInput as fault:
+        print(f"depthjepa: {fault}", file=sys.stderr)
+        sys.exit(2)
+    except RunStopped as fault:
+        print(f"depthjepa: {fault}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the runs and the report.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Seed of weights, order, masks and crops.")] = 0,
+    overrides: Overrides = None,
+) -> None:
+    """Train guided and unguided twins on rendered scenes, probe them, write a report. Offline, in minutes."""
+    from depthjepa.demo import demo as run
+
+    run(out, seed, overrides or [])
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/RECIPE.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is in the folder.")] = False,
+) -> None:
+    """Pretrain; prints an estimate of time and memory first."""
+    from depthjepa.config import load_config
+    from depthjepa.train import train as run
+
+    config = load_config(recipe, overrides or [])
+    folder = out or Path("runs") / config.name
+    summary = run(config, folder, resume=resume)
+    if summary:
+        losses = ", ".join(f"{key} {value:.4f}" for key, value in summary.items() if key.startswith("loss"))
+        print(f"{folder}: {summary['steps']} steps, {losses}, {summary['images_per_second']:.0f} images/s")
+
+
+@app.command()
+def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe.")] = None) -> None:
+    """List the shipped recipes with what they cost and score, or print one."""
+    from depthjepa.config import load_config, recipe_names, recipe_text
+
+    if name is not None:
+        print(recipe_text(name), end="")
+        return
+    for each in recipe_names():
+        about = load_config(each).about
+        print(f"{each:28} {about.summary}")
+        print(f"{'':28} hardware: {about.hardware}; time: {about.time}; score: {about.score}")
+
+
+@app.command()
+def probe(
+    checkpoint: Checkpoint,
+    task: Task,
+    overrides: Overrides = None,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option(help="Write the table as JSON.")] = None,
+) -> None:
+    """Probe a frozen encoder; its baselines stand beside the figure."""
+    from depthjepa.evaluation import probes
+
+    saved, config, encoder, where = _loaded(checkpoint, data, overrides)
+    result = probes.probe(task, config, encoder, where)
+    probes.write_probe(result, _run_folder(saved), out)
+    _print_table(result.table)
+
+
+@app.command()
+def diagnose(
+    checkpoint: Checkpoint,
+    overrides: Overrides = None,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option(help="Write the table as JSON.")] = None,
+) -> None:
+    """Measure collapse: effective rank, spread, and what position alone explains, beside the random encoder."""
+    from depthjepa.evaluation import probes
+
+    saved, config, encoder, where = _loaded(checkpoint, data, overrides)
+    result = probes.diagnostics_probe(config, encoder, where)
+    probes.write_probe(result, _run_folder(saved), out)
+    _print_table(result.table)
+
+
+@app.command()
+def embed(
+    checkpoint: Checkpoint,
+    folder: Annotated[Path, typer.Argument(help="Every image below it is embedded.")],
+    out: Annotated[Path, typer.Option(help="File: .npz, .parquet or .safetensors.")],
+    overrides: Overrides = None,
+) -> None:
+    """Write the mean-pooled embedding of every image below a folder, with the paths."""
+    from depthjepa.evaluation.apply import embed_folder
+
+    _, config, encoder, where = _loaded(checkpoint, str(folder), overrides)
+    count, skipped = embed_folder(config, encoder, where, out)
+    print(f"{out}: {count} embeddings of width {encoder.width}{_skipped(skipped)}")
+
+
+@app.command()
+def predict(
+    checkpoint: Checkpoint,
+    folder: Annotated[Path, typer.Argument(help="Every image below it gets a depth map.")],
+    out: Annotated[Path, typer.Option(help="Folder for the depth maps.")],
+    overrides: Overrides = None,
+) -> None:
+    """Write depth of one's own photographs: 16-bit PNG in millimetres and a coloured picture of each."""
+    from depthjepa.evaluation.apply import predict_folder
+
+    saved, config, encoder, where = _loaded(checkpoint, str(folder), overrides)
+    count, skipped = predict_folder(saved, config, encoder, where, out)
+    print(f"{out}: {count} depth maps{_skipped(skipped)}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, in the order to show.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")],
+) -> None:
+    """Write one self-contained HTML page about runs: pictures, losses, tables."""
+    from depthjepa.report import write_report
+
+    write_report(runs, out)
+    print(out)
+
+
+@app.command()
+def show(
+    what: Picture,
+    source: Annotated[str, typer.Argument(help="masks, batch: a recipe; features, depth: a run folder.")],
+    out: Annotated[Path, typer.Option(help="Picture to write (.png, .pdf, .svg).")],
+    overrides: Overrides = None,
+) -> None:
+    """Draw masks or a training batch of a recipe, or patch features or depth maps of a trained run."""
+    from depthjepa.evaluation.apply import draw
+
+    draw(what, source, out, overrides or [])
+    print(out)
+
+
+@app.command()
+def bench(
+    overrides: Overrides = None,
+    json: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
+) -> None:
+    """Measure a training step against the matmul rate of this machine, in the same process."""
+    from depthjepa.bench import bench as run
+    from depthjepa.logbook import to_json, write_whole
+
+    figures = run(overrides or [])
+    if json is not None:
+        write_whole(json, to_json(figures))
+
+
+def _loaded(checkpoint: str, data: str | None, overrides: list[str] | None) -> Any:
+    from depthjepa import checkpoint as checkpoints
+    from depthjepa import runtime
+    from depthjepa.evaluation.probes import probe_config
+
+    # In `depthjepa probe RUN TASK --data DATA KEY=VALUE` the settings follow the data.
+    saved = checkpoints.load(checkpoint)
+    config = probe_config(saved, data, overrides or [])
+    where = runtime.device(config.train.device)
+    runtime.set_threads(config.train.threads)
+    return saved, config, saved.encoder(config.evaluation.which), where
+
+
+def _run_folder(saved: Any) -> Path | None:
+    folder: Path = saved.path.parent.parent
+    return folder if (folder / "config.yaml").exists() else None
+
+
+def _skipped(names: list[str]) -> str:
+    return f"; {len(names)} unreadable: {', '.join(names[:3])}" if names else ""
+
+
+def _print_table(table: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    arrows = {"higher": " ↑", "lower": " ↓"}
+    grid = Table(title=f"{table['task']} on {table['data']}", caption=table["protocol"], title_justify="left")
+    grid.add_column("")
+    for column in table["columns"]:
+        unit = f" [{column['unit']}]" if column["unit"] else ""
+        grid.add_column(
+            f"{column['label']}{unit.replace('[', chr(92) + '[')}{arrows[column['better']]}", justify="right"
+        )
+    for row in table["rows"]:
+        values = [row.get(column["key"]) for column in table["columns"]]
+        grid.add_row(str(row["name"]), *("" if value is None else f"{value:.3f}" for value in values))
+    Console(width=None if sys.stdout.isatty() else 140).print(grid)
+    for sentence in table.get("verdict", []):
+        print(sentence)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""One typed configuration of a run, read from a recipe and `key=value` overrides.
+
+Each part is declared beside the code it configures; training is declared here. Unknown keys and wrong values are
+all reported at once, each with the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as configuration
+
+from depthjepa.data.loading import DataConfig
+from depthjepa.faults import BadInput, nearest
+from depthjepa.logbook import plain
+from depthjepa.masks import MaskConfig
+from depthjepa.model.jepa import GuidanceConfig
+from depthjepa.model.predictor import PredictorConfig
+from depthjepa.model.vit import ModelConfig
+from depthjepa.optim import OptimConfig
+
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@configuration(frozen=True, slots=True, config=STRICT)
+class About:
+    """What a recipe is, what it costs and what it scores: claims that can be falsified."""
+
+    summary: str = ""
+    hardware: str = "not measured"
+    time: str = "not measured"
+    score: str = "not measured"
+    source: str = ""
+
+
+@configuration(frozen=True, slots=True, config=STRICT)
+class TrainConfig:
+    """Length of a run, its batches, its precision, and what is written how often."""
+
+    objective: Literal["jepa", "supervised"] = "jepa"  # supervised: the ceiling, by depth and labels end to end
+    epochs: PositiveFloat | None = None
+    steps: PositiveInt | None = None
+    batch_size: PositiveInt = 64  # of the whole step: over all processes and accumulated parts
+    accumulate: PositiveInt = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    log_every: PositiveInt = 10
+    checkpoint_every: PositiveInt = 500  # steps; the last step is always saved
+    probe_every: PositiveInt | None = None  # steps; None: no probe during training
+    whitening_images: PositiveInt = 1024  # training crops that fit the teacher's mean map and deviations
+    device: str | None = None
+    threads: PositiveInt | None = None
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the number of steps; raises `BadInput` unless exactly one of epochs and steps is given."""
+        if (self.epochs is None) == (self.steps is None):
+            raise BadInput("give one of train.epochs and train.steps")
+        return self.steps if self.steps is not None else max(1, round((self.epochs or 0) * steps_per_epoch))
+
+
+@configuration(frozen=True, slots=True, config=STRICT)
+class EvaluationConfig:
+    """How frozen encoders are probed; limits take an even spread over the data."""
+
+    which: Literal["target", "context"] = "target"
+    train_images: PositiveInt | None = None
+    val_images: PositiveInt | None = None
+    batch_size: PositiveInt = 64
+    neighbours: PositiveInt = 20
+    pictures: int = 6
+
+
+@configuration(frozen=True, slots=True, config=STRICT)
+class RunConfig:
+    """Everything that determines a run."""
+
+    name: str = "run"
+    seed: int = 0
+    about: About = field(default_factory=About)
+    data: DataConfig = field(default_factory=DataConfig)
+    masks: MaskConfig = field(default_factory=MaskConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches; raises `BadInput` where patches do not divide the image."""
+        height, width = self.data.size
+        patch = self.model.patch_size
+        if height % patch or width % patch:
+            near = tuple(max(patch, round(side / patch) * patch) for side in (height, width))
+            raise BadInput(
+                f"model.patch_size={patch} does not divide data.image_size={height} x {width}: "
+                f"the nearest size that it divides is {near[0]} x {near[1]}"
+            )
+        return height // patch, width // patch
+
+
+# Where and how a run is carried out, not what it computes: these may change on resume.
+CIRCUMSTANCES = ("data.workers", "train.device", "train.threads")
+
+
+def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a shipped recipe (by name) or a YAML file, with `key=value` overrides; raises `BadInput`."""
+    content = read_recipe(recipe)
+    content.setdefault("name", Path(recipe).stem)
+    return build_config(content, overrides)
+
+
+def build_config(content: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """Check a nested mapping with overrides and turn it into a `RunConfig`; raises `BadInput` with all faults."""
+    merged = _copy(content)
+    faults = [fault for text in overrides if (fault := _override(merged, text))]
+    known = keys(RunConfig)
+    faults += [f"unknown key {key!r}{nearest(key, known)}" for key in flatten(merged) if key not in known]
+    if not faults:
+        try:
+            return TypeAdapter(RunConfig).validate_python(merged)
+        except ValidationError as error:
+            faults = [_explain(fault, known) for fault in error.errors()]
+    raise BadInput("configuration: " + "; ".join(faults))
+
+
+def to_mapping(config: RunConfig) -> dict[str, Any]:
+    """Return the resolved configuration as nested plain values."""
+    content: dict[str, Any] = plain(dataclasses.asdict(config))
+    return content
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes."""
+    folder = resources.files("depthjepa") / "recipes"
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def recipe_text(name: str) -> str:
+    """Text of a shipped recipe; raises `BadInput` with the nearest name."""
+    names = recipe_names()
+    if name not in names:
+        raise BadInput(f"there is no recipe {name!r}{nearest(name, names)}; `depthjepa recipes` lists them")
+    return (resources.files("depthjepa") / "recipes" / f"{name}.yaml").read_text()
+
+
+def read_recipe(recipe: str | Path) -> dict[str, Any]:
+    """Read a recipe's content: a YAML file where the argument ends so or has a folder, else a shipped one."""
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        if not path.is_file():
+            raise BadInput(f"there is no recipe file {path}")
+        try:
+            text = path.read_text()
+        except UnicodeDecodeError as fault:
+            raise BadInput(f"{path} is not a text file: a recipe is YAML") from fault
+    else:
+        text = recipe_text(str(recipe))
+    try:
+        content = yaml.safe_load(text) or {}
+    except yaml.YAMLError as fault:
+        raise BadInput(f"{recipe} is not YAML: {fault}") from fault
+    if not isinstance(content, dict):
+        raise BadInput(f"{recipe} does not hold keys and values")
+    return content
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Dotted keys in which two resolved configurations differ."""
+    one, other = flatten(first), flatten(second)
+    return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings to dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def keys(kind: Any, prefix: str = "") -> list[str]:
+    """All dotted keys of a configuration class."""
+    found = []
+    for entry in dataclasses.fields(kind):
+        part: Any = entry.default_factory
+        if dataclasses.is_dataclass(part):
+            found += keys(part, f"{prefix}{entry.name}.")
+        else:
+            found.append(prefix + entry.name)
+    return found
+
+
+def _copy(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in content.items()}
+
+
+def _override(content: dict[str, Any], text: str) -> str | None:
+    key, equals, value = text.partition("=")
+    if not equals:
+        return f"{text!r} is not of the form key=value"
+    *parts, last = key.split(".")
+    for part in parts:
+        inner = content.setdefault(part, {})
+        if not isinstance(inner, dict):
+            return f"unknown key {key!r}: {part!r} holds no keys"
+        content = inner
+    try:
+        content[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        content[last] = value
+    return None
+
+
+def _explain(fault: Any, known: Sequence[str]) -> str:
+    parts = [str(part) for part in fault["loc"]]
+    # What follows a key are the validator's words for the alternatives of its type, and places in a list.
+    key = next((begin for end in range(len(parts)) if (begin := ".".join(parts[: end + 1])) in known), ".".join(parts))
+    given, text = fault["input"], fault["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    expected = fault.get("ctx", {}).get("expected", "")
+    close = difflib.get_close_matches(str(given), re.findall("'([^']+)'", expected), n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"{key}={given!r}: should be {text}{hint}" if "Input" in fault["msg"] else f"{key}={given!r}: {text}{hint}"

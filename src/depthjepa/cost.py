@@ -1,0 +1,125 @@
+"""What a step costs: operations counted on shapes alone, the matmul rate measured here, memory by arithmetic.
+
+Operations are counted once, eagerly and with explicit attention (torch's counter does not see
+`scaled_dot_product_attention` on a CPU), on the meta device: nothing is computed. Two per multiply-add.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from depthjepa.config import RunConfig
+from depthjepa.masks import Masks, sample_masks
+from depthjepa.method import build_method, build_teacher
+from depthjepa.model.heads import CELLS, Latents
+from depthjepa.model.jepa import JEPA
+from depthjepa.model.supervised import Supervised
+from depthjepa.model.vit import Attention
+from depthjepa.teachers.latents import Teacher
+
+
+def step_flops(config: RunConfig, batch_size: int) -> int:
+    """Operations of one step's forward and backward passes, target encoder included, optimiser left out.
+
+    Masks are the first batch's of this configuration.
+    """
+    teacher = build_teacher(config, has_depth=True)
+    with torch.device("meta"):
+        method = build_method(config, teacher, classes=0).to("meta")
+    images, masks, latents = example(config, teacher, batch_size, torch.device("meta"))
+    Attention.explicit = True
+    try:
+        with FlopCounterMode(display=False) as counter:
+            method(images, masks, latents).total.backward()
+    finally:
+        Attention.explicit = False
+    return int(counter.get_total_flops())
+
+
+def example(
+    config: RunConfig, teacher: Teacher | None, batch_size: int, where: torch.device
+) -> tuple[Tensor, Masks, Latents | None]:
+    """Random images, the first batch's masks, and random latents of a configuration's shapes."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(batch_size, 3, *config.data.size, generator=generator).to(where)
+    masks = sample_masks(config.masks, config.grid, seed=0, epoch=0, indices=np.arange(batch_size), batch_index=0).to(
+        where
+    )
+    if teacher is None:
+        return images, masks, None
+    shape = (batch_size, teacher.describe().channels, *(CELLS * side for side in config.grid))
+    values = torch.randn(shape, generator=generator).to(where)
+    return images, masks, Latents(values, torch.ones_like(values, dtype=torch.bool))
+
+
+def matmul_rate(where: torch.device, dtype: torch.dtype, seconds: float = 0.5, side: int = 2048) -> float:
+    """Measured operations a second of a square matrix product in `dtype` (median over repetitions)."""
+    left, right = (torch.randn(side, side, device=where).to(dtype) for _ in range(2))
+    for _ in range(2):
+        left @ right
+    times: list[float] = []
+    while sum(times) < seconds or len(times) < 5:
+        synchronise(where)
+        begin = time.perf_counter()
+        left @ right
+        synchronise(where)
+        times.append(time.perf_counter() - begin)
+    return 2 * side**3 / float(np.median(times))
+
+
+def synchronise(where: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if where.type == "cuda":
+        torch.cuda.synchronize(where)
+
+
+def memory_bytes(config: RunConfig, method: JEPA | Supervised, images: int) -> int:
+    """Estimate a step's peak memory: weights, gradients and two optimiser states in float32, and activations.
+
+    Activations that the backward pass needs are taken as 34 numbers a token, layer and width for the encoder's
+    visible tokens and for the predictor's sequences (Korthikanti et al. 2022, equation 1, in bytes at 16 bits).
+    """
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    kept = sum(p.numel() for p in method.parameters()) - trained
+    shape, cells = config.model.shape, config.grid[0] * config.grid[1]
+    masks = sample_masks(config.masks, config.grid, seed=0, epoch=0, indices=np.arange(2), batch_index=0)
+    seen, blocks, hidden = masks.context.shape[1], masks.targets.shape[1], masks.targets.shape[2]
+    per_number = 34 if config.train.precision == "bf16" else 68
+    if config.train.objective == "supervised":
+        activations = shape.depth * shape.width * cells
+    else:
+        activations = shape.depth * shape.width * seen
+        activations += config.predictor.depth * config.predictor.width * blocks * (seen + hidden)
+    return 16 * trained + 4 * kept + per_number * images * activations
+
+
+def estimate(config: RunConfig, method: JEPA | Supervised, steps: int, world: int, where: torch.device) -> str:
+    """One line before a run: about how long it takes and how much memory, from counted operations.
+
+    Half of the measured float32 (or bf16) matmul rate is taken as the speed of a step.
+    """
+    share = max(1, config.train.batch_size // world)
+    counted = replace(config, data=replace(config.data, workers=0))
+    operations = step_flops(counted, batch_size=min(share, 8)) / min(share, 8) * share
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    seconds = operations / (0.5 * matmul_rate(where, dtype, seconds=0.2)) * steps
+    memory = memory_bytes(config, method, share // config.train.accumulate)
+    return (
+        f"estimate: {steps} steps of {config.train.batch_size} images, {operations * world / 1e12:.2f} TFLOP each: "
+        f"about {duration(seconds)} on this {where.type}, and {memory / 2**30:.1f} GiB for the model and its batch"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Format seconds for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,391 @@
+"""From `data.*` keys to batches: which source, which views, in which order.
+
+Every training batch is a pure function of (source, seed, step): crops, flips and masks are drawn by (seed,
+epoch, sample index), so neither the number of workers nor that of processes, nor a resumed start, changes
+what is seen.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from pydantic import ConfigDict, Field, field_validator
+from pydantic.dataclasses import dataclass as configuration
+from torch.utils.data import DataLoader, Dataset
+
+from depthjepa import runtime
+from depthjepa.data.images import ClassFolder, FlatFolder, Split, layout_of
+from depthjepa.data.order import Mixture, draw_keys, epoch_order, steps_per_epoch, weighted_root
+from depthjepa.data.rgbd import PairedFolder
+from depthjepa.data.samples import Batch, Sample, Source, UnreadableImage
+from depthjepa.data.scenes import Scenes
+from depthjepa.data.transforms import (
+    CROP_NUMBERS,
+    Size,
+    View,
+    centre_view,
+    crop_box,
+    flipped,
+    training_view,
+    whole_view,
+)
+from depthjepa.faults import BadInput
+from depthjepa.masks import Grid, MaskConfig, Masks, sample_masks
+
+Positive = Annotated[int, Field(ge=1)]
+Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+
+
+@configuration(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class DataConfig:
+    """What is read, and how it is cropped.
+
+    `root` is `scenes` or `scenes:SEED` (rendered streets), a class folder (`train/CLASS/*`, `val/CLASS/*`), a
+    flat folder of images, or an RGB-D folder (`train/rgb`, `train/depth`, `val/rgb`, `val/depth`); or several
+    of them, comma-separated, each with a weight if need be: `PATH*2,PATH*1`.
+    """
+
+    kind: Literal["scenes", "folder", "rgbd", "shards"] | None = None  # None: told apart by what is in root
+    root: str = "scenes"
+    depth_scale: Annotated[float, Field(gt=0)] = 1000.0  # file units per metre
+    image_size: Positive | tuple[Positive, Positive] = 224  # pixels; [height, width]
+    classes: Positive | tuple[str, ...] | None = None  # the first N in sorted order, or the named ones
+    images_per_class: Positive | None = None  # at most the first N of each, in train
+    crop_scale: Range = (0.3, 1.0)  # shares of the image's area
+    crop_ratio: Range = (3 / 4, 4 / 3)  # width / height of the crop against that of image_size
+    flip: bool = False  # mirror one view in two
+    workers: Annotated[int, Field(ge=0)] = 0  # processes that decode; 0: the main one
+    scenes_train: Positive = 4096
+    scenes_val: Positive = 1024
+
+    @field_validator("classes")
+    @classmethod
+    def _classes_differ(cls, value: int | tuple[str, ...] | None) -> int | tuple[str, ...] | None:
+        if isinstance(value, tuple) and not 0 < len(value) == len(set(value)):
+            raise ValueError("name at least one class, and each only once")
+        return value
+
+    @field_validator("crop_scale", "crop_ratio")
+    @classmethod
+    def _ascending(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError("the first number must not be larger than the second")
+        return value
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _within_image(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[1] > 1:
+            raise ValueError("a crop cannot be larger than the image: at most 1")
+        return value
+
+    @property
+    def size(self) -> Size:
+        """Height and width of what the model sees, in pixels."""
+        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+
+
+# opening a source -----------------------------------------------------------------------------------------
+
+
+def open_source(config: DataConfig, split: Split) -> Source:
+    """Open what `data.root` names; raises `BadInput` for what is missing, empty or contradictory."""
+    parts = [weighted_root(part.strip()) for part in config.root.split(",")]
+    sources = [_open_one(config, root, split) for root, _ in parts]
+    if len(sources) == 1:
+        return sources[0]
+    weights = [weight for _, weight in parts]
+    if all(weight is None for weight in weights):
+        return Mixture(sources)
+    return Mixture(sources, [1.0 if weight is None else weight for weight in weights])
+
+
+def has_validation(config: DataConfig) -> bool:
+    """Whether every root has validation data: rendered scenes and flat folders always, others in `val/`."""
+    roots = [weighted_root(part.strip())[0] for part in config.root.split(",")]
+    folders = [Path(root).expanduser() for root in roots if root.partition(":")[0] != "scenes"]
+    return all(layout_of(folder) == "flat" or (folder / "val").is_dir() for folder in folders)
+
+
+def _open_one(config: DataConfig, root: str, split: Split) -> Source:
+    word, colon, seed = root.partition(":")
+    if config.kind == "scenes" or (config.kind is None and word == "scenes"):
+        if word != "scenes" or (colon and not seed.isdecimal()):
+            raise BadInput(f"data.root={root!r} are no rendered scenes: write scenes or scenes:SEED, as in scenes:3")
+        _refuse_subset(config, root, "rendered scenes")
+        count = config.scenes_train if split == "train" else config.scenes_val
+        return Scenes(int(seed or 0), split, count, config.size)
+    folder = Path(root).expanduser()
+    layout = layout_of(folder)
+    if config.kind == "shards" or layout == "shards":
+        raise BadInput(
+            f"data.root={root}: tar shards are not read in this version; unpack them into a class folder "
+            f"(train/CLASS/*), a flat folder of images or an RGB-D folder (train/rgb, train/depth)"
+        )
+    if config.kind == "rgbd" or layout == "rgbd":
+        if config.kind == "folder":
+            raise BadInput(f"data.kind=folder, but {folder} is an RGB-D folder: take data.kind=rgbd")
+        _refuse_subset(config, root, "an RGB-D folder")
+        return PairedFolder(folder, split, config.depth_scale)
+    if layout == "classes":
+        return ClassFolder(folder, split, config.classes, config.images_per_class)
+    _refuse_subset(config, root, "a flat folder of images")
+    return FlatFolder(folder, split)
+
+
+def _refuse_subset(config: DataConfig, root: str, what: str) -> None:
+    for key in ("classes", "images_per_class"):
+        if getattr(config, key) is not None:
+            raise BadInput(f"data.{key} needs a class folder (train/CLASS/*), but data.root={root} is {what}")
+
+
+# training -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One micro-batch: which draws of which epoch, and the step within it (the masks may want it)."""
+
+    epoch: int
+    step: int
+    keys: Int64[np.ndarray, " b"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingBatches:
+    """The micro-batches of this process for steps `start_step` to `steps` - 1, `accumulate` for each step.
+
+    `batch_size` is that of the whole step, over all processes and micro-batches. Step s of an epoch is
+    positions s * batch_size and following of the epoch's order (`epoch_order`); the rest of an epoch is
+    dropped. The union over processes and micro-batches is the same for any number of them. An unreadable
+    image is replaced by the next readable one and named in `Batch.skipped`.
+
+    Raises `BadInput` for a batch that cannot be divided, and while iterating for files at fault.
+    """
+
+    source: Source
+    data: DataConfig
+    masks: MaskConfig | None
+    grid: Grid
+    seed: int
+    batch_size: int
+    steps: int
+    accumulate: int = 1
+    ranks: runtime.Ranks = field(default_factory=runtime.Ranks)
+    start_step: int = 0
+
+    def __post_init__(self) -> None:
+        parts = self.ranks.world * self.accumulate
+        if self.batch_size < 1 or self.batch_size % parts:
+            possible = max(1, round(self.batch_size / parts)) * parts
+            raise BadInput(
+                f"train.batch_size={self.batch_size} must be a multiple of processes x train.accumulate = "
+                f"{self.ranks.world} x {self.accumulate} = {parts}: "
+                f"take {possible}"
+            )
+
+    def __len__(self) -> int:
+        return max(0, self.steps - self.start_step) * self.accumulate
+
+    def __iter__(self) -> Iterator[Batch]:
+        reader = _TrainingReader(self.source, self.data, self.masks, self.grid, self.seed)
+        return _read(reader, self._requests(), self.data.workers)
+
+    def _requests(self) -> Iterator[_Request]:
+        length = len(self.source)
+        per_epoch = steps_per_epoch(length, self.batch_size)
+        shape = (per_epoch, self.accumulate, self.ranks.world, -1)
+        keys, drawn = np.empty(0), -1
+        for epoch, step in (divmod(step, per_epoch) for step in range(self.start_step, self.steps)):
+            if epoch != drawn:
+                order = epoch_order(self.source, self.seed, epoch)
+                keys, drawn = draw_keys(order, length, per_epoch * self.batch_size).reshape(shape), epoch
+            for part in keys[step, :, self.ranks.rank]:
+                yield _Request(epoch, step, part)
+
+
+@dataclass(frozen=True, slots=True)
+class _TrainingReader(Dataset[Batch | BadInput]):
+    source: Source
+    data: DataConfig
+    masks: MaskConfig | None
+    grid: Grid
+    seed: int
+
+    def __getitem__(self, request: _Request) -> Batch | BadInput:
+        """Decode, crop and mask one micro-batch; a fault of the user comes back as a value (see `_read`)."""
+        numbers = runtime.uniforms(
+            CROP_NUMBERS, seed=self.seed, stream="crop", epoch=request.epoch, indices=request.keys
+        )
+        found: list[tuple[int, Sample, View]] = []
+        skipped: list[str] = []
+        try:
+            for key, row in zip(request.keys, numbers, strict=True):
+                index, sample, unreadable = _first_readable(self.source, int(key) % len(self.source))
+                found.append((index, sample, self._view(sample, row)))
+                skipped += unreadable
+            masks = self._masks(request)
+        except BadInput as fault:
+            return fault
+        return _batch(found, self.data.size, self.source.has_depth, skipped, masks)
+
+    def _view(self, sample: Sample, numbers: np.ndarray) -> View:
+        height, width = self.data.size
+        low, high = self.data.crop_ratio
+        ratio = (low * width / height, high * width / height)
+        full_height, full_width = sample.image.shape[1:]
+        box = crop_box(numbers, full_height, full_width, self.data.crop_scale, ratio)
+        return training_view(sample, box, self.data.flip and flipped(numbers), self.data.size)
+
+    def _masks(self, request: _Request) -> Masks | None:
+        if self.masks is None:
+            return None
+        return sample_masks(
+            self.masks,
+            self.grid,
+            seed=self.seed,
+            epoch=request.epoch,
+            indices=request.keys,
+            batch_index=request.step,
+        )
+
+
+def _first_readable(source: Source, index: int) -> tuple[int, Sample, list[str]]:
+    """Decode sample `index` or, where it is unreadable, the next that is not; say what was passed over."""
+    skipped: list[str] = []
+    for place in range(index, index + len(source)):
+        try:
+            return place % len(source), source.sample(place % len(source)), skipped
+        except UnreadableImage as fault:
+            skipped.append(str(fault))
+    raise BadInput(f"none of the {len(source)} images of {source.name} can be read; the first fault: {skipped[0]}")
+
+
+# fixed views ----------------------------------------------------------------------------------------------
+
+
+def view_batches(
+    source: Source,
+    size: Size,
+    *,
+    view: Literal["whole", "centre"] = "whole",
+    batch_size: int = 64,
+    limit: int | None = None,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """Yield the samples of a source in order, as fixed views without masks.
+
+    `whole` resizes the whole image to `size` (height, width), `centre` its largest central part of those
+    proportions. `limit` takes that many samples spread evenly over the source, so that sorted classes are all
+    covered. Unreadable images are left out and named in `Batch.skipped`.
+
+    Raises `BadInput` when no image can be read, or a file is at fault.
+    """
+    count = len(source) if limit is None else min(limit, len(source))
+    indices = (2 * np.arange(count, dtype=np.int64) + 1) * len(source) // (2 * count)
+    requests = (indices[first : first + batch_size] for first in range(0, count, batch_size))
+    skipped: tuple[str, ...] = ()
+    held: Batch | None = None  # a batch waits for the next one, which may be empty and then only adds to `skipped`
+    for batch in _read(_ViewReader(source, size, view), requests, workers):
+        if len(batch.index) == 0:
+            skipped += batch.skipped
+            continue
+        if held is not None:
+            yield replace(held, skipped=held.skipped + skipped)
+            skipped = ()
+        held = batch
+    if held is None:
+        raise BadInput(f"none of the {count} images of {source.name} can be read; the first fault: {skipped[0]}")
+    yield replace(held, skipped=held.skipped + skipped)
+
+
+@dataclass(frozen=True, slots=True)
+class _ViewReader(Dataset[Batch | BadInput]):
+    source: Source
+    size: Size
+    view: Literal["whole", "centre"]
+
+    def __getitem__(self, indices: Int64[np.ndarray, " b"]) -> Batch | BadInput:
+        """Decode one batch of fixed views; a fault of the user comes back as a value (see `_read`)."""
+        make = whole_view if self.view == "whole" else centre_view
+        found: list[tuple[int, Sample, View]] = []
+        skipped: list[str] = []
+        for index in indices:
+            try:
+                sample = self.source.sample(int(index))
+            except UnreadableImage as fault:
+                skipped.append(str(fault))
+            except BadInput as fault:
+                return fault
+            else:
+                found.append((int(index), sample, make(sample, self.size)))
+        return _batch(found, self.size, self.source.has_depth, skipped)
+
+
+# reading --------------------------------------------------------------------------------------------------
+
+
+def _batch(
+    found: list[tuple[int, Sample, View]],
+    size: Size,
+    has_depth: bool,
+    skipped: list[str],
+    masks: Masks | None = None,
+) -> Batch:
+    pixels = torch.empty(len(found), 3, *size, dtype=torch.uint8)
+    depth = torch.empty(len(found), 1, *size) if has_depth else None
+    for place, (_, _, view) in enumerate(found):
+        pixels[place] = view.image
+        if depth is not None:
+            assert view.depth is not None, "a source that has depth gave a sample without"
+            depth[place] = view.depth
+    return Batch(
+        index=torch.tensor([index for index, _, _ in found], dtype=torch.int64),
+        images=pixels.to(torch.float32).div_(255),
+        depth=depth,
+        zoom=torch.tensor([view.zoom for _, _, view in found], dtype=torch.float32),
+        labels=torch.tensor([sample.label for _, sample, _ in found], dtype=torch.int64),
+        masks=masks,
+        names=tuple(sample.name for _, sample, _ in found),
+        skipped=tuple(skipped),
+    )
+
+
+def _read(reader: Dataset[Batch | BadInput], requests: Iterator[object], workers: int) -> Iterator[Batch]:
+    """Let workers answer requests, in order and two each ahead; raise their faults here.
+
+    An exception that leaves a worker gets the worker's traceback into its message, so faults of the user
+    travel as values and stay one clear message.
+    """
+    loader: DataLoader[Batch | BadInput] = DataLoader(
+        reader,
+        batch_size=None,
+        sampler=requests,
+        num_workers=workers,
+        collate_fn=_unchanged,  # type: ignore[arg-type]  # with batch_size=None it gets an answer, not a list
+        worker_init_fn=_leave_interrupts_to_parent,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else the loader draws its seed from the global generator
+    )
+    for answer in loader:
+        if isinstance(answer, BadInput):
+            raise answer
+        yield answer
+
+
+def _unchanged(answer: Batch | BadInput) -> Batch | BadInput:
+    return answer
+
+
+def _leave_interrupts_to_parent(worker: int) -> None:
+    # Ctrl-C reaches every process of the terminal, SIGTERM of a scheduler every process of the job; the run still
+    # needs its batches to end a step in order, and then ends its workers itself.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

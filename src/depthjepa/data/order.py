@@ -1,0 +1,127 @@
+"""The order of an epoch, as pure functions of (source, seed, epoch), and mixtures of sources."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Int64
+
+from depthjepa import runtime
+from depthjepa.data.samples import Sample, Source
+from depthjepa.faults import BadInput
+
+
+class Mixture:
+    """Several sources one after the other; with `weights`, training draws from each by its weight.
+
+    An epoch has as many samples as the sources together. Without weights it is every sample once. With
+    weights each source's share of it is its weight, drawn without replacement within each pass over the
+    source; where the share is larger than the source, further passes follow. Fixed views (evaluation) always
+    read every sample once. Classes and labels are kept only if all sources have the same classes, depth only
+    if all sources have depth.
+    """
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float] | None = None) -> None:
+        self.name = ",".join(source.name for source in sources)
+        self.classes = sources[0].classes if len({source.classes for source in sources}) == 1 else ()
+        self.has_depth = all(source.has_depth for source in sources)
+        self.weights = weights
+        self._sources = tuple(sources)
+        self._ends = np.cumsum([len(source) for source in sources])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def sample(self, index: int) -> Sample:
+        """Decode sample `index` of the concatenation; raises `UnreadableImage`."""
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        source = self._sources[which]
+        sample = source.sample(index - int(self._ends[which]) + len(source))
+        return replace(
+            sample,
+            depth=sample.depth if self.has_depth else None,
+            label=sample.label if self.classes else -1,
+        )
+
+    def weighted_order(self, weights: Sequence[float], seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
+        """Return one epoch of sample indices in which each source has the share of its weight."""
+        parts = []
+        shares = _apportion(len(self), weights)
+        for which, (source, share) in enumerate(zip(self._sources, shares, strict=True)):
+            first = int(self._ends[which]) - len(source)
+            parts.append(first + _passes(len(source), share, seed, f"order/{which}", epoch))
+        together = np.concatenate(parts)
+        shuffle = runtime.permutation(len(together), seed=seed, stream="order/mixture", epoch=epoch)
+        mixed: Int64[np.ndarray, " n"] = together[shuffle]
+        return mixed
+
+
+def _passes(length: int, count: int, seed: int, stream: str, epoch: int) -> Int64[np.ndarray, " count"]:
+    """Draw `count` of `range(length)`: each pass without replacement, as many passes as it takes."""
+    turns = [
+        runtime.permutation(length, seed=seed, stream=f"{stream}/{turn}", epoch=epoch)
+        for turn in range(-(-count // length))
+    ]
+    return np.concatenate([np.empty(0, dtype=np.int64), *turns])[:count]
+
+
+def _apportion(total: int, weights: Sequence[float]) -> list[int]:
+    """Split `total` by weight into whole numbers: the largest remainders are rounded up."""
+    exact = total * np.array(weights) / sum(weights)
+    shares = np.floor(exact).astype(np.int64)
+    shares[np.argsort(shares - exact, kind="stable")[: total - shares.sum()]] += 1
+    return [int(share) for share in shares]
+
+
+def weighted_root(part: str) -> tuple[str, float | None]:
+    """Read `PATH` or `PATH*WEIGHT`."""
+    root, star, tail = part.rpartition("*")
+    if not star:
+        root, weight = part, None
+    else:
+        try:
+            weight = float(tail)
+        except ValueError:
+            weight = 0.0
+        if not 0 < weight < float("inf"):
+            raise BadInput(f"data.root: {part!r} must be PATH*WEIGHT with a weight above 0, as in photos*2")
+    if not root:
+        raise BadInput("data.root names an empty path: give scenes, a folder, or several separated by commas")
+    return root, weight
+
+
+def epoch_order(source: Source, seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
+    """Return the sample indices of an epoch in the order of training."""
+    if isinstance(source, Mixture) and source.weights is not None:
+        return source.weighted_order(source.weights, seed, epoch)
+    return runtime.permutation(len(source), seed=seed, stream="order", epoch=epoch).astype(np.int64)
+
+
+def draw_keys(order: Int64[np.ndarray, " n"], length: int, count: int) -> Int64[np.ndarray, " count"]:
+    """Wrap an epoch's order round to `count` draws and give each a number of its own.
+
+    The key of a draw is its sample index + `length` x how often the index came before in the epoch. Crops and
+    masks are drawn by key, so an image that comes twice is seen differently, and the draws stay pure
+    functions.
+    """
+    wrapped = np.resize(order, count)
+    by_index = np.argsort(wrapped, kind="stable")
+    values = wrapped[by_index]
+    first = np.searchsorted(values, values, side="left")
+    keys = np.empty_like(wrapped)
+    keys[by_index] = values + length * (np.arange(count) - first)
+    return keys
+
+
+def steps_per_epoch(length: int, batch_size: int) -> int:
+    """Return the whole batches of an epoch (the rest is dropped), or 1 where there is none."""
+    return max(1, length // batch_size)
+
+
+def wrap_note(length: int, batch_size: int) -> str | None:
+    """Return a note for the user when the sampler has to wrap round to fill a batch."""
+    if length >= batch_size:
+        return None
+    return f"{length} images are fewer than a batch of {batch_size}: the sampler wraps round, one step an epoch"

@@ -1,0 +1,92 @@
+"""What a data source gives (`Sample`, `Source`) and what a model gets (`Batch`).
+
+Images are RGB: uint8 in a sample, float32 in [0, 1] in a batch. Depth is metres along the optical axis,
+float32, 0 = invalid; it is never interpolated across invalid pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from depthjepa.masks import Masks
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One decoded image of a source, with what is known about it."""
+
+    image: UInt8[Tensor, "3 h w"]
+    depth: Float[Tensor, "1 h w"] | None
+    label: int  # -1: unknown
+    name: str  # path below the source's root, or the scene's number
+
+
+class UnreadableImage(Exception):
+    """A file that cannot be decoded; the message names it and says why. The loader skips and counts it."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A finite, ordered collection of samples: a folder, rendered scenes, shards."""
+
+    @property
+    def name(self) -> str:
+        """What the user asked for, for messages and reports."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in label order; empty without labels."""
+        ...
+
+    @property
+    def has_depth(self) -> bool: ...
+
+    def __len__(self) -> int: ...
+
+    def sample(self, index: int) -> Sample:
+        """Decode sample `index`; raises `UnreadableImage`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images of one step with their masks.
+
+    `zoom` is the linear magnification of the crop against the whole view (1 = whole view): an object of depth
+    Z in a crop with zoom s looks as if it stood at Z / s, so `depth / zoom` is what the pixels can tell.
+    """
+
+    index: Int64[Tensor, " b"]
+    images: Float[Tensor, "b 3 h w"]
+    depth: Float[Tensor, "b 1 h w"] | None
+    zoom: Float[Tensor, " b"]
+    labels: Int64[Tensor, " b"]
+    masks: Masks | None = None
+    names: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()  # what could not be decoded, and why; training puts its successor in its place
+
+    def pin_memory(self) -> Batch:
+        """Pin what is large, so that it moves to a GPU without waiting; the loader calls this."""
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            depth=None if self.depth is None else self.depth.pin_memory(),
+        )
+
+    def to(self, device: torch.device) -> Batch:
+        """Move every tensor to a device, without waiting where the memory is pinned."""
+        return replace(
+            self,
+            index=self.index.to(device, non_blocking=True),
+            images=self.images.to(device, non_blocking=True),
+            depth=None if self.depth is None else self.depth.to(device, non_blocking=True),
+            zoom=self.zoom.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            masks=None if self.masks is None else self.masks.to(device),
+        )

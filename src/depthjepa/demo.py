@@ -1,0 +1,82 @@
+"""The whole way in minutes: twins with and without depth guidance, their ceiling, probes of all, a report.
+
+The twins start from the same weights and see the same images, crops and masks in the same order; they differ in
+the depth loss alone. The ceiling is the same encoder trained end to end on depth and labels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from depthjepa import checkpoint, runtime
+from depthjepa.config import RunConfig, load_config
+from depthjepa.evaluation import probes
+from depthjepa.logbook import RunFolder, to_json, write_whole
+from depthjepa.report import write_report
+from depthjepa.train import train
+
+RUNS = {
+    "guided": (),
+    "unguided": ("guidance.kind=none",),
+    "supervised": ("guidance.kind=none", "train.objective=supervised"),
+}
+
+
+def demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Train the three runs below `out`, probe each, write `report.html` and `demo.json`; return the figures.
+
+    Runs that are finished already are kept; one that was cut off goes on.
+    """
+    begin = time.perf_counter()
+    configs = {
+        name: load_config("demo", [*overrides, *own, f"name={name}", f"seed={seed}"]) for name, own in RUNS.items()
+    }
+    for name, config in configs.items():
+        print(f"training {name} ({list(configs).index(name) + 1} of {len(configs)})")
+        folder = RunFolder(out / name)
+        train(config, folder.path, resume=folder.started)
+        print(f"probing {name}")
+        probe_run(folder.path, config)
+    report = out / "report.html"
+    write_report([out / name for name in configs], report)
+    figures = summary(out, configs) | {"seed": seed, "seconds": time.perf_counter() - begin}
+    write_whole(out / "demo.json", to_json(figures))
+    print_summary(figures)
+    print(f"report: {report}")
+    return figures
+
+
+def probe_run(folder: Path, config: RunConfig) -> None:
+    """Probe the encoder of a run and write the tables below its folder."""
+    saved = checkpoint.load(folder)
+    where = runtime.device(config.train.device)
+    encoder = saved.encoder(config.evaluation.which)
+    for task in ("depth", "linear"):
+        probes.write_probe(probes.probe(task, config, encoder, where), folder, None)
+    probes.write_probe(probes.diagnostics_probe(config, encoder, where), folder, None)
+
+
+def summary(out: Path, configs: dict[str, RunConfig]) -> dict[str, Any]:
+    """Depth R2-within and accuracy of every row, baselines first, from the tables on disk."""
+    rows: dict[str, dict[str, float]] = {}
+    for name in configs:
+        for task, key in (("depth", "r2_within"), ("linear", "val_accuracy")):
+            table = RunFolder(out / name).probe(task)
+            for row in table["rows"]:
+                rows.setdefault(row["name"], {})[key] = row[key]
+    baselines = [name for name in rows if name not in configs]
+    return {"rows": {name: rows[name] for name in [*baselines, *configs]}}
+
+
+def print_summary(figures: dict[str, Any]) -> None:
+    """Print the table that the demo is about."""
+    print(f"\n{'':18}{'depth R2 within':>18}{'linear accuracy [%]':>22}")
+    for name, row in figures["rows"].items():
+        depth, accuracy = row.get("r2_within"), row.get("val_accuracy")
+        print(
+            f"{name:18}{'' if depth is None else f'{depth:.3f}':>18}{'' if accuracy is None else f'{accuracy:.1f}':>22}"
+        )
+    print(f"{figures['seconds']:.0f} s")

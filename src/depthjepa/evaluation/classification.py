@@ -1,0 +1,177 @@
+"""Classification on frozen, pooled features: k nearest neighbours, and a linear classifier.
+
+Nearest neighbours: the weighted vote of Wu et al. 2018 and DINO (Caron et al. 2021, appendix), k = 20 and
+temperature 0.07; features are centred by the training mean before the cosine, since an encoder's tokens share
+a large common component that would leave all cosines near 1.
+Linear: instead of the paper's sweep of learning rates and weight decays with LARS over 50 epochs (appendix
+A.2), the convex problem is solved: multinomial logistic regression on standardised features, whose
+strength is chosen on a held-out part of the training images. No validation image takes part in any choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from depthjepa.evaluation.features import Pooled
+from depthjepa.faults import BadInput
+from depthjepa.runtime import permutation
+
+WEIGHT_DECAYS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
+SIMILARITIES = 2**24  # of a chunk of nearest-neighbour search: 64 MiB
+ROUNDING = 1e-6  # below this share of a channel's magnitude, float32 features hold only rounding
+
+
+@dataclass(frozen=True, slots=True)
+class LinearResult:
+    """Accuracies in [0, 1], the chosen weight decay, and the classes predicted for the test images."""
+
+    train_accuracy: float
+    val_accuracy: float
+    weight_decay: float
+    predictions: Int64[Tensor, " images"]
+
+
+def chance(train: Pooled, test: Pooled) -> float:
+    """Accuracy in [0, 1] of calling every test image by the most frequent training class."""
+    _classes(train, test)
+    return float((test.labels == train.labels.bincount().argmax()).double().mean())
+
+
+def knn(train: Pooled, test: Pooled, k: int = 20, temperature: float = 0.07) -> float:
+    """Accuracy in [0, 1] of the nearest-neighbour vote; see `knn_predictions`."""
+    predictions = knn_predictions(train, test, k, temperature)
+    return float((predictions == test.labels).double().mean())
+
+
+def knn_predictions(train: Pooled, test: Pooled, k: int = 20, temperature: float = 0.07) -> Int64[Tensor, " images"]:
+    """Class of each test image by the vote of its k nearest training images, weighted exp(cosine / T).
+
+    Both sets are centred by the training mean and scaled to length 1. With fewer than k training images
+    all of them vote. The test set is walked in chunks, so memory is bounded.
+    """
+    classes = _classes(train, test)
+    k = min(k, len(train.labels))
+    centre = train.values.mean(0)
+    anchors = F.normalize(train.values - centre, dim=1)
+    predictions = []
+    for chunk in torch.split(test.values, max(1, SIMILARITIES // len(anchors))):
+        cosine, neighbours = (F.normalize(chunk - centre, dim=1) @ anchors.T).topk(k)
+        votes = torch.zeros(len(chunk), classes)
+        votes.scatter_add_(1, train.labels[neighbours], ((cosine - 1) / temperature).exp())
+        predictions.append(votes.argmax(1))
+    return torch.cat(predictions)
+
+
+def linear(train: Pooled, test: Pooled, seed: int = 0) -> LinearResult:
+    """Fit a linear classifier on the training features and score it on both sets.
+
+    The features are standardised per channel (a BatchNorm without scale, frozen on the training set). The
+    weight decay with the lowest cross-entropy on a held-out fifth of the training images (the same share
+    of every class) is taken, and the classifier is refitted on all of them.
+    """
+    classes = _classes(train, test)
+    if len(train.labels) < 5:
+        raise BadInput(f"a linear probe needs at least 5 training images, and there are {len(train.labels)}")
+    held = held_out(train.labels, seed)
+    features, labels = train.values[~held], train.labels[~held]
+    standard = Standardiser.of(features)
+    features, unseen = standard(features), standard(train.values[held])
+    weight = torch.zeros(classes, features.shape[1] + 1)
+    best, weight_decay = torch.inf, WEIGHT_DECAYS[0]
+    for strength in WEIGHT_DECAYS:
+        weight = fit_logistic(features, labels, strength, weight)
+        loss = float(F.cross_entropy(logits(weight, unseen), train.labels[held]))
+        if loss > best:  # the loss is U-shaped in the strength: weaker ones only overfit more, and take longest
+            break
+        best, weight_decay = loss, strength
+    standard = Standardiser.of(train.values)
+    weight = fit_logistic(standard(train.values), train.labels, weight_decay, torch.zeros_like(weight))
+    fitted = logits(weight, standard(train.values)).argmax(1)
+    predictions = logits(weight, standard(test.values)).argmax(1)
+    return LinearResult(
+        train_accuracy=float((fitted == train.labels).double().mean()),
+        val_accuracy=float((predictions == test.labels).double().mean()),
+        weight_decay=weight_decay,
+        predictions=predictions,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Standardiser:
+    """Subtract a training set's mean and divide by its deviation, per channel; dead channels become 0."""
+
+    mean: Float[Tensor, " d"]
+    inverse_deviation: Float[Tensor, " d"]
+
+    @classmethod
+    def of(cls, features: Float[Tensor, "images d"]) -> Standardiser:
+        deviation = features.std(0, correction=0)
+        alive = deviation > ROUNDING * features.square().mean(0).sqrt()
+        return cls(features.mean(0), torch.where(alive, 1 / torch.where(alive, deviation, 1), 0))
+
+    def __call__(self, features: Float[Tensor, "images d"]) -> Float[Tensor, "images d"]:
+        return (features - self.mean) * self.inverse_deviation
+
+
+def held_out(labels: Int64[Tensor, " images"], seed: int) -> Bool[Tensor, " images"]:
+    """Mark a fifth of the images, drawn by the seed, with the same share of every class."""
+    order = torch.from_numpy(permutation(len(labels), seed=seed, stream="probe held-out", epoch=0))
+    by_class = order[labels[order].argsort(stable=True)]
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    held[by_class[2::5]] = True
+    return held
+
+
+def logits(
+    weight: Float[Tensor, "classes d_and_bias"], features: Float[Tensor, "images d"]
+) -> Float[Tensor, "images classes"]:
+    """Class scores; the last column of the weight is the bias."""
+    return torch.addmm(weight[:, -1], features, weight[:, :-1].T)
+
+
+def fit_logistic(
+    features: Float[Tensor, "images d"],
+    labels: Int64[Tensor, " images"],
+    weight_decay: float,
+    start: Float[Tensor, "classes d_and_bias"],
+) -> Float[Tensor, "classes d_and_bias"]:
+    """Minimise mean cross-entropy + weight_decay / 2 · ‖W‖² (the bias is free) by L-BFGS from `start`."""
+    weight = start.clone().requires_grad_()
+    optimiser = torch.optim.LBFGS(
+        [weight],
+        max_iter=300,
+        history_size=10,
+        tolerance_grad=1e-5,
+        tolerance_change=1e-9,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = F.cross_entropy(logits(weight, features), labels)
+        loss = loss + weight_decay / 2 * weight[:, :-1].square().sum()
+        torch.autograd.backward(loss)
+        return loss
+
+    with torch.enable_grad():
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return weight.detach()
+
+
+def _classes(train: Pooled, test: Pooled) -> int:
+    """Count the classes of both sets; refuses images without a label."""
+    for name, pooled in (("training", train), ("test", test)):
+        if len(pooled.labels) == 0:
+            raise BadInput(f"the {name} set holds no images")
+        if pooled.labels.min() < 0:
+            unknown = pooled.names[int(pooled.labels.argmin())]
+            raise BadInput(f"the {name} image {unknown} has no label: use a class folder (train/CLASS/*)")
+    if train.values.shape[1] != test.values.shape[1]:
+        widths = f"{train.values.shape[1]} and {test.values.shape[1]}"
+        raise BadInput(f"training and test features differ in width: {widths}")
+    return int(max(train.labels.max(), test.labels.max())) + 1

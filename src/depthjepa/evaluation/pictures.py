@@ -1,0 +1,96 @@
+"""Arrays that the report draws: masks, patch features, guidance maps. Written by a run, read as files later."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from depthjepa.config import RunConfig
+from depthjepa.data.loading import has_validation, open_source
+from depthjepa.data.samples import Batch
+from depthjepa.evaluation.probes import views
+from depthjepa.logbook import RunFolder
+from depthjepa.masks import Masks, sample_masks
+from depthjepa.method import build_encoder
+from depthjepa.model.jepa import JEPA
+from depthjepa.model.supervised import Supervised
+from depthjepa.model.vit import VisionTransformer
+from depthjepa.teachers.latents import Teacher, Whitening, on_cells
+
+
+@torch.no_grad()
+def write_pictures(
+    method: JEPA | Supervised,
+    config: RunConfig,
+    teacher: Teacher | None,
+    whitening: Whitening | None,
+    folder: RunFolder,
+    where: torch.device,
+) -> None:
+    """Write `figures/*.npz` of a trained method on validation images (training images where there are none)."""
+    method.eval()
+    batch = picture_batch(config).to(where)
+    masks = picture_masks(config, batch).to(where)
+    if config.train.objective == "jepa":
+        folder.save_arrays("figures/masks", mask_arrays(batch, masks, config.grid))
+    random = build_encoder(config).to(where)
+    features = {
+        "images": pixels(batch),
+        "tokens": token_maps(method.encoder, batch, config.grid),
+        "random": token_maps(random, batch, config.grid),
+    }
+    folder.save_arrays("figures/features", features)
+    if teacher is not None and whitening is not None:
+        target = whitening.apply(on_cells(teacher, batch, config.grid))
+        predicted, judged = predicted_latents(method, batch, masks)
+        arrays = {
+            "images": pixels(batch),
+            "teacher": torch.where(target.valid, target.values, torch.nan).cpu().numpy(),
+            "predicted": torch.where(judged, predicted.float(), torch.nan).cpu().numpy(),
+        }
+        folder.save_arrays("figures/guidance", arrays)
+    method.train()
+
+
+def picture_batch(config: RunConfig) -> Batch:
+    """The images that a run's pictures show: an even spread over the data, the same for every run on them."""
+    source = open_source(config.data, "val" if has_validation(config.data) else "train")
+    limit = config.evaluation.pictures
+    return next(iter(views(config, source, limit)))
+
+
+def picture_masks(config: RunConfig, batch: Batch) -> Masks:
+    """Masks as training draws them, for the images of the pictures."""
+    return sample_masks(
+        config.masks, config.grid, seed=config.seed, epoch=0, indices=batch.index.numpy(), batch_index=0
+    )
+
+
+def predicted_latents(method: JEPA | Supervised, batch: Batch, masks: Masks) -> tuple[Tensor, Tensor]:
+    """What the head makes of held-out images, under masks as in training; and the cells where it is judged."""
+    images = method.encoder.normalise(batch.images)
+    if isinstance(method, JEPA):
+        context = method.context_encoder(images, masks.context)
+        return method.guide(context, method.predictor(context, masks), masks)
+    return method.depth_latents(method.context_encoder(images))
+
+
+def mask_arrays(batch: Batch, masks: Masks, grid: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Images with the patches of context and targets as maps of truth values."""
+    cells = torch.arange(grid[0] * grid[1], device=masks.context.device)
+    context = (masks.context[..., None] == cells).any(1).view(-1, *grid)
+    targets = (masks.targets[..., None] == cells).any(2).view(*masks.targets.shape[:2], *grid)
+    return {"images": pixels(batch), "context": context.cpu().numpy(), "targets": targets.cpu().numpy()}
+
+
+def token_maps(encoder: VisionTransformer, batch: Batch, grid: tuple[int, int]) -> np.ndarray:
+    """Tokens of an encoder on the patch grid, [k, rows, cols, d] in half precision."""
+    tokens: Tensor = encoder.eval()(encoder.normalise(batch.images))
+    maps: np.ndarray = tokens.view(len(tokens), *grid, -1).half().cpu().numpy()
+    return maps
+
+
+def pixels(batch: Batch) -> np.ndarray:
+    """Images as uint8 [k, h, w, 3]."""
+    return (batch.images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -1,0 +1,146 @@
+"""The run folder: what a run writes while it trains and what everything after it reads.
+
+config.yaml        the resolved configuration
+environment.json   versions, processor, commit
+metrics.jsonl      one JSON object a logged step
+summary.json       figures of the finished run
+checkpoints/       see `checkpoint.py`
+figures/, probes/  arrays and tables for the report
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from depthjepa.faults import BadInput, RunStopped
+
+
+class RunFolder:
+    """A folder that belongs to one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def started(self) -> bool:
+        """Whether a run has been here."""
+        return (self.path / "config.yaml").exists()
+
+    def begin(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+        """Write what is known before the first step."""
+        for part in ("checkpoints", "figures", "probes"):
+            (self.path / part).mkdir(parents=True, exist_ok=True)
+        write_whole(self.path / "environment.json", to_json(environment))
+        write_whole(self.path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
+
+    def config(self) -> dict[str, Any]:
+        """Read the resolved configuration; raises `BadInput` where no run has been."""
+        if not self.started:
+            raise BadInput(f"{self.path} is not a run folder: it has no config.yaml")
+        content: dict[str, Any] = yaml.safe_load((self.path / "config.yaml").read_text())
+        return content
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one object to `metrics.jsonl`."""
+        path = self.path / "metrics.jsonl"
+        with writing(path), path.open("a") as file:
+            file.write(json.dumps(plain(record)) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Read `metrics.jsonl`; a last line that a kill cut short is left out."""
+        file = self.path / "metrics.jsonl"
+        if not file.exists():
+            return []
+        lines = file.read_text().split("\n")
+        return [json.loads(line) for line in lines[:-1]]
+
+    def forget_after(self, step: int) -> None:
+        """Drop the metrics of steps that a resumed run will do again."""
+        kept = [record for record in self.metrics() if record["step"] <= step]
+        write_whole(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write `summary.json`."""
+        write_whole(self.path / "summary.json", to_json(summary))
+
+    def summary(self) -> dict[str, Any]:
+        """Read `summary.json`; empty while the run is not finished."""
+        file = self.path / "summary.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def probe(self, task: str) -> dict[str, Any]:
+        """Read the table of a probe."""
+        table: dict[str, Any] = json.loads((self.path / "probes" / f"{task}.json").read_text())
+        return table
+
+    def save_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write arrays for pictures to `NAME.npz` below the folder."""
+        target = self.path / f"{name}.npz"
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            np.savez_compressed(target, allow_pickle=False, **dict(arrays))
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a write that fails for lack of room into `RunStopped` with the file's name."""
+    try:
+        yield
+    except (OSError, RuntimeError) as fault:
+        if not _disk_full(fault):
+            raise
+        raise RunStopped(
+            f"the disk is full: {path} could not be written; the last checkpoint is whole. Make room and go on "
+            f"(a run with --resume)"
+        ) from fault
+
+
+def _disk_full(fault: BaseException) -> bool:
+    """Whether a write failed for lack of room; torch's writer may wrap the operating system's error."""
+    chain: BaseException | None = fault
+    while chain is not None:
+        if isinstance(chain, OSError) and chain.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return False
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is whole or absent: to a neighbour first, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with writing(path), partial.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def to_json(content: Mapping[str, Any]) -> str:
+    """Format for people."""
+    return json.dumps(plain(content), indent=2) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """Turn tuples, NumPy numbers and paths into what JSON and YAML know; non-finite numbers become None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (np.integer, np.floating, np.bool_)):
+        value = value.item()
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,69 @@
+"""From a configuration to the networks and the teacher of a run."""
+
+from __future__ import annotations
+
+import torch
+
+from depthjepa import runtime
+from depthjepa.config import RunConfig
+from depthjepa.faults import BadInput
+from depthjepa.model.heads import GuidanceHead
+from depthjepa.model.jepa import JEPA
+from depthjepa.model.predictor import Predictor
+from depthjepa.model.supervised import Supervised
+from depthjepa.model.vit import VisionTransformer, initialise
+from depthjepa.teachers.ground_truth import DepthTeacher
+from depthjepa.teachers.latents import Teacher
+
+
+def build_encoder(config: RunConfig) -> VisionTransformer:
+    """Return the encoder at its initial weights: a function of the configuration's seed alone.
+
+    This is also the random encoder that tables set beside a trained one.
+    """
+    encoder = VisionTransformer(config.model.shape, config.model.patch_size, config.grid)
+    initialise(encoder, runtime.generator(config.seed, "encoder"))
+    return encoder
+
+
+def build_teacher(config: RunConfig, *, has_depth: bool) -> Teacher | None:
+    """Return the teacher of a guided or supervised run, None where none is asked for."""
+    if config.train.objective == "supervised":
+        return DepthTeacher() if has_depth else None
+    if config.guidance.kind == "none":
+        return None
+    if not has_depth:
+        raise BadInput(
+            f"guidance.teacher=depth needs depth, but data.root={config.data.root} has none: give an RGB-D folder "
+            f"or `scenes`, or take guidance.kind=none"
+        )
+    return DepthTeacher()
+
+
+def build_method(config: RunConfig, teacher: Teacher | None, classes: int) -> JEPA | Supervised:
+    """Return the networks at their initial weights.
+
+    Encoder, predictor and head are drawn from streams of their own, so a guided run and its unguided twin start
+    from the same encoder and predictor.
+    """
+    encoder = build_encoder(config)
+    head = None
+    if teacher is not None:
+        kind = config.guidance.head if config.train.objective == "jepa" else "linear"
+        head = GuidanceHead(kind, config.guidance.fill, encoder.width, teacher.describe().channels)
+        initialise(head, runtime.generator(config.seed, "head"))
+    if config.train.objective == "supervised":
+        if head is None and not classes:
+            raise BadInput(f"train.objective=supervised needs depth or labels; {config.data.root} has neither")
+        method = Supervised(encoder, head, classes)
+        if classes:
+            initialise(method.head["classes"], runtime.generator(config.seed, "classes"))
+        return method
+    predictor = Predictor(config.predictor, config.model.shape, config.grid)
+    initialise(predictor, runtime.generator(config.seed, "predictor"))
+    return JEPA(encoder, predictor, head, config.guidance.weight)
+
+
+def parameter_count(model: torch.nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())

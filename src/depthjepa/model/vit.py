@@ -1,0 +1,240 @@
+"""The vision transformer of I-JEPA: pre-norm blocks on patches, fixed sine-cosine positions, no class token.
+
+Layout and names follow the released I-JEPA encoder (Dosovitskiy et al. 2021; Assran et al. 2023, appendix A.1):
+qkv with bias, GELU, LayerNorm with eps 1e-6 and a final norm, no dropout. Linear layers start from a truncated
+normal of deviation 0.02 and are *not* rescaled with depth, which is what the released models were trained with.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from pydantic import ConfigDict, PositiveInt
+from pydantic.dataclasses import dataclass as configuration
+from torch import Tensor, nn
+
+from depthjepa.faults import BadInput
+from depthjepa.grid import gather, patchify, to_map, to_tokens
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+
+
+class Shape(NamedTuple):
+    """Width, depth, attention heads and width of the hidden layer of a block."""
+
+    width: int
+    depth: int
+    heads: int
+    hidden: int
+
+
+SHAPES = {
+    "tiny": Shape(192, 12, 3, 768),
+    "small": Shape(384, 12, 6, 1536),
+    "base": Shape(768, 12, 12, 3072),
+    "large": Shape(1024, 24, 16, 4096),
+    "huge": Shape(1280, 32, 16, 5120),
+    "giant": Shape(1408, 40, 16, 6144),
+}
+
+
+@configuration(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class ModelConfig:
+    """Size of the encoders; `width`, `depth` and `heads` replace those of the named size where given."""
+
+    size: Literal["tiny", "small", "base", "large", "huge", "giant"] = "small"
+    patch_size: PositiveInt = 16
+    width: PositiveInt | None = None
+    depth: PositiveInt | None = None
+    heads: PositiveInt | None = None
+
+    @property
+    def shape(self) -> Shape:
+        """Resolve the size and what replaces it; raises `BadInput` for widths that heads do not divide."""
+        named = SHAPES[self.size]
+        width = self.width or named.width
+        heads = self.heads or (max(1, width // 64) if self.width else named.heads)
+        hidden = 4 * width if self.width else named.hidden
+        if width % heads or width % 4:
+            raise BadInput(f"model.width={width} must be a multiple of 4 and of model.heads={heads}")
+        return Shape(width, self.depth or named.depth, heads, hidden)
+
+
+class VisionTransformer(nn.Module):
+    """Encoder: normalised images [b, 3, h, w] to tokens [b, n, d] in raster order.
+
+    `keep` chooses the patches that are computed at all; the others cost nothing.
+    """
+
+    pos_embed: Tensor
+
+    def __init__(self, shape: Shape, patch_size: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.width, self.patch_size, self.grid = shape.width, patch_size, grid
+        self.mean, self.deviation = IMAGENET_MEAN, IMAGENET_DEVIATION
+        self.patch_embed = PatchEmbedding(shape.width, patch_size)
+        # A copy: loading a checkpoint writes into the buffer, and the table is shared.
+        self.register_buffer("pos_embed", sine_cosine(shape.width, grid)[None].clone())
+        self.blocks = nn.ModuleList(Block(shape.width, shape.heads, shape.hidden) for _ in range(shape.depth))
+        self.norm = nn.LayerNorm(shape.width, eps=1e-6)
+
+    def forward(
+        self, images: Float[Tensor, "b 3 h w"], keep: Int64[Tensor, "b c"] | None = None
+    ) -> Float[Tensor, "b _ d"]:
+        tokens = self.embed(images, keep)
+        for block in self.blocks:
+            tokens = block(tokens)
+        normed: Tensor = self.norm(tokens)
+        return normed
+
+    def embed(
+        self, images: Float[Tensor, "b 3 h w"], keep: Int64[Tensor, "b c"] | None = None
+    ) -> Float[Tensor, "b _ d"]:
+        """Embed patches and add their positions."""
+        patches = patchify(images, self.patch_size)
+        grid = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
+        positions = self.positions(grid)
+        if keep is not None:
+            patches = gather(patches, keep)
+            positions = positions[0][keep]
+        embedded: Tensor = self.patch_embed(patches)
+        return embedded + positions
+
+    def positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 n d"]:
+        """Position embeddings of a grid of (rows, columns): stretched bicubically when it is not the built one."""
+        if grid == self.grid:
+            return self.pos_embed
+        stretched = F.interpolate(to_map(self.pos_embed, self.grid), grid, mode="bicubic", align_corners=False)
+        return to_tokens(stretched)
+
+    def features(self, images: Float[Tensor, "b 3 h w"], layers: Sequence[int]) -> list[Float[Tensor, "b n d"]]:
+        """Tokens after the given blocks (0-based; negative counts from the end), each through the final norm."""
+        depth = len(self.blocks)
+        wanted = [layer + depth if layer < 0 else layer for layer in layers]
+        if not all(0 <= layer < depth for layer in wanted):
+            raise BadInput(f"layers {list(layers)} are not all in -{depth}..{depth - 1}")
+        tokens, kept = self.embed(images), {}
+        for number, block in enumerate(self.blocks):
+            tokens = block(tokens)
+            if number in wanted:
+                kept[number] = self.norm(tokens)
+        return [kept[layer] for layer in wanted]
+
+    def normalise(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Bring RGB in [0, 1] to what this encoder was trained on."""
+        return normalise(images, self.mean, self.deviation)
+
+
+def normalise(
+    images: Float[Tensor, "b 3 h w"], mean: Sequence[float], deviation: Sequence[float]
+) -> Float[Tensor, "b 3 h w"]:
+    """Subtract the channel means of RGB in [0, 1] and divide by the deviations."""
+    centre = images.new_tensor(mean)[:, None, None]
+    return (images - centre) / images.new_tensor(deviation)[:, None, None]
+
+
+class PatchEmbedding(nn.Module):
+    """Linear map of flattened patches; its weight is kept as the convolution that checkpoints hold."""
+
+    def __init__(self, width: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, patch_size, stride=patch_size)
+
+    def forward(self, patches: Float[Tensor, "b n pixels"]) -> Float[Tensor, "b n d"]:
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = MLP(width, hidden)
+
+    def forward(
+        self, tokens: Float[Tensor, "b n d"], readable: Bool[Tensor, "b 1 1 n"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        tokens = tokens + self.attn(self.norm1(tokens), readable)
+        return torch.add(tokens, self.mlp(self.norm2(tokens)))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; tokens that are not `readable` (padding) are attended to by none."""
+
+    explicit = False  # spelled out with two matrix products: for counting operations, not for speed
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(
+        self, tokens: Float[Tensor, "b n d"], readable: Bool[Tensor, "b 1 1 n"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        b, n, d = tokens.shape
+        qkv = self.qkv(tokens).view(b, n, 3, self.heads, d // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        if self.explicit:
+            scores = query @ key.transpose(-2, -1) * (d // self.heads) ** -0.5
+            if readable is not None:
+                scores = scores.masked_fill(~readable, float("-inf"))
+            mixed = scores.softmax(-1) @ value
+        else:
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=readable)
+        projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(b, n, d))
+        return projected
+
+
+class MLP(nn.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        narrowed: Tensor = self.fc2(F.gelu(self.fc1(tokens)))
+        return narrowed
+
+
+@functools.lru_cache(maxsize=32)
+def sine_cosine(width: int, grid: tuple[int, int]) -> Float[Tensor, "n d"]:
+    """Fixed position embeddings of a grid: the first half of the width encodes the column, the second the row.
+
+    Each half is sine then cosine of the position times 10000**(-i / (width / 4)), computed in float64.
+    """
+    with torch.device("cpu"):  # kept for the next caller, who may build on another device
+        quarter = width // 4
+        frequency = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+        row, column = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")
+        angles = [place.reshape(-1, 1) * frequency for place in (column, row)]
+        return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], 1).float()
+
+
+def initialise(model: nn.Module, generator: torch.Generator) -> None:
+    """Draw every parameter of a model anew: the only initialisation of the project.
+
+    Weights of linear layers and convolutions and free tokens: normal with deviation 0.02, truncated at +-2 (which
+    is 100 deviations: inactive, as in the reference); biases 0; norms 1 and 0.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "bias":
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.trunc_normal_(parameter, std=0.02, generator=generator)

@@ -1,0 +1,108 @@
+"""Run folders as the report reads them: what a run says of itself, and the arrays for its pictures.
+
+Every part but `config.yaml` may be missing; a damaged part is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from depthjepa.faults import BadInput
+from depthjepa.logbook import RunFolder
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a run folder says, without its arrays; `name` tells it from the other runs of the page."""
+
+    path: Path
+    name: str
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    summary: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    probes: list[dict[str, Any]]
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """Read run folders; a name that occurs twice is told apart by its folder."""
+    if not paths:
+        raise BadInput("a report needs at least one run folder")
+    for path in paths:
+        if [other.resolve() for other in paths].count(path.resolve()) > 1:
+            raise BadInput(f"{path}: this run is given twice")
+    runs = [read_run(path) for path in paths]
+    names = [run.name for run in runs]
+    return [replace(run, name=f"{run.name} ({run.path})") if names.count(run.name) > 1 else run for run in runs]
+
+
+def read_run(path: Path) -> Run:
+    """Read one run folder; parts that are missing are empty.
+
+    Raises:
+        BadInput: no such folder, no `config.yaml` in it, or a damaged file.
+    """
+    folder = RunFolder(path)
+    try:
+        config, summary, metrics = folder.config(), folder.summary(), folder.metrics()
+    except (yaml.YAMLError, json.JSONDecodeError) as fault:
+        raise BadInput(f"{path}: config.yaml, summary.json or metrics.jsonl is damaged: {fault}") from fault
+    if not isinstance(config, dict):
+        raise BadInput(f"{path / 'config.yaml'} holds no mapping of keys to values")
+    return Run(
+        path=path,
+        name=str(summary.get("name") or config.get("name") or path.resolve().name),
+        config=config,
+        environment=_read_object(path / "environment.json"),
+        summary=summary,
+        metrics=metrics,
+        probes=[_read_object(file) for file in sorted((path / "probes").glob("*.json"))],
+    )
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as fault:
+        raise BadInput(f"{file} is damaged: {fault}") from fault
+    if not isinstance(content, dict):
+        raise BadInput(f"{file} holds no JSON object")
+    return content
+
+
+def read_arrays(run: Run, file: str, *needed: str) -> Arrays | None:
+    """Read the arrays of a run folder's `.npz` file; None where the run has no such file.
+
+    Raises:
+        BadInput: the file lacks one of the arrays `needed`.
+    """
+    path = run.path / file
+    if not path.is_file():
+        return None
+    with np.load(path) as stored:
+        for name in needed:
+            if name not in stored:
+                raise BadInput(f"{path}: there is no array {name!r}, only {', '.join(stored)}")
+        return dict(stored)
+
+
+def flatten(mapping: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Return a nested mapping with dotted keys: {"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{above}{key}.")
+        else:
+            flat[f"{above}{key}"] = value
+    return flat

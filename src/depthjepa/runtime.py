@@ -1,0 +1,163 @@
+"""Device, precision, ranks, random numbers and memory: the only file that touches global state.
+
+Randomness is an argument here. `uniforms` is a pure function of (seed, stream, epoch, sample index), so any
+mask or crop can be drawn again, whatever the batch size, the number of workers or the rank that asks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from depthjepa.faults import BadInput
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Place of this process among those of the run; `torchrun` sets it through the environment."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes the files and talks to the terminal."""
+        return self.rank == 0
+
+
+def ranks() -> Ranks:
+    """Read `RANK`, `WORLD_SIZE` and `LOCAL_RANK` as `torchrun` sets them; one process without them."""
+    return Ranks(
+        int(os.environ.get("RANK", "0")),
+        int(os.environ.get("WORLD_SIZE", "1")),
+        int(os.environ.get("LOCAL_RANK", "0")),
+    )
+
+
+@contextlib.contextmanager
+def distributed(place: Ranks) -> Iterator[None]:
+    """Open the process group when there is more than one process, and close it at the end."""
+    if place.world == 1:
+        yield
+        return
+    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def average_over_ranks(values: Tensor, place: Ranks) -> Tensor:
+    """Mean of a tensor over all processes (the tensor itself when there is one)."""
+    if place.world > 1:
+        values = values.clone()
+        torch.distributed.all_reduce(values)
+        values /= place.world
+    return values
+
+
+def device(name: str | None = None, place: Ranks | None = None) -> torch.device:
+    """Return the device asked for; without a name, this rank's GPU if there is one, else the CPU."""
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda", place.local if place else 0)
+        return torch.device("cpu")
+    try:
+        chosen = torch.device(name)
+    except RuntimeError as fault:
+        raise BadInput(f"device {name!r} is unknown: use cpu, cuda or cuda:N") from fault
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise BadInput(f"device {name!r} was asked for, but there is no CUDA GPU here: use cpu")
+    return chosen
+
+
+def set_threads(threads: int | None) -> None:
+    """Limit the CPU threads of this process (runs side by side share the cores)."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def precision(name: str, where: torch.device) -> Iterator[None]:
+    """Compute in `fp32` or under bf16 autocast (`bf16`; weights and optimiser stay in float32)."""
+    if name == "bf16":
+        with torch.autocast(where.type, dtype=torch.bfloat16):
+            yield
+    else:
+        yield
+
+
+def generator(seed: int, stream: str = "") -> torch.Generator:
+    """Return a CPU generator whose state depends on (seed, stream) alone."""
+    return torch.Generator().manual_seed(_key(seed, stream, 0)[0] & (2**63 - 1))
+
+
+def uniforms(count: int, *, seed: int, stream: str, epoch: int, indices: np.ndarray) -> np.ndarray:
+    """Draw `count` numbers in [0, 1) for each sample index: a pure function of its arguments.
+
+    Each row comes from a Philox counter generator (Salmon et al. 2011) of its own, keyed by (seed, stream,
+    epoch) with the sample index in the counter; rows of different indices never overlap.
+
+    Returns an array [len(indices), count], float64.
+    """
+    key = np.array(_key(seed, stream, epoch), dtype=np.uint64)
+    rows = np.empty((len(indices), count))
+    for row, index in zip(rows, indices, strict=True):
+        counter = np.array([0, 0, index, 0], dtype=np.uint64)
+        np.random.Generator(np.random.Philox(counter=counter, key=key)).random(out=row)
+    return rows
+
+
+def permutation(length: int, *, seed: int, stream: str, epoch: int) -> np.ndarray:
+    """Return a random order of `range(length)`: a pure function of (seed, stream, epoch)."""
+    key = np.array(_key(seed, stream, epoch), dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).permutation(length)
+
+
+def _key(seed: int, stream: str, epoch: int) -> tuple[int, int]:
+    digest = hashlib.blake2b(f"{seed}/{stream}/{epoch}".encode(), digest_size=16).digest()
+    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+
+
+def peak_memory_bytes(where: torch.device) -> int:
+    """Largest memory so far: on a GPU what was allocated there, else the resident size of this process."""
+    if where.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(where))
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def environment() -> dict[str, object]:
+    """Describe what a run ran on: versions, processor, threads, GPU, commit of the source tree."""
+    try:
+        commit = subprocess.run(
+            ["git", "-C", os.path.dirname(__file__), "rev-parse", "HEAD"],  # noqa: PTH120
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout.strip()
+    except FileNotFoundError:
+        commit = ""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "world": ranks().world,
+        "commit": commit or None,
+    }

@@ -1,0 +1,30 @@
+"""Shapes in the signatures are checked while the tests run; places of the data that tests may read."""
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("depthjepa", "beartype.beartype")
+
+SHARED = Path(os.environ.get("DEPTHJEPA_DATA", Path(__file__).parents[1].parent / "shared"))
+
+
+def place(part: str) -> Path:
+    folder = SHARED / part
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there; DEPTHJEPA_DATA names the folder that holds {part}/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Photographs and RGB-D pairs."""
+    return place("data")
+
+
+@pytest.fixture(scope="session")
+def parity() -> Path:
+    """Numbers of the reference implementations."""
+    return place("parity")

@@ -1,0 +1,178 @@
+"""Rates at their borders, parameter groups, and the update against a slow reference."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from depthjepa.config import load_config
+from depthjepa.method import build_method, build_teacher
+from depthjepa.optim import (
+    OptimConfig,
+    build_optimizer,
+    learning_rate,
+    momentum,
+    parameter_groups,
+    set_rates,
+    weight_decay,
+)
+
+RATES = {"start": 1e-4, "peak": 1e-2, "final": 1e-5}
+
+
+def model(*overrides: str):
+    tiny = ["model.width=32", "model.depth=1", "model.heads=4", "predictor.width=16", "predictor.depth=1"]
+    config = load_config("demo", [*tiny, *overrides])
+    return build_method(config, build_teacher(config, has_depth=True), classes=6)
+
+
+# rates ----------------------------------------------------------------------------------------------------
+
+
+def test_learning_rate_at_its_borders():
+    rates = [learning_rate(step, **RATES, warmup=20, steps=100) for step in range(1, 101)]
+    assert rates[0] == pytest.approx(1e-4 + (1e-2 - 1e-4) / 20)
+    assert rates[19] == pytest.approx(1e-2) and max(rates) == rates[19]
+    assert rates[59] == pytest.approx((1e-2 + 1e-5) / 2)  # half way of the cosine
+    assert rates[99] == pytest.approx(1e-5)
+    changes = [after - before for before, after in pairwise(rates)]
+    assert min(changes[:19]) == pytest.approx(max(changes[:19])) and min(changes[:19]) > 0  # the warm-up is a line
+    assert max(changes[19:]) < 0
+
+
+def test_learning_rate_without_warmup_and_with_nothing_else():
+    assert learning_rate(1, **RATES, warmup=0, steps=1) == pytest.approx(1e-5)
+    assert learning_rate(1, **RATES, warmup=1, steps=10) == pytest.approx(1e-2)
+    assert learning_rate(10, **RATES, warmup=20, steps=10) == pytest.approx(1e-4 + (1e-2 - 1e-4) / 2)
+
+
+@pytest.mark.parametrize(("start", "final"), [(0.04, 0.4), (0.4, 0.04), (0.05, 0.05)])
+def test_weight_decay_goes_from_start_to_final_and_stays_between(start, final):
+    values = [weight_decay(step, start=start, final=final, steps=100) for step in range(1, 101)]
+    assert values[0] == pytest.approx(start, abs=1e-3 * abs(final - start)) and values[-1] == pytest.approx(final)
+    assert values[49] == pytest.approx((start + final) / 2)
+    assert all(min(start, final) <= value <= max(start, final) for value in values)
+    assert values == sorted(values, reverse=final < start)
+
+
+def test_momentum_grows_on_a_line_and_never_exceeds_one():
+    values = [momentum(step, start=0.996, final=1.0, steps=50) for step in range(50)]
+    assert values[0] == 0.996 and values[-1] == pytest.approx(1 - 0.004 / 50)
+    assert values == sorted(values) and len(set(values)) == 50 and max(values) < 1
+    assert momentum(25, start=0.996, final=1.0, steps=50) == pytest.approx(0.998)
+
+
+def test_stretched_schedules_are_the_beginning_of_longer_ones():
+    """`optim.stretch` lays the schedules out over more steps than are taken: the rates end early."""
+    steps, stretch = 100, 1.25
+    last = learning_rate(steps, **RATES, warmup=10, steps=int(stretch * steps))
+    progress = (steps - 10) / (125 - 10)
+    assert last == pytest.approx(1e-5 + (1e-2 - 1e-5) * 0.5 * (1 + math.cos(math.pi * progress)))
+    assert last > 1e-5
+    assert momentum(steps - 1, start=0.99, final=1.0, steps=125) == pytest.approx(0.99 + 0.01 * 99 / 125)
+    assert weight_decay(steps, start=0.04, final=0.4, steps=125) < 0.4
+
+
+def test_warmup_is_given_in_steps_in_epochs_or_as_a_tenth():
+    assert OptimConfig(warmup_steps=7, warmup_epochs=3).warmup(100, 10) == 7
+    assert OptimConfig(warmup_epochs=2.5).warmup(100, 10) == 25
+    assert OptimConfig().warmup(100, 10) == 10 and OptimConfig().warmup(3, 10) == 1
+    assert OptimConfig(warmup_steps=0).warmup(100, 10) == 0
+
+
+# parameter groups -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overrides", [[], ["guidance.kind=none"], ["guidance.head=conv", "guidance.fill=learned"]])
+def test_every_trainable_parameter_stands_in_one_group(overrides):
+    method = model(*overrides)
+    groups = parameter_groups(method.named_parameters())
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    trainable = {id(parameter) for parameter in method.parameters() if parameter.requires_grad}
+    assert len(grouped) == len(set(grouped)) and set(grouped) == trainable
+    assert not trainable & {id(parameter) for parameter in method.target_encoder.parameters()}
+
+
+@pytest.mark.parametrize("overrides", [["guidance.head=conv", "guidance.fill=learned"], ["train.objective=supervised"]])
+def test_what_is_decayed_and_what_follows_the_rate_of_the_head(overrides):
+    method = model(*overrides)
+    of = {
+        id(parameter): (group["role"], group["decayed"])
+        for group in parameter_groups(method.named_parameters())
+        for parameter in group["params"]
+    }
+    norms = {
+        id(parameter)
+        for each in method.modules()
+        if isinstance(each, torch.nn.LayerNorm)
+        for parameter in each.parameters()
+    }
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad:
+            role = "head" if name.startswith("head.") else "encoder"
+            assert of[id(parameter)] == (role, not name.endswith("bias") and id(parameter) not in norms), name
+
+
+def test_the_mask_token_is_decayed():
+    """Three-dimensional, so decayed, as in the released code."""
+    method = model()
+    decayed = [
+        id(each)
+        for group in parameter_groups(method.named_parameters())
+        if group["decayed"]
+        for each in group["params"]
+    ]
+    assert id(method.predictor.mask_token) in decayed
+
+
+def test_rates_reach_the_groups_they_are_meant_for():
+    optimizer = build_optimizer(model(), OptimConfig(lr=1.0))
+    set_rates(optimizer, lr=0.1, head_scale=5.0, decay=0.3)
+    found = {
+        (group["role"], group["decayed"]): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups
+    }
+    assert found == {
+        ("encoder", True): (0.1, 0.3),
+        ("encoder", False): (0.1, 0.0),
+        ("head", True): (0.5, 0.3),
+        ("head", False): (0.5, 0.0),
+    }
+
+
+# the update -----------------------------------------------------------------------------------------------
+
+
+def test_adamw_steps_equal_a_slow_reference():
+    """Loshchilov and Hutter 2019, algorithm 2: the decay is decoupled, moments are corrected for their start."""
+    config = OptimConfig(betas=(0.8, 0.95), eps=1e-6)
+    layer = torch.nn.Linear(3, 2).double()
+    optimizer = build_optimizer(layer, config)
+    values = {name: parameter.detach().clone() for name, parameter in layer.named_parameters()}
+    first = {name: torch.zeros_like(value) for name, value in values.items()}
+    second = {name: torch.zeros_like(value) for name, value in values.items()}
+    generator = torch.Generator().manual_seed(0)
+    for step in range(1, 6):
+        lr = learning_rate(step, **RATES, warmup=2, steps=5)
+        decay = weight_decay(step, start=0.1, final=0.5, steps=5)
+        set_rates(optimizer, lr=lr, head_scale=1.0, decay=decay)
+        for name, parameter in layer.named_parameters():
+            gradient = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.grad = gradient.clone()
+            first[name] = 0.8 * first[name] + 0.2 * gradient
+            second[name] = 0.95 * second[name] + 0.05 * gradient**2
+            corrected = first[name] / (1 - 0.8**step), second[name] / (1 - 0.95**step)
+            kept = values[name] * (1 - lr * decay * (name == "weight"))
+            values[name] = kept - lr * corrected[0] / (corrected[1].sqrt() + 1e-6)
+        optimizer.step()
+        for name, parameter in layer.named_parameters():
+            torch.testing.assert_close(parameter.detach(), values[name], atol=1e-12, rtol=1e-10)
+
+
+def test_a_frozen_parameter_is_never_touched():
+    layer = torch.nn.Linear(3, 2)
+    layer.bias.requires_grad_(False)
+    optimizer = build_optimizer(layer, OptimConfig())
+    assert [id(each) for group in optimizer.param_groups for each in group["params"]] == [id(layer.weight)]

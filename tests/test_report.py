@@ -1,0 +1,375 @@
+"""The report stands alone, shows what the files say, and compares on equal ground."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from depthjepa import figures
+from depthjepa.faults import BadInput
+from depthjepa.report import write_report
+from depthjepa.tables import best_rows, format_column, merge_tables
+
+COLUMNS = [
+    {"key": "r2_within", "label": "R² within", "unit": "", "better": "higher"},
+    {"key": "rmse", "label": "RMSE", "unit": "m", "better": "lower"},
+]
+
+
+def depth_result(own: float, rmse: float, data: str = "scenes:1", random: float = 0.125) -> dict[str, object]:
+    rows = [
+        {"name": "mean map", "r2_within": 0.0, "rmse": 1.875},
+        {"name": "random encoder", "r2_within": random, "rmse": 1.75},
+        {"name": "encoder", "r2_within": own, "rmse": rmse},
+    ]
+    return {"task": "depth", "data": data, "protocol": "A ridge.", "columns": COLUMNS, "rows": rows}
+
+
+def begin_run(path: Path, name: str, **config: object) -> Path:
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(yaml.safe_dump({"name": name, "seed": 0, **config}))
+    return path
+
+
+def photographs(count: int = 2) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (count, 24, 32, 3), dtype=np.uint8)
+
+
+def whole_run(path: Path, name: str, kind: str, own: float, rmse: float) -> Path:
+    """A run folder with every part, as a training run and its probes leave it."""
+    begin_run(path, name, guidance={"kind": kind}, model={"size": "tiny", "patch_size": 8}, train={"steps": 30})
+    random = np.random.default_rng(1)
+    for part in ("figures", "probes"):
+        (path / part).mkdir()
+    (path / "environment.json").write_text(json.dumps({"torch": "2.11.0", "gpu": None}))
+    summary = {"name": name, "steps": 30, "seconds": 90.0, "images_per_second": 321.4, "depth_floor": 0.8125}
+    (path / "summary.json").write_text(json.dumps({**summary, "loss_depth": 0.40625}))
+    records = [{"step": step, "loss_jepa": 1 / step, "loss_depth": 1.0, "lr": 1e-3} for step in range(1, 31)]
+    records.append({"step": 30, "probe_score": 0.5})
+    (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (path / "probes/depth.json").write_text(json.dumps(depth_result(own, rmse)))
+    context = random.random((2, 3, 4)) < 0.5
+    targets = random.random((2, 4, 3, 4)) < 0.2
+    tokens = random.normal(size=(2, 3, 4, 8)).astype(np.float32)
+    truth = random.random((2, 6, 8)) + 0.1
+    latents = random.normal(size=(2, 5, 3, 4))
+    np.savez(path / "figures/masks.npz", images=photographs(), context=context, targets=targets)
+    np.savez(path / "figures/features.npz", images=photographs(), tokens=tokens, random=-tokens)
+    np.savez(path / "figures/guidance.npz", images=photographs(), teacher=latents, predicted=latents / 2)
+    np.savez(
+        path / "probes/depth.npz",
+        images=photographs(),
+        truth=truth,
+        mean_map=truth.mean(0),
+        random=truth[::-1],
+        prediction=truth,
+    )
+    return path
+
+
+def written(runs: list[Path], out: Path) -> str:
+    write_report(runs, out)
+    return out.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("runs")
+    return [
+        whole_run(root / "a", "guided", "feature", own=0.4375, rmse=1.25),
+        whole_run(root / "b", "unguided", "none", own=0.3125, rmse=1.5),
+    ]
+
+
+@pytest.fixture(scope="module")
+def page(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> str:
+    return written(folders, tmp_path_factory.mktemp("page") / "new" / "report.html")
+
+
+def cells(page: str, row: str) -> list[str]:
+    """Cells of the first table row with that name; bold ones are in asterisks."""
+    line = next(line for line in page.split("<tr") if re.search(rf"(>|</span>){re.escape(row)}</td>", line))
+    marked = line.replace("<b>", "*").replace("</b>", "*")
+    return [re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<td>(.*?)</td>", marked)][1:]
+
+
+def test_page_needs_nothing_but_itself(page: str) -> None:
+    assert re.search(r"https?:|<script|<link|@import|url\(", page) is None
+    sources = re.findall(r'src="([^"]{0,30})', page)
+    assert len(sources) == 6 and all(source.startswith("data:image/png;base64,") for source in sources)
+    assert len(page.encode()) < 6_000_000
+
+
+def test_page_closes_what_it_opens(page: str) -> None:
+    for tag in (
+        "section",
+        "figure",
+        "figcaption",
+        "table",
+        "tr",
+        "td",
+        "th",
+        "div",
+        "p",
+        "details",
+        "pre",
+        "b",
+    ):
+        assert len(re.findall(rf"<{tag}[ >]", page)) == page.count(f"</{tag}>"), tag
+
+
+def test_pictures_come_before_tables_and_tables_before_settings(page: str) -> None:
+    titles = re.findall("<h2>(.*?)</h2>", page)
+    assert titles[0].startswith("Depth") and titles[-2:] == ["In numbers", "What was run"]
+    assert page.rindex("<img") < page.index("<table")
+
+
+def test_baselines_stand_once_and_the_best_of_each_column_is_bold(page: str) -> None:
+    assert cells(page, "mean map") == ["0.000", "1.875"]
+    assert cells(page, "random encoder") == ["0.125", "1.750"]
+    assert cells(page, "guided") == ["*0.438*", "*1.250*"]
+    assert cells(page, "unguided") == ["0.312", "1.500"]
+    assert page.count("<td>random encoder</td>") == 1
+    assert "R² within&nbsp;↑" in page and "RMSE&nbsp;↓<small>m</small>" in page
+
+
+def test_page_says_in_words_what_was_run_and_what_came_out(page: str) -> None:
+    text = re.sub("<[^>]*>", "", page)
+    assert "2 runs of a tiny vision transformer with patches of 8 pixels for 30 steps" in text
+    assert "guided 0.438, unguided 0.312, random encoder 0.125 and mean map 0.000" in text
+    assert cells(page, "guidance.kind") == ["feature", "none"]
+    assert "model.size</td>" not in page  # equal in both runs
+    assert "1.5 min" in text and "321" in text and "2.11.0" in text
+    assert "0.50" in text  # depth loss over its floor
+
+
+def test_missing_parts_are_left_out(tmp_path: Path) -> None:
+    page = written([begin_run(tmp_path / "bare", "bare")], tmp_path / "report.html")
+    assert "<img" not in page and re.findall("<h2>(.*?)</h2>", page) == ["What was run"]
+
+
+def test_runs_with_and_without_parts_share_a_page(folders: list[Path], tmp_path: Path) -> None:
+    page = written([begin_run(tmp_path / "bare", "bare"), folders[0]], tmp_path / "report.html")
+    assert page.count("<img") == 5 and cells(page, "guided") == ["*0.438*", "*1.250*"]
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    run = begin_run(tmp_path / "a", "<script>alert('1')</script> & co")
+    (run / "probes").mkdir()
+    (run / "probes/depth.json").write_text(json.dumps(depth_result(0.5, 1.0, data='<b x="1">')))
+    page = written([run], tmp_path / "report.html")
+    assert "<script" not in page and '<b x="1">' not in page
+    assert "&lt;script&gt;alert(&#x27;1&#x27;)&lt;/script&gt; &amp; co" in page
+
+
+def test_equal_names_are_told_apart_by_folder(tmp_path: Path) -> None:
+    runs = [begin_run(tmp_path / part, "same") for part in ("one", "two")]
+    page = written(runs, tmp_path / "report.html")
+    assert all(f"same ({run})" in page for run in runs)
+
+
+def test_faults_of_the_user_are_named(tmp_path: Path) -> None:
+    run = begin_run(tmp_path / "run", "run")
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "report.html"
+    for runs, said in (
+        ([tmp_path / "missing"], "missing"),
+        ([tmp_path / "empty"], "config.yaml"),
+        ([run, run], "twice"),
+        ([], "at least one"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            write_report(runs, out)
+    with pytest.raises(BadInput, match=r"\.html"):
+        write_report([run], tmp_path / "report.pdf")
+    (run / "probes").mkdir()
+    (run / "probes/knn.json").write_text('{"task": ')
+    with pytest.raises(BadInput, match=r"knn\.json is damaged"):
+        write_report([run], out)
+    (run / "probes/knn.json").unlink()
+    np.savez(run / "probes/depth.npz", images=photographs(), truth=np.ones((2, 6, 8)))
+    with pytest.raises(BadInput, match=r"depth\.npz: there is no array 'prediction'"):
+        write_report([run], out)
+    assert not out.exists()
+
+
+def test_other_data_or_protocol_is_another_table() -> None:
+    here, there = depth_result(0.5, 1.0), depth_result(0.75, 1.0, data="indoor")
+    tables = merge_tables({"a": [here], "b": [there], "c": [depth_result(0.25, 1.5)]})
+    assert [(table.data, list(table.rows)) for table in tables] == [
+        ("scenes:1", ["mean map", "random encoder", "a", "c"]),
+        ("indoor", ["mean map", "random encoder", "b"]),
+    ]
+
+
+def test_baselines_that_differ_are_both_shown() -> None:
+    (table,) = merge_tables({"a": [depth_result(0.5, 1.0)], "b": [depth_result(0.5, 1.0, random=0.25)]})
+    assert list(table.rows) == ["mean map", "random encoder", "random encoder, b", "a", "b"]
+
+
+def test_ties_are_bold_together_and_no_direction_means_no_best() -> None:
+    (table,) = merge_tables({"a": [depth_result(0.50001, 1.0)], "b": [depth_result(0.50002, 1.25)]})
+    assert best_rows(table, "r2_within") == {"a", "b"}  # as displayed
+    assert best_rows(table, "rmse") == {"a"}
+    table.columns["rmse"] = {"key": "rmse", "label": "RMSE"}
+    assert best_rows(table, "rmse") == set()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.5, None, float("nan"), -0.25], ["0.500", "–", "–", "−0.250"]),
+        ([1234, 5], ["1,234", "5"]),
+        ([200.0, 100.0], ["200", "100"]),
+        ([34.5, 2.25], ["34.50", "2.25"]),
+        ([0.0012, 0.0], ["1.2e−03", "0.0e+00"]),
+    ],
+)
+def test_figures_of_a_column_have_equal_decimals(values: Sequence[float | None], expected: list[str]) -> None:
+    assert format_column(values) == expected
+
+
+def test_models_of_equal_width_share_one_basis() -> None:
+    random = np.random.default_rng(0)
+    tokens = random.normal(size=(2, 3, 4, 16))
+    colours = figures.principal_colours({"a": tokens, "other": random.normal(size=(2, 6, 8, 16)), "b": tokens + 5})
+    np.testing.assert_allclose(colours["a"], colours["b"], atol=1e-9)
+    assert colours["other"].shape == (2, 6, 8, 3)
+    alone = figures.principal_colours({"a": tokens, "b": tokens})
+    assert not np.allclose(alone["a"], colours["a"])  # the third model had its say
+
+
+def test_other_widths_have_their_own_basis() -> None:
+    random = np.random.default_rng(0)
+    tokens = random.normal(size=(2, 3, 4, 16))
+    wide = random.normal(size=(2, 3, 4, 24))
+    colours = figures.principal_colours({"wide": wide, "a": tokens})
+    np.testing.assert_array_equal(colours["a"], figures.principal_colours({"a": tokens})["a"])
+
+
+def test_a_page_with_several_widths_says_so(tmp_path: Path) -> None:
+    wide = begin_run(tmp_path / "wide", "wide")
+    (wide / "figures").mkdir()
+    tokens = np.random.default_rng(0).normal(size=(2, 3, 4, 12))
+    np.savez(wide / "figures/features.npz", images=photographs(), tokens=tokens)
+    narrow = begin_run(tmp_path / "narrow", "narrow")
+    (narrow / "figures").mkdir()
+    np.savez(narrow / "figures/features.npz", images=photographs(), tokens=tokens[..., :8])
+    assert "colours cannot be compared between widths" in written([wide, narrow], tmp_path / "report.html")
+    assert "share one basis and one scale." in written([wide], tmp_path / "report.html")
+
+
+def test_principal_colours_follow_the_planted_component() -> None:
+    planted = np.random.default_rng(0).permutation(24).reshape(2, 3, 4)
+    direction = np.zeros(16)
+    direction[3] = 1.0
+    red = figures.principal_colours({"a": planted[..., None] * direction + 2.0})["a"][..., 0]
+    inner = (planted > 0) & (planted < 23)  # the percentiles clip the ends
+    assert np.corrcoef(red[inner], planted[inner])[0, 1] > 0.9999
+
+
+def test_colours_are_the_principal_components_of_all_models_together() -> None:
+    random = np.random.default_rng(0)
+    tokens = {name: random.normal(size=(2, 3, 4, 6)) * np.array([5, 4, 3, 1, 1, 1.0]) for name in ("a", "b")}
+    pool = np.concatenate([each.reshape(-1, 6) - each.reshape(-1, 6).mean(0) for each in tokens.values()])
+    scores = (pool @ np.linalg.svd(pool)[2].T)[:, :3]
+    colours = figures.principal_colours(tokens)
+    shown = np.concatenate([each.reshape(-1, 3) for each in colours.values()])
+    for component, channel in zip(scores.T, shown.T, strict=True):
+        inner = (channel > 0) & (channel < 1)
+        assert abs(np.corrcoef(component[inner], channel[inner])[0, 1]) > 1 - 1e-9
+
+
+def test_collapsed_tokens_are_grey() -> None:
+    same = np.tile(np.random.default_rng(0).normal(size=16), (2, 3, 4, 1)).astype(np.float32)
+    np.testing.assert_array_equal(figures.principal_colours({"a": same})["a"], 0.5)
+
+
+def test_a_perfect_model_looks_exactly_like_the_truth() -> None:
+    truth = np.random.default_rng(0).random((2, 6, 8)) + 0.1
+    truth[0, :2] = np.nan
+    maps = {"perfect": truth.copy(), "far": truth / 10}
+    figure = figures.depth_rows(photographs(), truth, maps)
+    rows = np.array(figure.axes[:8]).reshape(2, 4)
+    for row in rows:
+        shown = [np.asarray(axis.images[0].get_array()) for axis in row]
+        np.testing.assert_array_equal(shown[1], shown[2])
+        assert not np.array_equal(shown[1], shown[3])  # a model has no scale of its own
+    np.testing.assert_array_equal(np.asarray(rows[0, 1].images[0].get_array())[0, 0], figures.INVALID)
+    assert [axis.get_title() for axis in rows[0]] == ["image", "ground truth", "perfect", "far"]
+    assert all(axis.get_ylabel() == "disparity [1/m]" for axis in figure.axes[8:])
+
+
+def test_near_is_bright() -> None:
+    shades = figures.colour_disparity(np.array([[0.1, 0.5, 1.0]]), 0.1, 1.0).sum(-1)[0]
+    assert shades[0] < shades[1] < shades[2]
+
+
+def test_masks_show_exactly_their_patches() -> None:
+    images = np.full((1, 24, 32, 3), 10, dtype=np.uint8)
+    context = np.zeros((1, 3, 4), dtype=bool)
+    context[0, 1, 2] = True
+    figure = figures.masks_figure(images, context, ~context[:, None])
+    seen = np.asarray(figure.axes[1].images[0].get_array())[..., 0] < 0.5
+    expected = np.zeros((24, 32), dtype=bool)
+    expected[8:16, 16:24] = True
+    np.testing.assert_array_equal(seen, expected)
+    hidden = np.asarray(figure.axes[2].images[0].get_array())[..., 0] < 0.5
+    np.testing.assert_array_equal(hidden, ~expected)
+    assert [axis.get_xlabel() for axis in figure.axes[1:3]] == ["8%", "92%"]
+
+
+def test_teacher_and_prediction_share_a_scale_symmetric_about_zero() -> None:
+    teacher = np.random.default_rng(0).normal(size=(2, 1, 3, 4))
+    teacher[0, 0, 0, 0] = np.nan
+    figure = figures.latent_rows(photographs(), teacher, teacher.copy())
+    left, right = (np.asarray(figure.axes[column].images[0].get_array()) for column in (1, 2))
+    np.testing.assert_array_equal(left, right)
+    np.testing.assert_array_equal(left[0, 0], figures.INVALID)
+    low, high = figure.axes[-1].get_ylim()
+    assert low == -high
+
+
+def test_loss_figure_has_a_panel_a_loss_a_floor_and_fixed_colours() -> None:
+    guided = [{"step": s, "loss_depth": 1.0, "loss_jepa": 100.0 / s, "lr": 0.1} for s in range(1, 60)]
+    unguided = [{"step": s, "loss_jepa": 50.0 / s, "lr": 0.1} for s in range(1, 60)]
+    figure = figures.loss_curves({"unguided": unguided, "guided": guided}, {"guided": 0.75})
+    latent, depth, rate = figure.axes
+    assert latent.get_yscale() == "log" and depth.get_yscale() == "linear"
+    assert rate.get_title(loc="left") == "learning rate"
+    labels = {str(line.get_label()): line for line in depth.get_lines()}
+    labels = {name: line for name, line in labels.items() if not name.startswith("_")}
+    assert list(labels) == ["guided", "constant predictor (floor)"]
+    assert labels["guided"].get_color() == figures.run_colour(1)
+    np.testing.assert_array_equal(labels["constant predictor (floor)"].get_ydata(), 0.75)
+
+
+def test_running_mean_is_the_mean_of_the_neighbours_that_exist() -> None:
+    values = np.random.default_rng(0).normal(size=20)
+    slow = [values[max(0, place - 3) : place + 4].mean() for place in range(20)]
+    np.testing.assert_allclose(figures.running_mean(values, 3), slow, atol=1e-12)
+
+
+def test_batch_grid_ignores_invalid_depth() -> None:
+    depth = np.full((3, 24, 32), 2.0)
+    depth[0, :12] = 4.0
+    depth[1] = 0.0
+    figure = figures.batch_grid(photographs(3), depth, columns=2)
+    shown = [np.asarray(axis.images[0].get_array()) for axis in figure.axes if axis.images]
+    assert len(shown) == 6
+    assert any((panel == figures.INVALID).all() for panel in shown if panel.dtype != np.uint8)
+    low, high = figure.axes[-1].get_ylim()
+    assert 0.24 < low < 0.26 and 0.49 < high < 0.51  # 1/m, untouched by the zeros
+
+
+def test_figures_are_saved_where_asked_or_refused(tmp_path: Path) -> None:
+    figure = figures.batch_grid(photographs(), None)
+    figures.save_figure(figure, tmp_path / "new" / "batch.png")
+    assert Image.open(tmp_path / "new" / "batch.png").size[0] > 100
+    with pytest.raises(BadInput, match=r"'\.pgn' \(did you mean '\.png'\?\)"):
+        figures.save_figure(figure, tmp_path / "batch.pgn")

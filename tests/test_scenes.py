@@ -1,0 +1,255 @@
+"""Claims about the rendered streets: exact depth, pure functions, balanced labels, colours that tell nothing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from depthjepa.data import scenes
+from depthjepa.data.scene_layout import (
+    ABSENT,
+    AXLE,
+    BOX,
+    BUILDING,
+    CLASSES,
+    CYLINDER,
+    FIRST_KIND,
+    KINDS,
+    Layout,
+    arrange,
+)
+from depthjepa.data.scene_painting import _pulses
+from depthjepa.data.scenes import Rendered, Scenes, picture, render
+from depthjepa.faults import BadInput
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def many() -> Rendered:
+    """4000 small scenes."""
+    return render(np.arange(4000), seed=5, size=(32, 32))
+
+
+def same(left: Rendered, right: Rendered) -> bool:
+    return all(torch.equal(getattr(left, field.name), getattr(right, field.name)) for field in fields(Rendered))
+
+
+def slow_hit(shape: int, origin: list[float], ray: list[float]) -> float:
+    """Where a ray enters a cube of side 2, a cylinder or a sphere of radius 1: by trying every face."""
+    hits = []
+
+    def at(t: float) -> list[float]:
+        return [o + t * d for o, d in zip(origin, ray, strict=True)]
+
+    def quadratic(axes: tuple[int, ...]) -> list[float]:
+        a = sum(ray[i] ** 2 for i in axes)
+        b = sum(origin[i] * ray[i] for i in axes)
+        c = sum(origin[i] ** 2 for i in axes) - 1
+        root = b * b - a * c
+        return [(-b - math.sqrt(root)) / a, (-b + math.sqrt(root)) / a] if root >= 0 else []
+
+    if shape == BOX:
+        for axis in range(3):
+            for sign in (-1, 1):
+                t = (sign - origin[axis]) / ray[axis]
+                if all(abs(at(t)[other]) <= 1 for other in range(3) if other != axis):
+                    hits.append(t)
+    elif shape in (CYLINDER, AXLE):
+        along = 1 if shape == CYLINDER else 0
+        axes = tuple(axis for axis in range(3) if axis != along)
+        hits += [t for t in quadratic(axes) if abs(at(t)[along]) <= 1]
+        for sign in (-1, 1):
+            t = (sign - origin[along]) / ray[along]
+            if sum(at(t)[axis] ** 2 for axis in axes) <= 1:
+                hits.append(t)
+    else:
+        hits += quadratic((0, 1, 2))
+    return min((t for t in hits if t > 0), default=math.inf)
+
+
+def slow_depth(layout: Layout, scene: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Depth and class of every pixel of one scene, one ray and one primitive at a time, in double precision."""
+    camera, solids = layout.camera, layout.primitives
+    pitch = math.atan2(camera.pitch[scene, 1], camera.pitch[scene, 0])
+    roll = math.atan2(camera.roll[scene, 1], camera.roll[scene, 0])
+    tilt = np.array([[1, 0, 0], [0, math.cos(pitch), math.sin(pitch)], [0, -math.sin(pitch), math.cos(pitch)]])
+    twist = np.array([[math.cos(roll), -math.sin(roll), 0], [math.sin(roll), math.cos(roll), 0], [0, 0, 1]])
+    frames = []
+    for number in np.flatnonzero(solids.shape[scene] != ABSENT):
+        yaw = math.atan2(solids.turn[scene, number, 1], solids.turn[scene, number, 0])
+        turn = np.array([[math.cos(yaw), 0, -math.sin(yaw)], [0, 1, 0], [math.sin(yaw), 0, math.cos(yaw)]])
+        matrix = turn / solids.half[scene, number][:, None]
+        frames.append((number, matrix, list(-matrix @ solids.centre[scene, number])))
+    depth, category = np.zeros((size, size)), np.zeros((size, size), dtype=int)
+    for row in range(size):
+        for column in range(size):
+            right, down = (column + 0.5) / size - 0.5, (row + 0.5) / size - 0.5
+            focal = camera.focal[scene]
+            ray = tilt @ twist @ np.array([right / focal, -down / focal, 1.0])
+            fall = camera.slope[scene] * ray[0] - ray[1]
+            best, what = (camera.height[scene] / fall, CLASSES.index("ground")) if fall > 0 else (math.inf, 0)
+            for number, matrix, origin in frames:
+                t = slow_hit(int(solids.shape[scene, number]), origin, list(matrix @ ray))
+                if t < best:
+                    best, what = t, int(solids.category[scene, number])
+            if best <= scenes.FARTHEST:
+                depth[row, column], category[row, column] = best, what
+    return depth, category
+
+
+def test_depth_equals_a_slow_ray_caster() -> None:
+    size, indices = 20, np.array([3, 8, 61, 2**40 + 5, 777])
+    layout, fast = arrange(indices, seed=11), render(indices, seed=11, size=(size, size))
+    wrong = pixels = 0
+    for scene in range(len(indices)):
+        depth, category = slow_depth(layout, scene, size)
+        close = np.isclose(fast.depth[scene, 0].numpy(), depth, rtol=1e-4, atol=0)
+        wrong += (~close | (fast.classes[scene].numpy() != category)).sum()
+        pixels += close.size
+    assert wrong < 0.005 * pixels
+
+
+def test_a_scene_is_the_same_in_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    indices = np.array([40, 3, 2**40, 17, 9, 4])
+    together = render(indices, seed=1, size=(24, 24))
+    alone = [render(indices[row : row + 1], seed=1, size=(24, 24)) for row in range(len(indices))]
+    for row, one in enumerate(alone):
+        assert same(one, Rendered(*(getattr(together, field.name)[row : row + 1] for field in fields(Rendered))))
+    monkeypatch.setattr(scenes, "_RAYS", 3000)
+    assert same(together, render(indices, seed=1, size=(24, 24)))
+    assert not torch.equal(together.images, render(indices, seed=2, size=(24, 24)).images)
+
+
+def test_size_changes_the_sampling_not_the_scene() -> None:
+    coarse, fine = (render(np.arange(16), seed=4, size=(side, side)) for side in (24, 72))
+    middle = fine.depth[:, :, 1::3, 1::3]  # the same rays
+    agree = torch.isclose(coarse.depth, middle, rtol=1e-4)
+    assert agree.float().mean() > 0.999
+    assert torch.allclose(fine.focal, coarse.focal * 3)
+    wide = render(np.arange(16), seed=4, size=(24, 48))
+    assert torch.equal(wide.depth[..., 12:36], coarse.depth)
+
+
+def test_depth_classes_and_labels_agree(many: Rendered) -> None:
+    assert torch.equal(many.classes == CLASSES.index("sky"), many.depth[:, 0] == 0)
+    assert bool(torch.isfinite(many.depth).all()) and float(many.depth.max()) <= scenes.FARTHEST
+    objects = torch.where(many.classes >= FIRST_KIND, many.depth[:, 0], torch.inf).flatten(1)
+    nearest = many.classes.flatten(1).gather(1, objects.argmin(1, keepdim=True))[:, 0].long() - FIRST_KIND
+    assert torch.equal(nearest, many.labels)
+
+
+def test_labels_are_balanced_and_shuffled(many: Rendered) -> None:
+    blocks = many.labels.view(-1, len(KINDS))
+    assert torch.equal(blocks.sort(1).values, torch.arange(len(KINDS)).expand_as(blocks))
+    counts = torch.stack([torch.bincount(place, minlength=len(KINDS)) for place in blocks.T]).double()
+    expected = len(blocks) / len(KINDS)
+    assert float(((counts - expected) ** 2 / expected).sum()) < 100  # 49 degrees of freedom: p = 2e-5
+
+
+def test_the_nearest_object_is_seen_nearly_whole() -> None:
+    layout = arrange(np.arange(240), seed=8)
+    shape = layout.primitives.shape.copy()
+    first = int((layout.primitives.category[0] == BUILDING).sum())
+    shape[:, :first] = ABSENT  # the buildings
+    shape[:, first + 4 :] = ABSENT  # all objects but the first, which has up to four parts
+    alone = replace(layout, primitives=replace(layout.primitives, shape=shape))
+    wide = replace(alone, camera=replace(alone.camera, focal=alone.camera.focal / 3))
+    full, solo, around = (
+        picture(which, (side, side), CPU).classes for which, side in ((layout, 48), (alone, 48), (wide, 144))
+    )
+    kind = torch.from_numpy(layout.labels)[:, None, None] + FIRST_KIND
+    seen, whole = ((classes == kind).sum((1, 2)) for classes in (solo, around))
+    assert int(seen.min()) >= 9  # of 48 x 48 pixels; 16 of 64 x 64
+    assert float((seen / whole).quantile(0.02)) > 0.75
+    hidden = (solo == kind) & (full != kind)
+    assert float(hidden.sum() / seen.sum()) < 0.01
+
+
+def held_out_accuracy(features: Tensor, labels: Tensor) -> float:
+    """Accuracy of multinomial logistic regression: three quarters of the scenes to fit, one to test."""
+    fit = len(features) * 3 // 4
+    features = (features - features[:fit].mean(0)) / features[:fit].std(0)
+    features = torch.cat([features, torch.ones(len(features), 1)], dim=1)
+    weights = torch.zeros(features.shape[1], len(KINDS), requires_grad=True)
+    optimiser = torch.optim.LBFGS([weights], max_iter=100)
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        value = torch.nn.functional.cross_entropy(features[:fit] @ weights, labels[:fit])
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    return float(((features[fit:] @ weights).argmax(1) == labels[fit:]).float().mean())
+
+
+def test_mean_colours_do_not_tell_the_label(many: Rendered) -> None:
+    chance = 1 / len(KINDS)
+    images = many.images.float() / 255
+    assert held_out_accuracy(images.mean((2, 3)), many.labels) < 1.5 * chance
+    quadrants = torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
+    assert held_out_accuracy(quadrants, many.labels) < 1.5 * chance
+    leaking = images.mean((2, 3)) + 0.1 * torch.nn.functional.one_hot(many.labels % 3, 3)  # the test has the power
+    assert held_out_accuracy(leaking, many.labels) > 1.5 * chance
+
+
+def test_mean_colours_do_not_tell_the_depth(many: Rendered) -> None:
+    own = many.classes == many.labels[:, None, None] + FIRST_KIND
+    depth = torch.where(own, many.depth[:, 0], torch.inf).flatten(1).amin(1).log()
+    colour = (many.images.float() * own[:, None]).sum((2, 3)) / own.sum((1, 2))[:, None]
+    table = torch.cat([colour / 255, torch.ones(len(colour), 1)], dim=1)
+    fitted = table @ torch.linalg.lstsq(table, depth[:, None]).solution
+    assert float(fitted.var() / depth.var()) < 0.03
+
+
+def test_place_alone_does_not_explain_depth(many: Rendered) -> None:
+    """The mean map explains less than half of the variance of disparity."""
+    depth = many.depth[:, 0].double()
+    valid = depth > 0
+    disparity = torch.where(valid, 1 / depth.clamp(min=1e-3), 0)
+    mean_map = disparity.sum(0) / valid.sum(0)
+    total = disparity.sum() / valid.sum()
+    left = ((disparity - mean_map)[valid] ** 2).sum() / ((disparity - total)[valid] ** 2).sum()
+    assert 1 - float(left) < 0.5
+
+
+def test_patterns_are_averaged_over_the_pixel() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, duty, width = torch.rand(3, 200, generator=generator).unbind(0)
+    x, width = 8 * x - 4, 3 * width + 0.05
+    steps = (torch.arange(4000) + 0.5) / 4000 - 0.5
+    samples = x[:, None] + width[:, None] * steps
+    slow = (samples - samples.floor() < duty[:, None]).float().mean(1)
+    assert torch.allclose(_pulses(x, duty, width), slow, atol=2e-3)
+
+
+def test_a_source_keeps_what_it_rendered_and_splits_are_disjoint() -> None:
+    train, val = (Scenes(0, split, 40, (16, 24)) for split in ("train", "val"))
+    assert train.name == "scenes:0" and train.classes == KINDS and train.has_depth and len(train) == 40
+    sample = train.sample(33)
+    alone = render(np.array([33]), seed=0, size=(16, 24))
+    assert sample.name == "scene-000033" and sample.label == int(alone.labels[0])
+    assert torch.equal(sample.image, alone.images[0]) and sample.depth is not None
+    assert torch.equal(sample.depth, alone.depth[0])
+    assert train.sample(33).image is not None and len(train._chunks) == 1
+    pictures = {source.sample(index).image.numpy().tobytes() for source in (train, val) for index in range(40)}
+    assert len(pictures) == 80
+    with pytest.raises(IndexError):
+        train.sample(40)
+
+
+def test_faults_are_named() -> None:
+    with pytest.raises(BadInput, match="did you mean 'train'"):
+        Scenes(0, "trian", 10, (16, 16))
+    with pytest.raises(BadInput, match="number of scenes"):
+        Scenes(0, "train", 0, (16, 16))
+    with pytest.raises(BadInput, match="0x16"):
+        render(np.arange(2), seed=0, size=(0, 16))
+    with pytest.raises(BadInput, match="empty"):
+        render(np.arange(0), seed=0, size=(16, 16))

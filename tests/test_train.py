@@ -1,0 +1,443 @@
+"""A run is the very same run however it is cut, split or resumed, and it stops before it corrupts anything."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from depthjepa import checkpoint, cli, cost
+from depthjepa.data.samples import Batch
+from depthjepa.faults import BadInput, RunStopped
+from depthjepa.logbook import RunFolder
+from depthjepa.model.heads import Latents
+from depthjepa.teachers.ground_truth import DepthTeacher
+from tiny_runs import (
+    GUIDED,
+    differences,
+    metrics,
+    picture,
+    recipe_file,
+    run,
+    save,
+    start,
+    tiny,
+    weights,
+    write_classes,
+    write_flat,
+    write_pairs,
+)
+
+training = importlib.import_module("depthjepa.train")  # the module: `depthjepa.train` is its function
+
+# Set this variable to write the losses of the golden run anew, and say in the commit why they moved:
+#     DEPTHJEPA_WRITE_GOLDEN=1 python -m pytest tests/test_train.py -k golden
+WRITE_GOLDEN = "DEPTHJEPA_WRITE_GOLDEN"
+GOLDEN = Path(__file__).with_name("golden_losses.txt")
+
+
+@pytest.fixture(autouse=True)
+def quick_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, Callable[[], object]], None]]:
+    """Do something at the beginning of the step of that number (the first is 1)."""
+    deeds: dict[int, Callable[[], object]] = {}
+    step = training.train_step
+
+    def watched(state: Any, parts: list[Batch]) -> dict[str, Any]:
+        deeds.get(state.step + 1, lambda: None)()
+        figures: dict[str, Any] = step(state, parts)
+        return figures
+
+    monkeypatch.setattr(training, "train_step", watched)
+    yield deeds.__setitem__
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    """Run the command line in this process and return its exit status."""
+    monkeypatch.setattr(sys, "argv", ["depthjepa", *map(str, arguments)])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+# the losses themselves
+
+
+def test_golden_run(pairs: Path, tmp_path: Path) -> None:
+    run(pairs, tmp_path / "run", *GUIDED, "train.steps=12")
+    found = [(r["step"], r["loss"], r["loss_jepa"], r["loss_depth"]) for r in metrics(tmp_path / "run")]
+    if WRITE_GOLDEN in os.environ:
+        lines = ["step loss loss_jepa loss_depth", *("{} {:.7f} {:.7f} {:.7f}".format(*row) for row in found)]
+        GOLDEN.write_text("\n".join(lines) + "\n")
+    expected = [tuple(map(float, line.split())) for line in GOLDEN.read_text().splitlines()[1:]]
+    assert len(found) == len(expected) == 12
+    for row, golden in zip(found, expected, strict=True):
+        assert row == pytest.approx(golden, rel=1e-4)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts_and_both_fall(pairs: Path, tmp_path: Path) -> None:
+    summary = run(pairs, tmp_path / "run", *GUIDED, "train.steps=48", "optim.lr=3e-3", "optim.momentum=0.9")
+    records = metrics(tmp_path / "run")
+    for record in records:
+        assert record["loss"] == pytest.approx(record["loss_jepa"] + 0.5 * record["loss_depth"], rel=1e-5)
+
+    def late(key: str) -> float:
+        return sum(record[key] for record in records[-12:]) / 12
+
+    assert late("loss_jepa") < records[0]["loss_jepa"]
+    # At first the head says nothing: its loss is the floor of the constant prediction, up to the crops.
+    assert records[0]["loss_depth"] == pytest.approx(summary["depth_floor"], rel=0.3)
+    assert late("loss_depth") < 0.95 * summary["depth_floor"]
+
+
+def test_metrics_summary_and_folder_are_what_the_design_says(pairs: Path, tmp_path: Path) -> None:
+    summary = run(pairs, tmp_path / "run", *GUIDED, "train.steps=5", "train.log_every=2")
+    records = RunFolder(tmp_path / "run").metrics()
+    assert [(record["step"], record["epoch"]) for record in records] == [(2, 0), (4, 1), (5, 1)]
+    keys = {"step", "epoch", "loss", "loss_jepa", "loss_depth", "lr", "weight_decay", "momentum", "grad_norm"}
+    for record in records:
+        assert record.keys() >= keys | {"images_per_second"}
+        assert all(math.isfinite(value) for value in record.values())
+    for name in ("config.yaml", "environment.json", "summary.json", "checkpoints/last.pt"):
+        assert (tmp_path / "run" / name).is_file()
+    for name in ("masks", "features", "guidance"):
+        assert (tmp_path / "run" / "figures" / f"{name}.npz").is_file()
+    assert RunFolder(tmp_path / "run").summary() == summary
+    assert (summary["steps"], summary["images"]) == (5, 24)
+    assert not (tmp_path / "run" / "checkpoints" / "best.pt").exists()
+
+
+def test_twins_see_the_same_images_and_masks_and_start_from_the_same_weights(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[Batch]] = {"guided": [], "unguided": []}
+    step = training.train_step
+    for name, settings in (("guided", GUIDED), ("unguided", ())):
+
+        def watched(state: Any, parts: list[Batch], batches: list[Batch] = seen[name]) -> dict[str, Any]:
+            batches += parts
+            figures: dict[str, Any] = step(state, parts)
+            return figures
+
+        monkeypatch.setattr(training, "train_step", watched)
+        run(pairs, tmp_path / name, *settings, "train.steps=4")
+    for guided, unguided in zip(seen["guided"], seen["unguided"], strict=True):
+        assert guided.names == unguided.names
+        assert torch.equal(guided.images, unguided.images)
+        assert guided.masks is not None and unguided.masks is not None
+        assert torch.equal(guided.masks.context, unguided.masks.context)
+        assert torch.equal(guided.masks.targets, unguided.masks.targets)
+    first, second = metrics(tmp_path / "guided"), metrics(tmp_path / "unguided")
+    assert first[0]["loss_jepa"] == second[0]["loss_jepa"]
+    assert first[3]["loss_jepa"] != second[3]["loss_jepa"]
+    assert "loss_depth" not in second[0]
+
+
+def test_accumulated_parts_train_as_the_whole_batch_does(pairs: Path, tmp_path: Path) -> None:
+    run(pairs, tmp_path / "whole", *GUIDED, "train.steps=12")
+    run(pairs, tmp_path / "parts", *GUIDED, "train.steps=12", "train.accumulate=2")
+    same_losses(metrics(tmp_path / "whole"), metrics(tmp_path / "parts"))
+
+
+def same_losses(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> None:
+    assert [record["step"] for record in first] == [record["step"] for record in second]
+    for one, other in zip(first, second, strict=True):
+        for key in ("loss", "loss_jepa", "loss_depth"):
+            assert one[key] == pytest.approx(other[key], rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_two_processes_train_as_one_does(pairs: Path, tmp_path: Path, accumulate: int) -> None:
+    settings = (*GUIDED, "train.steps=20")
+    recipe = recipe_file(tmp_path / "two.yaml", pairs, *settings, f"train.accumulate={accumulate}")
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "depthjepa.cli")
+    process = start("train", recipe, "--out", tmp_path / "two", module=launcher)
+    run(pairs, tmp_path / "one", *settings)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert output.count("estimate:") == 1  # one process talks
+    same_losses(metrics(tmp_path / "one"), metrics(tmp_path / "two"))
+    whole, halves = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for key, value in whole["model"].items():
+        torch.testing.assert_close(halves["model"][key], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["pairs", "classes"])
+def test_the_supervised_ceiling_learns_from_depth_or_labels(pairs: Path, tmp_path: Path, kind: str) -> None:
+    root = pairs if kind == "pairs" else write_classes(tmp_path / "classes")
+    settings = ("train.objective=supervised", "train.steps=30", "optim.lr=3e-3")
+    summary = run(root, tmp_path / "run", *settings)
+    term = "loss_depth" if kind == "pairs" else "loss_classes"
+    records = metrics(tmp_path / "run")
+    assert {key for key in records[0] if key.startswith("loss")} == {"loss", term}
+    assert summary[term] < 0.9 * records[0][term]
+    target, context = (checkpoint.load_encoder(tmp_path / "run", which) for which in ("target", "context"))
+    assert differences(dict(target.state_dict()), dict(context.state_dict())) == []  # it has one encoder
+
+
+# stopping and going on
+
+
+@pytest.mark.parametrize("setting", [(), ("train.accumulate=2", "data.workers=2")])
+def test_a_stopped_and_resumed_run_is_bit_by_bit_the_run_in_one_go(
+    pairs: Path,
+    tmp_path: Path,
+    at_step: Callable[[int, Callable[[], object]], None],
+    setting: tuple[str, ...],
+) -> None:
+    settings = (*GUIDED, "train.steps=20", "optim.warmup_steps=12", *setting)
+    run(pairs, tmp_path / "whole", *settings)
+    at_step(9, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(RunStopped, match="stopped at step 9 of 20; continue with --resume"):
+        run(pairs, tmp_path / "cut", *settings)
+    assert weights(tmp_path / "cut")["step"] == 9
+    assert not (tmp_path / "cut" / "summary.json").exists()
+    at_step(9, lambda: pytest.fail("a resumed run repeats no step"))
+    run(pairs, tmp_path / "cut", *settings, resume=True)
+    same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def same_run(first: Path, second: Path) -> None:
+    assert differences(weights(first), weights(second)) == []
+    assert metrics(first) == metrics(second)
+    clock = ("seconds", "images_per_second", "waiting_share", "peak_memory_bytes")
+    one, other = RunFolder(first).summary(), RunFolder(second).summary()
+    assert {key: one[key] for key in one if key not in clock} == {key: other[key] for key in other if key not in clock}
+
+
+def test_a_killed_run_resumes_to_bit_by_bit_the_same_end(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = (*GUIDED, "train.steps=60", "train.checkpoint_every=3")
+    recipe = recipe_file(tmp_path / "killed.yaml", pairs, *settings)
+    folder = tmp_path / "killed"
+    process = start("train", recipe, "--out", folder)
+    wait_for(lambda: lines(folder / "metrics.jsonl") >= 8, process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert 3 <= weights(folder)["step"] < 60
+    assert not (folder / "summary.json").exists()
+    assert call(monkeypatch, "train", recipe, "--out", folder, "--resume") == 0
+    run(pairs, tmp_path / "whole", *settings)
+    same_run(tmp_path / "whole", folder)
+
+
+@pytest.mark.slow
+def test_sigterm_to_all_processes_saves_and_ends_resumably(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A scheduler signals the workers that decode as well: the step still has to come to its end.
+    settings = (*GUIDED, "train.steps=300", "train.log_every=4", "data.workers=1")
+    recipe = recipe_file(tmp_path / "ended.yaml", pairs, *settings)
+    folder = tmp_path / "ended"
+    process = start("train", recipe, "--out", folder, start_new_session=True)
+    wait_for(lambda: lines(folder / "metrics.jsonl") >= 2, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    step = weights(folder)["step"]
+    assert errors == f"depthjepa: stopped at step {step} of 300; continue with --resume\n"
+    assert 8 <= step < 300
+
+
+def lines(file: Path) -> int:
+    return file.read_text().count("\n") if file.exists() else 0
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end, "nothing happened for two minutes"
+        time.sleep(0.005)
+
+
+def test_resuming_another_configuration_is_refused_and_the_keys_are_named(
+    pairs: Path, tmp_path: Path, at_step: Callable[[int, Callable[[], object]], None]
+) -> None:
+    at_step(2, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(RunStopped):
+        run(pairs, tmp_path / "run", "train.steps=6")
+    before = (tmp_path / "run" / "checkpoints" / "last.pt").read_bytes()
+    with pytest.raises(BadInput, match=r"--resume with changed keys: optim\.lr, train\.steps;"):
+        run(pairs, tmp_path / "run", "train.steps=7", "optim.lr=5e-4", resume=True)
+    with pytest.raises(BadInput, match="holds a run already: continue it with --resume, or choose another --out"):
+        run(pairs, tmp_path / "run", "train.steps=6")
+    assert (tmp_path / "run" / "checkpoints" / "last.pt").read_bytes() == before
+    # Where and how it is carried out may change.
+    run(pairs, tmp_path / "run", "train.steps=6", "train.threads=2", "data.workers=1", resume=True)
+    assert weights(tmp_path / "run")["step"] == 6
+    torch.set_num_threads(1)
+
+
+def test_a_finished_run_resumes_to_its_summary_at_once(
+    pairs: Path, tmp_path: Path, at_step: Callable[[int, Callable[[], object]], None]
+) -> None:
+    summary = run(pairs, tmp_path / "run", "train.steps=2")
+    at_step(1, lambda: pytest.fail("a finished run does no step"))
+    assert run(pairs, tmp_path / "run", "train.steps=2", resume=True) == summary
+    with pytest.raises(BadInput, match=r"train\.steps"):
+        run(pairs, tmp_path / "run", "train.steps=3", resume=True)
+
+
+def test_resume_without_a_run_starts_one(pairs: Path, tmp_path: Path) -> None:
+    assert run(pairs, tmp_path / "new", "train.steps=1", resume=True)["steps"] == 1
+
+
+# probing on the way
+
+
+def test_best_is_the_checkpoint_of_the_highest_probe_and_probing_changes_nothing(pairs: Path, tmp_path: Path) -> None:
+    settings = (*GUIDED, "train.steps=9", "optim.lr=2e-3")
+    run(pairs, tmp_path / "plain", *settings)
+    run(pairs, tmp_path / "probed", *settings, "train.probe_every=3")
+    records = metrics(tmp_path / "probed")
+    probes = {record["step"]: record["probe_score"] for record in records if "probe_score" in record}
+    assert list(probes) == [3, 6, 9]
+    assert all(record["probe_score"] == record["probe_r2_within"] for record in records if "probe_score" in record)
+    assert weights(tmp_path / "probed", "best")["step"] == max(probes, key=lambda step: probes[step])
+    assert [record for record in records if "loss" in record] == metrics(tmp_path / "plain")
+    model = weights(tmp_path / "plain")["model"]
+    assert differences(model, weights(tmp_path / "probed")["model"]) == []
+
+
+def test_probing_without_labels_or_depth_is_refused(tmp_path: Path) -> None:
+    flat = write_flat(tmp_path / "flat", 8)
+    with pytest.raises(BadInput, match=r"train\.probe_every needs labels or depth"):
+        run(flat, tmp_path / "run", "train.steps=4", "train.probe_every=2")
+
+
+# what stops a run
+
+
+def test_a_teacher_that_is_not_finite_stops_before_the_weights_are_touched(
+    pairs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    at_step: Callable[[int, Callable[[], object]], None],
+) -> None:
+    settings = (*GUIDED, "train.steps=6", "train.checkpoint_every=1")
+    at_step(3, lambda: monkeypatch.setattr(DepthTeacher, "batch_latents", spoilt(DepthTeacher.batch_latents)))
+    recipe = recipe_file(tmp_path / "spoilt.yaml", pairs, *settings)
+    assert call(monkeypatch, "train", recipe, "--out", tmp_path / "spoilt") == 1
+    [message] = capsys.readouterr().err.splitlines()
+    assert message.startswith("depthjepa: step 3: loss is nan, loss_depth is nan, grad_norm is nan; images train/rgb/")
+    assert "loss_jepa" not in message
+    saved = weights(tmp_path / "spoilt")
+    assert saved["step"] == 2
+    assert all(torch.isfinite(value).all() for value in saved["model"].values())
+    checkpoint.load_encoder(tmp_path / "spoilt")
+
+
+def spoilt(latents: Callable[[DepthTeacher, Batch, tuple[int, int]], Latents]) -> Callable[..., Latents]:
+    def with_one_nan(teacher: DepthTeacher, batch: Batch, cells: tuple[int, int]) -> Latents:
+        found = latents(teacher, batch, cells)
+        values = found.values.masked_fill(found.valid, math.nan)
+        return Latents(values, found.valid)
+
+    return with_one_nan
+
+
+def test_a_learning_rate_far_too_high_stops_and_names_the_term(pairs: Path, tmp_path: Path) -> None:
+    settings = ("optim.lr=1e30", "optim.start_lr=1e30", "train.steps=8", "train.checkpoint_every=1")
+    with pytest.raises(RunStopped, match=r"step \d: loss is (nan|inf), loss_jepa is (nan|inf).*Lower optim\.lr"):
+        run(pairs, tmp_path / "run", *settings)
+    saved = weights(tmp_path / "run")
+    assert saved["step"] >= 1
+    assert all(torch.isfinite(value).all() for value in saved["model"].values())
+
+
+@pytest.fixture
+def limit() -> Iterator[Callable[[int], None]]:
+    """Let no file grow beyond so many bytes, as on a full disk; -1: as before."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def set_limit(size: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft if size < 0 else size, hard))
+
+    yield set_limit
+    set_limit(-1)
+
+
+@pytest.mark.parametrize(("size", "file"), [(100_000, "last.pt"), (600, "metrics.jsonl")])
+def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before_it_whole(
+    pairs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    at_step: Callable[[int, Callable[[], object]], None],
+    limit: Callable[[int], None],
+    size: int,
+    file: str,
+) -> None:
+    settings = (*GUIDED, "train.steps=6", "train.checkpoint_every=2")
+    recipe, folder = recipe_file(tmp_path / "full.yaml", pairs, *settings), tmp_path / "full"
+    at_step(3, lambda: limit(size))
+    status = call(monkeypatch, "train", recipe, "--out", folder)
+    limit(-1)
+    assert status == 1
+    [message] = capsys.readouterr().err.splitlines()
+    assert message.startswith("depthjepa: the disk is full: ")
+    assert file in message
+    assert weights(folder)["step"] == 2
+    assert not list(folder.rglob("*.partial"))
+    at_step(3, lambda: None)
+    assert call(monkeypatch, "train", recipe, "--out", folder, "--resume") == 0
+    run(pairs, tmp_path / "whole", *settings)
+    same_run(tmp_path / "whole", folder)
+
+
+def test_a_few_unreadable_images_are_named_in_the_summary(tmp_path: Path) -> None:
+    flat = write_flat(tmp_path / "flat", 120)
+    (flat / "0007.png").write_bytes(b"torn")
+    summary = run(flat, tmp_path / "run", "train.epochs=1")
+    assert summary["steps"] == 15
+    assert summary["skipped_images"] == 1
+    [name] = summary["skipped_names"]
+    assert str(flat / "0007.png") in name
+
+
+def test_many_unreadable_images_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flat = write_flat(tmp_path / "flat", 120)
+    for number in (7, 50):
+        (flat / f"{number:04}.png").write_bytes(b"torn")
+    recipe = recipe_file(tmp_path / "torn.yaml", flat, "train.epochs=2")
+    assert call(monkeypatch, "train", recipe, "--out", tmp_path / "run") == 2
+    [message] = capsys.readouterr().err.splitlines()
+    assert "2 of 120 images cannot be read, more than 1 %" in message
+    assert "0007.png" in message and "0050.png" in message
+
+
+def test_fewer_images_than_a_batch_wrap_round_with_a_note(tmp_path: Path) -> None:
+    for number in range(3):
+        save(tmp_path / "few" / f"{number}.png", picture(number))
+    said: list[str] = []
+    training.train(tiny(tmp_path / "few", "train.steps=2"), tmp_path / "run", say=said.append)
+    assert any("3 images are fewer than a batch of 8" in text for text in said)
+    assert said[0].startswith("estimate: 2 steps of 8 images")
