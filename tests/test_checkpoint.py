@@ -189,6 +189,9 @@ def test_the_old_file_stays_until_the_new_one_is_on_the_disk(tmp_path: Path, mon
         seen.append(checkpoint.load(path).step)
 
     monkeypatch.setattr(os, "fsync", watched)
-    write(tmp_path, step=2)
+    with path.open("rb") as reader:  # who reads the old file while the new one comes reads it to its end
+        before = path.read_bytes()
+        write(tmp_path, step=2)
+        assert reader.read() == before
     assert seen == [1]
     assert checkpoint.load(path).step == 2

@@ -102,7 +102,7 @@ def depth_of_8_bits(place: Path) -> Path:
             "photos",
             write_pairs,
             ("train.precision=fp-32",),
-            r"train\.precision='fp-32': should be .*did you mean 'fp32'",
+            r"train\.precision='fp-32': .*did you mean 'fp32'",
         ),
         ("photos", write_pairs, ("train.batch_size=x",), r"train\.batch_size='x': should be a valid integer"),
         ("photos", write_pairs, ("model.patch_size=7",), r"model\.patch_size=7 does not divide .* is 49 x 49"),

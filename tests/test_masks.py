@@ -202,6 +202,15 @@ def test_reference_draws_block_sizes_once_for_a_batch():
     assert torch.equal(part.context[:, :shorter], masks.context[5:9, :shorter])
 
 
+def test_reference_gives_up_targets_where_no_context_is_left():
+    """Targets as large as the context block leave nothing free: after 20 tries for each, none of them counts."""
+    config = MaskConfig(bias="reference", target_scale=(0.9, 0.9), target_aspect=(1.0, 1.0), context_scale=(1.0, 1.0))
+    masks = draw(config, (16, 16), 4)
+    block = torch.arange(256).view(16, 16)[:15, :15].flatten()
+    assert torch.equal(masks.context, block.expand(4, -1))
+    assert torch.equal(masks.targets, block.expand(4, 4, -1))
+
+
 # MAE-like -------------------------------------------------------------------------------------------------
 
 

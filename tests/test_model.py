@@ -246,6 +246,17 @@ def test_other_image_sizes_than_the_built_one(size):
     assert model(images, keep).shape == (2, rows * columns // 2, SHAPE.width)
 
 
+def test_stretched_positions_are_those_of_the_patch_centres():
+    """A patch of half the size has its centre a quarter of a patch off; bicubic weights miss it by a twentieth."""
+    positions = encoder().positions((16, 16))[0].view(16, 16, -1)
+    for row in range(4, 12):
+        for i in range(2, SHAPE.width // 4):
+            rate = 10000 ** (-i / (SHAPE.width // 4))
+            place = ((row + 0.5) / 2 - 0.5) * rate
+            found = positions[row, 5, SHAPE.width // 2 + i :: SHAPE.width // 4].tolist()
+            assert found == pytest.approx([math.sin(place), math.cos(place)], abs=0.06 * rate)
+
+
 def test_positions_of_the_built_grid_are_not_touched():
     model = encoder()
     assert model.positions((8, 8)) is model.pos_embed
@@ -483,20 +494,15 @@ def test_depth_latents_decode_to_the_mean_disparity_of_each_part():
         part = depth[image, 0, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
         expected = float((1 / part[part > 0]).mean())
         assert float(decoded[image, 0, row, column]) == pytest.approx(expected, rel=1e-5)
-    # Channel 0 is twice the mean of the cell's parts; the others vanish on flat ground.
-    torch.testing.assert_close(latents.values[:, :1], 2 * F.avg_pool2d(decoded, 2))
-    flat = DepthTeacher().batch_latents(depth_batch(torch.full((1, 1, 32, 48), 4.0)), (4, 6)).values
-    torch.testing.assert_close(flat[:, 0], torch.full((1, 4, 6), 0.5))
-    assert flat[:, 1:].abs().max() < 1e-7
 
 
 @pytest.mark.parametrize("garbage", [0.0, -1.0, math.nan, math.inf])
-def test_a_cell_with_an_unmeasured_part_is_invalid(garbage):
+def test_an_unmeasured_part_is_invalid(garbage):
     depth = some_depth()
-    depth[1, 0, 8:12, 20:24] = garbage  # part (2, 5), which belongs to cell (1, 2)
+    depth[1, 0, 8:12, 20:24] = garbage  # part (2, 5), which is the upper right one of cell (1, 2)
     latents = DepthTeacher().batch_latents(depth_batch(depth), (4, 6))
     expected = torch.ones(2, 4, 4, 6, dtype=torch.bool)
-    expected[1, :, 1, 2] = False
+    expected[1, 1, 1, 2] = False
     assert torch.equal(latents.valid, expected) and torch.isfinite(latents.values).all()
 
 
@@ -508,11 +514,6 @@ def test_zoom_multiplies_the_disparity():
     # A crop at zoom s is a view in which everything stands at depth / s.
     nearer = DepthTeacher().batch_latents(depth_batch(depth / 2.5), (4, 6)).values
     torch.testing.assert_close(zoomed[1], nearer[1])
-
-
-def test_depth_latents_do_not_lose_energy():
-    latents = DepthTeacher().batch_latents(depth_batch(some_depth()), (4, 6)).values
-    torch.testing.assert_close(latents.square().sum(), to_disparity(latents).square().sum())
 
 
 def test_depth_teacher_without_depth_is_refused():

@@ -166,6 +166,8 @@ def same_losses(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> No
     for one, other in zip(first, second, strict=True):
         for key in ("loss", "loss_jepa", "loss_depth"):
             assert one[key] == pytest.approx(other[key], rel=1e-5, abs=1e-5)
+        # AdamW hardly feels the scale of its gradients: their norm does.
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
 
 
 @pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -322,6 +324,23 @@ def test_best_is_the_checkpoint_of_the_highest_probe_and_probing_changes_nothing
     assert [record for record in records if "loss" in record] == metrics(tmp_path / "plain")
     model = weights(tmp_path / "plain")["model"]
     assert differences(model, weights(tmp_path / "probed")["model"]) == []
+
+
+def test_best_is_kept_over_a_worse_probe_and_over_a_resume(
+    pairs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at_step: Callable[[int, Callable[[], object]], None],
+) -> None:
+    scores = iter([0.1, 0.5, 0.3, 0.4])
+    monkeypatch.setattr(training, "probe_during_training", lambda *_: ({}, next(scores)))
+    at_step(7, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(RunStopped):
+        run(pairs, tmp_path / "run", "train.steps=8", "train.probe_every=2")
+    run(pairs, tmp_path / "run", "train.steps=8", "train.probe_every=2", resume=True)
+    found = {record["step"]: record["probe_score"] for record in metrics(tmp_path / "run") if "probe_score" in record}
+    assert found == {2: 0.1, 4: 0.5, 6: 0.3, 8: 0.4}
+    assert weights(tmp_path / "run", "best")["step"] == 4
 
 
 def test_probing_without_labels_or_depth_is_refused(tmp_path: Path) -> None:

@@ -69,7 +69,8 @@ def bench(overrides: Sequence[str] = ()) -> dict[str, Any]:
     figures["peak_memory_bytes"] = runtime.peak_memory_bytes(where)
     print(
         f"masks: {1e3 * figures['mask_seconds_per_step']:.2f} ms a step; decode and crop: "
-        f"{figures['loading_images_per_second']:.0f} images/s; peak memory {figures['peak_memory_bytes'] / 2**20:.0f} MiB"
+        f"{figures['loading_images_per_second']:.0f} images/s; "
+        f"peak memory {figures['peak_memory_bytes'] / 2**20:.0f} MiB"
     )
     return figures
 

@@ -241,8 +241,8 @@ def _place_objects(draw: _Draws, labels: np.ndarray, street: np.ndarray) -> tupl
     support = (size[..., 0] * sine + size[..., 2] * cosine) / 2  # half the extent along the view
 
     look = draw("camera", 7).T
-    height, focal = 1 / _between(look[0], 1.0, 1 / 6), 1 / _between(look[1], 1 / 2.0, 1 / 0.6)
-    roll, slope = _turn(2 * look[2] - 1, 0.12), _between(look[3], -0.12, 0.12)
+    height, focal = 1 / _between(look[0], 1.0, 1 / 3.0), 1 / _between(look[1], 1 / 1.3, 1 / 0.7)
+    roll, slope = _turn(2 * look[2] - 1, 0.05), _between(look[3], -0.06, 0.06)
 
     # The nearest object: the share of the picture it takes gives its distance, its place there the pitch.
     w, h = width[:, 0], size[:, 0, 1]
@@ -250,7 +250,7 @@ def _place_objects(draw: _Draws, labels: np.ndarray, street: np.ndarray) -> tupl
     front = np.maximum(focal * large, 1.2 * np.abs(h / 2 - height))
     depth = front + support[:, 0]
     across = (2 * look[5] - 1) * np.maximum(0.5 - 0.5 * focal * w / front, 0.04) * front / focal
-    up = (2 * look[6] - 1) * np.maximum(0.5 - 0.5 * focal * h / front, 0.04) * front / focal
+    up = 0.7 * (2 * look[6] - 1) * np.maximum(0.5 - 0.5 * focal * h / front, 0.04) * front / focal
     x, y = roll[:, 0] * across - roll[:, 1] * up, roll[:, 1] * across + roll[:, 0] * up
     length = np.sqrt(y * y + depth * depth)
     sine = (slope * x - height + h / 2) / length  # of the object's elevation above the horizon
@@ -373,14 +373,14 @@ def _paint(draw: _Draws, category: np.ndarray) -> Paint:
     """One pattern an object: plain, upright stripes, level stripes, checks or a grid; mostly a grid on buildings."""
     count = category.shape[1]
     u = np.moveaxis(draw("pattern", count, 11), 2, 0)
-    building = (category == BUILDING)[..., None]
+    building, colours = (category == BUILDING)[..., None], draw("colours", count, 2, 5)
     choice = np.where(building[..., 0] & (u[1] < 0.75), 4, np.searchsorted([0.35, 0.5, 0.65, 0.85], u[0]))
     plain, upright, level, checked = (choice[..., None] == kind for kind in range(4))
     always = level & np.array([True, False]) | upright & np.array([False, True])
     share = _between(np.stack([u[2], u[3]], axis=-1), 0.35, 0.65)
     rate = np.where(building, 0.22, 0.7) * _between(np.stack([u[4], u[5]], axis=-1), 0.9, 2.2)
     return Paint(
-        colours=_palette(draw("colours", count, 2, 5)),
+        colours=np.where(building[..., None], _palette(colours, 0.15, 0.7, vivid=0.4), _palette(colours)),
         rate=rate,
         duty=np.where(plain, 0.0, np.where(always, 1.0, np.where(checked, 0.5, share))),
         phase=np.stack([u[6], u[7]], axis=-1),
@@ -392,7 +392,10 @@ def _paint(draw: _Draws, category: np.ndarray) -> Paint:
 def _surroundings(draw: _Draws, street: np.ndarray) -> Surroundings:
     u = draw("surroundings", 14).T
     colours = draw("light", 8, 5)
-    sky = _palette(colours[:, 3:6], darkest=0.15, brightest=0.85)
+    sky = _palette(colours[:, 3:6], darkest=0.72, brightest=0.95, vivid=0.3)
+    sky = sky * np.array([0.75, 0.9, 1.0])  # overcast to blue
+    ground = _palette(colours[:, :3], darkest=0.3, brightest=0.62, vivid=0.15)
+    ground[:, 2] = _palette(colours[:, 2], darkest=0.75, vivid=0.3)  # markings are bright
     tint = np.sqrt(_palette(colours[:, 6:], darkest=0.6, vivid=0.4))
     around, elevation = _turn(2 * u[0] - 1, 1.0), _turn(_between(u[1], 0.15, 0.75), 1.0)
     behind = np.where(u[2] < 0.5, 1.0, -1.0)
@@ -402,11 +405,11 @@ def _surroundings(draw: _Draws, street: np.ndarray) -> Surroundings:
         middle=_between(u[3], -5.0, 5.0),
         road=_between(u[4], 2.5, 6.0),
         dash=np.stack([_between(u[5], 0.1, 0.3), _between(u[6], 0.3, 1.0), np.floor(u[7] + 0.75)], axis=-1),
-        ground=_palette(colours[:, :3], vivid=0.5),
-        rough=np.stack([0.7 * u[8], _between(u[9], 0.3, 3.0)], axis=-1),
+        ground=ground,
+        rough=np.stack([0.4 * u[8], _between(u[9], 0.3, 3.0)], axis=-1),
         sky=sky,
         cloud=np.stack([u[10], _between(u[11], 0.5, 3.0)], axis=-1),
         sun=np.stack([level[:, 1], elevation[:, 1], level[:, 0]], axis=-1),
-        light=tint[:, 0] * _between(u[12], 0.15, 1.1)[:, None],
-        ambient=tint[:, 1] * _between(u[13], 0.2, 0.65)[:, None],
+        light=tint[:, 0] * _between(u[12], 0.2, 0.9)[:, None],
+        ambient=tint[:, 1] * _between(u[13], 0.35, 0.65)[:, None],
     )

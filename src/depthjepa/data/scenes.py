@@ -10,6 +10,7 @@ A scene does not depend, to the last bit, on the batch it is rendered in.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -52,7 +53,7 @@ class Scenes:
         if not 0 < count <= _FIRST_INDEX["val"]:
             raise BadInput(f"the number of scenes must be from 1 to {_FIRST_INDEX['val']}, not {count}")
         self.seed, self.split, self.count, self.size = seed, split, count, size
-        self._chunks: dict[int, Rendered] = {}
+        self._chunks = _kept(seed, split, count, size)
 
     @property
     def name(self) -> str:
@@ -62,7 +63,11 @@ class Scenes:
         return self.count
 
     def sample(self, index: int) -> Sample:
-        """Return scene `index` of the split; scenes are rendered in chunks when first asked for, and kept."""
+        """Return scene `index` of the split.
+
+        Scenes are rendered in chunks when first asked for, and kept: 8 bytes a pixel, for as long as the
+        process lives, so that runs and probes on the same scenes render them once.
+        """
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
         chunk, row = divmod(index, _KEPT_TOGETHER)
@@ -72,6 +77,12 @@ class Scenes:
             self._chunks[chunk] = render(numbers, seed=self.seed, size=self.size)
         scenes = self._chunks[chunk]
         return Sample(scenes.images[row], scenes.depth[row], int(scenes.labels[row]), f"scene-{index:06d}")
+
+
+@functools.cache
+def _kept(seed: int, split: str, count: int, size: tuple[int, int]) -> dict[int, Rendered]:
+    """The chunks of one source that are rendered already; all its instances share them."""
+    return {}
 
 
 def render(
