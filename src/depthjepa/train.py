@@ -118,6 +118,8 @@ def prepare(
         restore(state, folder)
     elif teacher is not None:
         state.whitening, state.floor = fit_teacher_statistics(state, source)
+    if isinstance(method, Supervised) and state.floor:
+        method.floor = state.floor
     say(cost.estimate(config, method, steps - state.step, place.world, where))
     if note := wrap_note(len(source), config.train.batch_size):
         say(note)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
@@ -17,12 +19,16 @@ from depthjepa.model.vit import VisionTransformer
 class Supervised(nn.Module):
     """Encoder of the whole image with a linear depth head on its tokens and a linear classifier on their mean.
 
-    Depth (latents of the ground truth) and labels are used where the data have them.
+    Depth (latents of the ground truth) and labels are used where the data have them. Each loss is divided by that of
+    a constant prediction (`floor` for depth, the logarithm of the number of classes), so that neither drowns the other.
     """
+
+    floor: float = 1.0  # set once the teacher's statistics are known
 
     def __init__(self, encoder: VisionTransformer, depth_head: GuidanceHead | None, classes: int) -> None:
         super().__init__()
         self.context_encoder = encoder
+        self.classes = classes
         self.head = nn.ModuleDict()
         if depth_head is not None:
             self.head["depth"] = depth_head
@@ -41,16 +47,19 @@ class Supervised(nn.Module):
         teacher: Latents | None = None,
         labels: Int64[Tensor, " b"] | None = None,
     ) -> Losses:
-        """Sum of the smooth-L1 depth loss and the cross-entropy of the labels."""
+        """Smooth-L1 depth loss and cross-entropy of the labels, and the sum of their ratios to a constant's."""
         tokens = self.context_encoder(images)
         parts: dict[str, Tensor] = {}
+        total = tokens.new_zeros(())
         if teacher is not None and "depth" in self.head:
             latents, _ = self.depth_latents(tokens)
             parts["loss_depth"] = feature_depth_loss(latents.float(), teacher.values, teacher.valid)
+            total = total + parts["loss_depth"] / self.floor
         if labels is not None and "classes" in self.head:
             logits = self.head["classes"](tokens.mean(1))
             parts["loss_classes"] = F.cross_entropy(logits.float(), labels)
-        return Losses(torch.stack(list(parts.values())).sum(), parts)
+            total = total + parts["loss_classes"] / math.log(self.classes)
+        return Losses(total, parts)
 
     def depth_latents(
         self, tokens: Float[Tensor, "b n d"]
