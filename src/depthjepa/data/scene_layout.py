@@ -250,7 +250,7 @@ def _place_objects(draw: _Draws, labels: np.ndarray, street: np.ndarray) -> tupl
     front = np.maximum(focal * large, 1.2 * np.abs(h / 2 - height))
     depth = front + support[:, 0]
     across = (2 * look[5] - 1) * np.maximum(0.5 - 0.5 * focal * w / front, 0.04) * front / focal
-    up = 0.7 * (2 * look[6] - 1) * np.maximum(0.5 - 0.5 * focal * h / front, 0.04) * front / focal
+    up = (2 * look[6] - 1) * np.maximum(0.5 - 0.5 * focal * h / front, 0.04) * front / focal
     x, y = roll[:, 0] * across - roll[:, 1] * up, roll[:, 1] * across + roll[:, 0] * up
     length = np.sqrt(y * y + depth * depth)
     sine = (slope * x - height + h / 2) / length  # of the object's elevation above the horizon
@@ -390,11 +390,11 @@ def _paint(draw: _Draws, category: np.ndarray) -> Paint:
 
 
 def _surroundings(draw: _Draws, street: np.ndarray) -> Surroundings:
-    u = draw("surroundings", 14).T
+    u = draw("surroundings", 15).T
     colours = draw("light", 8, 5)
-    sky = _palette(colours[:, 3:6], darkest=0.72, brightest=0.95, vivid=0.3)
-    sky = sky * np.array([0.75, 0.9, 1.0])  # overcast to blue
-    ground = _palette(colours[:, :3], darkest=0.3, brightest=0.62, vivid=0.15)
+    sky = _palette(colours[:, 3:6], darkest=0.2, brightest=0.95, vivid=0.3)
+    sky = sky * (1 - u[14, :, None, None] * np.array([0.3, 0.12, 0.0]))  # from overcast to blue
+    ground = _palette(colours[:, :3], darkest=0.15, brightest=0.9, vivid=0.3)
     ground[:, 2] = _palette(colours[:, 2], darkest=0.75, vivid=0.3)  # markings are bright
     tint = np.sqrt(_palette(colours[:, 6:], darkest=0.6, vivid=0.4))
     around, elevation = _turn(2 * u[0] - 1, 1.0), _turn(_between(u[1], 0.15, 0.75), 1.0)
