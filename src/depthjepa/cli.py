@@ -188,12 +188,14 @@ def show(
     what: Picture,
     source: Annotated[str, typer.Argument(help="masks, batch: a recipe; features, depth: a run folder.")],
     out: Annotated[Path, typer.Option(help="Picture to write (.png, .pdf, .svg).")],
-    overrides: Overrides = None,
+    more: Annotated[
+        list[str] | None, typer.Argument(help="masks, batch: KEY=VALUE; features, depth: further runs.")
+    ] = None,
 ) -> None:
-    """Draw masks or a training batch of a recipe, or patch features or depth maps of a trained run."""
+    """Draw masks or a training batch of a recipe, or patch features or depth maps of trained runs side by side."""
     from depthjepa.evaluation.apply import draw
 
-    draw(what, source, out, overrides or [])
+    draw(what, source, more or [], out)
     print(out)
 
 

@@ -111,9 +111,14 @@ def estimate(config: RunConfig, method: JEPA | Supervised, steps: int, world: in
     seconds = operations / (0.5 * matmul_rate(where, dtype, seconds=0.2)) * steps
     memory = memory_bytes(config, method, share // config.train.accumulate)
     return (
-        f"estimate: {steps} steps of {config.train.batch_size} images, {operations * world / 1e12:.2f} TFLOP each: "
-        f"about {duration(seconds)} on this {where.type}, and {memory / 2**30:.1f} GiB for the model and its batch"
+        f"estimate: {steps} steps of {config.train.batch_size} images, {operations * world / 1e9:.3g} GFLOP each: "
+        f"about {duration(seconds)} on this {where.type}, and {size_of(memory)} for the model and its batch"
     )
+
+
+def size_of(count: float) -> str:
+    """Format bytes for people."""
+    return f"{count / 2**20:.0f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"
 
 
 def duration(seconds: float) -> str:

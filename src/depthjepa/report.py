@@ -124,7 +124,8 @@ def _and(words: Sequence[str]) -> str:
 
 def depth_figures(runs: Sequence[Run]) -> list[str]:
     """Ground truth, each run, random encoder and mean map; one figure for each set of equal images."""
-    return [_depth_figure(group) for group in _same_images(runs, "probes/depth.npz", "truth", "prediction")]
+    files = {f"probes/{file.name}": None for run in runs for file in sorted((run.path / "probes").glob("depth*.npz"))}
+    return [_depth_figure(group) for file in files for group in _same_images(runs, file, "truth", "prediction")]
 
 
 def _depth_figure(group: list[tuple[Run, Arrays]]) -> str:

@@ -118,16 +118,14 @@ def _write_depth(target: Path, disparity: Tensor, low: float, high: float) -> No
     Image.fromarray(colours).save(target.with_suffix(".colour.png"))
 
 
-def draw(what: str, source: str, out: Path, overrides: list[str]) -> None:
-    """Draw `masks` or `batch` of a recipe, or `features` or `depth` of a run, to a picture file."""
+def draw(what: str, source: str, more: list[str], out: Path) -> None:
+    """Draw `masks` or `batch` of a recipe (`more`: settings), or `features` or `depth` of runs, to a picture file."""
     if what in ("masks", "batch"):
-        figure = _draw_batch(what, load_config(source, overrides))
-    elif overrides:
-        raise BadInput(f"show {what} reads a run as it is and takes no settings: {', '.join(overrides)}")
+        figure = _draw_batch(what, load_config(source, more))
     elif what == "features":
-        figure = _draw_features(source)
+        figure = _draw_features([source, *more])
     else:
-        figure = _draw_depth(source)
+        figure = _draw_depth([source, *more])
     figures.save_figure(figure, out)
 
 
@@ -149,24 +147,31 @@ def _draw_batch(what: str, config: RunConfig) -> Figure:
     return figures.batch_grid(pixels(batch), None if batch.depth is None else batch.depth[:, 0].numpy())
 
 
-def _draw_features(run: str) -> Figure:
-    saved = checkpoints.load(run)
-    where = runtime.device(saved.config.train.device)
-    batch, grid = picture_batch(saved.config).to(where), saved.config.grid
-    named = {RANDOM: build_encoder(saved.config).to(where), saved.config.name: saved.encoder().to(where)}
+def _draw_features(runs: list[str]) -> Figure:
+    loaded = [checkpoints.load(run) for run in runs]
+    config = loaded[0].config
+    where = runtime.device(config.train.device)
+    batch = picture_batch(config).to(where)
+    named = {saved.config.name: saved.encoder() for saved in loaded} | {RANDOM: build_encoder(config)}
     with torch.no_grad():
-        maps = {name: token_maps(encoder, batch, grid) for name, encoder in named.items()}
+        maps = {name: token_maps(encoder.to(where), batch, config.grid) for name, encoder in named.items()}
     return figures.feature_pca(pixels(batch), maps)
 
 
-def _draw_depth(run: str) -> Figure:
+def _draw_depth(runs: list[str]) -> Figure:
+    stored = {run: _stored_maps(run) for run in runs}
+    first = stored[runs[0]]
+    for run, arrays in stored.items():
+        if not np.array_equal(arrays["images"], first["images"]):
+            raise BadInput(f"{run} and {runs[0]} were probed on other images: probe them on the same data")
+    maps = {Path(run).name: arrays["prediction"] for run, arrays in stored.items()}
+    maps |= {RANDOM: first["random"], "mean map": np.broadcast_to(first["mean_map"], first["truth"].shape)}
+    return figures.depth_rows(first["images"], first["truth"], maps)
+
+
+def _stored_maps(run: str) -> dict[str, np.ndarray]:
     file = Path(run) / "probes" / "depth.npz"
     if not file.is_file():
         raise BadInput(f"{file} is not there: run `depthjepa probe {run} depth` first")
     with np.load(file) as stored:
-        maps = {
-            "mean map": np.broadcast_to(stored["mean_map"], stored["truth"].shape),
-            RANDOM: stored["random"],
-            Path(run).name: stored["prediction"],
-        }
-        return figures.depth_rows(stored["images"], stored["truth"], maps)
+        return dict(stored)

@@ -7,6 +7,7 @@ random encoder) and of a guess that knows nothing (the mean map, the most freque
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -291,13 +292,19 @@ def size_text(config: RunConfig) -> str:
 
 
 def write_probe(result: Probe, folder: Path | None, out: Path | None) -> None:
-    """Write table, arrays and readout: below a run folder, and the table alone to `out`."""
+    """Write table, arrays and readout: below a run folder, and the table alone to `out`.
+
+    On other data than the run's own, the files carry the name of the data; the readout is always the newest.
+    """
     if out is not None:
         write_whole(out, to_json(result.table))
     if folder is not None:
-        task = result.table["task"]
-        write_whole(folder / "probes" / f"{task}.json", to_json(result.table))
+        own = build_config(RunFolder(folder).config()).data.root.partition(":")[0]
+        data = result.table["data"]
+        elsewhere = "" if data.partition(":")[0] == own else "-" + re.sub(r"\W+", "_", Path(data).name)
+        name = f"probes/{result.table['task']}{elsewhere}"
+        write_whole(folder / f"{name}.json", to_json(result.table))
         if result.arrays:
-            RunFolder(folder).save_arrays(f"probes/{task}", result.arrays)
+            RunFolder(folder).save_arrays(name, result.arrays)
         if result.readout is not None:
             result.readout.save(folder / "probes" / "depth.safetensors")
