@@ -146,7 +146,7 @@ def test_reading_leaves_the_global_generators_alone() -> None:
 def test_a_source_smaller_than_a_batch_wraps_round_with_other_views() -> None:
     batch = next(iter(training(Numbered(3))))
     assert sorted(Counter(batch.index.tolist()).values()) == [2, 3, 3]
-    assert len(batch.zoom.unique()) == 8
+    assert len({image.numpy().tobytes() for image in batch.images}) == 8
     assert len(torch.unique(batch.masks.context, dim=0)) == 8
     assert steps_per_epoch(3, 8) == 1 and steps_per_epoch(17, 8) == 2
     assert wrap_note(3, 8) == "3 images are fewer than a batch of 8: the sampler wraps round, one step an epoch"

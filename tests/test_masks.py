@@ -280,3 +280,9 @@ def test_small_grids_work_when_small_masks_are_allowed():
     masks = draw(MaskConfig(min_keep=1), (4, 4), 64)
     assert masks.context.shape[1] >= 4
     assert not (seen(masks.context, 16) & seen(masks.targets, 16)).any()
+
+
+def test_context_covers_a_wide_image():
+    """The context block has the grid's proportions, so a grid four times as wide as high keeps as much context."""
+    wide, square = context_length(MaskConfig(), (8, 32)), context_length(MaskConfig(), (16, 16))
+    assert wide > 0.9 * square

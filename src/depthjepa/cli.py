@@ -65,14 +65,14 @@ def main() -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the runs and the report.")] = Path("demo"),
+    out: Annotated[Path | None, typer.Option(help="Folder for runs and report; default demo, or demo-SEED.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order, masks and crops.")] = 0,
     overrides: Overrides = None,
 ) -> None:
     """Train guided and unguided twins on rendered scenes, probe them, write a report. Offline, in minutes."""
     from depthjepa.demo import demo as run
 
-    run(out, seed, overrides or [])
+    run(out or Path("demo" if seed == 0 else f"demo-{seed}"), seed, overrides or [])
 
 
 @app.command()

@@ -52,7 +52,6 @@ class TrainConfig:
     batch_size: PositiveInt = 64  # of the whole step: over all processes and accumulated parts
     accumulate: PositiveInt = 1
     precision: Literal["fp32", "bf16"] = "fp32"
-    compile: bool = False
     log_every: PositiveInt = 10
     checkpoint_every: PositiveInt = 500  # steps; the last step is always saved
     probe_every: PositiveInt | None = None  # steps; None: no probe during training
@@ -63,7 +62,7 @@ class TrainConfig:
     def total_steps(self, steps_per_epoch: int) -> int:
         """Return the number of steps; raises `BadInput` unless exactly one of epochs and steps is given."""
         if (self.epochs is None) == (self.steps is None):
-            raise BadInput("give one of train.epochs and train.steps")
+            raise BadInput("give one of train.epochs and train.steps (the other one as null)")
         return self.steps if self.steps is not None else max(1, round((self.epochs or 0) * steps_per_epoch))
 
 
@@ -76,7 +75,7 @@ class EvaluationConfig:
     val_images: PositiveInt | None = None
     batch_size: PositiveInt = 64
     neighbours: PositiveInt = 20
-    pictures: int = 6
+    pictures: PositiveInt = 6
 
 
 @configuration(frozen=True, slots=True, config=STRICT)
@@ -124,6 +123,7 @@ def build_config(content: Mapping[str, Any], overrides: Sequence[str] = ()) -> R
     """Check a nested mapping with overrides and turn it into a `RunConfig`; raises `BadInput` with all faults."""
     merged = _copy(content)
     faults = [fault for text in overrides if (fault := _override(merged, text))]
+    _replace_length(merged, [text.partition("=")[0] for text in overrides])
     known = keys(RunConfig)
     faults += [f"unknown key {key!r}{nearest(key, known)}" for key in flatten(merged) if key not in known]
     if not faults:
@@ -132,6 +132,13 @@ def build_config(content: Mapping[str, Any], overrides: Sequence[str] = ()) -> R
         except ValidationError as error:
             faults = [_explain(fault, known) for fault in error.errors()]
     raise BadInput("configuration: " + "; ".join(faults))
+
+
+def _replace_length(content: dict[str, Any], overridden: list[str]) -> None:
+    """A length given as an override replaces the recipe's, in whichever unit that is."""
+    for given, other in (("steps", "epochs"), ("epochs", "steps")):
+        if f"train.{given}" in overridden and f"train.{other}" not in overridden:
+            content["train"][other] = None
 
 
 def to_mapping(config: RunConfig) -> dict[str, Any]:

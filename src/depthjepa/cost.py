@@ -7,7 +7,6 @@ Operations are counted once, eagerly and with explicit attention (torch's counte
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -44,13 +43,14 @@ def step_flops(config: RunConfig, batch_size: int) -> int:
 
 def example(
     config: RunConfig, teacher: Teacher | None, batch_size: int, where: torch.device
-) -> tuple[Tensor, Masks, Latents | None]:
-    """Random images, the first batch's masks, and random latents of a configuration's shapes."""
+) -> tuple[Tensor, Masks | None, Latents | None]:
+    """Random images, the first batch's masks (a supervised run has none), random latents: all of the run's shapes."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch_size, 3, *config.data.size, generator=generator).to(where)
-    masks = sample_masks(config.masks, config.grid, seed=0, epoch=0, indices=np.arange(batch_size), batch_index=0).to(
-        where
-    )
+    masks = None
+    if config.train.objective == "jepa":
+        indices = np.arange(batch_size)
+        masks = sample_masks(config.masks, config.grid, seed=0, epoch=0, indices=indices, batch_index=0).to(where)
     if teacher is None:
         return images, masks, None
     shape = (batch_size, teacher.describe().channels, *(CELLS * side for side in config.grid))
@@ -88,12 +88,12 @@ def memory_bytes(config: RunConfig, method: JEPA | Supervised, images: int) -> i
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
     kept = sum(p.numel() for p in method.parameters()) - trained
     shape, cells = config.model.shape, config.grid[0] * config.grid[1]
-    masks = sample_masks(config.masks, config.grid, seed=0, epoch=0, indices=np.arange(2), batch_index=0)
-    seen, blocks, hidden = masks.context.shape[1], masks.targets.shape[1], masks.targets.shape[2]
     per_number = 34 if config.train.precision == "bf16" else 68
     if config.train.objective == "supervised":
         activations = shape.depth * shape.width * cells
     else:
+        masks = sample_masks(config.masks, config.grid, seed=0, epoch=0, indices=np.arange(2), batch_index=0)
+        seen, blocks, hidden = masks.context.shape[1], masks.targets.shape[1], masks.targets.shape[2]
         activations = shape.depth * shape.width * seen
         activations += config.predictor.depth * config.predictor.width * blocks * (seen + hidden)
     return 16 * trained + 4 * kept + per_number * images * activations
@@ -105,8 +105,7 @@ def estimate(config: RunConfig, method: JEPA | Supervised, steps: int, world: in
     Half of the measured float32 (or bf16) matmul rate is taken as the speed of a step.
     """
     share = max(1, config.train.batch_size // world)
-    counted = replace(config, data=replace(config.data, workers=0))
-    operations = step_flops(counted, batch_size=min(share, 8)) / min(share, 8) * share
+    operations = step_flops(config, batch_size=min(share, 8)) / min(share, 8) * share
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     seconds = operations / (0.5 * matmul_rate(where, dtype, seconds=0.2)) * steps
     memory = memory_bytes(config, method, share // config.train.accumulate)

@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from depthjepa import checkpoint, runtime
-from depthjepa.config import RunConfig, load_config
+from depthjepa.config import RunConfig, differences, load_config, to_mapping
 from depthjepa.evaluation import probes
+from depthjepa.faults import BadInput
 from depthjepa.logbook import RunFolder, to_json, write_whole
 from depthjepa.report import write_report
 from depthjepa.train import train
@@ -35,13 +38,18 @@ def demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
         name: load_config("demo", [*overrides, *own, f"name={name}", f"seed={seed}"]) for name, own in RUNS.items()
     }
     for name, config in configs.items():
+        folder = RunFolder(out / name)
+        if folder.started and (changed := differences(folder.config(), to_mapping(config))):
+            raise BadInput(f"{out} holds a demo with other values of {', '.join(changed)}: choose another --out")
+    for name, config in configs.items():
         print(f"training {name} ({list(configs).index(name) + 1} of {len(configs)})")
         folder = RunFolder(out / name)
         train(config, folder.path, resume=folder.started)
-        print(f"probing {name}")
-        probe_run(folder.path, config)
+        with Console(stderr=True).status(f"probing {name}"):
+            probe_run(folder.path, config)
     report = out / "report.html"
-    write_report([out / name for name in configs], report)
+    with Console(stderr=True).status("writing the report"):
+        write_report([out / name for name in configs], report)
     figures = summary(out, configs) | {"seed": seed, "seconds": time.perf_counter() - begin}
     write_whole(out / "demo.json", to_json(figures))
     print_summary(figures)

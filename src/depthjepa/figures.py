@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from depthjepa.faults import BadInput, nearest
+from depthjepa.logbook import whole_file
 
 DISPARITY_MAP = "magma"
 LATENT_MAP = "RdBu_r"
@@ -53,13 +54,14 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as `.png`, `.pdf`, `.svg` or `.jpg` and make the folders above it.
 
     Raises:
-        BadInput: for any other suffix.
+        BadInput: for any other suffix, and where the file cannot be written.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        hint = nearest(path.suffix.lower(), SUFFIXES)
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        hint = nearest(suffix, SUFFIXES)
         raise BadInput(f"{path}: a figure cannot be written as {path.suffix!r}{hint}; use {', '.join(SUFFIXES)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with whole_file(path) as file:
+        figure.savefig(file, format=suffix[1:], dpi=150)
 
 
 def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], floors: Mapping[str, float] | None = None) -> Figure:

@@ -16,12 +16,16 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import yaml
 
 from depthjepa.faults import BadInput, RunStopped
+
+DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+NO_SUCH_PLACE = (errno.EEXIST, errno.ENOTDIR)
+REFUSED = (*NO_SUCH_PLACE, errno.ENOENT, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 
 
 class RunFolder:
@@ -36,9 +40,10 @@ class RunFolder:
         return (self.path / "config.yaml").exists()
 
     def begin(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-        """Write what is known before the first step."""
-        for part in ("checkpoints", "figures", "probes"):
-            (self.path / part).mkdir(parents=True, exist_ok=True)
+        """Write what is known before the first step; raises `BadInput` where no folder can be made."""
+        with writing(self.path):
+            for part in ("checkpoints", "figures", "probes"):
+                (self.path / part).mkdir(parents=True, exist_ok=True)
         write_whole(self.path / "environment.json", to_json(environment))
         write_whole(self.path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
 
@@ -84,48 +89,73 @@ class RunFolder:
 
     def save_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Write arrays for pictures to `NAME.npz` below the folder."""
-        target = self.path / f"{name}.npz"
-        with writing(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(target, allow_pickle=False, **dict(arrays))
+        with whole_file(self.path / f"{name}.npz") as file:
+            np.savez_compressed(file, allow_pickle=False, **dict(arrays))
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a write that fails for lack of room into `RunStopped` with the file's name."""
+    """Turn the faults of a write that the user can clear into one sentence with the file's name.
+
+    Raises:
+        RunStopped: the disk is full.
+        BadInput: no file can be written at this path (a file where a folder is needed, no permission).
+    """
     try:
         yield
     except (OSError, RuntimeError) as fault:
-        if not _disk_full(fault):
-            raise
-        raise RunStopped(
-            f"the disk is full: {path} could not be written; the last checkpoint is whole. Make room and go on "
-            f"(a run with --resume)"
-        ) from fault
+        if _disk_full(fault):
+            raise RunStopped(
+                f"the disk is full: {path} could not be written; the last checkpoint is whole. Make room and go on "
+                f"(a run with --resume)"
+            ) from fault
+        if isinstance(fault, OSError) and fault.errno in REFUSED:
+            raise BadInput(f"{path} cannot be written: {_reason(path, fault)}") from fault
+        raise
+
+
+def _reason(path: Path, fault: OSError) -> str:
+    """Say why a write was refused; the operating system's words do not tell which part of the path is at fault."""
+    if fault.errno in NO_SUCH_PLACE:
+        for place in (path, *path.parents):
+            if place.is_file():
+                return f"{place} is a file, not a folder"
+    return fault.strerror or str(fault)
 
 
 def _disk_full(fault: BaseException) -> bool:
     """Whether a write failed for lack of room; torch's writer may wrap the operating system's error."""
     chain: BaseException | None = fault
     while chain is not None:
-        if isinstance(chain, OSError) and chain.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        if isinstance(chain, OSError) and chain.errno in DISK_FULL:
             return True
         chain = chain.__cause__ or chain.__context__
     return False
 
 
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that will be whole or absent: a neighbour, renamed at the end. Makes the folders above it.
+
+    Raises what `writing` raises; a file that was there then stays as it was.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        try:
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is whole or absent: to a neighbour first, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with writing(path), partial.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write a text as UTF-8, whole or not at all; see `whole_file`."""
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 def to_json(content: Mapping[str, Any]) -> str:

@@ -143,7 +143,7 @@ def context_length(config: MaskConfig, grid: Grid) -> int:
     numbers = runtime.uniforms(_draws(config, grid), seed=0, stream="masks/length", epoch=0, indices=np.arange(1000))
     free = _blocks(config, grid, numbers)[1].sum(1)
     least = max(-(-grid[0] * grid[1] // 4), config.fewest(grid))
-    if np.mean(free >= least) < 0.05:
+    if np.mean(free >= least) < 0.2:
         raise BadInput(_impossible(config, grid))
     return max(least, int(np.quantile(free, 0.1)))
 
@@ -168,7 +168,8 @@ def _blocks(
     height, width = _shape(grid, _between(config.target_scale, scale), _between(config.target_aspect, aspect))
     boxes = _place(grid, height, width, top, left)
     scale, top, left = numbers[:, 4 * m : 4 * m + 3].T[:, :, None]
-    height, width = _shape(grid, _between(config.context_scale, scale), np.ones_like(scale))
+    # The context block has the grid's proportions: a square one could not cover a wide image.
+    height, width = _shape(grid, _between(config.context_scale, scale), np.full_like(scale, grid[0] / grid[1]))
     context = _inside(_place(grid, height, width, top, left), grid)[:, 0]
     return boxes, context & ~_inside(boxes, grid).any(1)
 

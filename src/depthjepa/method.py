@@ -50,9 +50,13 @@ def build_method(config: RunConfig, teacher: Teacher | None, classes: int) -> JE
     head = None
     if teacher is not None:
         kind = config.guidance.head if config.train.objective == "jepa" else "linear"
+        if kind == "linear" and config.guidance.fill == "learned":
+            raise BadInput("guidance.fill=learned needs guidance.head=conv: the linear head never reads absent patches")
         head = GuidanceHead(kind, config.guidance.fill, encoder.width, teacher.describe().channels)
         initialise(head, runtime.generator(config.seed, "head"))
     if config.train.objective == "supervised":
+        if classes == 1:
+            raise BadInput(f"train.objective=supervised needs at least two classes, and {config.data.root} has one")
         if head is None and not classes:
             raise BadInput(f"train.objective=supervised needs depth or labels; {config.data.root} has neither")
         method = Supervised(encoder, head, classes)

@@ -19,6 +19,7 @@ import yaml
 
 from depthjepa import figures
 from depthjepa.faults import BadInput
+from depthjepa.logbook import write_whole
 from depthjepa.page import document, embed, plain_table, record_table, run_label, section, text
 from depthjepa.runs import Arrays, Run, flatten, read_arrays, read_runs
 from depthjepa.tables import ARROWS, Table, format_column, is_number, merge_tables, table_html
@@ -31,13 +32,11 @@ def write_report(runs: list[Path], out: Path) -> None:
 
     Raises:
         BadInput: no run, a run that does not exist or has no `config.yaml`, one given twice, a damaged file
-            in a run folder, or an `out` that is not an HTML file.
+            in a run folder, or an `out` that is not an HTML file or cannot be written.
     """
     if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
         raise BadInput(f"{out}: a report is one HTML file; give a path that ends in .html")
-    page = render(read_runs(runs), out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    write_whole(out, render(read_runs(runs), out))
 
 
 def render(runs: Sequence[Run], out: Path) -> str:

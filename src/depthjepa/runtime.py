@@ -47,12 +47,14 @@ def ranks() -> Ranks:
 
 
 @contextlib.contextmanager
-def distributed(place: Ranks) -> Iterator[None]:
+def distributed(place: Ranks, where: torch.device) -> Iterator[None]:
     """Open the process group when there is more than one process, and close it at the end."""
     if place.world == 1:
         yield
         return
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    torch.distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
     try:
         yield
     finally:
@@ -68,6 +70,15 @@ def average_over_ranks(values: Tensor, place: Ranks) -> Tensor:
     return values
 
 
+def gather_over_ranks(names: list[str], place: Ranks) -> list[str]:
+    """Join the lists of all processes, in the order of their ranks."""
+    if place.world == 1:
+        return names
+    lists: list[list[str]] = [[] for _ in range(place.world)]
+    torch.distributed.all_gather_object(lists, names)
+    return [name for each in lists for name in each]
+
+
 def device(name: str | None = None, place: Ranks | None = None) -> torch.device:
     """Return the device asked for; without a name, this rank's GPU if there is one, else the CPU."""
     if name is None:
@@ -80,6 +91,8 @@ def device(name: str | None = None, place: Ranks | None = None) -> torch.device:
         raise BadInput(f"device {name!r} is unknown: use cpu, cuda or cuda:N") from fault
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise BadInput(f"device {name!r} was asked for, but there is no CUDA GPU here: use cpu")
+    if name == "cuda" and place:
+        return torch.device("cuda", place.local)
     return chosen
 
 

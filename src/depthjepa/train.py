@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from depthjepa import checkpoint, cost, optim, runtime
 from depthjepa.config import CIRCUMSTANCES, RunConfig, differences, load_config, to_mapping
-from depthjepa.data.loading import TrainingBatches, open_source
+from depthjepa.data.loading import TrainingBatches, has_validation, open_source
 from depthjepa.data.order import steps_per_epoch, wrap_note
 from depthjepa.data.samples import Batch, Source
 from depthjepa.evaluation.pictures import write_pictures
@@ -80,7 +80,7 @@ def train(
     place = runtime.ranks()
     say = say or (lambda text: print(text, flush=True))
     runtime.set_threads(config.train.threads)
-    with runtime.distributed(place):
+    with runtime.distributed(place, runtime.device(config.train.device, place)):
         source = open_source(config.data, "train")
         state = prepare(config, folder, source, place, resume=resume, say=say if place.first else lambda _: None)
         batches = training_batches(state, source)
@@ -105,6 +105,7 @@ def prepare(
 ) -> State:
     """Build the state of step 0, or the state that the newest checkpoint of the folder holds."""
     refuse_mix_up(config, folder, resume=resume)
+    refuse_unusable_validation(config)
     where = runtime.device(config.train.device, place)
     epoch_steps = steps_per_epoch(len(source), config.train.batch_size)
     steps = config.train.total_steps(epoch_steps)
@@ -129,6 +130,16 @@ def prepare(
         devices = [where.index] if where.type == "cuda" else None
         state.parallel = nn.parallel.DistributedDataParallel(method, device_ids=devices, broadcast_buffers=False)
     return state
+
+
+def refuse_unusable_validation(config: RunConfig) -> None:
+    """Find out before the first step whether pictures and probes of this run will have their images."""
+    if has_validation(config.data):
+        held_out = open_source(config.data, "val")
+        if config.train.probe_every and not (held_out.classes or held_out.has_depth):
+            raise BadInput(f"train.probe_every needs labels or depth, and {config.data.root} has neither")
+    elif config.train.probe_every:
+        raise BadInput(f"train.probe_every needs validation data, and {config.data.root} has no val/")
 
 
 def refuse_mix_up(config: RunConfig, folder: RunFolder, *, resume: bool) -> None:
@@ -219,7 +230,7 @@ def loop(state: State, folder: RunFolder, to_come: TrainingBatches, stopping: Ca
                 if score > best:
                     best = score
                     save(state, folder, "best")
-            stop = agreed(stopping(), state.place)
+            stop = agreed(stopping(), state)
             if stop or state.step % train_config.checkpoint_every == 0 or state.step == state.steps:
                 save(state, folder, "last")
             if stop and state.step < state.steps:
@@ -298,8 +309,8 @@ def refuse_non_finite(step: int, totals: dict[str, Tensor], gradients: Tensor, p
 
 def count_unreadable(state: State, parts: list[Batch], length: int) -> None:
     """Remember which images could not be read; stop when they are more than 1 % of the source."""
-    for part in parts:
-        state.skipped |= dict.fromkeys(part.skipped)
+    met = [name for part in parts for name in part.skipped]
+    state.skipped |= dict.fromkeys(runtime.gather_over_ranks(met, state.place))
     if len(state.skipped) > UNREADABLE_SHARE * length:
         names = ", ".join(list(state.skipped)[:5])
         raise BadInput(
@@ -391,12 +402,9 @@ def interruptions() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def agreed(wish: bool, place: runtime.Ranks) -> bool:
+def agreed(wish: bool, state: State) -> bool:
     """Whether any process wishes to stop: all must leave the loop after the same step."""
-    if place.world == 1:
-        return wish
-    where = torch.device("cuda", place.local) if torch.cuda.is_available() else torch.device("cpu")
-    return bool(runtime.average_over_ranks(torch.tensor(float(wish), device=where), place) > 0)
+    return bool(runtime.average_over_ranks(torch.tensor(float(wish), device=state.where), state.place) > 0)
 
 
 @contextlib.contextmanager

@@ -59,7 +59,7 @@ class DataConfig:
     classes: Positive | tuple[str, ...] | None = None  # the first N in sorted order, or the named ones
     images_per_class: Positive | None = None  # at most the first N of each, in train
     crop_scale: Range = (0.3, 1.0)  # shares of the image's area
-    crop_ratio: Range = (3 / 4, 4 / 3)  # width / height of the crop against that of image_size
+    crop_ratio: Range = (3 / 4, 4 / 3)  # width / height of the crop against that of image_size (with depth: the image)
     flip: bool = False  # mirror one view in two
     workers: Annotated[int, Field(ge=0)] = 0  # processes that decode; 0: the main one
     scenes_train: Positive = 4096
@@ -105,6 +105,16 @@ def open_source(config: DataConfig, split: Split) -> Source:
     if all(weight is None for weight in weights):
         return Mixture(sources)
     return Mixture(sources, [1.0 if weight is None else weight for weight in weights])
+
+
+def source_name(root: str) -> str:
+    """The name that the source of a `data.root` bears, without opening it."""
+    parts = [weighted_root(part.strip())[0] for part in root.split(",")]
+    scenes = ((part, *part.partition(":")) for part in parts)
+    return ",".join(
+        f"scenes:{int(seed or 0)}" if word == "scenes" else str(Path(part).expanduser())
+        for part, word, _, seed in scenes
+    )
 
 
 def has_validation(config: DataConfig) -> bool:
@@ -164,7 +174,8 @@ class TrainingBatches:
 
     `batch_size` is that of the whole step, over all processes and micro-batches. Step s of an epoch is
     positions s * batch_size and following of the epoch's order (`epoch_order`); the rest of an epoch is
-    dropped. The union over processes and micro-batches is the same for any number of them. An unreadable
+    dropped. The union over processes and micro-batches is the same for any number of them (but masks of bias
+    `reference` are cut to the shortest of a micro-batch, as the released code's are). An unreadable
     image is replaced by the next readable one and named in `Batch.skipped`.
 
     Raises `BadInput` for a batch that cannot be divided, and while iterating for files at fault.
@@ -196,7 +207,9 @@ class TrainingBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         reader = _TrainingReader(self.source, self.data, self.masks, self.grid, self.seed)
-        return _read(reader, self._requests(), self.data.workers)
+        # Scenes are kept where they are rendered: each worker would render and keep them all.
+        workers = 0 if isinstance(self.source, Scenes) else self.data.workers
+        return _read(reader, self._requests(), workers)
 
     def _requests(self) -> Iterator[_Request]:
         length = len(self.source)
@@ -237,10 +250,11 @@ class _TrainingReader(Dataset[Batch | BadInput]):
         return _batch(found, self.data.size, self.source.has_depth, skipped, masks)
 
     def _view(self, sample: Sample, numbers: np.ndarray) -> View:
-        height, width = self.data.size
+        full_height, full_width = sample.image.shape[1:]
+        # Views of the whole image stretch it to image_size; with depth, crops are stretched alike.
+        height, width = (full_height, full_width) if sample.depth is not None else self.data.size
         low, high = self.data.crop_ratio
         ratio = (low * width / height, high * width / height)
-        full_height, full_width = sample.image.shape[1:]
         box = crop_box(numbers, full_height, full_width, self.data.crop_scale, ratio)
         return training_view(sample, box, self.data.flip and flipped(numbers), self.data.size)
 

@@ -57,8 +57,8 @@ def crop_box(
     """Draw RandomResizedCrop's rectangle from at least `CROP_NUMBERS` uniform numbers in [0, 1).
 
     The area is uniform in `scale` (shares of the image), width / height log-uniform in `ratio`; the first of
-    10 tries that fits is placed uniformly, and when none fits the largest central rectangle of a valid ratio
-    serves.
+    10 tries that fits is placed uniformly, and when none fits the largest rectangle of a valid ratio is placed
+    uniformly too (torchvision: centrally, so that the ends of a wide image would never be seen).
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     draws: list[float] = numbers.tolist()
@@ -70,7 +70,10 @@ def crop_box(
             top = int(draws[2 * TRIES] * (height - rows + 1))
             left = int(draws[2 * TRIES + 1] * (width - columns + 1))
             return Box(top, left, rows, columns)
-    return _central_box(height, width, ratio)
+    largest = _central_box(height, width, ratio)
+    top = int(draws[2 * TRIES] * (height - largest.height + 1))
+    left = int(draws[2 * TRIES + 1] * (width - largest.width + 1))
+    return Box(top, left, largest.height, largest.width)
 
 
 def flipped(numbers: Float64[ndarray, " numbers"]) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -16,14 +18,15 @@ from depthjepa import checkpoint as checkpoints
 from depthjepa import figures, runtime
 from depthjepa.checkpoint import Checkpoint
 from depthjepa.config import RunConfig, load_config
-from depthjepa.data.images import FlatFolder
+from depthjepa.data.images import FlatFolder, image_names
 from depthjepa.data.loading import TrainingBatches, open_source, view_batches
 from depthjepa.data.samples import Batch
 from depthjepa.evaluation.features import pooled_features
 from depthjepa.evaluation.pictures import mask_arrays, picture_batch, pixels, token_maps
-from depthjepa.evaluation.probes import RANDOM, encode_with
-from depthjepa.evaluation.readout import DepthReadout, patch_grid
+from depthjepa.evaluation.probes import RANDOM, encode_with, size_text
+from depthjepa.evaluation.readout import DepthReadout, patch_grid, read_origin
 from depthjepa.faults import BadInput
+from depthjepa.logbook import whole_file
 from depthjepa.method import build_encoder
 from depthjepa.model.vit import VisionTransformer
 
@@ -40,8 +43,8 @@ def embed_folder(
         raise BadInput(f"--out {out}: embeddings are written as {', '.join(writers)}")
     skipped: list[str] = []
     features = pooled_features(encode_with(encoder, where), _folder_views(config, skipped))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    writers[out.suffix](out, features.values.numpy(), list(features.names))
+    with whole_file(out) as file:
+        writers[out.suffix](file, features.values.numpy(), list(features.names))
     return len(features.names), skipped
 
 
@@ -56,41 +59,46 @@ def _folder_views(config: RunConfig, skipped: list[str]) -> Iterator[Batch]:
         yield batch
 
 
-def _write_npz(out: Path, embeddings: np.ndarray, paths: list[str]) -> None:
-    np.savez(out, embeddings=embeddings, paths=np.array(paths))
+def _write_npz(file: BinaryIO, embeddings: np.ndarray, paths: list[str]) -> None:
+    np.savez(file, embeddings=embeddings, paths=np.array(paths))
 
 
-def _write_parquet(out: Path, embeddings: np.ndarray, paths: list[str]) -> None:
+def _write_parquet(file: BinaryIO, embeddings: np.ndarray, paths: list[str]) -> None:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as fault:
-        raise BadInput(f"--out {out}: parquet needs pyarrow: pip install 'depthjepa[tables]'") from fault
+        raise BadInput("embeddings as .parquet need pyarrow: pip install 'depthjepa[tables]'") from fault
     flat = pyarrow.array(embeddings.reshape(-1))
     vectors = pyarrow.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
-    pyarrow.parquet.write_table(pyarrow.table({"paths": paths, "embeddings": vectors}), out)
+    pyarrow.parquet.write_table(pyarrow.table({"paths": paths, "embeddings": vectors}), file)
 
 
-def _write_safetensors(out: Path, embeddings: np.ndarray, paths: list[str]) -> None:
+def _write_safetensors(file: BinaryIO, embeddings: np.ndarray, paths: list[str]) -> None:
     # The format holds tensors and short texts only: the paths are UTF-8 bytes, one path a line.
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     lines = np.frombuffer("\n".join(paths).encode(), dtype=np.uint8)
-    save_file({"embeddings": embeddings, "paths": lines}, out, {"paths": "UTF-8, one path a line"})
+    file.write(save({"embeddings": embeddings, "paths": lines}, {"paths": "UTF-8, one path a line"}))
 
 
 def predict_folder(
     saved: Checkpoint, config: RunConfig, encoder: VisionTransformer, where: torch.device, out: Path
 ) -> tuple[int, list[str]]:
-    """Write `NAME.png` (16 bits, millimetres, 0 = beyond 65.5 m) and `NAME.colour.png` for every image.
+    """Write `NAME.depth.png` (16 bits, millimetres, 0 = beyond 65.5 m) and `NAME.colour.png` for every image.
 
-    The readout is the depth probe's (`depthjepa probe RUN depth`); depth is bilinear between its cells and metric
+    NAME is the photograph's path below the folder without its suffix. The readout is the depth probe's (`depthjepa probe RUN depth`); depth is bilinear between its cells and metric
     only as far as camera and views resemble those it was fitted on. Maps have the size of the photograph.
+
+    Raises `BadInput` before the first write where a photograph or another map would be overwritten, and where the
+    readout was fitted on other weights than these.
     """
     file = saved.path.parent.parent / "probes" / "depth.safetensors"
     if not file.is_file():
         raise BadInput(f"{file} is not there: fit a depth readout first with `depthjepa probe RUN depth --data DATA`")
     readout = DepthReadout.load(file)
+    _refuse_other_weights(file, saved, config)
+    _refuse_overwriting(Path(config.data.root), out)
     encode = encode_with(encoder, where)
     root, count, skipped = Path(config.data.root), 0, list[str]()
     low, high = readout.mean_map.minimum, readout.mean_map.maximum
@@ -104,18 +112,56 @@ def predict_folder(
                 if photograph.getexif().get(0x0112, 1) >= 5:  # lies on its side: views are upright
                     width, height = height, width
             smooth = F.interpolate(cells[None], (height, width), mode="bilinear", align_corners=False)[0, 0]
-            _write_depth(out / name, smooth, low, high)
+            _write_depth(*_targets(out, name), smooth, low, high)
             count += 1
     return count, skipped
 
 
-def _write_depth(target: Path, disparity: Tensor, low: float, high: float) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _refuse_other_weights(file: Path, saved: Checkpoint, config: RunConfig) -> None:
+    """Refuse a readout fitted on another step or on the other encoder; one that does not say is taken as it is."""
+    origin = read_origin(file)
+    here = {"step": str(saved.step), "which": config.evaluation.which}
+    if any(origin.get(key, value) != value for key, value in here.items()):
+        again = ["depthjepa", "probe", str(saved.path), "depth", "--data", origin.get("data", "DATA")]
+        again += [f"evaluation.which={here['which']}"]
+        there = here | origin
+        raise BadInput(
+            f"{file} was fitted on the {there['which']} encoder of step {there['step']}, and this is the "
+            f"{here['which']} encoder of step {here['step']}: fit it anew with `{shlex.join(again)}`"
+        )
+
+
+def _refuse_overwriting(root: Path, out: Path) -> None:
+    """Refuse an `out` in which maps would overwrite photographs, one another, or be taken for photographs later."""
+    if out.resolve().is_relative_to(root.resolve()):
+        raise BadInput(f"--out {out} lies in the folder of the photographs, {root}: give a folder outside it")
+    names = image_names(root)
+    photographs = {(root / name).resolve() for name in names}
+    taken: dict[Path, str] = {}
+    for name in names:
+        depth, colour = _targets(out, name)
+        if depth in taken:
+            raise BadInput(f"{root}: the depth of {taken[depth]} and of {name} would both be {depth}: rename one")
+        taken[depth] = name
+        for target in (depth, colour):
+            if target.resolve() in photographs:
+                raise BadInput(f"--out {out}: {target} is one of the photographs; give a folder outside {root}")
+
+
+def _targets(out: Path, name: str) -> tuple[Path, Path]:
+    """Where the depth map of a photograph and its coloured picture go."""
+    stem = name.rpartition(".")[0]
+    return out / f"{stem}.depth.png", out / f"{stem}.colour.png"
+
+
+def _write_depth(depth: Path, colour: Path, disparity: Tensor, low: float, high: float) -> None:
     metres = 1 / disparity.numpy()
     steps = np.where(metres <= FARTHEST, np.rint(metres * MILLIMETRES), 0).astype(np.uint16)
-    Image.fromarray(steps).save(target.with_suffix(".png"))
+    with whole_file(depth) as file:
+        Image.fromarray(steps).save(file, format="PNG")
     colours = (figures.colour_disparity(disparity.numpy(), low, high)[..., :3] * 255).round().astype(np.uint8)
-    Image.fromarray(colours).save(target.with_suffix(".colour.png"))
+    with whole_file(colour) as file:
+        Image.fromarray(colours).save(file, format="PNG")
 
 
 def draw(what: str, source: str, more: list[str], out: Path) -> None:
@@ -148,23 +194,40 @@ def _draw_batch(what: str, config: RunConfig) -> Figure:
 
 
 def _draw_features(runs: list[str]) -> Figure:
-    loaded = [checkpoints.load(run) for run in runs]
-    config = loaded[0].config
+    loaded = dict(zip(run_names(runs), map(checkpoints.load, runs), strict=True))
+    config = next(iter(loaded.values())).config
+    for run, saved in zip(runs, loaded.values(), strict=True):
+        if saved.config.data.size != config.data.size:
+            sizes = f"{size_text(saved.config)}, and those of {runs[0]} {size_text(config)}"
+            raise BadInput(f"the images of {run} are {sizes}: draw runs with the same data.image_size")
     where = runtime.device(config.train.device)
     batch = picture_batch(config).to(where)
-    named = {saved.config.name: saved.encoder() for saved in loaded} | {RANDOM: build_encoder(config)}
+    named = {name: (saved.encoder(), saved.config.grid) for name, saved in loaded.items()}
+    named |= {RANDOM: (build_encoder(config), config.grid)}
     with torch.no_grad():
-        maps = {name: token_maps(encoder.to(where), batch, config.grid) for name, encoder in named.items()}
+        maps = {name: token_maps(encoder.to(where), batch, grid) for name, (encoder, grid) in named.items()}
     return figures.feature_pca(pixels(batch), maps)
 
 
+def run_names(runs: Sequence[str]) -> list[str]:
+    """Name runs by their folders, and those whose folders are called alike by their paths."""
+    places = [Path(run).resolve() for run in runs]
+    names = [place.name for place in places]
+    for run, place in zip(runs, places, strict=True):
+        if places.count(place) > 1:
+            raise BadInput(f"{run}: this run is given twice")
+    return [name if names.count(name) == 1 else str(Path(run)) for run, name in zip(runs, names, strict=True)]
+
+
 def _draw_depth(runs: list[str]) -> Figure:
-    stored = {run: _stored_maps(run) for run in runs}
-    first = stored[runs[0]]
-    for run, arrays in stored.items():
+    stored = dict(zip(run_names(runs), map(_stored_maps, runs), strict=True))
+    first = next(iter(stored.values()))
+    for run, arrays in zip(runs, stored.values(), strict=True):
         if not np.array_equal(arrays["images"], first["images"]):
-            raise BadInput(f"{run} and {runs[0]} were probed on other images: probe them on the same data")
-    maps = {Path(run).name: arrays["prediction"] for run, arrays in stored.items()}
+            raise BadInput(
+                f"{run} and {runs[0]} were probed on other images: probe them on the same data at one data.image_size"
+            )
+    maps = {name: arrays["prediction"] for name, arrays in stored.items()}
     maps |= {RANDOM: first["random"], "mean map": np.broadcast_to(first["mean_map"], first["truth"].shape)}
     return figures.depth_rows(first["images"], first["truth"], maps)
 

@@ -31,8 +31,9 @@ def write_pictures(
     """Write `figures/*.npz` of a trained method on validation images (training images where there are none)."""
     method.eval()
     batch = picture_batch(config).to(where)
-    masks = picture_masks(config, batch).to(where)
+    masks = None
     if config.train.objective == "jepa":
+        masks = picture_masks(config, batch).to(where)
         folder.save_arrays("figures/masks", mask_arrays(batch, masks, config.grid))
     random = build_encoder(config).to(where)
     features = {
@@ -67,10 +68,11 @@ def picture_masks(config: RunConfig, batch: Batch) -> Masks:
     )
 
 
-def predicted_latents(method: JEPA | Supervised, batch: Batch, masks: Masks) -> tuple[Tensor, Tensor]:
+def predicted_latents(method: JEPA | Supervised, batch: Batch, masks: Masks | None) -> tuple[Tensor, Tensor]:
     """What the head makes of held-out images, under masks as in training; and the cells where it is judged."""
     images = method.encoder.normalise(batch.images)
     if isinstance(method, JEPA):
+        assert masks is not None
         context = method.context_encoder(images, masks.context)
         return method.guide(context, method.predictor(context, masks), masks)
     return method.depth_latents(method.context_encoder(images))

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from depthjepa.checkpoint import Checkpoint
 from depthjepa.config import RunConfig, build_config, to_mapping
-from depthjepa.data.loading import open_source, view_batches
+from depthjepa.data.loading import open_source, source_name, view_batches
 from depthjepa.data.samples import Batch, Source
 from depthjepa.evaluation.classification import chance, knn, linear
 from depthjepa.evaluation.depth_probe import DepthTable, depth_table
@@ -216,17 +217,22 @@ def diagnostics_probe(config: RunConfig, encoder: VisionTransformer, where: torc
     """Rank, spread and position share of the embeddings that training predicts; no labels, no depth needed."""
     source = open_source(config.data, "val")
     found = {
-        name: diagnose(encode, views(config, source, config.evaluation.val_images))
+        name: diagnose(as_targets(encode), views(config, source, config.evaluation.val_images))
         for name, encode in encoders(config, encoder, where).items()
     }
     protocol = (
         f"mean-pooled tokens (rank, deviation) and single tokens (shares of variance) of the frozen "
-        f"{config.evaluation.which} encoder's last layer on {count(source, config.evaluation.val_images)} images "
-        f"at {size_text(config)}; width {encoder.width}"
+        f"{config.evaluation.which} encoder's last layer, layer-normalised as prediction targets are, on "
+        f"{count(source, config.evaluation.val_images)} images at {size_text(config)}; width {encoder.width}"
     )
     rows = [{"name": name, **figures} for name, figures in found.items()]
     result = table("diagnose", source, protocol, DIAGNOSTIC_COLUMNS, rows)
     return Probe(result | {"verdict": verdict(found[config.name], found[RANDOM])})
+
+
+def as_targets(encode: Encode) -> Encode:
+    """Layer-normalise each token, as training does with what it predicts."""
+    return lambda images: F.layer_norm(tokens := encode(images), tokens.shape[-1:])
 
 
 # during training ------------------------------------------------------------------------------------------
@@ -299,9 +305,9 @@ def write_probe(result: Probe, folder: Path | None, out: Path | None) -> None:
     if out is not None:
         write_whole(out, to_json(result.table))
     if folder is not None:
-        own = build_config(RunFolder(folder).config()).data.root.partition(":")[0]
         data = result.table["data"]
-        elsewhere = "" if data.partition(":")[0] == own else "-" + re.sub(r"\W+", "_", Path(data).name)
+        own = source_name(build_config(RunFolder(folder).config()).data.root)
+        elsewhere = "" if data == own else "-" + re.sub(r"\W+", "_", Path(data).name)
         name = f"probes/{result.table['task']}{elsewhere}"
         write_whole(folder / f"{name}.json", to_json(result.table))
         if result.arrays:

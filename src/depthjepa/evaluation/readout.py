@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from depthjepa.data.samples import Batch
@@ -29,6 +30,7 @@ from depthjepa.depth import disparity, pool_valid, valid
 from depthjepa.evaluation.features import Encode, tokens_of
 from depthjepa.faults import BadInput
 from depthjepa.grid import to_tokens, unfold_cells
+from depthjepa.logbook import whole_file
 
 STRENGTHS = (1e1, 1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # beside a mean squared error
 FOLDS = 5
@@ -87,8 +89,8 @@ class DepthReadout:
 
         return predict
 
-    def save(self, path: Path) -> None:
-        """Write the readout as one safetensors file."""
+    def save(self, path: Path, origin: dict[str, str] | None = None) -> None:
+        """Write the readout as one safetensors file, with what it was fitted on (`origin`) as its metadata."""
         numbers = (self.mean_map.minimum, self.mean_map.maximum, self.strength)
         tensors = {
             "mean_map": self.mean_map.values,
@@ -98,7 +100,8 @@ class DepthReadout:
             "bias": self.bias,
             "minimum_maximum_strength": torch.tensor(numbers, dtype=torch.float64),
         }
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
+        with whole_file(path) as file:
+            file.write(to_bytes({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, origin))
 
     @classmethod
     def load(cls, path: Path) -> DepthReadout:
@@ -110,6 +113,18 @@ class DepthReadout:
             return cls(mean_map=mean_map, strength=strength, **tensors)
         except (OSError, SafetensorError, KeyError, TypeError) as fault:
             raise BadInput(f"{path} is not a depth readout written by depthjepa: {fault}") from fault
+
+
+def read_origin(path: Path) -> dict[str, str]:
+    """What `DepthReadout.save` was told of the readout's origin; empty where it was told nothing.
+
+    Raises `BadInput` for a file that is not of this format.
+    """
+    try:
+        with safe_open(path, framework="pt") as stored:
+            return dict(stored.metadata() or {})
+    except (OSError, SafetensorError) as fault:
+        raise BadInput(f"{path} is not a depth readout written by depthjepa: {fault}") from fault
 
 
 def patch_grid(images: Float[Tensor, "b 3 h w"], patch_size: int) -> tuple[int, int]:

@@ -85,6 +85,9 @@ def fit_whitening(teacher: Teacher, batches: Iterable[Batch], grid: tuple[int, i
     values = torch.cat([latents.values for latents in found]).double()
     valid = torch.cat([latents.valid for latents in found])
     mean = masked_mean(values.permute(1, 2, 3, 0), valid.permute(1, 2, 3, 0))
+    # Where no image of the fit is valid, the channel's mean over all cells stands in.
+    overall = masked_mean(values.transpose(0, 1).flatten(1), valid.transpose(0, 1).flatten(1))
+    mean = torch.where(valid.any(0), mean, overall[:, None, None])
     square = torch.where(valid, (values - mean).square(), 0.0)
     variance = square.sum((0, 2, 3)) / valid.sum((0, 2, 3)).clamp(min=1)
     deviation = torch.where(variance > 1e-12, variance.sqrt(), 1.0)
