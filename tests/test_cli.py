@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,12 +16,17 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.numpy import load_file
 
 import depthjepa
-from depthjepa import cli, cost
+from depthjepa import checkpoint, cli, cost, figures
 from depthjepa.config import load_config, recipe_names
+from depthjepa.evaluation import probes
+from depthjepa.evaluation.readout import DepthReadout
+from depthjepa.faults import BadInput, RunStopped
+from depthjepa.logbook import RunFolder
 from tiny_runs import GUIDED, SETTINGS, millimetres, picture, run, save, start, write_classes, write_flat, write_pairs
 
 
@@ -272,7 +280,7 @@ def test_the_way_from_an_rgbd_folder_to_depth_of_one_s_own_photographs(tmp_path:
     output = succeed("predict", trained, photographs, "--out", tmp_path / "maps")
     assert "4 depth maps; 1 unreadable: " in output and "torn.png" in output
     for name, size in SIZES.items():
-        depth, colour = (Image.open(tmp_path / "maps" / f"{name}{suffix}") for suffix in (".png", ".colour.png"))
+        depth, colour = (Image.open(tmp_path / "maps" / f"{name}.{kind}.png") for kind in ("depth", "colour"))
         assert (depth.mode, depth.size) == ("I;16", size)
         assert (colour.mode, colour.size) == ("RGB", size)
         # The readout stays within what it was fitted on: the depth files lie between 1.5 and 4.7 m.
@@ -298,6 +306,146 @@ def test_the_way_from_an_rgbd_folder_to_depth_of_one_s_own_photographs(tmp_path:
     page = (tmp_path / "report.html").read_text()
     assert page.startswith("<!DOCTYPE html>") and "RankMe" in page
     assert not re.search(r"""(src|href)=["']http""", page)
+
+
+@pytest.fixture
+def probed(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, with a depth readout."""
+    folder = Path(shutil.copytree(finished / "run", tmp_path / "run"))
+    saved = checkpoint.load(folder)
+    config = saved.config
+    result = probes.probe("depth", config, saved.encoder(config.evaluation.which), torch.device("cpu"))
+    assert result.readout is not None
+    RunFolder(folder).save_arrays("probes/depth", result.arrays)
+    result.readout.save(folder / "probes" / "depth.safetensors")
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_predict_overwrites_neither_photographs_nor_its_own_maps(probed: Path, tmp_path: Path, call: Call) -> None:
+    place = tmp_path / "mine"
+    photographs = place / "photographs"
+    save(photographs / "deep" / "a.jpg", picture(1, 48, 48))
+    save(photographs / "a.b.png", picture(2, 48, 48))
+    before = content(place)
+    for out in (photographs, photographs / "deep", photographs / ".." / "photographs" / "maps"):
+        status, _, errors = call("predict", probed, photographs, "--out", out)
+        one_line(status, errors, r"--out .* lies in the folder of the photographs, .*: give a folder outside it")
+    twins = save(photographs / "deep" / "a.PNG", picture(3, 48, 48))
+    status, _, errors = call("predict", probed, photographs, "--out", place)
+    one_line(status, errors, r"the depth of deep/a\.PNG and of deep/a\.jpg would both be .*deep/a\.depth\.png")
+    twins.unlink()
+    held = save(photographs / "maps" / "held.png", picture(3, 48, 48))
+    (photographs / "deep" / "seen.png").symlink_to(save(place / "deep" / "a.depth.png", picture(4, 48, 48)))
+    status, _, errors = call("predict", probed, photographs, "--out", place)
+    one_line(status, errors, r"deep/a\.depth\.png is one of the photographs")
+    for extra in (held, photographs / "deep" / "seen.png", place / "deep" / "a.depth.png"):
+        extra.unlink()
+    assert content(place) == before
+    assert call("predict", probed, photographs, "--out", place)[0] == 0
+    after = content(place)
+    assert {name: after[name] for name in before} == before
+    assert after.keys() - before.keys() == {
+        f"{name}.{kind}.png" for name in ("deep/a", "a.b") for kind in ("depth", "colour")
+    }
+
+
+def test_predict_refuses_a_readout_of_other_weights(probed: Path, tmp_path: Path, call: Call) -> None:
+    file, flat = probed / "probes" / "depth.safetensors", write_flat(tmp_path / "flat", 1, 48)
+    readout = DepthReadout.load(file)
+    predict = ("predict", probed, flat, "--out", tmp_path / "maps")
+    for origin, culprit in (
+        ({"step": "2", "which": "target", "data": "my pairs"}, r"fitted on the target encoder of step 2, and this is "),
+        ({"step": "3", "which": "context", "data": "my pairs"}, r"fitted on the context encoder of step 3"),
+    ):
+        readout.save(file, origin)
+        status, _, errors = call(*predict)
+        again = r"`depthjepa probe \S+last\.pt depth --data 'my pairs' evaluation\.which=target`"
+        one_line(status, errors, f"{culprit}.*{again}")
+    assert not (tmp_path / "maps").exists()
+    readout.save(file, {"step": "3", "which": "target", "data": "my pairs"})
+    assert call(*predict)[0] == 0
+    readout.save(file, {"step": "3", "which": "context"})
+    assert call(*predict, "evaluation.which=context")[0] == 0
+
+
+def test_an_out_that_cannot_be_written_is_named_in_one_line(probed: Path, tmp_path: Path, call: Call) -> None:
+    flat = write_flat(tmp_path / "flat", 1, 48)
+    file = tmp_path / "file"
+    file.write_text("mine")
+    obstacle = r"cannot be written: \S*file is a file, not a folder"
+    for command in (
+        ("embed", probed, flat, "--out", file / "a.npz"),
+        ("embed", probed, flat, "--out", file / "deep" / "a.parquet"),
+        ("embed", probed, flat, "--out", file / "deep" / "a.safetensors"),
+        ("predict", probed, flat, "--out", file),
+        ("predict", probed, flat, "--out", file / "deep"),
+        ("report", probed, "--out", file / "a.html"),
+    ):
+        status, _, errors = call(*command)
+        one_line(status, errors, obstacle)
+    with pytest.raises(BadInput, match=obstacle):
+        figures.save_figure(Figure(), file / "deep" / "a.png")
+    (tmp_path / "folder.npz").mkdir()
+    status, _, errors = call("embed", probed, flat, "--out", tmp_path / "folder.npz")
+    one_line(status, errors, r"folder\.npz cannot be written: Is a directory")
+    with pytest.raises(BadInput, match=obstacle):
+        RunFolder(file).begin({}, {})
+    with pytest.raises(BadInput, match="cannot be written: File name too long"):
+        RunFolder(tmp_path).save_arrays("a" * 300, {})
+    assert file.read_text() == "mine"
+    assert list(tmp_path.rglob("*.partial")) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_arrays_that_cannot_be_written_leave_the_old_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.save_arrays("probes/depth", {"truth": np.ones(3)})
+    before = content(tmp_path)
+
+    def refused(_: int) -> None:
+        raise OSError(number, "planted")
+
+    monkeypatch.setattr(os, "fsync", refused)
+    with pytest.raises(RunStopped if number == errno.ENOSPC else OSError):
+        folder.save_arrays("probes/depth", {"truth": np.zeros(3)})
+    assert content(tmp_path) == before
+
+
+def test_runs_shown_side_by_side_keep_their_names_and_grids(
+    finished: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = finished / "pairs"
+    for place, settings in (
+        ("one/a", ()),
+        ("two/a", ("model.patch_size=12", "masks.min_keep=1")),
+        ("b", ("data.image_size=64",)),
+    ):
+        run(pairs, tmp_path / place, "train.steps=1", *settings)
+    seen: dict[str, tuple[int, ...]] = {}
+
+    def feature_pca(images: np.ndarray, tokens: dict[str, np.ndarray]) -> Figure:
+        seen.update({name: array.shape[1:] for name, array in tokens.items()})
+        return figures_of_tokens(images, tokens)
+
+    figures_of_tokens = figures.feature_pca
+    monkeypatch.setattr(figures, "feature_pca", feature_pca)
+    monkeypatch.chdir(tmp_path)
+    out = ("--out", tmp_path / "a.png")
+    assert call("show", "features", "one/a", "two/a", finished / "run", *out)[0] == 0
+    assert seen == {"one/a": (6, 6, 32), "two/a": (4, 4, 32), "run": (6, 6, 32), "random encoder": (6, 6, 32)}
+    for command, culprit in (
+        (("features", "one/a", "b"), r"images of b are 64 px, and those of one/a 48 px: .* same data\.image_size"),
+        (("features", "one/a", tmp_path / "one" / "a"), r"one/a: this run is given twice"),
+        (("depth", "one/a", "one/../one/a"), r"one/a: this run is given twice"),
+    ):
+        status, _, errors = call("show", *command, *out)
+        one_line(status, errors, culprit)
 
 
 def embedded(

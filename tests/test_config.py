@@ -238,3 +238,10 @@ def test_total_steps_needs_exactly_one_length():
     assert TrainConfig(steps=7).total_steps(10) == 7
     assert TrainConfig(epochs=2.5).total_steps(10) == 25
     assert TrainConfig(epochs=0.001).total_steps(10) == 1
+
+
+def test_a_length_given_as_override_replaces_the_recipes():
+    by_steps = load_config("photos", ["train.steps=300"]).train
+    assert (by_steps.steps, by_steps.epochs) == (300, None)
+    by_epochs = load_config("demo", ["train.epochs=2"]).train
+    assert (by_epochs.steps, by_epochs.epochs) == (None, 2)

@@ -23,7 +23,7 @@ from depthjepa.evaluation.diagnostics import (
     verdict,
 )
 from depthjepa.evaluation.features import Pooled, pooled_features
-from depthjepa.evaluation.readout import DepthReadout, fit_readout, fit_readouts
+from depthjepa.evaluation.readout import DepthReadout, fit_readout, fit_readouts, read_origin
 from depthjepa.faults import BadInput
 
 PATCH = 4
@@ -321,6 +321,13 @@ def test_a_readout_survives_its_file_and_other_files_are_refused(tmp_path: Path)
     for path in (tmp_path / "other", tmp_path / "absent"):
         with pytest.raises(BadInput, match="not a depth readout"):
             DepthReadout.load(path)
+        with pytest.raises(BadInput, match="not a depth readout"):
+            read_origin(path)
+    assert read_origin(tmp_path / "readout.safetensors") == {}
+    origin = {"step": "3", "which": "target", "data": "my pairs"}
+    fitted.save(tmp_path / "new" / "readout.safetensors", origin)
+    assert read_origin(tmp_path / "new" / "readout.safetensors") == origin
+    assert torch.equal(DepthReadout.load(tmp_path / "new" / "readout.safetensors").weight, fitted.weight)
 
 
 def test_sets_that_cannot_be_probed_are_refused() -> None:

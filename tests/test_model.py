@@ -571,6 +571,13 @@ def test_whitened_latents_have_mean_zero_in_every_cell_and_deviation_one_in_ever
     assert torch.equal(whitening.undo(torch.zeros(1, 3, 4, 6))[0], whitening.mean)
 
 
+def test_a_cell_that_no_image_of_the_fit_measured_has_the_channels_mean():
+    values, valid = 3 + noise(20, 1, 4, 4), torch.ones(20, 1, 4, 4, dtype=torch.bool)
+    valid[:, :, 0, 0] = False
+    whitening, _ = fit_whitening(Told(values, valid), told_batches(20, 20), (2, 2))
+    torch.testing.assert_close(whitening.mean[0, 0, 0], values[:, :, valid[0, 0]].mean())
+
+
 def test_whitening_clips_at_five_deviations():
     whitening = Whitening(torch.zeros(1, 1, 3), torch.tensor([2.0]))
     values = torch.tensor([[[[-1e9, 1.0, 11.0]]]])
@@ -608,3 +615,15 @@ def test_patches_of_the_encoder_and_cells_of_the_teacher_lie_alike():
     near = latents > latents.mean()
     patches = patchify(depth.expand(-1, 3, -1, -1), 8).mean(-1).view(8, 8) < 10
     assert torch.equal(near, patches.repeat_interleave(2, 0).repeat_interleave(2, 1))
+
+
+def test_one_class_alone_cannot_be_supervised():
+    config = load_config("demo", ["train.objective=supervised"])
+    with pytest.raises(BadInput, match="at least two classes"):
+        build_method(config, None, classes=1)
+
+
+def test_the_linear_head_has_no_use_for_a_learned_fill():
+    config = load_config("demo", ["guidance.fill=learned"])
+    with pytest.raises(BadInput, match=r"needs guidance\.head=conv"):
+        build_method(config, build_teacher(config, has_depth=True), classes=0)

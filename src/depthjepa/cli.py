@@ -121,7 +121,7 @@ def probe(
 
     saved, config, encoder, where = _loaded(checkpoint, data, overrides)
     result = probes.probe(task, config, encoder, where)
-    probes.write_probe(result, _run_folder(saved), out)
+    probes.write_probe(result, saved, config.evaluation.which, out)
     _print_table(result.table)
 
 
@@ -137,7 +137,7 @@ def diagnose(
 
     saved, config, encoder, where = _loaded(checkpoint, data, overrides)
     result = probes.diagnostics_probe(config, encoder, where)
-    probes.write_probe(result, _run_folder(saved), out)
+    probes.write_probe(result, saved, config.evaluation.which, out)
     _print_table(result.table)
 
 
@@ -224,11 +224,6 @@ def _loaded(checkpoint: str, data: str | None, overrides: list[str] | None) -> A
     where = runtime.device(config.train.device)
     runtime.set_threads(config.train.threads)
     return saved, config, saved.encoder(config.evaluation.which), where
-
-
-def _run_folder(saved: Any) -> Path | None:
-    folder: Path = saved.path.parent.parent
-    return folder if (folder / "config.yaml").exists() else None
 
 
 def _skipped(names: list[str]) -> str:

@@ -115,7 +115,7 @@ def estimate(config: RunConfig, method: JEPA | Supervised, steps: int, world: in
     )
 
 
-def size_of(count: float) -> str:
+def size_of(count: int) -> str:
     """Format bytes for people."""
     return f"{count / 2**20:.0f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"
 

@@ -63,8 +63,8 @@ def probe_run(folder: Path, config: RunConfig) -> None:
     where = runtime.device(config.train.device)
     encoder = saved.encoder(config.evaluation.which)
     for task in ("depth", "linear"):
-        probes.write_probe(probes.probe(task, config, encoder, where), folder, None)
-    probes.write_probe(probes.diagnostics_probe(config, encoder, where), folder, None)
+        probes.write_probe(probes.probe(task, config, encoder, where), saved, config.evaluation.which)
+    probes.write_probe(probes.diagnostics_probe(config, encoder, where), saved, config.evaluation.which)
 
 
 def summary(out: Path, configs: dict[str, RunConfig]) -> dict[str, Any]:

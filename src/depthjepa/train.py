@@ -211,7 +211,6 @@ def loop(state: State, folder: RunFolder, to_come: TrainingBatches, stopping: Ca
             asked = time.perf_counter()
             parts = [next(batches) for _ in range(train_config.accumulate)]
             waited += time.perf_counter() - asked
-            count_unreadable(state, parts, len(to_come.source))
 
             figures = train_step(state, parts)
             state.step += 1
@@ -230,7 +229,10 @@ def loop(state: State, folder: RunFolder, to_come: TrainingBatches, stopping: Ca
                 if score > best:
                     best = score
                     save(state, folder, "best")
-            stop = agreed(stopping(), state)
+            met = [name for part in parts for name in part.skipped]
+            stop, unreadable = agreed((stopping(), bool(met)), state)
+            if unreadable:
+                count_unreadable(state, met, len(to_come.source))
             if stop or state.step % train_config.checkpoint_every == 0 or state.step == state.steps:
                 save(state, folder, "last")
             if stop and state.step < state.steps:
@@ -307,9 +309,8 @@ def refuse_non_finite(step: int, totals: dict[str, Tensor], gradients: Tensor, p
         )
 
 
-def count_unreadable(state: State, parts: list[Batch], length: int) -> None:
-    """Remember which images could not be read; stop when they are more than 1 % of the source."""
-    met = [name for part in parts for name in part.skipped]
+def count_unreadable(state: State, met: list[str], length: int) -> None:
+    """Remember which images could not be read by any process; stop when they are more than 1 % of the source."""
     state.skipped |= dict.fromkeys(runtime.gather_over_ranks(met, state.place))
     if len(state.skipped) > UNREADABLE_SHARE * length:
         names = ", ".join(list(state.skipped)[:5])
@@ -402,9 +403,12 @@ def interruptions() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def agreed(wish: bool, state: State) -> bool:
-    """Whether any process wishes to stop: all must leave the loop after the same step."""
-    return bool(runtime.average_over_ranks(torch.tensor(float(wish), device=state.where), state.place) > 0)
+def agreed(wishes: tuple[bool, ...], state: State) -> list[bool]:
+    """Whether any process has each wish: all must do the same after the same step."""
+    if state.place.world == 1:
+        return list(wishes)
+    found = torch.tensor([float(wish) for wish in wishes], device=state.where)
+    return [share > 0 for share in runtime.average_over_ranks(found, state.place).tolist()]
 
 
 @contextlib.contextmanager

@@ -87,8 +87,9 @@ def predict_folder(
 ) -> tuple[int, list[str]]:
     """Write `NAME.depth.png` (16 bits, millimetres, 0 = beyond 65.5 m) and `NAME.colour.png` for every image.
 
-    NAME is the photograph's path below the folder without its suffix. The readout is the depth probe's (`depthjepa probe RUN depth`); depth is bilinear between its cells and metric
-    only as far as camera and views resemble those it was fitted on. Maps have the size of the photograph.
+    NAME is the photograph's path below the folder without its suffix. The readout is the depth probe's
+    (`depthjepa probe RUN depth`); depth is bilinear between its cells and metric only as far as camera and views
+    resemble those it was fitted on. Maps have the size of the photograph.
 
     Raises `BadInput` before the first write where a photograph or another map would be overwritten, and where the
     readout was fitted on other weights than these.

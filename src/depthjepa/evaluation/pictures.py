@@ -89,7 +89,7 @@ def mask_arrays(batch: Batch, masks: Masks, grid: tuple[int, int]) -> dict[str, 
 def token_maps(encoder: VisionTransformer, batch: Batch, grid: tuple[int, int]) -> np.ndarray:
     """Tokens of an encoder on the patch grid, [k, rows, cols, d] in half precision."""
     tokens: Tensor = encoder.eval()(encoder.normalise(batch.images))
-    maps: np.ndarray = tokens.view(len(tokens), *grid, -1).half().cpu().numpy()
+    maps: np.ndarray = tokens.view(len(tokens), *grid, encoder.width).half().cpu().numpy()
     return maps
 
 

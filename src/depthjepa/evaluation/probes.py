@@ -297,14 +297,16 @@ def size_text(config: RunConfig) -> str:
     return f"{height} px" if height == width else f"{height} x {width} px"
 
 
-def write_probe(result: Probe, folder: Path | None, out: Path | None) -> None:
-    """Write table, arrays and readout: below a run folder, and the table alone to `out`.
+def write_probe(result: Probe, saved: Checkpoint, which: str, out: Path | None = None) -> None:
+    """Write table, arrays and readout below the run folder of a checkpoint, and the table alone to `out`.
 
-    On other data than the run's own, the files carry the name of the data; the readout is always the newest.
+    On other data than the run's own, the files carry the name of the data; the readout is always the newest, and says
+    to which weights it belongs. A checkpoint outside a run folder has no place for them.
     """
+    folder = saved.path.parent.parent
     if out is not None:
         write_whole(out, to_json(result.table))
-    if folder is not None:
+    if RunFolder(folder).started:
         data = result.table["data"]
         own = source_name(build_config(RunFolder(folder).config()).data.root)
         elsewhere = "" if data == own else "-" + re.sub(r"\W+", "_", Path(data).name)
@@ -313,4 +315,5 @@ def write_probe(result: Probe, folder: Path | None, out: Path | None) -> None:
         if result.arrays:
             RunFolder(folder).save_arrays(name, result.arrays)
         if result.readout is not None:
-            result.readout.save(folder / "probes" / "depth.safetensors")
+            origin = {"step": str(saved.step), "which": which, "data": data}
+            result.readout.save(folder / "probes" / "depth.safetensors", origin)
