@@ -183,9 +183,10 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Dotted keys in which two resolved configurations differ."""
+    """Dotted keys in which two resolved configurations ask for different runs; circumstances and `about` do not."""
     one, other = flatten(first), flatten(second)
-    return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+    changed = (key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+    return sorted(key for key in changed if key not in CIRCUMSTANCES and not key.startswith("about."))
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

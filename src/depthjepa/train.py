@@ -27,7 +27,7 @@ from rich.progress import (
 from torch import Tensor, nn
 
 from depthjepa import checkpoint, cost, optim, runtime
-from depthjepa.config import CIRCUMSTANCES, RunConfig, differences, load_config, to_mapping
+from depthjepa.config import RunConfig, differences, load_config, to_mapping
 from depthjepa.data.loading import TrainingBatches, has_validation, open_source
 from depthjepa.data.order import steps_per_epoch, wrap_note
 from depthjepa.data.samples import Batch, Source
@@ -148,7 +148,7 @@ def refuse_mix_up(config: RunConfig, folder: RunFolder, *, resume: bool) -> None
         return
     if not resume:
         raise BadInput(f"{folder.path} holds a run already: continue it with --resume, or choose another --out")
-    changed = [key for key in differences(folder.config(), plain(to_mapping(config))) if key not in CIRCUMSTANCES]
+    changed = differences(folder.config(), plain(to_mapping(config)))
     if changed:
         raise BadInput(f"--resume with changed keys: {', '.join(changed)}; the run in {folder.path} has other values")
 
