@@ -6,7 +6,6 @@ step, the configuration, the class names and the teacher's whitening.
 
 from __future__ import annotations
 
-import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import nn
 
 from depthjepa.config import RunConfig, build_config, to_mapping
 from depthjepa.faults import BadInput
-from depthjepa.logbook import writing
+from depthjepa.logbook import whole_file
 from depthjepa.method import build_encoder
 from depthjepa.model.vit import VisionTransformer
 from depthjepa.teachers.latents import Whitening
@@ -79,17 +78,8 @@ def save(
         "skipped": list(skipped),
     }
     path = folder / "checkpoints" / f"{name}.pt"
-    partial = path.with_suffix(".partial")
-    try:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        torch.save(content, file)
     return path
 
 

@@ -123,7 +123,8 @@ def build_config(content: Mapping[str, Any], overrides: Sequence[str] = ()) -> R
     """Check a nested mapping with overrides and turn it into a `RunConfig`; raises `BadInput` with all faults."""
     merged = _copy(content)
     faults = [fault for text in overrides if (fault := _override(merged, text))]
-    _replace_length(merged, [text.partition("=")[0] for text in overrides])
+    if not faults:
+        _replace_length(merged, [text.partition("=")[0] for text in overrides])
     known = keys(RunConfig)
     faults += [f"unknown key {key!r}{nearest(key, known)}" for key in flatten(merged) if key not in known]
     if not faults:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,9 @@ def probe_config(saved: Checkpoint, data: str | None, overrides: Iterable[str] =
     if data is not None and data != content["data"]["root"]:
         content["data"] |= {"root": data, "kind": None, "classes": None, "images_per_class": None}
     config = build_config(content, list(overrides))
+    own = replace(config.train, device=saved.config.train.device, threads=saved.config.train.threads)
+    if own != saved.config.train:
+        raise BadInput("train.* belongs to the checkpoint; a probe takes train.device and train.threads alone")
     for part in ("model", "masks", "guidance", "predictor", "optim", "seed"):
         if getattr(config, part) != getattr(saved.config, part):
             raise BadInput(f"{part}.* belongs to the checkpoint; a probe takes data.*, evaluation.* and train.device")
