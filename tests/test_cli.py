@@ -157,7 +157,7 @@ def test_commands_on_a_run_name_the_culprit_in_one_line(finished: Path, tmp_path
     flat, trained, root = write_flat(tmp_path / "flat", 3), finished / "run", f"data.root={finished / 'pairs'}"
     commands = [
         (("probe", tmp_path / "other.pt", "depth"), r"other\.pt does not fit the model: .*\(32,.*expected \(48,"),
-        (("probe", tmp_path / "text.pt", "depth"), r"text\.pt is not a readable checkpoint"),
+        (("probe", tmp_path / "text.pt", "depth"), r"text\.pt is a text file, not a checkpoint"),
         (("probe", tmp_path / "nowhere", "depth"), r"there is no checkpoint .*nowhere"),
         (("probe", tmp_path, "depth"), r"holds no checkpoint"),
         (("probe", trained, "dept"), r"there is no probe 'dept' \(did you mean 'depth'\?\): choose from knn, linear"),

@@ -90,7 +90,7 @@ def test_warmup_is_given_in_steps_in_epochs_or_as_a_tenth():
 def test_every_trainable_parameter_stands_in_one_group(overrides):
     method = model(*overrides)
     groups = parameter_groups(method.named_parameters())
-    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    grouped = [id(parameter) for group in groups for _, parameter in group["params"]]
     trainable = {id(parameter) for parameter in method.parameters() if parameter.requires_grad}
     assert len(grouped) == len(set(grouped)) and set(grouped) == trainable
     assert not trainable & {id(parameter) for parameter in method.target_encoder.parameters()}
@@ -102,7 +102,7 @@ def test_what_is_decayed_and_what_follows_the_rate_of_the_head(overrides):
     of = {
         id(parameter): (group["role"], group["decayed"])
         for group in parameter_groups(method.named_parameters())
-        for parameter in group["params"]
+        for _, parameter in group["params"]
     }
     norms = {
         id(parameter)
@@ -123,7 +123,7 @@ def test_the_mask_token_is_decayed():
         id(each)
         for group in parameter_groups(method.named_parameters())
         if group["decayed"]
-        for each in group["params"]
+        for _, each in group["params"]
     ]
     assert id(method.predictor.mask_token) in decayed
 

@@ -1,52 +1,78 @@
 """Checkpoints: whole or absent, loaded strictly, and enough to go on with exactly the same run.
 
-A file holds tensors and plain values only, so it is read with `weights_only=True`: the networks, the optimiser, the
-step, the configuration, the class names and the teacher's whitening.
+A file of ours holds tensors and plain values only, so it is read with `weights_only=True`: the networks, the
+optimiser, the step, the configuration, the class names and the teacher's whitening. `load` takes checkpoints of other
+layouts as well (see `formats`) and gives them the configuration that their tensors tell.
 """
 
 from __future__ import annotations
 
-import pickle
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
+from depthjepa import optim
 from depthjepa.config import RunConfig, build_config, to_mapping
 from depthjepa.faults import BadInput
-from depthjepa.logbook import whole_file
-from depthjepa.method import build_encoder
+from depthjepa.formats import reference
+from depthjepa.formats.opening import KINDS, open_file, open_folder, open_name
+from depthjepa.formats.weights import Contents, Weights, Which, assemble, load_strictly
+from depthjepa.logbook import plain, whole_file
+from depthjepa.method import build_method
+from depthjepa.model.predictor import Predictor
 from depthjepa.model.vit import VisionTransformer
 from depthjepa.teachers.latents import Whitening
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a checkpoint file holds."""
+    """What a checkpoint holds, under the names of our networks (`context_encoder.`, `target_encoder.`, …).
+
+    `layout` is `depthjepa` or a foreign one; of those, `holds` says what was found and `assumed` what was not said.
+    `reference` keeps what only the reference's layout knows, so that it can be written back as it was.
+    """
 
     step: int
+    epoch: float  # completed ones
     config: RunConfig
     classes: tuple[str, ...]
-    model: dict[str, torch.Tensor]
+    model: dict[str, Tensor]
     optimizer: dict[str, Any]
     whitening: Whitening | None
     floor: float | None
     skipped: tuple[str, ...]
     path: Path
+    layout: str = "depthjepa"
+    holds: str = ""
+    assumed: tuple[str, ...] = ()
+    reference: dict[str, Any] | None = None
 
-    def encoder(self, which: Literal["target", "context"] = "target") -> VisionTransformer:
-        """Build one encoder with its weights, in eval mode. A run without a target encoder has one encoder."""
-        prefix = f"{which}_encoder."
-        if which == "target" and not any(key.startswith(prefix) for key in self.model):
-            prefix = "context_encoder."
-        weights = {key.removeprefix(prefix): value for key, value in self.model.items() if key.startswith(prefix)}
-        encoder = build_encoder(self.config)
-        load_strictly(encoder, weights, self.path)
-        return encoder.eval().requires_grad_(False)
+    @property
+    def run(self) -> Path | None:
+        """The run folder that the file lies in, None outside one."""
+        folder = self.path.parent.parent
+        inside = self.path.parent.name == "checkpoints" and (folder / "config.yaml").is_file()
+        return folder if inside else None
+
+    def which(self, wanted: Which = "target") -> Which:
+        """The encoder that stands for the wanted one: where a file holds one encoder only, it serves as both."""
+        other: Which = "context" if wanted == "target" else "target"
+        return wanted if any(key.startswith(f"{wanted}_encoder.") for key in self.model) else other
+
+    def part(self, name: str) -> Weights:
+        """Tensors of one network, without its prefix; empty where the file does not hold it."""
+        return {key.removeprefix(f"{name}."): value for key, value in self.model.items() if key.startswith(f"{name}.")}
+
+    def encoder(self, which: Which = "target") -> VisionTransformer:
+        """Build one encoder around its weights, in eval mode."""
+        weights = self.part(f"{self.which(which)}_encoder")
+        return assemble(self.config.model, self.config.grid, weights, self.path)
 
 
 def save(
@@ -54,28 +80,33 @@ def save(
     name: str,
     *,
     step: int,
+    epoch: float,
     config: RunConfig,
     classes: tuple[str, ...],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    model: Mapping[str, Tensor],
+    optimizer: Mapping[str, Any],
     whitening: Whitening | None,
     floor: float | None,
     skipped: tuple[str, ...],
+    reference: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `folder/checkpoints/NAME.pt`: to a neighbour first, flushed to the disk, then renamed.
 
-    Raises `RunStopped` when the disk is full; the checkpoint that was there stays as it was.
+    `model` and `optimizer` are state dictionaries. Raises `RunStopped` when the disk is full; the checkpoint that was
+    there stays as it was.
     """
     content = {
         "format": FORMAT,
         "step": step,
+        "epoch": epoch,
         "config": to_mapping(config),
         "classes": list(classes),
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "model": dict(model),
+        "optimizer": dict(optimizer),
         "whitening": None if whitening is None else {"mean": whitening.mean, "deviation": whitening.deviation},
         "floor": floor,
         "skipped": list(skipped),
+        "reference": None if reference is None else dict(reference),
     }
     path = folder / "checkpoints" / f"{name}.pt"
     with whole_file(path) as file:
@@ -83,32 +114,49 @@ def save(
     return path
 
 
-def find(checkpoint: str | Path) -> Path:
-    """Return the file of a checkpoint: the file itself, or the newest one of a run folder."""
+def load(checkpoint: str | Path, settings: Sequence[str] = ()) -> Checkpoint:
+    """Read a checkpoint of any layout; its tensors stay in the file until they are used.
+
+    `checkpoint` is a run folder (its newest checkpoint), a file, a Hugging Face or timm folder, a hub id or a timm
+    name. `settings` (`model.heads=3`, …) complete the configuration of a foreign layout, which says little of it.
+
+    Raises:
+        BadInput: nothing is there, a file is truncated, unsafe or of no known layout, or tensors do not fit.
+    """
     path = Path(checkpoint)
+    if path.is_dir():
+        last = path / "checkpoints" / "last.pt"
+        if last.is_file():
+            return _own(open_file(last), last)
+        if (path / "config.yaml").exists():
+            raise BadInput(f"{path} holds no checkpoint: {last} is not there")
+        return _foreign(open_folder(path), path / "config.json", settings)
     if path.is_file():
-        return path
-    if not path.exists():
-        raise BadInput(f"there is no checkpoint {path}: give a run folder or a checkpoint file")
-    last = path / "checkpoints" / "last.pt"
-    if last.is_file():
-        return last
-    raise BadInput(f"{path} holds no checkpoint: {last} is not there")
+        found = open_file(path)
+        return _foreign(found, path, settings) if isinstance(found, Contents) else _own(found, path)
+    if path.suffix in (".pt", ".pth", ".tar", ".safetensors") or path.is_absolute():
+        raise BadInput(f"there is no checkpoint {path}: give {KINDS}")
+    return _foreign(open_name(str(checkpoint)), path, settings)
 
 
-def load(checkpoint: str | Path, where: torch.device | None = None) -> Checkpoint:
-    """Read a checkpoint; raises `BadInput` for a file that is truncated, unsafe or not ours."""
-    path = find(checkpoint)
-    try:
-        content = torch.load(path, map_location=where or "cpu", weights_only=True)
-    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError, ValueError) as fault:
-        reason = str(fault).split("\n")[0]
-        raise BadInput(f"{path} is not a readable checkpoint (truncated, or of another kind): {reason}") from fault
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise BadInput(f"{path} is not a checkpoint of depthjepa")
+def load_encoder(checkpoint: str | Path, which: Which = "target") -> VisionTransformer:
+    """Load an encoder: a module in eval mode, normalised images [b, 3, h, w] to tokens [b, n, d].
+
+    `which`: the `target` encoder (moving average, what the paper evaluates) or the `context` encoder. A file that
+    holds one encoder gives that one. Images of another size than it was trained on are taken: positions stretch.
+    """
+    return load(checkpoint).encoder(which)
+
+
+def _own(content: Any, path: Path) -> Checkpoint:
+    if not isinstance(content, dict) or "format" not in content or "config" not in content:
+        raise BadInput(f"{path} is not a checkpoint: it is neither depthjepa's nor of a layout that it reads")
+    if content["format"] != FORMAT:
+        raise BadInput(f"{path} has format {content['format']}, and this version of depthjepa reads format {FORMAT}")
     white = content["whitening"]
     return Checkpoint(
         content["step"],
+        content["epoch"],
         build_config(content["config"]),
         tuple(content["classes"]),
         content["model"],
@@ -117,31 +165,125 @@ def load(checkpoint: str | Path, where: torch.device | None = None) -> Checkpoin
         content["floor"],
         tuple(content["skipped"]),
         path,
+        reference=content["reference"],
     )
 
 
-def load_strictly(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Load weights where names and shapes all agree; raises `BadInput` that names what does not."""
-    expected = model.state_dict()
-    missing, left_over = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
-    other = [
-        f"{key} is {tuple(weights[key].shape)}, expected {tuple(expected[key].shape)}"
-        for key in expected.keys() & weights.keys()
-        if expected[key].shape != weights[key].shape
-    ]
-    if missing or left_over or other:
-        faults = [f"missing {_few(missing)}"] * bool(missing) + [f"left over {_few(left_over)}"] * bool(left_over)
-        raise BadInput(f"{path} does not fit the model: " + "; ".join(faults + sorted(other)[:3]))
-    model.load_state_dict(weights)
+# foreign layouts ------------------------------------------------------------------------------------------
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def _foreign(contents: Contents, path: Path, settings: Sequence[str]) -> Checkpoint:
+    """Give foreign contents the configuration that they tell, and check every tensor against it."""
+    config = _configuration(contents, settings)
+    rows, columns = config.grid
+    for which, weights in contents.encoders.items():
+        if weights["pos_embed"].shape[1] != rows * columns:
+            raise BadInput(
+                f"{contents.source} has positions for {weights['pos_embed'].shape[1]} patches, and data.image_size="
+                f"{config.data.size} with patches of {config.model.patch_size} px has {rows} x {columns}"
+            )
+        assemble(config.model, config.grid, weights, f"{contents.source} ({which} encoder)")
+    if contents.predictor is not None:
+        with torch.device("meta"):
+            predictor = Predictor(config.predictor, config.model.shape, config.grid)
+        load_strictly(predictor, contents.predictor, f"{contents.source} (predictor)", assign=True)
+    model = {
+        f"{which}_encoder.{key}": value
+        for which, weights in contents.encoders.items()
+        for key, value in weights.items()
+    }
+    model |= {f"predictor.{key}": value for key, value in (contents.predictor or {}).items()}
+    step, epoch, optimizer, kept = 0, 0.0, dict[str, Any](), None
+    if contents.training and contents.predictor and len(contents.encoders) == 2:
+        step, epoch, optimizer, kept = _training(contents, config)
+    return Checkpoint(
+        step,
+        epoch,
+        config,
+        (),
+        model,
+        optimizer,
+        None,
+        None,
+        (),
+        path,
+        contents.layout,
+        contents.holds,
+        contents.assumed if not any(text.startswith("model.heads=") for text in settings) else (),
+        kept,
+    )
 
 
-def load_encoder(checkpoint: str | Path, which: Literal["target", "context"] = "target") -> VisionTransformer:
-    """Load an encoder: a module in eval mode, normalised images [b, 3, h, w] to tokens [b, n, d].
+def _configuration(contents: Contents, settings: Sequence[str]) -> RunConfig:
+    if contents.image_size is None and not any(text.startswith("data.image_size=") for text in settings):
+        raise BadInput(
+            f"{contents.source} has positions for an image that is not square, and does not say its sides: give "
+            f"data.image_size=[HEIGHT,WIDTH]"
+        )
+    content = to_mapping(RunConfig())
+    content["name"] = Path(contents.source).name.removesuffix(".tar").rpartition(".")[0] or Path(contents.source).name
+    content["model"] = plain({key: getattr(contents.model, key) for key in content["model"]})
+    content["data"] |= {"root": "", "image_size": plain(contents.image_size)}
+    if contents.predictor is not None:
+        blocks = {key.split(".")[1] for key in contents.predictor if key.startswith("predictor_blocks.")}
+        width = contents.predictor["mask_token"].shape[-1] if "mask_token" in contents.predictor else 0
+        content["predictor"] = {"depth": len(blocks), "width": width}
+    if contents.training:
+        content["masks"] |= {"bias": "reference"}
+        sizes = [contents.training.get(key) for key in ("batch_size", "world_size")]
+        if all(isinstance(size, int) and size > 0 for size in sizes):
+            content["train"] |= {"batch_size": sizes[0] * sizes[1]}  # type: ignore[operator]
+        if isinstance(contents.training.get("lr"), float):
+            content["optim"] |= {"lr": contents.training["lr"]}
+    return build_config(content, list(settings))
 
-    `which`: the `target` encoder (moving average, what the paper evaluates) or the `context` encoder.
-    """
-    return load(checkpoint).encoder(which)
+
+def _training(contents: Contents, config: RunConfig) -> tuple[int, float, dict[str, Any], dict[str, Any]]:
+    """Step, epoch and optimiser state of a reference checkpoint under our names; and what only its layout knows."""
+    assert contents.training is not None and contents.predictor is not None
+    training = contents.training
+    with torch.device("meta"):
+        method = build_method(config, None, classes=0)
+    encoder, predictor = contents.encoders["context"], contents.predictor
+    opt = training["opt"]
+    states = reference.optimizer_by_name(opt, reference.parameter_order(encoder, predictor), contents.source)
+    optimizer = optim.build_optimizer(method, config.optim).state_dict()
+    decayed, kept = opt["param_groups"][0], opt["param_groups"][2]
+    for group in optimizer["param_groups"]:
+        group |= {"lr": decayed["lr"], "weight_decay": (decayed if group["decayed"] else kept)["weight_decay"]}
+        for number, name in zip(group["params"], group["param_names"], strict=True):
+            if name in states:
+                optimizer["state"][number] = states[name]
+    steps = [int(state["step"]) for state in states.values()]
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in opt["param_groups"]]
+    rest = {key: value for key, value in training.items() if key != "opt"}
+    return max(steps, default=0), float(training.get("epoch") or 0), optimizer, rest | {"param_groups": settings}
+
+
+def reference_training(saved: Checkpoint) -> dict[str, Any]:
+    """Optimiser and counters as the reference's layout has them; empty where the checkpoint holds no training."""
+    if not saved.optimizer:
+        return {}
+    order = reference.parameter_order(saved.part("context_encoder"), saved.part("predictor"))
+    groups = saved.optimizer["param_groups"]
+    states = {
+        name: saved.optimizer["state"][number]
+        for group in groups
+        for number, name in zip(group["params"], group["param_names"], strict=True)
+        if number in saved.optimizer["state"]
+    }
+    if saved.reference is not None:
+        settings, rest = saved.reference["param_groups"], saved.reference
+        counters = {key: value for key, value in rest.items() if key != "param_groups"}
+    else:
+        last = next(group for group in groups if group["decayed"] and group["role"] == "encoder")
+        settings = reference.group_settings(last["lr"], last["betas"], last["eps"], last["weight_decay"])
+        counters = {
+            "scaler": None,
+            "epoch": int(saved.epoch),
+            "loss": float("nan"),  # the reference's mean over an epoch; a checkpoint of ours does not keep it
+            "batch_size": saved.config.train.batch_size,
+            "world_size": 1,
+            "lr": saved.config.optim.lr,
+        }
+    return {"opt": reference.optimizer_from_names(states, order, settings), **counters}

@@ -20,7 +20,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Checkpoint = Annotated[str, typer.Argument(help="A run folder (its newest checkpoint) or a checkpoint file.")]
+Checkpoint = Annotated[
+    str,
+    typer.Argument(
+        help="A run folder (its newest checkpoint), a checkpoint of ours or of the I-JEPA code, a safetensors file, "
+        "a Hugging Face folder or hub id, a timm folder or name."
+    ),
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as KEY=VALUE, for example train.batch_size=32.")]
 Data = Annotated[
     str | None,
@@ -200,6 +206,31 @@ def show(
 
 
 @app.command()
+def convert(
+    source: Checkpoint,
+    target: Annotated[Path, typer.Argument(help="File or folder to write; it must not exist.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            parser=_one_of("layout", "depthjepa", "reference", "hf", "timm", "onnx", "safetensors"),
+            metavar="LAYOUT",
+            help="reference (.pth.tar), hf, timm (folders), onnx, safetensors (one encoder), depthjepa (a run folder).",
+        ),
+    ],
+    overrides: Overrides = None,
+    which: Annotated[
+        str,
+        typer.Option(parser=_one_of("encoder", "target", "context"), help="The encoder that hf, timm, … hold."),
+    ] = "target",
+) -> None:
+    """Write a checkpoint in another layout, bit by bit the same; says which encoder it holds."""
+    from depthjepa.conversion import convert as run
+
+    for line in run(source, target, to, which, overrides or []):  # type: ignore[arg-type]
+        print(line)
+
+
+@app.command()
 def bench(
     overrides: Overrides = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
@@ -219,7 +250,8 @@ def _loaded(checkpoint: str, data: str | None, overrides: list[str] | None) -> A
     from depthjepa.evaluation.probes import probe_config
 
     # In `depthjepa probe RUN TASK --data DATA KEY=VALUE` the settings follow the data.
-    saved = checkpoints.load(checkpoint)
+    # What a foreign layout does not say of its encoder may be said here, too.
+    saved = checkpoints.load(checkpoint, [text for text in overrides or [] if text.startswith("model.")])
     config = probe_config(saved, data, overrides or [])
     where = runtime.device(config.train.device)
     runtime.set_threads(config.train.threads)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import ConfigDict, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic import ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as configuration
 
 from depthjepa.data.loading import DataConfig
@@ -40,6 +40,14 @@ class About:
     time: str = "not measured"
     score: str = "not measured"
     source: str = ""
+
+
+@configuration(frozen=True, slots=True, config=STRICT)
+class InitConfig:
+    """Where a run starts from, None: random weights. While frozen, the head alone learns (paper: 1,000 steps)."""
+
+    checkpoint: str | None = None  # any layout that `depthjepa convert` reads
+    frozen_steps: NonNegativeInt = 0
 
 
 @configuration(frozen=True, slots=True, config=STRICT)
@@ -89,6 +97,7 @@ class RunConfig:
     masks: MaskConfig = field(default_factory=MaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    init: InitConfig = field(default_factory=InitConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -134,22 +134,28 @@ def _disk_full(fault: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that will be whole or absent: a neighbour, renamed at the end. Makes the folders above it.
+def whole_path(path: Path) -> Iterator[Path]:
+    """Give a neighbour to write, flushed to the disk and renamed to `path` at the end: a file is whole or absent.
 
-    Raises what `writing` raises; a file that was there then stays as it was.
+    Makes the folders above it. Raises what `writing` raises; a file that was there then stays as it was.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
         try:
-            with partial.open("wb") as file:
-                yield file
-                file.flush()
+            yield partial
+            with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that will be whole or absent; see `whole_path`."""
+    with whole_path(path) as partial, partial.open("wb") as file:
+        yield file
 
 
 def write_whole(path: Path, text: str) -> None:

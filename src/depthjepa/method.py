@@ -21,7 +21,8 @@ def build_encoder(config: RunConfig) -> VisionTransformer:
 
     This is also the random encoder that tables set beside a trained one.
     """
-    encoder = VisionTransformer(config.model.shape, config.model.patch_size, config.grid)
+    model = config.model
+    encoder = VisionTransformer(model.shape, model.patch_size, config.grid, model.mean, model.deviation)
     initialise(encoder, runtime.generator(config.seed, "encoder"))
     return encoder
 

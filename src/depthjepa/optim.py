@@ -8,6 +8,7 @@ parameters; no gradient clipping. Because rates are functions there is nothing t
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
@@ -39,6 +40,8 @@ class OptimConfig:
     eps: PositiveFloat = 1e-8
     clip: PositiveFloat | None = None  # largest norm of the gradient; None: no clipping
     head_lr: NonNegativeFloat | None = None  # peak for the head, on the same schedule; None: as `lr`
+    # Each block of the encoder learns this many times slower than the next one above it; 1: all alike.
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     def warmup(self, steps: int, steps_per_epoch: int) -> int:
         """Return the number of warm-up steps."""
@@ -71,35 +74,46 @@ def momentum(step: int, *, start: float, final: float, steps: int) -> float:
 Role = Literal["encoder", "head"]
 
 
-def parameter_groups(named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, object]]:
-    """Split parameters by (encoder or head) and (decayed or not).
+def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], layer_decay: float = 1.0) -> list[dict[str, object]]:
+    """Split parameters by (encoder or head), by (decayed or not) and, with layer decay, by the depth they stand at.
 
     Biases and one-dimensional parameters are not decayed; the mask token is three-dimensional and therefore is,
-    as in the reference. Parameters whose name starts with `head.` follow the head's learning rate.
+    as in the reference. Parameters whose name starts with `head.` follow the head's learning rate. `scale` multiplies
+    the learning rate: `layer_decay` to the power of the blocks above, counted from the encoder's final norm (Clark et
+    al. 2020, as MAE's fine-tuning uses it); predictor and head stand above the encoder.
     """
-    groups: dict[tuple[Role, bool], list[nn.Parameter]] = {}
+    named = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+    blocks = 1 + max((_block(name) or 0 for name, _ in named), default=0)
+    groups: dict[tuple[Role, bool, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in named:
-        if not parameter.requires_grad:
-            continue
         role: Role = "head" if name.startswith("head.") else "encoder"
         decayed = parameter.ndim > 1 and not name.endswith("bias")
-        groups.setdefault((role, decayed), []).append(parameter)
+        block = _block(name)
+        scale = 1.0 if block is None else layer_decay ** (blocks - block)
+        groups.setdefault((role, decayed, scale), []).append((name, parameter))
     return [
-        {"params": parameters, "role": role, "decayed": decayed}
-        for (role, decayed), parameters in sorted(groups.items(), key=lambda item: str(item[0]))
+        {"params": parameters, "role": role, "decayed": decayed, "scale": scale}
+        for (role, decayed, scale), parameters in sorted(groups.items(), key=lambda item: str(item[0]))
     ]
+
+
+def _block(name: str) -> int | None:
+    """Which block of the encoder a parameter belongs to; -1: the patches' embedding; None: what stands above."""
+    if "encoder.patch_embed." in name:
+        return -1
+    found = re.search(r"encoder\.blocks\.(\d+)\.", name)
+    return int(found[1]) if found else None
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """Return AdamW over the trainable parameters; rates are set each step by `set_rates`."""
     fused = next(model.parameters()).device.type in ("cuda", "cpu")
-    return torch.optim.AdamW(
-        parameter_groups(model.named_parameters()), lr=config.lr, betas=config.betas, eps=config.eps, fused=fused
-    )
+    groups = parameter_groups(model.named_parameters(), config.layer_decay)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, *, lr: float, head_scale: float, decay: float) -> None:
     """Set the rates of the coming update; the head's learning rate is `head_scale` times the encoder's."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * head_scale if group["role"] == "head" else lr
+        group["lr"] = lr * head_scale if group["role"] == "head" else lr * group["scale"]
         group["weight_decay"] = decay if group["decayed"] else 0.0

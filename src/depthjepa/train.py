@@ -34,6 +34,7 @@ from depthjepa.data.samples import Batch, Source
 from depthjepa.evaluation.pictures import write_pictures
 from depthjepa.evaluation.probes import probe_during_training
 from depthjepa.faults import BadInput, RunStopped
+from depthjepa.formats.weights import load_strictly
 from depthjepa.logbook import RunFolder, plain
 from depthjepa.method import build_method, build_teacher, parameter_count
 from depthjepa.model.heads import Latents
@@ -41,6 +42,7 @@ from depthjepa.model.jepa import JEPA
 from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import normalise
 from depthjepa.teachers.latents import Teacher, Whitening, fit_whitening, on_cells
+from depthjepa.warm_start import start_from
 
 UNREADABLE_SHARE = 0.01  # more than this share of unreadable images stops a run
 
@@ -106,6 +108,7 @@ def prepare(
     """Build the state of step 0, or the state that the newest checkpoint of the folder holds."""
     refuse_mix_up(config, folder, resume=resume)
     refuse_unusable_validation(config)
+    refuse_frozen_without_head(config)
     where = runtime.device(config.train.device, place)
     epoch_steps = steps_per_epoch(len(source), config.train.batch_size)
     steps = config.train.total_steps(epoch_steps)
@@ -117,8 +120,11 @@ def prepare(
     )
     if resume and (folder.path / "checkpoints" / "last.pt").exists():
         restore(state, folder)
-    elif teacher is not None:
-        state.whitening, state.floor = fit_teacher_statistics(state, source)
+    else:
+        if config.init.checkpoint is not None:
+            say(start_from(method, config))
+        if teacher is not None:
+            state.whitening, state.floor = fit_teacher_statistics(state, source)
     if isinstance(method, Supervised) and state.floor:
         method.floor = state.floor
     say(cost.estimate(config, method, steps - state.step, place.world, where))
@@ -126,10 +132,19 @@ def prepare(
         say(note)
     if state.step:
         say(f"resumed at step {state.step} of {steps}")
-    if place.world > 1:
-        devices = [where.index] if where.type == "cuda" else None
-        state.parallel = nn.parallel.DistributedDataParallel(method, device_ids=devices, broadcast_buffers=False)
+    freeze_or_thaw(state)
     return state
+
+
+def freeze_or_thaw(state: State) -> None:
+    """Let everything learn, or the head alone while the run is in its frozen steps; called where that changes."""
+    frozen = state.step < state.config.init.frozen_steps
+    for part in (state.method.context_encoder, getattr(state.method, "predictor", None)):
+        if part is not None:
+            part.requires_grad_(not frozen)
+    if state.place.world > 1:  # which parameters take part is settled when the wrapper is made
+        devices = [state.where.index] if state.where.type == "cuda" else None
+        state.parallel = nn.parallel.DistributedDataParallel(state.method, device_ids=devices, broadcast_buffers=False)
 
 
 def refuse_unusable_validation(config: RunConfig) -> None:
@@ -140,6 +155,15 @@ def refuse_unusable_validation(config: RunConfig) -> None:
             raise BadInput(f"train.probe_every needs labels or depth, and {config.data.root} has neither")
     elif config.train.probe_every:
         raise BadInput(f"train.probe_every needs validation data, and {config.data.root} has no val/")
+
+
+def refuse_frozen_without_head(config: RunConfig) -> None:
+    """Refuse steps in which nothing could learn."""
+    if config.init.frozen_steps and config.train.objective == "jepa" and config.guidance.kind == "none":
+        raise BadInput(
+            f"init.frozen_steps={config.init.frozen_steps} trains the head alone, and an unguided run has none: "
+            f"give guidance.kind=feature or init.frozen_steps=0"
+        )
 
 
 def refuse_mix_up(config: RunConfig, folder: RunFolder, *, resume: bool) -> None:
@@ -156,7 +180,7 @@ def refuse_mix_up(config: RunConfig, folder: RunFolder, *, resume: bool) -> None
 def restore(state: State, folder: RunFolder) -> None:
     """Take step, weights, optimiser and teacher statistics from the newest checkpoint."""
     saved = checkpoint.load(folder.path)
-    checkpoint.load_strictly(state.method, saved.model, saved.path)
+    load_strictly(state.method, saved.model, saved.path)
     state.optimizer.load_state_dict(saved.optimizer)
     state.step, state.floor = saved.step, saved.floor
     state.skipped = dict.fromkeys(saved.skipped)
@@ -214,6 +238,8 @@ def loop(state: State, folder: RunFolder, to_come: TrainingBatches, stopping: Ca
 
             figures = train_step(state, parts)
             state.step += 1
+            if state.step == state.config.init.frozen_steps:
+                freeze_or_thaw(state)
             images += train_config.batch_size
 
             if state.step % train_config.log_every == 0 or state.step == state.steps:
@@ -263,7 +289,8 @@ def train_step(state: State, parts: list[Batch]) -> dict[str, Any]:
     if config.optim.clip is not None:
         nn.utils.clip_grads_with_norm_(trained, config.optim.clip, gradients)
     state.optimizer.step()
-    state.method.after_step(rates["momentum"])
+    if step >= config.init.frozen_steps:
+        state.method.after_step(rates["momentum"])
     figures: dict[str, Any] = {"step": step + 1, "epoch": step // state.epoch_steps, **totals}
     return figures | {key: rates[key] for key in ("lr", "weight_decay", "momentum")} | {"grad_norm": gradients}
 
@@ -335,10 +362,11 @@ def save(state: State, folder: RunFolder, name: str) -> None:
             folder.path,
             name,
             step=state.step,
+            epoch=state.step / state.epoch_steps,
             config=state.config,
             classes=state.classes,
-            model=state.method,
-            optimizer=state.optimizer,
+            model=state.method.state_dict(),
+            optimizer=state.optimizer.state_dict(),
             whitening=state.whitening,
             floor=state.floor,
             skipped=tuple(state.skipped),

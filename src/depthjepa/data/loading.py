@@ -97,6 +97,8 @@ class DataConfig:
 
 def open_source(config: DataConfig, split: Split) -> Source:
     """Open what `data.root` names; raises `BadInput` for what is missing, empty or contradictory."""
+    if not config.root:
+        raise BadInput("data.root is empty: a checkpoint of another layout does not say its data; name them (--data)")
     parts = [weighted_root(part.strip()) for part in config.root.split(",")]
     sources = [_open_one(config, root, split) for root, _ in parts]
     if len(sources) == 1:

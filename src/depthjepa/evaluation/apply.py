@@ -94,7 +94,12 @@ def predict_folder(
     Raises `BadInput` before the first write where a photograph or another map would be overwritten, and where the
     readout was fitted on other weights than these.
     """
-    file = saved.path.parent.parent / "probes" / "depth.safetensors"
+    if saved.run is None:
+        raise BadInput(
+            f"{saved.path} lies in no run folder, where its depth readout would be: make one with `depthjepa convert "
+            f"{saved.path} RUN --to depthjepa`, then `depthjepa probe RUN depth --data DATA`"
+        )
+    file = saved.run / "probes" / "depth.safetensors"
     if not file.is_file():
         raise BadInput(f"{file} is not there: fit a depth readout first with `depthjepa probe RUN depth --data DATA`")
     readout = DepthReadout.load(file)

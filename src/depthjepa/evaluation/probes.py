@@ -306,10 +306,10 @@ def write_probe(result: Probe, saved: Checkpoint, which: str, out: Path | None =
     On other data than the run's own, the files carry the name of the data; the readout is always the newest, and says
     to which weights it belongs. A checkpoint outside a run folder has no place for them.
     """
-    folder = saved.path.parent.parent
+    folder = saved.run
     if out is not None:
         write_whole(out, to_json(result.table))
-    if RunFolder(folder).started:
+    if folder is not None:
         data = result.table["data"]
         own = source_name(build_config(RunFolder(folder).config()).data.root)
         elsewhere = "" if data == own else "-" + re.sub(r"\W+", "_", Path(data).name)

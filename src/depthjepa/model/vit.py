@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
-from pydantic import ConfigDict, PositiveInt
+from pydantic import ConfigDict, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass as configuration
 from torch import Tensor, nn
 
@@ -46,13 +46,19 @@ SHAPES = {
 
 @configuration(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class ModelConfig:
-    """Size of the encoders; `width`, `depth` and `heads` replace those of the named size where given."""
+    """Size of the encoders; `width`, `depth`, `heads` and `hidden` replace those of the named size where given.
+
+    `mean` and `deviation` of RGB in [0, 1] are what images are normalised with, at training and ever after.
+    """
 
     size: Literal["tiny", "small", "base", "large", "huge", "giant"] = "small"
     patch_size: PositiveInt = 16
     width: PositiveInt | None = None
     depth: PositiveInt | None = None
     heads: PositiveInt | None = None
+    hidden: PositiveInt | None = None  # of a block's MLP
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    deviation: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = IMAGENET_DEVIATION
 
     @property
     def shape(self) -> Shape:
@@ -60,7 +66,7 @@ class ModelConfig:
         named = SHAPES[self.size]
         width = self.width or named.width
         heads = self.heads or (max(1, width // 64) if self.width else named.heads)
-        hidden = 4 * width if self.width else named.hidden
+        hidden = self.hidden or (4 * width if self.width else named.hidden)
         if width % heads or width % 4:
             raise BadInput(f"model.width={width} must be a multiple of 4 and of model.heads={heads}")
         return Shape(width, self.depth or named.depth, heads, hidden)
@@ -74,10 +80,17 @@ class VisionTransformer(nn.Module):
 
     pos_embed: Tensor
 
-    def __init__(self, shape: Shape, patch_size: int, grid: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        patch_size: int,
+        grid: tuple[int, int],
+        mean: Sequence[float] = IMAGENET_MEAN,
+        deviation: Sequence[float] = IMAGENET_DEVIATION,
+    ) -> None:
         super().__init__()
         self.width, self.patch_size, self.grid = shape.width, patch_size, grid
-        self.mean, self.deviation = IMAGENET_MEAN, IMAGENET_DEVIATION
+        self.mean, self.deviation = tuple(mean), tuple(deviation)
         self.patch_embed = PatchEmbedding(shape.width, patch_size)
         # A copy: loading a checkpoint writes into the buffer, and the table is shared.
         self.register_buffer("pos_embed", sine_cosine(shape.width, grid)[None].clone())

@@ -1,0 +1,103 @@
+"""Reading and writing the files of checkpoints: without running code, without a second copy in memory.
+
+A pickle is read with `weights_only=True` and no allow-list: tensors and plain values are all that any layout needs.
+Tensors are mapped from the file where it allows that, so what is not used is never read.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from depthjepa.faults import BadInput
+from depthjepa.logbook import to_json, whole_path, write_whole
+
+FACTS = "depthjepa"  # under this name our files of foreign layouts say what they hold
+ZIP = b"PK\x03\x04"
+
+
+def read_torch(path: Path) -> Any:
+    """Read what `torch.save` wrote, on the CPU.
+
+    Raises:
+        BadInput: the file is empty, truncated, no checkpoint at all, or would run code when read.
+    """
+    with path.open("rb") as file:
+        start = file.read(256)
+    if not start:
+        raise BadInput(f"{path} is empty: download or copy it again")
+    zipped = start.startswith(ZIP)
+    if zipped and not zipfile.is_zipfile(path):
+        raise BadInput(f"{path} is truncated, its end is missing: download or copy it again")
+    try:
+        # Files from before the zip layout cannot be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except (RuntimeError, EOFError, KeyError, IndexError, ValueError, pickle.UnpicklingError) as fault:
+        raise BadInput(f"{path} {_complaint(start, fault)}") from fault
+
+
+def _complaint(start: bytes, fault: Exception) -> str:
+    words = str(fault)
+    if code := re.search(r"GLOBAL (\S+)", words):
+        return f"would run code when it is read ({code[1]}), which is refused: keep tensors and plain values only"
+    if isinstance(fault, EOFError) or "EOF" in words or "truncated" in words:
+        return "is truncated, its end is missing: download or copy it again"
+    if all(byte in b"\t\n\r" or byte >= 32 for byte in start):
+        return (
+            f"is a text file, not a checkpoint: it begins with {start.splitlines()[0][:40].decode(errors='replace')!r}"
+        )
+    # torch's own words advise to read the file unsafely; what was wrong comes last.
+    reason = words.rpartition("WeightsUnpickler error:")[2].strip().splitlines() or [type(fault).__name__]
+    return f"is not a checkpoint: {reason[0]}"
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read tensors, mapped from the file, and what our own note in its header says (empty in others' files).
+
+    Raises:
+        BadInput: the file is not there, truncated or of another kind.
+    """
+    if not path.is_file():
+        raise BadInput(f"{path} is not there")
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as fault:
+        raise BadInput(f"{path} is truncated or not a safetensors file: {fault}") from fault
+    note = header.get(FACTS)
+    return tensors, json.loads(note) if note else {}
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write tensors with a note of what they are, whole or not at all."""
+    # The format knows neither views nor tensors that share memory.
+    alone = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    with whole_path(path) as partial:
+        save_file(alone, partial, {"format": "pt", FACTS: json.dumps(facts)})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; raises `BadInput` for what is none."""
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
+        raise BadInput(f"{path} is not JSON: {fault}") from fault
+    if not isinstance(content, dict):
+        raise BadInput(f"{path} does not hold keys and values")
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object, whole or not at all."""
+    write_whole(path, to_json(content))

@@ -1,0 +1,61 @@
+"""An encoder as ONNX: normalised images [batch, 3, h, w] to tokens [batch, n, d], any batch, one image size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from depthjepa.faults import BadInput, RunStopped
+from depthjepa.logbook import writing
+from depthjepa.model.vit import VisionTransformer
+
+LARGEST = 1.5 * 2**30  # bytes of weights in one file: protocol buffers end at 2 GiB
+TOLERANCE = 1e-4
+
+
+def write_onnx(encoder: VisionTransformer, path: Path, image_size: tuple[int, int], facts: Mapping[str, Any]) -> float:
+    """Export an encoder and compare it with onnxruntime, at batches of 1 and 3; return the largest difference.
+
+    Over 1.5 GiB the weights stand beside the file, in `NAME.data`.
+
+    Raises:
+        BadInput: the packages for it are not installed.
+        RunStopped: onnxruntime gives other tokens (by more than 1e-4); the file is removed.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as fault:
+        raise BadInput("ONNX needs packages of its own: pip install 'depthjepa[export]'") from fault
+    example = torch.randn(2, 3, *image_size, generator=torch.Generator().manual_seed(0))
+    beside = sum(p.numel() * p.element_size() for p in encoder.parameters()) > LARGEST
+    program = torch.onnx.export(
+        encoder,
+        (example,),
+        input_names=["images"],
+        output_names=["tokens"],
+        dynamo=True,
+        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+        verbose=False,
+    )
+    assert program is not None
+    program.model.metadata_props.update({key: str(value) for key, value in facts.items()})
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        program.save(path, external_data=beside)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for count in (1, 3):
+        images = torch.randn(count, 3, *image_size, generator=torch.Generator().manual_seed(count))
+        with torch.no_grad():
+            expected = encoder(images)
+        (tokens,) = session.run(["tokens"], {"images": images.numpy()})
+        worst = max(worst, float((torch.from_numpy(tokens) - expected).abs().max()))
+    if not worst <= TOLERANCE:
+        path.unlink()
+        path.with_name(path.name + ".data").unlink(missing_ok=True)
+        raise RunStopped(f"onnxruntime gives other tokens than the encoder, by up to {worst:.2g}: {path} was removed")
+    return worst

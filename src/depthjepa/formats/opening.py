@@ -1,0 +1,93 @@
+"""Find out what a checkpoint is, by what is in it, and read it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from depthjepa.faults import BadInput
+from depthjepa.formats.files import read_json, read_torch
+from depthjepa.formats.flat import read_flat
+from depthjepa.formats.huggingface import is_huggingface, read_huggingface
+from depthjepa.formats.reference import is_reference, read_reference
+from depthjepa.formats.timm import is_timm, read_timm, released_url
+from depthjepa.formats.weights import Contents
+
+KINDS = (
+    "a run folder, a checkpoint file, a Hugging Face folder or hub id (facebook/ijepa_vith14_1k), or a timm name "
+    "(vit_huge_patch14_gap_224.in1k_ijepa)"
+)
+
+
+def open_folder(folder: Path, source: str | None = None) -> Contents:
+    """Read a folder of Hugging Face's or timm's layout; raises `BadInput` for any other."""
+    config = folder / "config.json"
+    if config.is_file():
+        content = read_json(config)
+        if is_huggingface(content):
+            return read_huggingface(folder, source)
+        if is_timm(content):
+            return read_timm(folder, source)
+        raise BadInput(f"{config} names neither a model_type (Hugging Face) nor an architecture (timm)")
+    raise BadInput(f"{source or folder} holds no checkpoint: neither checkpoints/last.pt nor config.json is there")
+
+
+def open_file(path: Path) -> Contents | dict[str, Any]:
+    """Read a file: what it holds, or, of a file that is in no foreign layout, the dictionary that it is."""
+    if path.suffix == ".safetensors":
+        beside = path.parent / "config.json"
+        return open_folder(path.parent) if beside.is_file() and path.name == "model.safetensors" else read_flat(path)
+    return open_content(read_torch(path), path)
+
+
+def open_content(content: Any, source: str | Path) -> Contents | dict[str, Any]:
+    """Sort what was read from a pickle."""
+    if is_reference(content):
+        return read_reference(content, source)
+    if isinstance(content, dict) and "patch_embed.proj.weight" in content:
+        return read_flat(Path(source), content)
+    if not isinstance(content, dict):
+        raise BadInput(f"{source} holds a {type(content).__name__}, no checkpoint of a known layout")
+    return content
+
+
+def open_name(name: str) -> Contents:
+    """Fetch and read a timm name or a hub id; raises `BadInput` where neither knows it or nobody answers."""
+    if (url := released_url(name)) is not None:
+        file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+        if not file.is_file():
+            _download(url, file, name)
+        found = open_file(file)
+        assert isinstance(found, Contents)
+        return found
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).parent.is_dir():
+        return open_folder(_snapshot(name), name)
+    raise BadInput(f"there is no checkpoint {name}: give {KINDS}")
+
+
+def _download(url: str, file: Path, name: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(file))
+    except OSError as fault:
+        raise BadInput(f"{name} cannot be fetched from {url}: {fault}") from fault
+
+
+def _snapshot(name: str) -> Path:
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError as fault:
+        raise BadInput(
+            f"there is no checkpoint {name} here, and hub ids need pip install 'depthjepa[teachers]'"
+        ) from fault
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except (HfHubHTTPError, OSError) as fault:
+        reason = str(fault).strip().splitlines()[0]
+        raise BadInput(
+            f"there is no checkpoint {name} here, and no hub gave a model of that name ({reason}): give {KINDS}"
+        ) from fault

@@ -1,0 +1,118 @@
+"""The layout of timm: our names, in a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads.
+
+timm's I-JEPA models (`vit_huge_patch14_gap_224.in1k_ijepa` and its kin) are ViTs without class token whose `norm`
+stands before the pooling (`fc_norm=False`); positions are parameters there. Their published names point at the
+released `.pth.tar` files, from which timm itself takes the *context* encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from depthjepa.faults import BadInput
+from depthjepa.formats.files import FACTS, read_json, write_json, write_safetensors
+from depthjepa.formats.huggingface import read_stored
+from depthjepa.formats.weights import Contents, Weights, Which, describe, encoder_names, refuse_other_names
+from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig
+
+ARCHITECTURES = {
+    (1280, 14, 224): "vit_huge_patch14_gap_224",
+    (1280, 16, 448): "vit_huge_patch16_gap_448",
+    (1408, 16, 224): "vit_giant_patch16_gap_224",
+    (768, 16, 224): "vit_base_patch16_gap_224",
+}
+NORMALISATION = {"mean": IMAGENET_MEAN, "std": IMAGENET_DEVIATION}
+ANY = "vit_huge_patch14_gap_224"  # with every dimension given beside it
+
+
+def is_timm(config: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is one of timm."""
+    return "architecture" in config
+
+
+def read_timm(folder: Path, source: str | None = None) -> Contents:
+    """Read a folder; raises `BadInput` for tensors that are missing or left over."""
+    name = source or str(folder)
+    config = read_json(folder / "config.json")
+    stored, note = read_stored(folder)
+    arguments, pretrained = config.get("model_args", {}), config.get("pretrained_cfg", {})
+    mean, deviation = (tuple(pretrained.get(key, usual)) for key, usual in NORMALISATION.items())
+    model, image_size, assumed = describe(
+        stored, name, heads=arguments.get("num_heads"), mean=mean, deviation=deviation
+    )
+    refuse_other_names(dict.fromkeys(encoder_names(model.shape)), stored, name)
+    if isinstance(given := arguments.get("img_size"), list):
+        image_size = (given[0], given[1])
+    which: Which = note.get("encoder", "context")
+    holds = (
+        f"{which} encoder" if note else "one encoder (the layout does not say which; timm takes the context encoder)"
+    )
+    return Contents(name, "timm", holds, {which: stored}, model, image_size, assumed=assumed)
+
+
+def write_timm(
+    folder: Path, weights: Weights, model: ModelConfig, image_size: tuple[int, int], facts: Mapping[str, Any]
+) -> None:
+    """Write a folder that timm loads strictly."""
+    shape = model.shape
+    square = image_size[0] == image_size[1]
+    released = ARCHITECTURES.get((shape.width, model.patch_size, image_size[0] if square else 0))
+    ratio = shape.hidden / shape.width
+    if int(shape.width * ratio) != shape.hidden:  # timm cuts, so the ratio must not fall short
+        ratio = (shape.hidden + 0.5) / shape.width
+    arguments = {
+        "img_size": image_size[0] if square else list(image_size),
+        "patch_size": model.patch_size,
+        "embed_dim": shape.width,
+        "depth": shape.depth,
+        "num_heads": shape.heads,
+        "mlp_ratio": ratio,
+        "class_token": False,
+        "global_pool": "avg",
+        "fc_norm": False,
+    }
+    config = {
+        "architecture": released or ANY,
+        "num_classes": 0,
+        "num_features": shape.width,
+        "global_pool": "avg",
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "tag": "depthjepa",
+            "custom_load": False,
+            "input_size": [3, *image_size],
+            "fixed_input_size": True,
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "mean": list(model.mean),
+            "std": list(model.deviation),
+            "num_classes": 0,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+        FACTS: dict(facts),
+    }
+    write_safetensors(folder / "model.safetensors", weights, facts)
+    write_json(folder / "config.json", config)
+
+
+def released_url(name: str) -> str | None:
+    """Where the weights of a timm I-JEPA model lie, None for a name that timm does not know.
+
+    Raises:
+        BadInput: timm knows the name, and it is no I-JEPA.
+    """
+    try:
+        import timm
+    except ImportError:
+        return None
+    if not timm.is_model(name.partition(".")[0]):
+        return None
+    kin = ", ".join(timm.list_pretrained("*ijepa*"))
+    config = timm.get_pretrained_cfg(name) if name.endswith("_ijepa") else None
+    if config is None or not config.url:
+        raise BadInput(f"{name} of timm is none of its I-JEPA models; those are {kin}")
+    return str(config.url)

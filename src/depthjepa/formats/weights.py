@@ -1,0 +1,146 @@
+"""What a checkpoint of any layout holds, under our names; and encoders built from it without a second copy.
+
+Our names are the reference's: `pos_embed`, `patch_embed.proj`, `blocks.N.{norm1, attn.qkv, attn.proj, norm2, mlp.fc1,
+mlp.fc2}`, `norm`. Nothing here is guessed in silence: what a layout does not say is listed in `Contents.assumed`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from depthjepa.faults import BadInput
+from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, SHAPES, ModelConfig, Shape, VisionTransformer
+
+Weights = dict[str, Tensor]
+Which = Literal["target", "context"]
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """A checkpoint of a foreign layout: its encoders, perhaps a predictor and the state of its training.
+
+    `image_size` is (height, width) in pixels, None where the number of positions does not tell.
+    """
+
+    source: str
+    layout: str
+    holds: str  # which encoders, in words
+    encoders: dict[Which, Weights]
+    model: ModelConfig
+    image_size: tuple[int, int] | None
+    predictor: Weights | None = None
+    training: dict[str, Any] | None = None  # the reference's optimiser and counters
+    assumed: tuple[str, ...] = field(default=())
+
+
+def describe(
+    weights: Weights,
+    source: str | Path,
+    *,
+    heads: int | None = None,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    deviation: tuple[float, ...] = IMAGENET_DEVIATION,
+) -> tuple[ModelConfig, tuple[int, int] | None, tuple[str, ...]]:
+    """Read size, patch size and image size off an encoder's tensors; and, in words, what had to be assumed.
+
+    The number of attention heads leaves no trace in the tensors: it is that of the released size with the same
+    dimensions, else one a 64 of the width (every released size up to large), else three (tiny).
+
+    Raises:
+        BadInput: the tensors are not an encoder's.
+    """
+    try:
+        width, channels, patch, _ = weights["patch_embed.proj.weight"].shape
+        tokens = weights["pos_embed"].shape[1]
+        hidden = weights["blocks.0.mlp.fc1.weight"].shape[0]
+    except (KeyError, ValueError) as fault:
+        raise BadInput(f"{source} does not hold an encoder of I-JEPA: {_reason(fault)}") from fault
+    if channels != 3:
+        raise BadInput(f"{source} holds an encoder of {channels} channels; depthjepa's read RGB")
+    depth = 1 + max(int(number[1]) for key in weights if (number := re.match(r"blocks\.(\d+)\.", key)))
+    assumed: tuple[str, ...] = ()
+    named = [
+        name for name, shape in SHAPES.items() if (shape.width, shape.depth, shape.hidden) == (width, depth, hidden)
+    ]
+    if heads is None and not named:
+        heads = width // 64 if width % 64 == 0 else 3
+        if width % heads:
+            raise BadInput(f"{source} does not say how many attention heads its width {width} has: give model.heads=N")
+        assumed = (f"{heads} attention heads (the layout does not say; model.heads=N if there are others)",)
+    normal = {"mean": mean, "deviation": deviation}
+    if named and heads in (None, SHAPES[named[0]].heads):
+        model = ModelConfig(size=named[0], patch_size=patch, **normal)  # type: ignore[arg-type]
+    else:
+        model = ModelConfig("tiny", patch, width, depth, heads, hidden, **normal)  # type: ignore[arg-type]
+    side = math.isqrt(tokens)
+    return model, (side * patch, side * patch) if side**2 == tokens else None, assumed
+
+
+def _reason(fault: Exception) -> str:
+    return f"{fault.args[0]} is missing" if isinstance(fault, KeyError) else "its tensors have other dimensions"
+
+
+def grid_of(image_size: tuple[int, int], patch: int) -> tuple[int, int]:
+    """Rows and columns of patches."""
+    return image_size[0] // patch, image_size[1] // patch
+
+
+def assemble(model: ModelConfig, grid: tuple[int, int], weights: Weights, source: str | Path) -> VisionTransformer:
+    """Build an encoder around given tensors, in eval mode and without gradients.
+
+    The tensors become its parameters as they are (mapped from the file, where they were): nothing is drawn, nothing
+    is held twice.
+    """
+    with torch.device("meta"):
+        encoder = VisionTransformer(model.shape, model.patch_size, grid, model.mean, model.deviation)
+    load_strictly(encoder, {key: value.float() for key, value in weights.items()}, source, assign=True)
+    return encoder.eval().requires_grad_(False)
+
+
+def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: str | Path, *, assign: bool = False) -> None:
+    """Load weights where names and shapes all agree; raises `BadInput` that names what does not.
+
+    `assign` puts the given tensors in place of the model's instead of copying them.
+    """
+    expected = model.state_dict()
+    other = [
+        f"{key} is {tuple(weights[key].shape)}, expected {tuple(expected[key].shape)}"
+        for key in expected.keys() & weights.keys()
+        if expected[key].shape != weights[key].shape
+    ]
+    refuse_other_names(expected, weights, f"{source} does not fit the model", other)
+    model.load_state_dict(weights, assign=assign)
+
+
+def refuse_other_names(
+    expected: Mapping[str, Any], found: Mapping[str, Any], what: str, other: list[str] | None = None
+) -> None:
+    """Raise `BadInput` that begins with `what` and names what is missing, left over, or otherwise amiss."""
+    missing, left_over = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or left_over or other:
+        faults = [f"missing {few(missing)}"] * bool(missing) + [f"left over {few(left_over)}"] * bool(left_over)
+        raise BadInput(f"{what}: " + "; ".join(faults + sorted(other or [])[:3]))
+
+
+def few(names: list[str]) -> str:
+    """List the first three names and count the rest."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def encoder_names(shape: Shape) -> list[str]:
+    """Names of an encoder's tensors, in the order of its state."""
+    blocks = [
+        f"blocks.{number}.{part}.{kind}"
+        for number in range(shape.depth)
+        for part in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+        for kind in ("weight", "bias")
+    ]
+    return ["pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", *blocks, "norm.weight", "norm.bias"]

@@ -1,0 +1,89 @@
+"""Starting a run from a checkpoint of any layout (`init.checkpoint`).
+
+Both encoders and, where the file holds it, the predictor are taken over; head and optimiser start anew. A file that
+holds one encoder gives it to both. Position embeddings are stretched to the run's grid when it has another.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from depthjepa import checkpoint
+from depthjepa.checkpoint import Checkpoint
+from depthjepa.config import RunConfig
+from depthjepa.faults import BadInput
+from depthjepa.formats.weights import Weights, load_strictly
+from depthjepa.grid import to_map, to_tokens
+from depthjepa.model.jepa import JEPA
+from depthjepa.model.supervised import Supervised
+
+
+def start_from(method: JEPA | Supervised, config: RunConfig) -> str:
+    """Load the weights of `config.init.checkpoint` into the networks; say in one line what was taken.
+
+    Raises:
+        BadInput: the checkpoint cannot be read, or its networks are of another size than the run's.
+    """
+    assert config.init.checkpoint is not None
+    saved = checkpoint.load(config.init.checkpoint, _unsaid(config))
+    _refuse_other_model(saved, config)
+    grids = saved.config.grid, config.grid
+    taken = [f"{saved.which('context')} encoder as context encoder"]
+    load_strictly(method.context_encoder, _stretched(saved, f"{saved.which('context')}_encoder", grids), saved.path)
+    predictor = "none needed"
+    if isinstance(method, JEPA):
+        taken.append(f"{saved.which('target')} encoder as target encoder")
+        load_strictly(method.target_encoder, _stretched(saved, f"{saved.which('target')}_encoder", grids), saved.path)
+        predictor = "starts at random: the checkpoint holds none"
+        if saved.part("predictor"):
+            load_strictly(method.predictor, _stretched(saved, "predictor", grids), saved.path)
+            predictor = "taken as well"
+    stretched = "" if grids[0] == grids[1] else f"; positions stretched from {_by(grids[0])} to {_by(grids[1])} patches"
+    assumed = "".join(f"; assumed: {what}" for what in saved.assumed)
+    return f"start from {config.init.checkpoint}: {', '.join(taken)}; predictor {predictor}{stretched}{assumed}"
+
+
+def _unsaid(config: RunConfig) -> list[str]:
+    """What foreign layouts do not say, from the run's own configuration."""
+    return [f"model.heads={config.model.shape.heads}"]
+
+
+def _refuse_other_model(saved: Checkpoint, config: RunConfig) -> None:
+    here, there = config.model, saved.config.model
+    faults = [
+        f"model.{key}={ours} here and {theirs} there"
+        for key, ours, theirs in (
+            *zip(here.shape._fields, here.shape, there.shape, strict=True),
+            ("patch_size", here.patch_size, there.patch_size),
+            ("mean", here.mean, there.mean),
+            ("deviation", here.deviation, there.deviation),
+        )
+        if ours != theirs
+    ]
+    if saved.part("predictor") and config.train.objective == "jepa":
+        faults += [
+            f"predictor.{key}={getattr(config.predictor, key)} here and {getattr(saved.config.predictor, key)} there"
+            for key in ("depth", "width")
+            if getattr(config.predictor, key) != getattr(saved.config.predictor, key)
+        ]
+    if faults:
+        raise BadInput(f"init.checkpoint={config.init.checkpoint} does not fit the run: {'; '.join(faults)}")
+
+
+def _stretched(saved: Checkpoint, name: str, grids: tuple[tuple[int, int], tuple[int, int]]) -> Weights:
+    weights = saved.part(name)
+    for key in ("pos_embed", "predictor_pos_embed"):
+        if key in weights and grids[0] != grids[1]:
+            weights[key] = stretch(weights[key].float(), *grids)
+    return weights
+
+
+def stretch(positions: Float[Tensor, "1 n d"], there: tuple[int, int], here: tuple[int, int]) -> Float[Tensor, "1 m d"]:
+    """Resize a table of positions from the grid `there` to the grid `here` (rows, columns), bicubically."""
+    return to_tokens(F.interpolate(to_map(positions, there), here, mode="bicubic", align_corners=False))
+
+
+def _by(grid: tuple[int, int]) -> str:
+    return f"{grid[0]} x {grid[1]}"
