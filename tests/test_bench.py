@@ -14,7 +14,7 @@ import torch
 from depthjepa import bench, cli, cost
 from depthjepa.config import RunConfig
 from depthjepa.masks import sample_masks
-from depthjepa.method import build_method
+from depthjepa.method import build_method, build_teacher
 from depthjepa.model.vit import Attention
 from tiny_runs import GUIDED, SETTINGS, tiny
 
@@ -54,7 +54,9 @@ def test_counted_operations_are_those_of_a_hand_count(guidance: tuple[str, ...],
     shape = ("model.depth=3", "predictor.depth=2", "data.image_size=[96, 112]", f"masks.bias={bias}")
     config = tiny(Path("scenes"), *guidance, *shape)
     for batch in (1, 5):
-        assert cost.step_flops(config, batch) == pytest.approx(by_hand(config, batch), rel=0.01)
+        assert cost.step_flops(config, build_teacher(config, has_depth=True), batch) == pytest.approx(
+            by_hand(config, batch), rel=0.01
+        )
     assert not Attention.explicit  # counting leaves the fast path as it was
 
 
@@ -84,8 +86,8 @@ def test_the_estimate_grows_with_the_steps_and_the_batch(monkeypatch: pytest.Mon
     config = tiny(Path("scenes"), "train.batch_size=32")
     method, cpu = build_method(config, None, classes=0), torch.device("cpu")
     monkeypatch.setattr(cost, "matmul_rate", lambda *_, **__: 1e9)
-    seconds = 2 * cost.step_flops(config, 8) / 8 * 32 / 1e9
-    line = cost.estimate(config, method, 1000, 1, cpu)
+    seconds = 2 * cost.step_flops(config, None, 8) / 8 * 32 / 1e9
+    line = cost.estimate(config, method, None, 1000, 1, cpu)
     assert line.startswith("estimate: 1000 steps of 32 images, ")
     assert f"about {cost.duration(1000 * seconds)} on this cpu" in line
     assert cost.memory_bytes(config, method, 64) > cost.memory_bytes(config, method, 32)

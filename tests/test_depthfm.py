@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import interpolate
 
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput
@@ -248,15 +249,18 @@ def test_a_cell_is_about_eight_pixels(cells, size):
     assert sides(cells) == size
 
 
-def test_batch_latents_are_those_of_the_resized_crop(load):
-    teacher = load()
-    crops, index = images(2, 56, 56), [8, 5]
-    found = teacher.batch_latents(batch_of(crops, index), (14, 14))
-    assert found.values.shape == found.valid.shape == (2, 4, 16, 16)
+@pytest.mark.parametrize(("crop", "cells", "size"), [((56, 56), (14, 14), 128), ((224, 160), (8, 8), 64)])
+def test_batch_latents_are_those_of_the_resized_crop(load, crop, cells, size):
+    teacher, crops, index = load(), images(2, *crop), [8, 5]
+    found = teacher.batch_latents(batch_of(crops, index), cells)
+    assert found.values.shape == found.valid.shape == (2, 4, size // 8, size // 8)
     assert found.valid.all()
-    large = torch.nn.functional.interpolate(crops, (128, 128), mode="bilinear", antialias=True, align_corners=False)
-    close(found.values, teacher.latents(large, index=torch.tensor(index)))
-    gridded = on_cells(teacher, batch_of(crops, index), (7, 7))
+    resized = interpolate(crops, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    close(found.values, teacher.latents(resized, index=torch.tensor(index)))
+
+
+def test_a_grid_of_any_size_gets_its_latents(load):
+    gridded = on_cells(load(), batch_of(images(2, 56, 56)), (7, 7))
     assert gridded.values.shape == (2, 4, 14, 14)
     assert gridded.valid.all()
 
@@ -361,11 +365,11 @@ def test_files_that_cannot_be_read_are_refused(load, tmp_path, vae):
     (tmp_path / "text.ckpt").write_text("weights")
     for name, said in {
         "list": "it holds a list",
-        "unsafe": "it asks to run posix.getcwd",
-        "truncated": "truncated, or of another kind",
-        "short": "truncated, or of another kind",
-        "empty": "truncated, or of another kind",
-        "text": "truncated, or of another kind",
+        "unsafe": r"would run code when it is read \(posix\.getcwd\)",
+        "truncated": "is truncated",
+        "short": "is truncated",
+        "empty": "is empty",
+        "text": "is a text file",
         "absent": "there is no file",
     }.items():
         with pytest.raises(BadInput, match=said) as fault:
@@ -404,7 +408,7 @@ def test_autoencoders_that_do_not_serve_are_refused(load, tmp_path, vae, monkeyp
         tmp_path / "holes": "missing encoder.conv_in.bias",
         tmp_path / "nothing": "cannot be loaded",
         tmp_path / "shallow": "has 4 channels and stride 1, but DepthFM's has 4 and 8",
-        tmp_path / "absent": "there is no folder .*absent",
+        tmp_path / "absent": "there is no folder .*absent: give",
         "somebody/unheard-of": "no folder somebody/unheard-of, and the hub gave no autoencoder",
     }.items():
         with pytest.raises(BadInput, match=said):

@@ -534,7 +534,10 @@ class Told:
 
     def describe(self) -> Description:
         channels = self.latents.values.shape[1]
-        return Description("told", channels, None, "1", "undirected", stochastic=False, needs_depth=False)
+        return Description("told", channels, None, "1", "undirected", stochastic=False, needs_depth=True)
+
+    def to(self, device: torch.device) -> Told:
+        return self
 
     def batch_latents(self, batch: Batch, cells: tuple[int, int]) -> Latents:
         return Latents(self.latents.values[batch.index], self.latents.valid[batch.index])

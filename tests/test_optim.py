@@ -142,6 +142,103 @@ def test_rates_reach_the_groups_they_are_meant_for():
     }
 
 
+# layer decay ----------------------------------------------------------------------------------------------
+
+
+def parts(name: str) -> tuple[str, int | None]:
+    """What a parameter belongs to, and the block of the encoder."""
+    place, _, rest = name.partition(".")
+    if place != "context_encoder":
+        return place, None
+    kind, _, number = rest.partition(".")
+    return kind, int(number.partition(".")[0]) if kind == "blocks" else None
+
+
+def test_the_rate_falls_from_block_to_block_below_the_final_norm():
+    """Predictor, head and final norm learn at the full rate; the patch embedding stands below the first block."""
+    groups = parameter_groups(model("model.depth=3").named_parameters(), layer_decay=0.5)
+    scales = {parts(name): set() for group in groups for name, _ in group["params"]}
+    for group in groups:
+        for name, _ in group["params"]:
+            scales[parts(name)].add(group["scale"])
+    assert scales == {
+        ("head", None): {1.0},
+        ("predictor", None): {1.0},  # its own blocks are not the encoder's
+        ("norm", None): {1.0},
+        ("blocks", 2): {0.5},
+        ("blocks", 1): {0.25},
+        ("blocks", 0): {0.125},
+        ("patch_embed", None): {0.0625},
+    }
+
+
+@pytest.mark.parametrize("overrides", [[], ["guidance.kind=none"], ["train.objective=supervised"]])
+def test_with_layer_decay_as_well_every_parameter_stands_in_one_group(overrides):
+    method = model("model.depth=3", *overrides)
+    groups = parameter_groups(method.named_parameters(), layer_decay=0.5)
+    grouped = [name for group in groups for name, _ in group["params"]]
+    trainable = {name for name, parameter in method.named_parameters() if parameter.requires_grad}
+    assert len(grouped) == len(set(grouped)) and set(grouped) == trainable
+    plain = {name: group for group in parameter_groups(method.named_parameters()) for name, _ in group["params"]}
+    for group in groups:  # who is decayed, and whose rate it is, does not depend on the depth
+        for name, _ in group["params"]:
+            assert (group["role"], group["decayed"]) == (plain[name]["role"], plain[name]["decayed"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "roles"), [("feature", ["encoder", "encoder", "head", "head"]), ("none", ["encoder"] * 2)]
+)
+def test_without_layer_decay_the_groups_are_the_usual_ones_in_their_order(kind, roles):
+    method = model("model.depth=3", f"guidance.kind={kind}")
+    groups = parameter_groups(method.named_parameters(), layer_decay=1.0)
+    assert [(group["role"], group["decayed"], group["scale"]) for group in groups] == [
+        (role, number % 2 == 1, 1.0) for number, role in enumerate(roles)
+    ]
+    # Within a group the parameters keep the model's order, which is what an optimiser's state is numbered by.
+    names = [name for name, _ in method.named_parameters()]
+    for group in groups:
+        places = [names.index(name) for name, _ in group["params"]]
+        assert places == sorted(places)
+
+
+def test_each_block_moves_by_its_own_rate():
+    """Adam's first step is the learning rate against the sign of each gradient; decay does not follow from it."""
+    method = model("model.depth=3")
+    optimizer = build_optimizer(method, OptimConfig(layer_decay=0.5))
+    set_rates(optimizer, lr=1e-2, head_scale=3.0, decay=0.0)
+    generator = torch.Generator().manual_seed(0)
+    before = {name: parameter.detach().clone() for name, parameter in method.named_parameters()}
+    for parameter in method.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.randn(parameter.shape, generator=generator).sign()
+    optimizer.step()
+    rates = {"head": 3e-2, "predictor": 1e-2, "norm": 1e-2, "patch_embed": 1e-2 / 16}
+    for name, parameter in method.named_parameters():
+        place, block = parts(name)
+        if parameter.requires_grad:
+            rate = rates[place] if block is None else 1e-2 / 2 ** (3 - block)
+            torch.testing.assert_close(parameter, before[name] - rate * parameter.grad, rtol=1e-6, atol=1e-7)
+        else:
+            assert torch.equal(parameter, before[name])
+
+
+def test_the_weight_decay_of_a_block_follows_its_rate():
+    """AdamW multiplies the decay with the learning rate: a block that learns slower is decayed slower."""
+    method = model("model.depth=3")
+    optimizer = build_optimizer(method, OptimConfig(layer_decay=0.5))
+    set_rates(optimizer, lr=1e-1, head_scale=1.0, decay=0.2)
+    before = {name: parameter.detach().clone() for name, parameter in method.named_parameters()}
+    for parameter in method.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for number, scale in ((0, 0.125), (1, 0.25), (2, 0.5)):
+        name = f"context_encoder.blocks.{number}.mlp.fc1.weight"
+        torch.testing.assert_close(method.get_parameter(name), before[name] * (1 - 0.2 * 1e-1 * scale))
+        bias = f"context_encoder.blocks.{number}.norm1.weight"
+        assert torch.equal(method.get_parameter(bias), before[bias])
+
+
 # the update -----------------------------------------------------------------------------------------------
 
 

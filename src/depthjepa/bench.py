@@ -18,6 +18,7 @@ from depthjepa.config import RunConfig, build_config
 from depthjepa.data.loading import TrainingBatches, open_source
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_method, build_teacher, parameter_count
+from depthjepa.teachers.latents import Teacher
 
 # ViT-S/16 at 224 px, batch 16, predictor 6 deep and 384 wide, masks of the reference.
 DEFAULTS: dict[str, Any] = {
@@ -36,12 +37,13 @@ def bench(overrides: Sequence[str] = ()) -> dict[str, Any]:
     runtime.set_threads(config.train.threads)
     where = runtime.device(config.train.device)
     size = config.train.batch_size
-    operations = cost.step_flops(config, size)
+    teacher = build_teacher(config, has_depth=True)
+    operations = cost.step_flops(config, teacher, size)
     figures: dict[str, Any] = {
         "configuration": " ".join(overrides) or "defaults",
         "image_size": list(config.data.size),
         "batch_size": size,
-        "parameters": parameter_count(build_method(config, build_teacher(config, has_depth=True), classes=0)),
+        "parameters": parameter_count(build_method(config, teacher, classes=0)),
         "operations_per_step": operations,
         "operations_are": "forward and backward with target encoder, 2 per multiply-add, explicit attention",
         **runtime.environment(),
@@ -51,7 +53,7 @@ def bench(overrides: Sequence[str] = ()) -> dict[str, Any]:
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         # The rate is taken before and after: machines are noisy, and the larger one is the limit.
         before = cost.matmul_rate(where, dtype)
-        seconds = step_seconds(config, name, where)
+        seconds = step_seconds(config, teacher, name, where)
         rate = max(before, cost.matmul_rate(where, dtype))
         fraction = operations / seconds / rate
         figures[name] = {
@@ -75,9 +77,8 @@ def bench(overrides: Sequence[str] = ()) -> dict[str, Any]:
     return figures
 
 
-def step_seconds(config: RunConfig, precision: str, where: torch.device) -> float:
+def step_seconds(config: RunConfig, teacher: Teacher | None, precision: str, where: torch.device) -> float:
     """Median seconds of a training step on given images, masks and latents."""
-    teacher = build_teacher(config, has_depth=True)
     method = build_method(config, teacher, classes=0).to(where)
     optimizer = optim.build_optimizer(method, config.optim)
     images, masks, latents = cost.example(config, teacher, config.train.batch_size, where)

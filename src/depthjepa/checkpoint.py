@@ -35,7 +35,8 @@ class Checkpoint:
     """What a checkpoint holds, under the names of our networks (`context_encoder.`, `target_encoder.`, …).
 
     `layout` is `depthjepa` or a foreign one; of those, `holds` says what was found and `assumed` what was not said.
-    `reference` keeps what only the reference's layout knows, so that it can be written back as it was.
+    `reference` keeps what only the reference's layout knows (of a file of that layout its whole training state), so
+    that it can be written back as it was.
     """
 
     step: int
@@ -114,29 +115,30 @@ def save(
     return path
 
 
-def load(checkpoint: str | Path, settings: Sequence[str] = ()) -> Checkpoint:
+def load(checkpoint: str | Path, settings: Sequence[str] = (), like: RunConfig | None = None) -> Checkpoint:
     """Read a checkpoint of any layout; its tensors stay in the file until they are used.
 
     `checkpoint` is a run folder (its newest checkpoint), a file, a Hugging Face or timm folder, a hub id or a timm
-    name. `settings` (`model.heads=3`, …) complete the configuration of a foreign layout, which says little of it.
+    name. `settings` (`model.heads=3`, …) complete the configuration of a foreign layout, which says little of it; what
+    is still not said is taken from `like`.
 
     Raises:
         BadInput: nothing is there, a file is truncated, unsafe or of no known layout, or tensors do not fit.
     """
-    path = Path(checkpoint)
+    path, heads = Path(checkpoint), _heads(settings, like)
     if path.is_dir():
         last = path / "checkpoints" / "last.pt"
         if last.is_file():
             return _own(open_file(last), last)
         if (path / "config.yaml").exists():
             raise BadInput(f"{path} holds no checkpoint: {last} is not there")
-        return _foreign(open_folder(path), path / "config.json", settings)
+        return _foreign(open_folder(path, heads=heads), path / "config.json", settings, like)
     if path.is_file():
-        found = open_file(path)
-        return _foreign(found, path, settings) if isinstance(found, Contents) else _own(found, path)
+        found = open_file(path, heads)
+        return _foreign(found, path, settings, like) if isinstance(found, Contents) else _own(found, path)
     if path.suffix in (".pt", ".pth", ".tar", ".safetensors") or path.is_absolute():
         raise BadInput(f"there is no checkpoint {path}: give {KINDS}")
-    return _foreign(open_name(str(checkpoint)), path, settings)
+    return _foreign(open_name(str(checkpoint), heads), path, settings, like)
 
 
 def load_encoder(checkpoint: str | Path, which: Which = "target") -> VisionTransformer:
@@ -172,9 +174,17 @@ def _own(content: Any, path: Path) -> Checkpoint:
 # foreign layouts ------------------------------------------------------------------------------------------
 
 
-def _foreign(contents: Contents, path: Path, settings: Sequence[str]) -> Checkpoint:
+def _heads(settings: Sequence[str], like: RunConfig | None) -> int | None:
+    """Attention heads by the settings or by a run that is to start from the file: most layouts leave them out."""
+    said = [text.partition("=")[2] for text in settings if text.startswith("model.heads=")]
+    if said and said[-1].isdecimal() and int(said[-1]):
+        return int(said[-1])
+    return like.model.shape.heads if like else None
+
+
+def _foreign(contents: Contents, path: Path, settings: Sequence[str], like: RunConfig | None) -> Checkpoint:
     """Give foreign contents the configuration that they tell, and check every tensor against it."""
-    config = _configuration(contents, settings)
+    config = _configuration(contents, settings, like)
     rows, columns = config.grid
     for which, weights in contents.encoders.items():
         if weights["pos_embed"].shape[1] != rows * columns:
@@ -193,29 +203,31 @@ def _foreign(contents: Contents, path: Path, settings: Sequence[str]) -> Checkpo
         for key, value in weights.items()
     }
     model |= {f"predictor.{key}": value for key, value in (contents.predictor or {}).items()}
-    step, epoch, optimizer, kept = 0, 0.0, dict[str, Any](), None
-    if contents.training and contents.predictor and len(contents.encoders) == 2:
-        step, epoch, optimizer, kept = _training(contents, config)
+    training = contents.training or {}
     return Checkpoint(
-        step,
-        epoch,
+        reference.steps_of(training),
+        float(training.get("epoch") or 0),
         config,
         (),
         model,
-        optimizer,
+        {},
         None,
         None,
         (),
         path,
         contents.layout,
         contents.holds,
-        contents.assumed if not any(text.startswith("model.heads=") for text in settings) else (),
-        kept,
+        contents.assumed,
+        contents.training,
     )
 
 
-def _configuration(contents: Contents, settings: Sequence[str]) -> RunConfig:
-    if contents.image_size is None and not any(text.startswith("data.image_size=") for text in settings):
+def _configuration(contents: Contents, settings: Sequence[str], like: RunConfig | None) -> RunConfig:
+    image_size = contents.image_size
+    if image_size is None and like is not None:
+        positions = next(iter(contents.encoders.values()))["pos_embed"].shape[1]
+        image_size = like.data.size if like.grid[0] * like.grid[1] == positions else None
+    if image_size is None and not any(text.startswith("data.image_size=") for text in settings):
         raise BadInput(
             f"{contents.source} has positions for an image that is not square, and does not say its sides: give "
             f"data.image_size=[HEIGHT,WIDTH]"
@@ -223,7 +235,7 @@ def _configuration(contents: Contents, settings: Sequence[str]) -> RunConfig:
     content = to_mapping(RunConfig())
     content["name"] = Path(contents.source).name.removesuffix(".tar").rpartition(".")[0] or Path(contents.source).name
     content["model"] = plain({key: getattr(contents.model, key) for key in content["model"]})
-    content["data"] |= {"root": "", "image_size": plain(contents.image_size)}
+    content["data"] |= {"root": "", "image_size": plain(image_size)}
     if contents.predictor is not None:
         blocks = {key.split(".")[1] for key in contents.predictor if key.startswith("predictor_blocks.")}
         width = contents.predictor["mask_token"].shape[-1] if "mask_token" in contents.predictor else 0
@@ -238,30 +250,39 @@ def _configuration(contents: Contents, settings: Sequence[str]) -> RunConfig:
     return build_config(content, list(settings))
 
 
-def _training(contents: Contents, config: RunConfig) -> tuple[int, float, dict[str, Any], dict[str, Any]]:
-    """Step, epoch and optimiser state of a reference checkpoint under our names; and what only its layout knows."""
-    assert contents.training is not None and contents.predictor is not None
-    training = contents.training
-    with torch.device("meta"):
-        method = build_method(config, None, classes=0)
-    encoder, predictor = contents.encoders["context"], contents.predictor
+# training state of the reference's layout -----------------------------------------------------------------
+
+
+def own_training(saved: Checkpoint) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Optimiser state as a run of ours keeps it, and what only the reference's layout knows; for a foreign checkpoint.
+
+    Raises:
+        BadInput: its optimiser is not that of its encoder and predictor.
+    """
+    training, encoder, predictor = saved.reference, saved.part("context_encoder"), saved.part("predictor")
+    if not training or "opt" not in training or not encoder or not predictor:
+        return {}, None
     opt = training["opt"]
-    states = reference.optimizer_by_name(opt, reference.parameter_order(encoder, predictor), contents.source)
-    optimizer = optim.build_optimizer(method, config.optim).state_dict()
+    states = reference.optimizer_by_name(opt, reference.parameter_order(encoder, predictor), saved.path)
+    with torch.device("meta"):
+        method = build_method(saved.config, None, classes=0)
+    optimizer = optim.build_optimizer(method, saved.config.optim).state_dict()
     decayed, kept = opt["param_groups"][0], opt["param_groups"][2]
     for group in optimizer["param_groups"]:
         group |= {"lr": decayed["lr"], "weight_decay": (decayed if group["decayed"] else kept)["weight_decay"]}
-        for number, name in zip(group["params"], group["param_names"], strict=True):
-            if name in states:
-                optimizer["state"][number] = states[name]
-    steps = [int(state["step"]) for state in states.values()]
+        # On the meta device nothing is fused; runs of ours are.
+        group |= {"fused": True}
+        named = zip(group["params"], group["param_names"], strict=True)
+        optimizer["state"] |= {number: states[name] for number, name in named if name in states}
     settings = [{key: value for key, value in group.items() if key != "params"} for group in opt["param_groups"]]
-    rest = {key: value for key, value in training.items() if key != "opt"}
-    return max(steps, default=0), float(training.get("epoch") or 0), optimizer, rest | {"param_groups": settings}
+    counters = {key: value for key, value in training.items() if key != "opt"}
+    return optimizer, counters | {"param_groups": settings}
 
 
 def reference_training(saved: Checkpoint) -> dict[str, Any]:
     """Optimiser and counters as the reference's layout has them; empty where the checkpoint holds no training."""
+    if saved.layout == "reference":
+        return saved.reference or {}
     if not saved.optimizer:
         return {}
     order = reference.parameter_order(saved.part("context_encoder"), saved.part("predictor"))
@@ -276,7 +297,9 @@ def reference_training(saved: Checkpoint) -> dict[str, Any]:
         settings, rest = saved.reference["param_groups"], saved.reference
         counters = {key: value for key, value in rest.items() if key != "param_groups"}
     else:
-        last = next(group for group in groups if group["decayed"] and group["role"] == "encoder")
+        # With layer decay the full rate is that of what stands above the encoder's blocks.
+        top = {"decayed": True, "role": "encoder", "scale": 1.0}
+        last = next(group for group in groups if top.items() <= group.items())
         settings = reference.group_settings(last["lr"], last["betas"], last["eps"], last["weight_decay"])
         counters = {
             "scaler": None,

@@ -82,6 +82,7 @@ class EvaluationConfig:
     train_images: PositiveInt | None = None
     val_images: PositiveInt | None = None
     batch_size: PositiveInt = 64
+    precision: Literal["fp32", "bf16"] = "fp32"
     neighbours: PositiveInt = 20
     pictures: PositiveInt = 6
 

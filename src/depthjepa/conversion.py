@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from depthjepa import checkpoint, runtime
-from depthjepa.checkpoint import Checkpoint, reference_training
+from depthjepa.checkpoint import Checkpoint, own_training, reference_training
 from depthjepa.config import to_mapping
 from depthjepa.faults import BadInput, nearest
 from depthjepa.formats.flat import facts_of, write_flat
@@ -52,7 +52,9 @@ def convert(source: str, target: Path, to: str, which: Which = "target", setting
 
 
 def _write_run(saved: Checkpoint, target: Path) -> list[str]:
-    folder = RunFolder(target)
+    optimizer, kept = saved.optimizer, saved.reference
+    if saved.layout != "depthjepa":
+        optimizer, kept = own_training(saved)
     checkpoint.save(
         target,
         "last",
@@ -61,15 +63,15 @@ def _write_run(saved: Checkpoint, target: Path) -> list[str]:
         config=saved.config,
         classes=saved.classes,
         model=saved.model,
-        optimizer=saved.optimizer,
+        optimizer=optimizer,
         whitening=saved.whitening,
         floor=saved.floor,
         skipped=saved.skipped,
-        reference=saved.reference,
+        reference=kept,
     )
-    folder.begin(to_mapping(saved.config), runtime.environment())
+    RunFolder(target).begin(to_mapping(saved.config), runtime.environment())
     words = [f"{target}: a run folder at step {saved.step}"]
-    if not saved.optimizer:
+    if not optimizer:
         words.append("without optimiser state: start other runs from it (init.checkpoint), it cannot be resumed")
     return words
 

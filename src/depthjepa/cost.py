@@ -23,12 +23,14 @@ from depthjepa.model.vit import Attention
 from depthjepa.teachers.latents import Teacher
 
 
-def step_flops(config: RunConfig, batch_size: int) -> int:
-    """Operations of one step's forward and backward passes, target encoder included, optimiser left out.
+def step_flops(config: RunConfig, teacher: Teacher | None, batch_size: int) -> int:
+    """Operations of one step's forward and backward passes, target encoder included, optimiser and teacher left out.
 
-    Masks are the first batch's of this configuration.
+    Masks are the first batch's of this configuration. A supervised step is counted with its depth head, beside which
+    that of the classes costs nothing.
     """
-    teacher = build_teacher(config, has_depth=True)
+    if config.train.objective == "supervised":
+        teacher = build_teacher(config, has_depth=True)
     with torch.device("meta"):
         method = build_method(config, teacher, classes=0).to("meta")
     images, masks, latents = example(config, teacher, batch_size, torch.device("meta"))
@@ -99,19 +101,28 @@ def memory_bytes(config: RunConfig, method: JEPA | Supervised, images: int) -> i
     return 16 * trained + 4 * kept + per_number * images * activations
 
 
-def estimate(config: RunConfig, method: JEPA | Supervised, steps: int, world: int, where: torch.device) -> str:
+def estimate(
+    config: RunConfig,
+    method: JEPA | Supervised,
+    teacher: Teacher | None,
+    steps: int,
+    world: int,
+    where: torch.device,
+) -> str:
     """One line before a run: about how long it takes and how much memory, from counted operations.
 
-    Half of the measured float32 (or bf16) matmul rate is taken as the speed of a step.
+    Half of the measured float32 (or bf16) matmul rate is taken as the speed of a step. A teacher that is a network
+    is not counted.
     """
     share = max(1, config.train.batch_size // world)
-    operations = step_flops(config, batch_size=min(share, 8)) / min(share, 8) * share
+    operations = step_flops(config, teacher, batch_size=min(share, 8)) / min(share, 8) * share
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     seconds = operations / (0.5 * matmul_rate(where, dtype, seconds=0.2)) * steps
     memory = memory_bytes(config, method, share // config.train.accumulate)
+    beside = "; the teacher comes on top" if teacher is not None and not teacher.describe().needs_depth else ""
     return (
         f"estimate: {steps} steps of {config.train.batch_size} images, {operations * world / 1e9:.3g} GFLOP each: "
-        f"about {duration(seconds)} on this {where.type}, and {size_of(memory)} for the model and its batch"
+        f"about {duration(seconds)} on this {where.type}, and {size_of(memory)} for the model and its batch{beside}"
     )
 
 

@@ -12,6 +12,7 @@ from depthjepa.model.jepa import JEPA
 from depthjepa.model.predictor import Predictor
 from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import VisionTransformer, initialise
+from depthjepa.teachers.depthfm import load_depthfm
 from depthjepa.teachers.ground_truth import DepthTeacher
 from depthjepa.teachers.latents import Teacher
 
@@ -31,8 +32,22 @@ def build_teacher(config: RunConfig, *, has_depth: bool) -> Teacher | None:
     """Return the teacher of a guided or supervised run, None where none is asked for."""
     if config.train.objective == "supervised":
         return DepthTeacher() if has_depth else None
-    if config.guidance.kind == "none":
+    guidance = config.guidance
+    if guidance.kind == "none":
         return None
+    if guidance.teacher == "depthfm":
+        if guidance.teacher_checkpoint is None or guidance.teacher_vae is None:
+            raise BadInput(
+                "guidance.teacher=depthfm needs guidance.teacher_checkpoint (released as depthfm-v1.ckpt) and "
+                "guidance.teacher_vae (the autoencoder of Stable Diffusion 1.5: a folder or hub id)"
+            )
+        return load_depthfm(
+            guidance.teacher_checkpoint,
+            guidance.teacher_vae,
+            steps=guidance.teacher_steps,
+            attention=guidance.teacher_attention,
+            seed=config.seed,
+        )
     if not has_depth:
         raise BadInput(
             f"guidance.teacher=depth needs depth, but data.root={config.data.root} has none: give an RGB-D folder "

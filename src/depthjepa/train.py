@@ -113,21 +113,24 @@ def prepare(
     epoch_steps = steps_per_epoch(len(source), config.train.batch_size)
     steps = config.train.total_steps(epoch_steps)
     teacher = build_teacher(config, has_depth=source.has_depth)
-    method = build_method(config, teacher, len(source.classes)).to(where)
+    if teacher is not None:
+        teacher = teacher.to(where)
+    method = build_method(config, teacher, len(source.classes))
+    resumed = resume and (folder.path / "checkpoints" / "last.pt").exists()
+    if config.init.checkpoint is not None and not resumed:
+        say(start_from(method, config))
+    method = method.to(where)
     optimizer = optim.build_optimizer(method, config.optim)
     state = State(
         config, method, method, optimizer, teacher, None, None, source.classes, 0, steps, epoch_steps, where, place, {}
     )
-    if resume and (folder.path / "checkpoints" / "last.pt").exists():
+    if resumed:
         restore(state, folder)
-    else:
-        if config.init.checkpoint is not None:
-            say(start_from(method, config))
-        if teacher is not None:
-            state.whitening, state.floor = fit_teacher_statistics(state, source)
+    elif teacher is not None:
+        state.whitening, state.floor = fit_teacher_statistics(state, source)
     if isinstance(method, Supervised) and state.floor:
         method.floor = state.floor
-    say(cost.estimate(config, method, steps - state.step, place.world, where))
+    say(cost.estimate(config, method, teacher, steps - state.step, place.world, where))
     if note := wrap_note(len(source), config.train.batch_size):
         say(note)
     if state.step:
@@ -285,7 +288,7 @@ def train_step(state: State, parts: list[Batch]) -> dict[str, Any]:
             totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach() / len(parts)
     trained = [parameter for parameter in state.method.parameters() if parameter.grad is not None]
     gradients = nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
-    refuse_non_finite(step, totals, gradients, parts)
+    refuse_non_finite(state, totals, gradients, parts)
     if config.optim.clip is not None:
         nn.utils.clip_grads_with_norm_(trained, config.optim.clip, gradients)
     state.optimizer.step()
@@ -321,8 +324,8 @@ def teacher_latents(state: State, batch: Batch) -> Latents | None:
         return state.whitening.apply(on_cells(state.teacher, batch, state.config.grid))
 
 
-def refuse_non_finite(step: int, totals: dict[str, Tensor], gradients: Tensor, parts: list[Batch]) -> None:
-    """Stop before the optimiser and the moving average are touched; say which term and which images.
+def refuse_non_finite(state: State, totals: dict[str, Tensor], gradients: Tensor, parts: list[Batch]) -> None:
+    """Stop before the optimiser and the moving average are touched; say which term, whose gradient, which images.
 
     With several processes a fault on one makes the gradients of all non-finite, so all stop together.
     """
@@ -330,8 +333,12 @@ def refuse_non_finite(step: int, totals: dict[str, Tensor], gradients: Tensor, p
     wrong = [name for name, value in figures.items() if not math.isfinite(value)]
     if wrong:
         images = ", ".join(name for part in parts for name in part.names[:4])
+        named = state.method.named_parameters()
+        spoilt = [name for name, each in named if each.grad is not None and not each.grad.isfinite().all()]
+        gradient = f"gradient of {spoilt[-1]} and {len(spoilt) - 1} others; " if spoilt else ""
         raise RunStopped(
-            f"step {step + 1}: {', '.join(f'{name} is {figures[name]}' for name in wrong)}; images {images}, …; "
+            f"step {state.step + 1}: {', '.join(f'{name} is {figures[name]}' for name in wrong)}; {gradient}"
+            f"images {images}, …; "
             f"the last checkpoint is whole. Lower optim.lr, or set optim.clip"
         )
 

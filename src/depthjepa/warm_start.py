@@ -27,27 +27,28 @@ def start_from(method: JEPA | Supervised, config: RunConfig) -> str:
         BadInput: the checkpoint cannot be read, or its networks are of another size than the run's.
     """
     assert config.init.checkpoint is not None
-    saved = checkpoint.load(config.init.checkpoint, _unsaid(config))
+    saved = checkpoint.load(config.init.checkpoint, like=config)
     _refuse_other_model(saved, config)
     grids = saved.config.grid, config.grid
     taken = [f"{saved.which('context')} encoder as context encoder"]
-    load_strictly(method.context_encoder, _stretched(saved, f"{saved.which('context')}_encoder", grids), saved.path)
+    # Tensors are put in place as they lie in the file: a network of several GB is not held twice.
+    context = _stretched(saved, f"{saved.which('context')}_encoder", grids)
+    load_strictly(method.context_encoder, context, saved.path, assign=True)
     predictor = "none needed"
     if isinstance(method, JEPA):
         taken.append(f"{saved.which('target')} encoder as target encoder")
-        load_strictly(method.target_encoder, _stretched(saved, f"{saved.which('target')}_encoder", grids), saved.path)
+        target = _stretched(saved, f"{saved.which('target')}_encoder", grids)
+        # One encoder for both, or a file that holds it twice as one, must not become one memory.
+        shared = {value.data_ptr() for value in context.values()}
+        target = {key: value.clone() if value.data_ptr() in shared else value for key, value in target.items()}
+        load_strictly(method.target_encoder, target, saved.path, assign=True)
         predictor = "starts at random: the checkpoint holds none"
         if saved.part("predictor"):
-            load_strictly(method.predictor, _stretched(saved, "predictor", grids), saved.path)
+            load_strictly(method.predictor, _stretched(saved, "predictor", grids), saved.path, assign=True)
             predictor = "taken as well"
     stretched = "" if grids[0] == grids[1] else f"; positions stretched from {_by(grids[0])} to {_by(grids[1])} patches"
     assumed = "".join(f"; assumed: {what}" for what in saved.assumed)
     return f"start from {config.init.checkpoint}: {', '.join(taken)}; predictor {predictor}{stretched}{assumed}"
-
-
-def _unsaid(config: RunConfig) -> list[str]:
-    """What foreign layouts do not say, from the run's own configuration."""
-    return [f"model.heads={config.model.shape.heads}"]
 
 
 def _refuse_other_model(saved: Checkpoint, config: RunConfig) -> None:
@@ -73,10 +74,10 @@ def _refuse_other_model(saved: Checkpoint, config: RunConfig) -> None:
 
 
 def _stretched(saved: Checkpoint, name: str, grids: tuple[tuple[int, int], tuple[int, int]]) -> Weights:
-    weights = saved.part(name)
+    weights = {key: value.float() for key, value in saved.part(name).items()}
     for key in ("pos_embed", "predictor_pos_embed"):
         if key in weights and grids[0] != grids[1]:
-            weights[key] = stretch(weights[key].float(), *grids)
+            weights[key] = stretch(weights[key], *grids)
     return weights
 
 

@@ -42,7 +42,7 @@ def embed_folder(
     if out.suffix not in writers:
         raise BadInput(f"--out {out}: embeddings are written as {', '.join(writers)}")
     skipped: list[str] = []
-    features = pooled_features(encode_with(encoder, where), _folder_views(config, skipped))
+    features = pooled_features(encode_with(encoder, where, config.evaluation.precision), _folder_views(config, skipped))
     with whole_file(out) as file:
         writers[out.suffix](file, features.values.numpy(), list(features.names))
     return len(features.names), skipped
@@ -105,7 +105,7 @@ def predict_folder(
     readout = DepthReadout.load(file)
     _refuse_other_weights(file, saved, config)
     _refuse_overwriting(Path(config.data.root), out)
-    encode = encode_with(encoder, where)
+    encode = encode_with(encoder, where, config.evaluation.precision)
     root, count, skipped = Path(config.data.root), 0, list[str]()
     low, high = readout.mean_map.minimum, readout.mean_map.maximum
     for batch in _folder_views(config, skipped):

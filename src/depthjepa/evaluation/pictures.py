@@ -64,7 +64,7 @@ def picture_batch(config: RunConfig) -> Batch:
 def picture_masks(config: RunConfig, batch: Batch) -> Masks:
     """Masks as training draws them, for the images of the pictures."""
     return sample_masks(
-        config.masks, config.grid, seed=config.seed, epoch=0, indices=batch.index.numpy(), batch_index=0
+        config.masks, config.grid, seed=config.seed, epoch=0, indices=batch.index.cpu().numpy(), batch_index=0
     )
 
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from depthjepa import runtime
 from depthjepa.checkpoint import Checkpoint
 from depthjepa.config import RunConfig, build_config, to_mapping
 from depthjepa.data.loading import open_source, source_name, view_batches
@@ -89,20 +90,22 @@ def probe_config(saved: Checkpoint, data: str | None, overrides: Iterable[str] =
     return config
 
 
-def encode_with(encoder: VisionTransformer, where: torch.device) -> Encode:
-    """Turn an encoder into a function of RGB images in [0, 1]."""
+def encode_with(encoder: VisionTransformer, where: torch.device, precision: str = "fp32") -> Encode:
+    """Turn an encoder into a function of RGB images in [0, 1]; tokens are float32 whatever it computes in."""
     encoder = encoder.to(where).eval()
 
     def encode(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
-        tokens: Tensor = encoder(encoder.normalise(images.to(where)))
-        return tokens
+        with runtime.precision(precision, where):
+            tokens: Tensor = encoder(encoder.normalise(images.to(where)))
+        return tokens.float()
 
     return encode
 
 
 def encoders(config: RunConfig, encoder: VisionTransformer, where: torch.device) -> dict[str, Encode]:
     """The random encoder (the run's own initial weights) and the trained one."""
-    return {RANDOM: encode_with(build_encoder(config), where), config.name: encode_with(encoder, where)}
+    named = {RANDOM: build_encoder(config), config.name: encoder}
+    return {name: encode_with(each, where, config.evaluation.precision) for name, each in named.items()}
 
 
 # classification -------------------------------------------------------------------------------------------
@@ -253,7 +256,7 @@ def probe_during_training(
     limits = {"train_images": limit.train_images or 1024, "val_images": limit.val_images or 512}
     config = build_config(to_mapping(config), [f"evaluation.{key}={value}" for key, value in limits.items()])
     train, val = open_source(config.data, "train"), open_source(config.data, "val")
-    encode = encode_with(encoder, where)
+    encode = encode_with(encoder, where, config.evaluation.precision)
     figures: dict[str, float] = {}
     if train.classes:
         pair = pooled_pair(config, train, val, encode)
@@ -295,9 +298,10 @@ def count(source: Source, limit: int | None) -> int:
 
 
 def size_text(config: RunConfig) -> str:
-    """Image size for people."""
+    """Image size for people, and the precision where it is not float32."""
     height, width = config.data.size
-    return f"{height} px" if height == width else f"{height} x {width} px"
+    size = f"{height} px" if height == width else f"{height} x {width} px"
+    return size if config.evaluation.precision == "fp32" else f"{size} in {config.evaluation.precision}"
 
 
 def write_probe(result: Probe, saved: Checkpoint, which: str, out: Path | None = None) -> None:

@@ -1,16 +1,17 @@
 """Reading and writing the files of checkpoints: without running code, without a second copy in memory.
 
-A pickle is read with `weights_only=True` and no allow-list: tensors and plain values are all that any layout needs.
+A pickle is read with `weights_only=True`: tensors and plain values are all that the layouts of encoders need, so their
+allow-list is empty; DepthFM's adds NumPy arrays.
 Tensors are mapped from the file where it allows that, so what is not used is never read.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
 import re
+import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,36 +27,55 @@ FACTS = "depthjepa"  # under this name our files of foreign layouts say what the
 ZIP = b"PK\x03\x04"
 
 
-def read_torch(path: Path) -> Any:
-    """Read what `torch.save` wrote, on the CPU.
+def read_torch(path: Path, allowed: Sequence[Any] = ()) -> Any:
+    """Read what `torch.save` wrote, on the CPU; `allowed` are classes and functions beside tensors and plain values.
 
     Raises:
         BadInput: the file is empty, truncated, no checkpoint at all, or would run code when read.
     """
-    with path.open("rb") as file:
-        start = file.read(256)
-    if not start:
-        raise BadInput(f"{path} is empty: download or copy it again")
+    start = _start(path)
     zipped = start.startswith(ZIP)
     if zipped and not zipfile.is_zipfile(path):
         raise BadInput(f"{path} is truncated, its end is missing: download or copy it again")
     try:
-        # Files from before the zip layout cannot be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except (RuntimeError, EOFError, KeyError, IndexError, ValueError, pickle.UnpicklingError) as fault:
+        with torch.serialization.safe_globals(list(allowed)):
+            # Files from before the zip layout cannot be mapped.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except OSError as fault:
+        raise BadInput(f"{path} cannot be read: {fault.strerror or fault}") from fault
+    except Exception as fault:  # a damaged file raises whatever its bytes lead to
         raise BadInput(f"{path} {_complaint(start, fault)}") from fault
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is named or begins as safetensors: the length of a header, then the header."""
+    with path.open("rb") as file:
+        return path.suffix == ".safetensors" or file.read(10)[8:] == b'{"'
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        start = file.read(256)
+    if not start:
+        raise BadInput(f"{path} is empty: download or copy it again")
+    return start
+
+
+def _text(start: bytes) -> str:
+    """What is wrong with a text file, empty for any other."""
+    if not all(byte in b"\t\n\r" or byte >= 32 for byte in start):
+        return ""
+    return f"is a text file, not a checkpoint: it begins with {start.splitlines()[0][:40].decode(errors='replace')!r}"
 
 
 def _complaint(start: bytes, fault: Exception) -> str:
     words = str(fault)
     if code := re.search(r"GLOBAL (\S+)", words):
         return f"would run code when it is read ({code[1]}), which is refused: keep tensors and plain values only"
-    if isinstance(fault, EOFError) or "EOF" in words or "truncated" in words:
+    if isinstance(fault, (EOFError, struct.error)) or "EOF" in words or "truncated" in words:
         return "is truncated, its end is missing: download or copy it again"
-    if all(byte in b"\t\n\r" or byte >= 32 for byte in start):
-        return (
-            f"is a text file, not a checkpoint: it begins with {start.splitlines()[0][:40].decode(errors='replace')!r}"
-        )
+    if text := _text(start):
+        return text
     # torch's own words advise to read the file unsafely; what was wrong comes last.
     reason = words.rpartition("WeightsUnpickler error:")[2].strip().splitlines() or [type(fault).__name__]
     return f"is not a checkpoint: {reason[0]}"
@@ -69,12 +89,14 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     if not path.is_file():
         raise BadInput(f"{path} is not there")
+    start = _start(path)
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as fault:
-        raise BadInput(f"{path} is truncated or not a safetensors file: {fault}") from fault
+        reason = _text(start) or f"is truncated or not a safetensors file: {fault}"
+        raise BadInput(f"{path} {reason}") from fault
     note = header.get(FACTS)
     return tensors, json.loads(note) if note else {}
 

@@ -23,7 +23,7 @@ from depthjepa.formats.files import (
     write_json,
     write_safetensors,
 )
-from depthjepa.formats.weights import Contents, Weights, Which, describe, refuse_other_names
+from depthjepa.formats.weights import Contents, Weights, Which, describe, few, refuse_other_names
 from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig
 
 HALF = (0.5, 0.5, 0.5)
@@ -69,10 +69,15 @@ def from_huggingface(stored: Mapping[str, Tensor], depth: int, source: str | Pat
     """Undo `to_huggingface`; raises `BadInput` that names what is missing or left over."""
     names = dict(pairs(depth))
     refuse_other_names(dict.fromkeys(name for group in names.values() for name in group), stored, f"{source}")
-    return {
-        ours: stored[theirs[0]] if len(theirs) == 1 else torch.cat([stored[name] for name in theirs])
-        for ours, theirs in names.items()
-    }
+    weights: Weights = {}
+    for ours, theirs in names.items():
+        parts = [stored[name] for name in theirs]
+        if len({part.shape[1:] for part in parts}) > 1:
+            raise BadInput(
+                f"{source}: {', '.join(theirs)} are {[tuple(part.shape) for part in parts]}: not of one width"
+            )
+        weights[ours] = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return weights
 
 
 def is_huggingface(config: Mapping[str, Any]) -> bool:
@@ -91,6 +96,8 @@ def read_huggingface(folder: Path, source: str | None = None) -> Contents:
     if config.get("model_type") != "ijepa":
         raise BadInput(f"{name} holds a model of type {config.get('model_type')!r}; only 'ijepa' has our encoder")
     _refuse_other_arithmetic(config, name)
+    if absent := [key for key in ("num_hidden_layers", "num_attention_heads", "hidden_size") if key not in config]:
+        raise BadInput(f"{name}: {few(absent)} is missing in its config.json")
     stored, note = read_stored(folder)
     weights = from_huggingface(stored, int(config["num_hidden_layers"]), name)
     which: Which | None = note.get("encoder")
@@ -126,7 +133,10 @@ def read_stored(folder: Path) -> tuple[Weights, dict[str, Any]]:
             tensors |= read_safetensors(folder / shard)[0]
         return tensors, {}
     if (pickled := folder / "pytorch_model.bin").is_file() and not (folder / "model.safetensors").is_file():
-        return read_torch(pickled), {}
+        content = read_torch(pickled)
+        if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+            raise BadInput(f"{pickled} holds a {type(content).__name__} that is not tensors by their names")
+        return content, {}
     return read_safetensors(folder / "model.safetensors")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from depthjepa.faults import BadInput
-from depthjepa.formats.files import read_json, read_torch
+from depthjepa.formats.files import is_safetensors, read_json, read_torch
 from depthjepa.formats.flat import read_flat
 from depthjepa.formats.huggingface import is_huggingface, read_huggingface
 from depthjepa.formats.reference import is_reference, read_reference
@@ -22,7 +22,7 @@ KINDS = (
 )
 
 
-def open_folder(folder: Path, source: str | None = None) -> Contents:
+def open_folder(folder: Path, source: str | None = None, heads: int | None = None) -> Contents:
     """Read a folder of Hugging Face's or timm's layout; raises `BadInput` for any other."""
     config = folder / "config.json"
     if config.is_file():
@@ -30,41 +30,46 @@ def open_folder(folder: Path, source: str | None = None) -> Contents:
         if is_huggingface(content):
             return read_huggingface(folder, source)
         if is_timm(content):
-            return read_timm(folder, source)
+            return read_timm(folder, source, heads)
         raise BadInput(f"{config} names neither a model_type (Hugging Face) nor an architecture (timm)")
     raise BadInput(f"{source or folder} holds no checkpoint: neither checkpoints/last.pt nor config.json is there")
 
 
-def open_file(path: Path) -> Contents | dict[str, Any]:
-    """Read a file: what it holds, or, of a file that is in no foreign layout, the dictionary that it is."""
-    if path.suffix == ".safetensors":
+def open_file(path: Path, heads: int | None = None) -> Contents | dict[str, Any]:
+    """Read a file: what it holds, or, of a file that is in no foreign layout, the dictionary that it is.
+
+    `heads`: of the encoder, where the layout does not say.
+    """
+    if is_safetensors(path):
         beside = path.parent / "config.json"
-        return open_folder(path.parent) if beside.is_file() and path.name == "model.safetensors" else read_flat(path)
-    return open_content(read_torch(path), path)
+        if beside.is_file() and path.name == "model.safetensors":
+            return open_folder(path.parent, heads=heads)
+        return read_flat(path, heads=heads)
+    return open_content(read_torch(path), path, heads)
 
 
-def open_content(content: Any, source: str | Path) -> Contents | dict[str, Any]:
+def open_content(content: Any, source: str | Path, heads: int | None = None) -> Contents | dict[str, Any]:
     """Sort what was read from a pickle."""
     if is_reference(content):
-        return read_reference(content, source)
+        return read_reference(content, source, heads)
     if isinstance(content, dict) and "patch_embed.proj.weight" in content:
-        return read_flat(Path(source), content)
+        return read_flat(Path(source), content, heads)
     if not isinstance(content, dict):
         raise BadInput(f"{source} holds a {type(content).__name__}, no checkpoint of a known layout")
     return content
 
 
-def open_name(name: str) -> Contents:
+def open_name(name: str, heads: int | None = None) -> Contents:
     """Fetch and read a timm name or a hub id; raises `BadInput` where neither knows it or nobody answers."""
-    if (url := released_url(name)) is not None:
+    if "/" not in name and (url := released_url(name)) is not None:
         file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
         if not file.is_file():
             _download(url, file, name)
-        found = open_file(file)
+        found = open_file(file, heads)
         assert isinstance(found, Contents)
         return found
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).parent.is_dir():
-        return open_folder(_snapshot(name), name)
+        return open_folder(_snapshot(name), name, heads)
     raise BadInput(f"there is no checkpoint {name}: give {KINDS}")
 
 
@@ -79,14 +84,14 @@ def _download(url: str, file: Path, name: str) -> None:
 def _snapshot(name: str) -> Path:
     try:
         import huggingface_hub
-        from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ImportError as fault:
         raise BadInput(
             f"there is no checkpoint {name} here, and hub ids need pip install 'depthjepa[teachers]'"
         ) from fault
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-    except (HfHubHTTPError, OSError) as fault:
+    except (HfHubHTTPError, HFValidationError, OSError) as fault:
         reason = str(fault).strip().splitlines()[0]
         raise BadInput(
             f"there is no checkpoint {name} here, and no hub gave a model of that name ({reason}): give {KINDS}"

@@ -35,7 +35,7 @@ def read_reference(content: Mapping[str, Any], source: str | Path, heads: int | 
     """Bring a read file under our names; raises `BadInput` that names what is left over or missing."""
     if left_over := sorted(content.keys() - {*PARTS, *TRAINING}):
         raise BadInput(f"{source} is no checkpoint of the I-JEPA code: left over {few(left_over)}")
-    parts = {part: _bare(content[part]) for part in PARTS if part in content}
+    parts = {part: _bare(content[part], f"{source}: its {part}") for part in PARTS if part in content}
     encoders = {which: parts[part] for which, part in (("target", PARTS[2]), ("context", PARTS[0])) if part in parts}
     model, image_size, assumed = describe(next(iter(encoders.values())), source, heads=heads)
     training = {key: content[key] for key in TRAINING if key in content}
@@ -56,7 +56,9 @@ def read_reference(content: Mapping[str, Any], source: str | Path, heads: int | 
     )
 
 
-def _bare(weights: Mapping[str, Tensor]) -> Weights:
+def _bare(weights: Any, what: str) -> Weights:
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise BadInput(f"{what} should hold tensors by their names, and nothing else")
     return {key.removeprefix(PREFIX): value for key, value in weights.items()}
 
 
@@ -88,8 +90,10 @@ def _decayed(key: str, value: Tensor) -> bool:
     return "bias" not in key and value.ndim != 1
 
 
-def optimizer_by_name(opt: Mapping[str, Any], order: list[list[str]], source: str | Path) -> dict[str, dict[str, Any]]:
+def optimizer_by_name(opt: Any, order: list[list[str]], source: str | Path) -> dict[str, dict[str, Any]]:
     """State of each parameter by its name; raises `BadInput` where the groups are not the reference's."""
+    if not isinstance(opt, Mapping) or not {"param_groups", "state"} <= opt.keys():
+        raise BadInput(f"{source}: its optimiser has no groups and states")
     groups = [list(group["params"]) for group in opt["param_groups"]]
     if [len(group) for group in groups] != [len(names) for names in order]:
         raise BadInput(
@@ -104,6 +108,13 @@ def optimizer_by_name(opt: Mapping[str, Any], order: list[list[str]], source: st
     if left_over := sorted(str(number) for number in opt["state"].keys() - numbered.keys()):
         raise BadInput(f"{source}: its optimiser has states of unknown parameters {few(left_over)}")
     return {numbered[number]: state for number, state in opt["state"].items()}
+
+
+def steps_of(training: Mapping[str, Any]) -> int:
+    """Updates that an optimiser has made, 0 where there is none."""
+    opt = training.get("opt")
+    states = opt.get("state", {}).values() if isinstance(opt, Mapping) else ()
+    return max((int(state.get("step", 0)) for state in states), default=0)
 
 
 def optimizer_from_names(

@@ -32,7 +32,7 @@ def is_timm(config: Mapping[str, Any]) -> bool:
     return "architecture" in config
 
 
-def read_timm(folder: Path, source: str | None = None) -> Contents:
+def read_timm(folder: Path, source: str | None = None, heads: int | None = None) -> Contents:
     """Read a folder; raises `BadInput` for tensors that are missing or left over."""
     name = source or str(folder)
     config = read_json(folder / "config.json")
@@ -40,7 +40,7 @@ def read_timm(folder: Path, source: str | None = None) -> Contents:
     arguments, pretrained = config.get("model_args", {}), config.get("pretrained_cfg", {})
     mean, deviation = (tuple(pretrained.get(key, usual)) for key, usual in NORMALISATION.items())
     model, image_size, assumed = describe(
-        stored, name, heads=arguments.get("num_heads"), mean=mean, deviation=deviation
+        stored, name, heads=arguments.get("num_heads", heads), mean=mean, deviation=deviation
     )
     refuse_other_names(dict.fromkeys(encoder_names(model.shape)), stored, name)
     if isinstance(given := arguments.get("img_size"), list):

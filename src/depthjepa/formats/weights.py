@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -57,10 +57,12 @@ def describe(
     Raises:
         BadInput: the tensors are not an encoder's.
     """
+    if other := [key for key, value in weights.items() if not isinstance(value, Tensor)]:
+        raise BadInput(f"{source} does not hold an encoder of I-JEPA: {few(other)} should be tensors")
     try:
         width, channels, patch, _ = weights["patch_embed.proj.weight"].shape
-        tokens = weights["pos_embed"].shape[1]
-        hidden = weights["blocks.0.mlp.fc1.weight"].shape[0]
+        _, tokens, _ = weights["pos_embed"].shape
+        hidden, _ = weights["blocks.0.mlp.fc1.weight"].shape
     except (KeyError, ValueError) as fault:
         raise BadInput(f"{source} does not hold an encoder of I-JEPA: {_reason(fault)}") from fault
     if channels != 3:
@@ -70,6 +72,8 @@ def describe(
     named = [
         name for name, shape in SHAPES.items() if (shape.width, shape.depth, shape.hidden) == (width, depth, hidden)
     ]
+    if heads is not None and width % heads:
+        raise BadInput(f"{source} holds an encoder of width {width}, which {heads} attention heads do not divide")
     if heads is None and not named:
         heads = width // 64 if width % 64 == 0 else 3
         if width % heads:
@@ -110,24 +114,28 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: str |
 
     `assign` puts the given tensors in place of the model's instead of copying them.
     """
-    expected = model.state_dict()
-    other = [
-        f"{key} is {tuple(weights[key].shape)}, expected {tuple(expected[key].shape)}"
-        for key in expected.keys() & weights.keys()
-        if expected[key].shape != weights[key].shape
-    ]
-    refuse_other_names(expected, weights, f"{source} does not fit the model", other)
+    refuse_misfit(model.state_dict(), weights, f"{source} does not fit the model")
     model.load_state_dict(weights, assign=assign)
 
 
+def refuse_misfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str) -> None:
+    """Raise `BadInput` that begins with `what` unless names and shapes all agree."""
+    other = [
+        f"{key} is {tuple(found[key].shape)}, expected {tuple(expected[key].shape)}"
+        for key in expected.keys() & found.keys()
+        if expected[key].shape != found[key].shape
+    ]
+    refuse_other_names(expected, found, what, other)
+
+
 def refuse_other_names(
-    expected: Mapping[str, Any], found: Mapping[str, Any], what: str, other: list[str] | None = None
+    expected: Mapping[str, Any], found: Mapping[str, Any], what: str, other: Sequence[str] = ()
 ) -> None:
     """Raise `BadInput` that begins with `what` and names what is missing, left over, or otherwise amiss."""
     missing, left_over = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or left_over or other:
         faults = [f"missing {few(missing)}"] * bool(missing) + [f"left over {few(left_over)}"] * bool(left_over)
-        raise BadInput(f"{what}: " + "; ".join(faults + sorted(other or [])[:3]))
+        raise BadInput(f"{what}: " + "; ".join(faults + sorted(other)[:3]))
 
 
 def few(names: list[str]) -> str:

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import ConfigDict, NonNegativeFloat
+from pydantic import ConfigDict, NonNegativeFloat, PositiveInt
 from pydantic.dataclasses import dataclass as configuration
 from torch import Tensor, nn
 
@@ -29,13 +29,21 @@ from depthjepa.model.vit import VisionTransformer
 
 @configuration(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class GuidanceConfig:
-    """Whether and how depth guides. `teacher` is `depth`: ground truth turned into latents."""
+    """Whether and how depth guides.
+
+    `teacher` is `depth`, ground truth turned into latents, or `depthfm`, a frozen network that needs
+    `teacher_checkpoint` (released as depthfm-v1.ckpt) and `teacher_vae` (a folder or hub id).
+    """
 
     kind: Literal["none", "feature"] = "none"
     weight: NonNegativeFloat = 1.0
     head: Literal["linear", "conv"] = "linear"
     fill: Literal["zero", "learned"] = "zero"
-    teacher: Literal["depth"] = "depth"
+    teacher: Literal["depth", "depthfm"] = "depth"
+    teacher_checkpoint: str | None = None
+    teacher_vae: str | None = None
+    teacher_steps: PositiveInt = 2  # Euler steps
+    teacher_attention: Literal["plain", "rescaled"] = "plain"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ multiplied by the zoom. In a view of the whole image (zoom 1) it is metric.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -27,6 +28,10 @@ class DepthTeacher:
 
     def describe(self) -> Description:
         return Description("depth", PARTS**2, None, "1/m", "larger = nearer", stochastic=False, needs_depth=True)
+
+    def to(self, device: torch.device) -> DepthTeacher:
+        """Return the teacher as it is: it computes where the batch is."""
+        return self
 
     def batch_latents(self, batch: Batch, cells: tuple[int, int]) -> Latents:
         if batch.depth is None:

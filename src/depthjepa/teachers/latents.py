@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -42,6 +43,10 @@ class Teacher(Protocol):
 
     def describe(self) -> Description: ...
 
+    def to(self, device: torch.device) -> Teacher:
+        """Move its networks, if it has any; returns the teacher itself."""
+        ...
+
     def batch_latents(self, batch: Batch, cells: tuple[int, int]) -> Latents:
         """Latents of a batch at about `cells` (rows, columns), not yet whitened."""
         ...
@@ -70,6 +75,9 @@ def on_cells(teacher: Teacher, batch: Batch, grid: tuple[int, int]) -> Latents:
     latents = teacher.batch_latents(batch, cells)
     if latents.values.shape[-2:] == cells:
         return latents
+    if not teacher.describe().needs_depth:  # a network's latents are valid everywhere
+        values = F.interpolate(latents.values, cells, mode="bilinear", antialias=True, align_corners=False)
+        return Latents(values, torch.ones_like(values, dtype=torch.bool))
     valid = latents.valid.all(1, keepdim=True)
     values, share = pool_valid(latents.values, valid, cells)
     return Latents(values, (share > 0).expand_as(values))
