@@ -60,8 +60,12 @@ def example(
     return images, masks, Latents(values, torch.ones_like(values, dtype=torch.bool))
 
 
-def matmul_rate(where: torch.device, dtype: torch.dtype, seconds: float = 0.5, side: int = 2048) -> float:
-    """Measured operations a second of a square matrix product in `dtype` (median over repetitions)."""
+def matmul_rate(where: torch.device, dtype: torch.dtype, seconds: float = 0.5, side: int | None = None) -> float:
+    """Measured operations a second of a square matrix product in `dtype` (median over repetitions).
+
+    `side` of the matrices: 2048, and 8192 on a GPU, which smaller ones leave half idle.
+    """
+    side = side or (8192 if where.type == "cuda" else 2048)
     left, right = (torch.randn(side, side, device=where).to(dtype) for _ in range(2))
     for _ in range(2):
         left @ right
