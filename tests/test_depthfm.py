@@ -22,6 +22,7 @@ from depthjepa.teachers.depthfm import (
     unet_config,
 )
 from depthjepa.teachers.latents import Teacher, on_cells
+from tiny_runs import metrics, run, weights, write_flat
 
 diffusers = pytest.importorskip("diffusers", reason="the depthfm teacher needs the extra `teachers`")
 
@@ -420,3 +421,29 @@ def test_without_diffusers_the_extra_is_named(load, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(BadInput, match=r"pip install 'depthjepa\[teachers\]'"):
         load()
+
+
+def test_a_run_on_plain_photographs_is_guided_by_it(parity, tmp_path):
+    """No depth file anywhere: latents are whitened, a constant's loss is known, the gradient reaches the encoder."""
+    root = write_flat(tmp_path / "photographs", 8)
+    length = ("train.steps=3", "optim.lr=1e-3")
+    guided = ("guidance.kind=feature", "guidance.teacher=depthfm")
+    files = (
+        f"guidance.teacher_checkpoint={parity / 'depthfm.ckpt'}",
+        f"guidance.teacher_vae={parity / 'depthfm-vae'}",
+    )
+    summary = run(root, tmp_path / "guided", *guided, *files, *length)
+    run(root, tmp_path / "twin", *length)
+    first = metrics(tmp_path / "guided")[0]
+    assert first["loss_depth"] == pytest.approx(summary["depth_floor"], rel=0.1)  # a head that knows nothing yet
+    assert first["loss_jepa"] == metrics(tmp_path / "twin")[0]["loss_jepa"]
+    content, twin = weights(tmp_path / "guided"), weights(tmp_path / "twin")
+    assert content["whitening"]["mean"].shape == (4, 12, 12)
+    assert not any(
+        torch.equal(content["model"][key], twin["model"][key])
+        for key in twin["model"]
+        if key.startswith("context_encoder.blocks.")
+    )
+    with pytest.raises(BadInput, match=r"needs guidance\.teacher_checkpoint .* and guidance\.teacher_vae"):
+        run(root, tmp_path / "other", *guided, *length)
+    assert not (tmp_path / "other").exists()

@@ -146,20 +146,26 @@ ROW_FREQUENCY = {16: (0.776, 0.356, 0.234, 0.247), 8: (0.588, 0.219, 0.173, 0.09
 
 @pytest.fixture(scope="module", params=[16, 8])
 def reference_draws(request):
-    """400 batches of 16: the side of the grid, token counts [400], shares of patches [400, side**2]."""
+    """400 batches of 16: the side of the grid, token counts [400, 2], shares of patches [400, side**2].
+
+    Also [400, 2], by batch: the share of the grid that the targets of an image cover together, and the share of
+    their tokens that repeat another's patch.
+    """
     side = request.param
-    counts, context, target = [], [], []
+    counts, context, target, together = [], [], [], []
     for batch in range(400):
         masks = draw(REFERENCE, (side, side), np.arange(16 * batch, 16 * batch + 16), batch=batch)
         assert masks.valid is None
         counts.append((masks.context.shape[1], masks.targets.shape[2]))
         context.append(seen(masks.context, side**2).mean(0))
         target.append(seen(masks.targets, side**2).mean(0))
-    return side, np.array(counts), np.stack(context), np.stack(target)
+        union = np.array([len(each.unique()) for each in masks.targets])
+        together.append(((union / side**2).mean(), (1 - union / masks.targets[0].numel()).mean()))
+    return side, np.array(counts), np.stack(context), np.stack(target), np.array(together)
 
 
 def test_reference_token_counts_and_rows(reference_draws):
-    side, counts, context, _ = reference_draws
+    side, counts, context, *_ = reference_draws
     for column, (mean, deviation) in enumerate(COUNTS[side]):
         own = counts[:, column]
         error = ((own.var() + deviation**2) / 400) ** 0.5
@@ -171,7 +177,7 @@ def test_reference_token_counts_and_rows(reference_draws):
 
 
 def test_reference_never_reaches_the_last_row_and_column(reference_draws):
-    side, _, context, target = reference_draws
+    side, _, context, target, _ = reference_draws
     for frequency in (context, target):
         reached = frequency.any(0).reshape(side, side)
         assert not reached[-1].any() and not reached[:, -1].any()
@@ -179,11 +185,13 @@ def test_reference_never_reaches_the_last_row_and_column(reference_draws):
 
 
 def test_reference_frequencies_of_every_patch(reference_draws, parity):
-    side, counts, context, target = reference_draws
+    side, counts, context, target, together = reference_draws
     expected = json.loads((parity / "mask_statistics.json").read_text())[{16: "224/14", 8: "64/8"}[side]]
     for column, name in enumerate(("context_tokens", "target_tokens")):
         own, theirs = counts[:, column], expected[name]
         assert abs(own.mean() - theirs["mean"]) < 4 * ((own.var() + theirs["sd"] ** 2) / 400) ** 0.5
+    for own, name in zip(together.T, ("target_union_fraction", "target_overlap_fraction"), strict=True):
+        assert abs(own.mean() - expected[name]["mean"]) < 4 * own.std() * (2 / 400) ** 0.5
     for own, name in ((context, "context_frequency"), (target, "target_frequency")):
         # Batches are the independent draws; 5 standard errors of a difference hold for the largest of 256 patches.
         error = own.std(0) / 400**0.5 * 2**0.5
