@@ -33,7 +33,7 @@ from depthjepa.faults import BadInput
 from depthjepa.formats.weights import Weights, describe
 from depthjepa.logbook import RunFolder
 from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, SHAPES, Shape, VisionTransformer
-from tiny_runs import GUIDED, SETTINGS, differences, metrics, run, tiny, weights, write_pairs
+from tiny_runs import GUIDED, SETTINGS, differences, metrics, run, tiny, weights, write_flat, write_pairs
 
 SMALL = Shape(width=24, depth=2, heads=3, hidden=96)
 NARROW = 12  # width of the predictor
@@ -1178,3 +1178,10 @@ def test_a_run_folder_made_from_another_layout_says_what_it_is(small: Path, tmp_
         4,
         "reference",
     )
+
+
+def test_a_predictor_with_more_outputs_than_the_reference_s_is_left_out(tmp_path: Path) -> None:
+    run(write_flat(tmp_path / "flat", 8), tmp_path / "run", "train.steps=1", "loss.target_layers=[0.5,1]")
+    said = convert(str(tmp_path / "run"), tmp_path / "out.pth.tar", "reference")
+    assert any("left out" in line and "predictor" in line for line in said)
+    assert checkpoint.load(tmp_path / "out.pth.tar").part("predictor") == {}

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from depthjepa import optim
 from depthjepa.formats.reference import parameter_order
+from depthjepa.grid import gather
 from depthjepa.masks import Masks
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.predictor import Predictor, PredictorConfig
@@ -46,6 +47,10 @@ def build(tensors, facts, prefix):
     return jepa
 
 
+def chosen(tokens, masks):
+    return gather(tokens, masks.targets.flatten(1)).view(*masks.targets.shape, -1)
+
+
 def masks_of(tensors, step):
     return Masks(tensors[f"context_mask.{step}"].long(), tensors[f"target_masks.{step}"].long().transpose(0, 1))
 
@@ -59,9 +64,9 @@ def test_encoder_predictor_targets_and_loss(reference):
         torch.testing.assert_close(jepa.context_encoder(images), tensors["encoder_full"], atol=1e-5, rtol=0)
         torch.testing.assert_close(context, tensors["encoder_context"], atol=1e-5, rtol=0)
         # The reference stacks blocks before images.
-        predicted = jepa.predictor(context, masks).transpose(0, 1).flatten(0, 1)
+        predicted = jepa.predictor(context, masks).targets.transpose(0, 1).flatten(0, 1)
         torch.testing.assert_close(predicted, tensors["predictor_out"], atol=1e-5, rtol=0)
-        targets = jepa.targets(images, masks).transpose(0, 1).flatten(0, 1)
+        targets = chosen(jepa.targets(images), masks).transpose(0, 1).flatten(0, 1)
         torch.testing.assert_close(targets, tensors["targets"], atol=1e-5, rtol=0)
         torch.testing.assert_close(
             jepa(images, masks).total, tensors["loss0"].squeeze(), atol=0, rtol=1e-5, check_dtype=False
@@ -130,8 +135,8 @@ def test_one_image_through_the_small_model():
         found = {
             "encoder_full": jepa.context_encoder(images),
             "encoder_context": context,
-            "predictor_out": jepa.predictor(context, masks)[0],
-            "targets": jepa.targets(images, masks)[0],
+            "predictor_out": jepa.predictor(context, masks).targets[0],
+            "targets": chosen(jepa.targets(images), masks)[0],
         }
     for name, value in found.items():
         torch.testing.assert_close(value, tensors[name], atol=1e-5, rtol=0, msg=name)

@@ -23,7 +23,7 @@ from depthjepa.data.loading import DataConfig
 from depthjepa.faults import BadInput, nearest
 from depthjepa.logbook import plain
 from depthjepa.masks import MaskConfig
-from depthjepa.model.jepa import GuidanceConfig
+from depthjepa.model.jepa import GuidanceConfig, LossConfig
 from depthjepa.model.predictor import PredictorConfig
 from depthjepa.model.vit import ModelConfig
 from depthjepa.optim import OptimConfig
@@ -99,6 +99,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     init: InitConfig = field(default_factory=InitConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

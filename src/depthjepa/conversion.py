@@ -81,6 +81,9 @@ def _write_reference(saved: Checkpoint, target: Path) -> list[str]:
         which: saved.part(f"{saved.which(which)}_encoder") for which in ("context", "target")
     }
     predictor = saved.part("predictor") or None
+    loss = saved.config.loss
+    if loss.pixel or len(loss.target_layers) > 1:  # its outputs are more than the layout knows
+        predictor = None
     written = ["encoder", "target_encoder"]
     training = {}
     if predictor is not None:
@@ -91,7 +94,8 @@ def _write_reference(saved: Checkpoint, target: Path) -> list[str]:
     words = [f"{target}: layout reference, with {', '.join(written)}"]
     if saved.which("target") == saved.which("context"):
         words.append(f"both encoders are the source's one, the {saved.which()} encoder")
-    if left := sorted({key.split(".")[0] for key in saved.model} - {"context_encoder", "target_encoder", "predictor"}):
+    placed = {"context_encoder", "target_encoder", *(["predictor"] if predictor else [])}
+    if left := sorted({key.split(".")[0] for key in saved.model} - placed):
         words.append(f"left out, since the layout has no place for it: {', '.join(left)}")
     return words
 

@@ -63,3 +63,18 @@ def unfold_cells(tokens: Float[Tensor, "b n values"], grid: tuple[int, int], fac
     Values are ordered (channel, row, column). Returns [b, channels, factor * rows, factor * cols].
     """
     return torch.nn.functional.pixel_shuffle(to_map(tokens, grid), factor)
+
+
+def distance_to_nearest(
+    index: Int64[Tensor, "b c"],
+    others: Int64[Tensor, "b m k"],
+    columns: int,
+    valid: Bool[Tensor, "b m k"] | None = None,
+) -> Float[Tensor, "b m c"]:
+    """Distance, in patches, from each patch of `index` to the nearest patch of each block of `others`."""
+    here = torch.stack([index // columns, index % columns], -1).float()
+    there = torch.stack([others // columns, others % columns], -1).float()
+    distance = torch.cdist(here[:, None], there)
+    if valid is not None:
+        distance = torch.where(valid[:, :, None], distance, torch.inf)
+    return distance.min(-1).values

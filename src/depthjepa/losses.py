@@ -31,6 +31,70 @@ def latent_loss(
     return masked_mean(token, valid).mean()
 
 
+def visible_loss(
+    prediction: Float[Tensor, "b s c d"], target: Float[Tensor, "b c d"], distance: Float[Tensor, "b s c"]
+) -> Float[Tensor, ""]:
+    """Smooth-L1 between what the predictor says of visible patches and their own target embeddings.
+
+    A patch counts 1 / sqrt(distance) to the nearest hidden one (V-JEPA 2.1: the
+    context loss), so that the encoder keeps what is there without being rewarded for copying far from any mask. Mean
+    over the width, the patches and the predictor's sequences (`s`: one, or one a target block).
+    """
+    _same_shape(prediction[..., 0], distance)
+    _same_shape(prediction[:, 0], target)
+    token = F.smooth_l1_loss(prediction, target[:, None].expand_as(prediction), reduction="none").mean(-1)
+    return (token / distance.sqrt()).mean()
+
+
+def pixel_loss(
+    prediction: Float[Tensor, "b m k pixels"],
+    patches: Float[Tensor, "b m k pixels"],
+    valid: Bool[Tensor, "b m k"] | None = None,
+) -> Float[Tensor, ""]:
+    """Mean squared error to patches of which mean and deviation are removed (MAE, He et al. 2022, `norm_pix`)."""
+    _same_shape(prediction, patches)
+    centred = patches - patches.mean(-1, keepdim=True)
+    normal = centred / (patches.var(-1, keepdim=True) + 1e-6).sqrt()
+    token = F.mse_loss(prediction, normal, reduction="none").mean(-1)
+    return token.mean() if valid is None else masked_mean(token, valid).mean()
+
+
+def variance_loss(vectors: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
+    """How far the deviation of each channel over the batch falls short of 1: mean over channels of relu(1 - deviation).
+
+    VICReg (Bardes et al. 2022, equation 1) on I-JEPA's pooled tokens, as C-JEPA (Mo and Tong 2024) has it.
+    """
+    return F.relu(1 - (vectors.var(0) + 1e-4).sqrt()).mean()
+
+
+def covariance_loss(vectors: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
+    """Squared covariances between different channels over the batch, summed and divided by their number d.
+
+    VICReg (Bardes et al. 2022, equations 3 and 4).
+    """
+    centred = vectors - vectors.mean(0)
+    covariance = centred.T @ centred / (len(vectors) - 1)
+    return (covariance.square().sum() - covariance.diagonal().square().sum()) / vectors.shape[1]
+
+
+def gaussian_loss(
+    vectors: Float[Tensor, "b d"], directions: Float[Tensor, "d slices"], points: int = 17, reach: float = 5.0
+) -> Float[Tensor, ""]:
+    """How far the batch is from an isotropic standard normal, seen along directions of length 1 (SIGReg).
+
+    The Epps-Pulley statistic of each projection: the squared distance between the empirical characteristic function
+    and exp(-t^2 / 2), weighted by exp(-t^2 / 2) and integrated over [-reach, reach] by the trapezoid rule; the mean
+    over directions, times the number of vectors (Balestriero and LeCun 2025, LeJEPA; written from its equations).
+    """
+    projected = vectors @ directions
+    place = torch.linspace(-reach, reach, points, device=vectors.device, dtype=vectors.dtype)
+    normal = torch.exp(-place.square() / 2)
+    angles = projected[..., None] * place
+    real, imaginary = angles.cos().mean(0), angles.sin().mean(0)
+    distance = ((real - normal).square() + imaginary.square()) * normal
+    return len(vectors) * torch.trapezoid(distance, place, dim=-1).mean()
+
+
 def feature_depth_loss(
     prediction: Float[Tensor, "b c rows cols"],
     target: Float[Tensor, "b c rows cols"],

@@ -79,9 +79,20 @@ def build_method(config: RunConfig, teacher: Teacher | None, classes: int) -> JE
         if classes:
             initialise(method.head["classes"], runtime.generator(config.seed, "classes"))
         return method
-    predictor = Predictor(config.predictor, config.model.shape, config.grid)
+    if not (config.loss.latent or config.loss.pixel or head):
+        raise BadInput("loss.latent=0 leaves nothing to learn: give loss.pixel or guidance.kind=feature")
+    if config.loss.visible and not config.loss.latent:
+        raise BadInput("loss.visible is the latent loss on visible tokens: it needs loss.latent above 0")
+    predictor = Predictor(
+        config.predictor,
+        config.model.shape,
+        config.grid,
+        layers=len(config.loss.target_layers),
+        pixels=3 * config.model.patch_size**2 if config.loss.pixel else 0,
+        visible=config.loss.visible > 0,
+    )
     initialise(predictor, runtime.generator(config.seed, "predictor"))
-    return JEPA(encoder, predictor, head, config.guidance.weight)
+    return JEPA(encoder, predictor, head, config.guidance.weight, config.loss)
 
 
 def parameter_count(model: torch.nn.Module) -> int:

@@ -282,7 +282,8 @@ def train_step(state: State, parts: list[Batch]) -> dict[str, Any]:
         together = contextlib.nullcontext() if last or state.place.world == 1 else state.parallel.no_sync()  # type: ignore[operator]
         with together:
             with runtime.precision(config.train.precision, state.where):
-                losses = state.parallel(images, batch.masks, teacher_latents(state, batch), batch.labels)
+                latents = teacher_latents(state, batch)
+                losses = state.parallel(images, batch.masks, latents, batch.labels, step / state.steps)
             (losses.total / len(parts)).backward()
         for name, value in {"loss": losses.total, **losses.parts}.items():
             totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach() / len(parts)

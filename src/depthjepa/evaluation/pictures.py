@@ -74,7 +74,7 @@ def predicted_latents(method: JEPA | Supervised, batch: Batch, masks: Masks | No
     if isinstance(method, JEPA):
         assert masks is not None
         context = method.context_encoder(images, masks.context)
-        return method.guide(context, method.predictor(context, masks), masks)
+        return method.guide(context, method.predictor(context, masks).targets, masks)
     return method.depth_latents(method.context_encoder(images))
 
 

@@ -10,21 +10,31 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import ConfigDict, NonNegativeFloat, PositiveInt
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveInt, field_validator
 from pydantic.dataclasses import dataclass as configuration
 from torch import Tensor, nn
 
-from depthjepa.grid import gather, reassemble
-from depthjepa.losses import feature_depth_loss, latent_loss
+from depthjepa.grid import distance_to_nearest, gather, patchify, reassemble
+from depthjepa.losses import (
+    covariance_loss,
+    feature_depth_loss,
+    gaussian_loss,
+    latent_loss,
+    pixel_loss,
+    variance_loss,
+    visible_loss,
+)
 from depthjepa.masks import Masks
 from depthjepa.model.heads import GuidanceHead, Latents
 from depthjepa.model.predictor import Predictor
 from depthjepa.model.vit import VisionTransformer
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @configuration(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -46,6 +56,48 @@ class GuidanceConfig:
     teacher_attention: Literal["plain", "rescaled"] = "plain"
 
 
+@configuration(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class LossConfig:
+    """Weights of the terms beside guidance; the defaults are I-JEPA's: the latent loss alone, of the last layer.
+
+    `target_layers` are depths of the target encoder as shares of its blocks (1: the last one), `target_norm` what is
+    done to its tokens: each is layer-normalised, or each channel is standardised over the batch. `visible` grows from 0
+    at the share `visible_from` of the run to its weight at `visible_full`. `variance`, `covariance` and `gaussian`
+    (SIGReg) act on the mean of each image's context tokens, in the part of the batch that a process holds.
+    """
+
+    latent: NonNegativeFloat = 1.0
+    target_layers: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0,)
+    target_norm: Literal["layer", "batch"] = "layer"
+    pixel: NonNegativeFloat = 0.0
+    visible: NonNegativeFloat = 0.0
+    visible_from: Share = 0.25
+    visible_full: Share = 0.5
+    variance: NonNegativeFloat = 0.0
+    covariance: NonNegativeFloat = 0.0
+    gaussian: NonNegativeFloat = 0.0
+    gaussian_directions: PositiveInt = 256
+
+    @field_validator("target_layers")
+    @classmethod
+    def _some_layers(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or sorted(set(value)) != list(value):
+            raise ValueError("name at least one layer, in ascending order, each only once")
+        return value
+
+    def layers(self, depth: int) -> list[int]:
+        """Blocks (0-based) whose outputs are the targets."""
+        return [max(0, round(share * depth) - 1) for share in self.target_layers]
+
+    def visible_weight(self, progress: float) -> float:
+        """Weight of the loss on visible tokens at a share of the run."""
+        if self.visible_full <= self.visible_from:
+            return self.visible if progress >= self.visible_from else 0.0
+        return self.visible * min(
+            1.0, max(0.0, (progress - self.visible_from) / (self.visible_full - self.visible_from))
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Losses:
     """The loss that is minimised, and its parts by their names in `metrics.jsonl`."""
@@ -58,7 +110,12 @@ class JEPA(nn.Module):
     """Context encoder, target encoder, predictor and, when guided, the head."""
 
     def __init__(
-        self, encoder: VisionTransformer, predictor: Predictor, head: GuidanceHead | None, weight: float
+        self,
+        encoder: VisionTransformer,
+        predictor: Predictor,
+        head: GuidanceHead | None,
+        weight: float,
+        loss: LossConfig | None = None,
     ) -> None:
         super().__init__()
         self.context_encoder = encoder
@@ -66,6 +123,8 @@ class JEPA(nn.Module):
         self.predictor = predictor
         self.head = head
         self.weight = weight
+        self.loss = loss or LossConfig()
+        self.layers = self.loss.layers(len(encoder.blocks))
 
     @property
     def encoder(self) -> VisionTransformer:
@@ -78,32 +137,77 @@ class JEPA(nn.Module):
         masks: Masks,
         teacher: Latents | None = None,
         labels: Tensor | None = None,
+        progress: float = 1.0,
     ) -> Losses:
-        """Losses of normalised images; `teacher` holds the whitened latents of a guided step."""
+        """Losses of normalised images; `teacher` holds the whitened latents of a guided step.
+
+        `progress` is the share of the run that is done, in [0, 1].
+        """
+        config, visible = self.loss, self.loss.visible_weight(progress)
         context = self.context_encoder(images, masks.context)
         predicted = self.predictor(context, masks)
-        loss_jepa = latent_loss(predicted.float(), self.targets(images, masks), masks.valid)
-        if self.head is None or teacher is None:
-            return Losses(loss_jepa, {"loss_jepa": loss_jepa})
-        latents, judged = self.guide(context, predicted, masks)
-        loss_depth = feature_depth_loss(latents.float(), teacher.values, teacher.valid & judged)
-        return Losses(loss_jepa + self.weight * loss_depth, {"loss_jepa": loss_jepa, "loss_depth": loss_depth})
+        terms: dict[str, tuple[float, Tensor]] = {}
+        if config.latent or visible:
+            targets = self.targets(images)
+        if config.latent:
+            wanted = gather(targets, masks.targets.flatten(1)).view(*masks.targets.shape, -1)
+            terms["loss_jepa"] = config.latent, latent_loss(predicted.targets.float(), wanted, masks.valid)
+        if predicted.visible is not None:
+            distance = self.distance(masks)
+            near = visible_loss(predicted.visible.float(), gather(targets, masks.context), distance)
+            terms["loss_visible"] = visible, near
+        if predicted.pixels is not None:
+            patches = gather(patchify(images, self.context_encoder.patch_size), masks.targets.flatten(1))
+            patches = patches.view(*masks.targets.shape, -1)
+            terms["loss_pixel"] = config.pixel, pixel_loss(predicted.pixels.float(), patches, masks.valid)
+        terms |= self.spread(context, progress)
+        if self.head is not None and teacher is not None:
+            latents, judged = self.guide(context, predicted.targets, masks)
+            depth = feature_depth_loss(latents.float(), teacher.values, teacher.valid & judged)
+            terms["loss_depth"] = self.weight, depth
+        total = sum((weight * value for weight, value in terms.values()), images.new_zeros(()))
+        return Losses(total, {name: value for name, (_, value) in terms.items()})
+
+    def spread(self, context: Float[Tensor, "b c d"], progress: float) -> dict[str, tuple[float, Tensor]]:
+        """Terms against collapse, on the mean of each image's context tokens."""
+        config, pooled = self.loss, context.float().mean(1)
+        terms: dict[str, tuple[float, Tensor]] = {}
+        if config.variance:
+            terms["loss_variance"] = config.variance, variance_loss(pooled)
+        if config.covariance:
+            terms["loss_covariance"] = config.covariance, covariance_loss(pooled)
+        if config.gaussian:
+            # New ones each step, and the same ones when the step is done again.
+            generator = torch.Generator().manual_seed(round(progress * 2**40))
+            directions = torch.randn(pooled.shape[1], config.gaussian_directions, generator=generator).to(pooled.device)
+            terms["loss_gaussian"] = config.gaussian, gaussian_loss(pooled, F.normalize(directions, dim=0))
+        return terms
+
+    def distance(self, masks: Masks) -> Float[Tensor, "b s c"]:
+        """Patches from each context patch to the nearest target of each of the predictor's sequences."""
+        targets, valid = masks.targets, masks.valid
+        if self.predictor.together:
+            targets, valid = targets.flatten(1)[:, None], None if valid is None else valid.flatten(1)[:, None]
+        return distance_to_nearest(masks.context, targets, self.context_encoder.grid[1], valid)
 
     @torch.no_grad()
-    def targets(self, images: Float[Tensor, "b 3 h w"], masks: Masks) -> Float[Tensor, "b m k d"]:
-        """Embeddings of the whole image by the target encoder, layer-normalised, at the target patches."""
-        tokens = self.target_encoder(images).float()
-        tokens = F.layer_norm(tokens, tokens.shape[-1:])
-        chosen = gather(tokens, masks.targets.flatten(1))
-        return chosen.view(*masks.targets.shape, -1)
+    def targets(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n layers_d"]:
+        """Embeddings of the whole image by the target encoder, normalised layer by layer, side by side."""
+        found = [tokens.float() for tokens in self.target_encoder.features(images, self.layers)]
+        if self.loss.target_norm == "layer":
+            return torch.cat([F.layer_norm(tokens, tokens.shape[-1:]) for tokens in found], -1)
+        return torch.cat([(tokens - tokens.mean((0, 1))) / (tokens.std((0, 1)) + 1e-5) for tokens in found], -1)
 
     def guide(
-        self, context: Float[Tensor, "b c d"], predicted: Float[Tensor, "b m k d"], masks: Masks
+        self, context: Float[Tensor, "b c d"], predicted: Float[Tensor, "b m k layers_d"], masks: Masks
     ) -> tuple[Float[Tensor, "b channels rows cols"], Tensor]:
-        """Put context and predicted tokens back on the grid, project them; and the cells that count."""
+        """Put context and predicted tokens back on the grid, project them; and the cells that count.
+
+        Of several target layers the last one is read: it is what the context tokens are.
+        """
         assert self.head is not None
-        grid = self.context_encoder.grid
-        tokens = torch.cat([context, predicted.flatten(1, 2).to(context.dtype)], 1)
+        grid, width = self.context_encoder.grid, self.context_encoder.width
+        tokens = torch.cat([context, predicted[..., -width:].flatten(1, 2).to(context.dtype)], 1)
         index = torch.cat([masks.context, masks.targets.flatten(1)], 1)
         valid = None
         if masks.valid is not None:

@@ -2,9 +2,13 @@
 
 Narrow transformer as in I-JEPA (Assran et al. 2023, section 3): context tokens are mapped to its width, a shared
 mask token with the position of each target patch is appended, and every target block is a sequence of its own.
+`together` puts all blocks into one sequence, as V-JEPA does with its masks: the context is read once instead of once a
+block, which is most of a predictor's cost on small grids.
 """
 
 from __future__ import annotations
+
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,23 +23,45 @@ from depthjepa.model.vit import Block, Shape, sine_cosine
 
 @configuration(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class PredictorConfig:
-    """Size of the predictor; its heads are the encoder's."""
+    """Size of the predictor; its heads are the encoder's. `blocks`: a sequence for each, or all in one."""
 
     depth: PositiveInt = 6
     width: PositiveInt = 384
+    blocks: Literal["apart", "together"] = "apart"
+
+
+class Predicted(NamedTuple):
+    """What the predictor says: of each target patch its embedding, and where asked for its pixels; of visible patches.
+
+    The width of an embedding is that of all target layers together. `s`: one sequence, or one a target block.
+    """
+
+    targets: Float[Tensor, "b m k d"]
+    pixels: Float[Tensor, "b m k pixels"] | None = None
+    visible: Float[Tensor, "b s c d"] | None = None
 
 
 class Predictor(nn.Module):
-    """Predict target embeddings [b, m, k, d] from context tokens [b, c, d] and the masks."""
+    """Predict embeddings of `layers` layers of the target encoder, `pixels` values a patch, and visible tokens."""
 
     predictor_pos_embed: Tensor
 
-    def __init__(self, config: PredictorConfig, encoder: Shape, grid: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        config: PredictorConfig,
+        encoder: Shape,
+        grid: tuple[int, int],
+        *,
+        layers: int = 1,
+        pixels: int = 0,
+        visible: bool = False,
+    ) -> None:
         super().__init__()
         if config.width % encoder.heads or config.width % 4:
             raise BadInput(
                 f"predictor.width={config.width} must be a multiple of 4 and of the encoder's {encoder.heads} heads"
             )
+        self.together, self.visible = config.blocks == "together", visible
         self.predictor_embed = nn.Linear(encoder.width, config.width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.register_buffer("predictor_pos_embed", sine_cosine(config.width, grid)[None].clone())
@@ -43,20 +69,27 @@ class Predictor(nn.Module):
             Block(config.width, encoder.heads, 4 * config.width) for _ in range(config.depth)
         )
         self.predictor_norm = nn.LayerNorm(config.width, eps=1e-6)
-        self.predictor_proj = nn.Linear(config.width, encoder.width)
+        self.predictor_proj = nn.Linear(config.width, layers * encoder.width)
+        self.predictor_pixels = nn.Linear(config.width, pixels) if pixels else None
 
-    def forward(self, context: Float[Tensor, "b c d"], masks: Masks) -> Float[Tensor, "b m k d"]:
+    def forward(self, context: Float[Tensor, "b c d"], masks: Masks) -> Predicted:
         b, c, _ = context.shape
         m, k = masks.targets.shape[1:]
+        s = 1 if self.together else m
         positions = self.predictor_pos_embed[0]
         seen = self.predictor_embed(context) + positions[masks.context]
-        hidden = self.mask_token + positions[masks.targets.flatten(0, 1)]
-        tokens = torch.cat([seen.repeat_interleave(m, 0), hidden.to(seen.dtype)], 1)
+        hidden = self.mask_token + positions[masks.targets.reshape(b * s, -1)]
+        tokens = torch.cat([seen.repeat_interleave(s, 0), hidden.to(seen.dtype)], 1)
         readable = None
         if masks.valid is not None:
-            valid = masks.valid.flatten(0, 1)
-            readable = torch.cat([valid.new_ones(b * m, c), valid], 1)[:, None, None]
+            valid = masks.valid.reshape(b * s, -1)
+            readable = torch.cat([valid.new_ones(b * s, c), valid], 1)[:, None, None]
         for block in self.predictor_blocks:
             tokens = block(tokens, readable)
-        predicted: Tensor = self.predictor_proj(self.predictor_norm(tokens[:, c:]))
-        return predicted.view(b, m, k, -1)
+        tokens = self.predictor_norm(tokens)
+        predicted = tokens[:, c:].reshape(b, m, k, -1)
+        return Predicted(
+            self.predictor_proj(predicted),
+            None if self.predictor_pixels is None else self.predictor_pixels(predicted),
+            self.predictor_proj(tokens[:, :c]).view(b, s, c, -1) if self.visible else None,
+        )

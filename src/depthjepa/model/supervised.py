@@ -46,6 +46,7 @@ class Supervised(nn.Module):
         masks: Masks | None = None,
         teacher: Latents | None = None,
         labels: Int64[Tensor, " b"] | None = None,
+        progress: float = 1.0,
     ) -> Losses:
         """Smooth-L1 depth loss and cross-entropy of the labels, and the sum of their ratios to a constant's."""
         tokens = self.context_encoder(images)
