@@ -195,7 +195,8 @@ def test_every_shipped_recipe_loads_builds_and_draws_masks(recipe):
     assert config.about.summary and config.about.source
     assert config.train.total_steps(100) > 0
     # DepthFM's weights are not at hand; its latents have as many channels as those of the depth teacher.
-    teacher = build_teacher(load_config(recipe, ["guidance.teacher=depth"]), has_depth=True)
+    own = [f"guidance.{key}=null" for key in ("teacher_checkpoint", "teacher_vae")]
+    teacher = build_teacher(load_config(recipe, ["guidance.teacher=depth", *own]), has_depth=True)
     build_method(config, teacher, classes=3)
     masks = sample_masks(config.masks, config.grid, seed=0, epoch=0, indices=np.arange(4), batch_index=0)
     assert len(masks.context) == 4

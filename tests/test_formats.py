@@ -309,7 +309,7 @@ def test_images_that_are_not_square_stay_so(tmp_path: Path, layout: str) -> None
     file = write(tmp_path / "wide.pth.tar", fabricated((32, 96)))
     with pytest.raises(BadInput, match=r"not square, .* give data\.image_size=\[HEIGHT,WIDTH\]"):
         checkpoint.load(file)
-    with pytest.raises(BadInput, match=r"48 patches, and data\.image_size=\(48, 96\) .* has 6 x 12"):
+    with pytest.raises(BadInput, match=r"48 patches of 8 px, and data\.image_size=\[48, 96\] has another"):
         checkpoint.load(file, ["data.image_size=[48, 96]"])
     there = written(file, tmp_path / "there", layout, "target", "data.image_size=[32, 96]")
     settings = ["data.image_size=[32, 96]"] if layout == "reference" else []  # the one that does not say
@@ -646,6 +646,12 @@ def test_shards_and_a_pickle_are_read_like_one_file(
             checkpoint.load(folder)
 
 
+def forget(folder: Path) -> None:
+    """Take our note out of a folder's header: what is left is what the library itself writes."""
+    tensors = load_file(folder / "model.safetensors")
+    save_file({key: value.clone() for key, value in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+
+
 def test_a_folder_s_own_normalisation_is_followed(layouts: dict[str, Path], tmp_path: Path) -> None:
     folder = copied(layouts["hf"], tmp_path / "hf")
     change(folder / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.25, 0.5])
@@ -656,6 +662,7 @@ def test_a_folder_s_own_normalisation_is_followed(layouts: dict[str, Path], tmp_
         again = checkpoint.load(written(folder, tmp_path / "again", layout)).config.model
         assert (again.mean, again.deviation) == ((0.5, 0.5, 0.5), (0.5, 0.25, 0.5))
     (folder / "preprocessor_config.json").unlink()
+    forget(folder)
     for settings in ((), ("model.heads=2",)):  # what is said of the heads says nothing of the normalisation
         loaded = checkpoint.load(folder, settings)
         assert loaded.config.model.mean == IMAGENET_MEAN
@@ -666,6 +673,10 @@ def test_the_published_folders_wrong_normalisation_is_not_followed(tmp_path: Pat
     shape = Shape(1280, 1, 16, 4)
     tensors = {key: torch.zeros(size) for key, size in encoder_shapes(shape, 1, 1).items()}
     folder = written(write(tmp_path / "wide.pth.tar", {"encoder": tensors}), tmp_path / "wide", "hf")
+    said = ["model.mean=[0.5,0.5,0.5]", "model.deviation=[0.5,0.5,0.5]"]
+    ours = written(tmp_path / "wide.pth.tar", tmp_path / "ours", "hf", "context", *said)
+    assert checkpoint.load(ours).config.model.mean == (0.5, 0.5, 0.5)  # who wrote it meant it
+    forget(folder)
     change(folder / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5])
     loaded = checkpoint.load(folder)
     assert (loaded.config.model.mean, loaded.config.model.deviation) == (IMAGENET_MEAN, IMAGENET_DEVIATION)
@@ -1185,3 +1196,48 @@ def test_a_predictor_with_more_outputs_than_the_reference_s_is_left_out(tmp_path
     said = convert(str(tmp_path / "run"), tmp_path / "out.pth.tar", "reference")
     assert any("left out" in line and "predictor" in line for line in said)
     assert checkpoint.load(tmp_path / "out.pth.tar", ["model.heads=2"]).part("predictor") == {}
+
+
+# what is not said stays unsaid ----------------------------------------------------------------------------
+
+
+def test_an_encoder_that_does_not_say_which_it_is_never_becomes_one_that_does(tmp_path: Path) -> None:
+    torch.save(bare(fabricated()["encoder"]), tmp_path / "weights.pth")
+    for layout in ("hf", "timm", "safetensors"):
+        there = written(tmp_path / "weights.pth", tmp_path / layout, layout, "target", "model.heads=2")
+        loaded = checkpoint.load(there)
+        assert loaded.which("target") == loaded.which("context") == "single"
+        assert "target" not in loaded.holds.replace("context encoders", "")
+    config = json.loads((tmp_path / "hf-hf" / "config.json").read_text())
+    assert "encoder" not in config["depthjepa"]
+
+
+def test_what_is_assumed_is_a_warning_in_python(untrained: Path) -> None:
+    with pytest.warns(UserWarning, match="assumed 3 attention heads"):
+        depthjepa.load_encoder(write(untrained.parent / "wide.pth.tar", fabricated(shape=Shape(48, 2, 3, 96))))
+
+
+def test_parameters_in_a_file_become_plain_tensors(tmp_path: Path) -> None:
+    """As `dict(model.named_parameters())` is saved: the fixed positions must not become something to train."""
+    tensors = {key: torch.nn.Parameter(value) for key, value in bare(fabricated()["encoder"]).items()}
+    torch.save(tensors, tmp_path / "weights.pth")
+    encoder = checkpoint.load_encoder(tmp_path / "weights.pth", settings=["model.heads=2"])
+    assert "pos_embed" not in dict(encoder.named_parameters())
+    assert not isinstance(encoder.pos_embed, torch.nn.Parameter)
+
+
+@pytest.mark.parametrize(
+    ("layout", "file", "content"),
+    [
+        ("hf", "config.json", {"num_hidden_layers": "two"}),
+        ("hf", "preprocessor_config.json", {"image_mean": 0.5}),
+        ("timm", "config.json", {"model_args": []}),
+    ],
+)
+def test_json_that_its_library_would_not_write_is_one_message(
+    layouts: dict[str, Path], tmp_path: Path, layout: str, file: str, content: dict[str, Any]
+) -> None:
+    folder = copied(layouts[layout], tmp_path / layout)
+    change(folder / file, **content)
+    with pytest.raises(BadInput, match=f"{file} is not as its library writes it"):
+        checkpoint.load(folder)

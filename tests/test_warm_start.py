@@ -27,7 +27,7 @@ from depthjepa.faults import BadInput, RunStopped
 from depthjepa.grid import to_map
 from depthjepa.logbook import RunFolder
 from depthjepa.method import build_encoder, build_method, build_teacher
-from depthjepa.warm_start import stretch
+from depthjepa.model.vit import stretch
 from tiny_runs import GUIDED, differences, metrics, run, tiny, weights, write_pairs
 
 training = importlib.import_module("depthjepa.train")  # the module: `depthjepa.train` is its function

@@ -7,12 +7,14 @@ layouts as well (see `formats`) and gives them the configuration that their tens
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from depthjepa import optim
@@ -63,8 +65,9 @@ class Checkpoint:
 
     def which(self, wanted: Which = "target") -> Which:
         """The encoder that stands for the wanted one: where a file holds one encoder only, it serves as both."""
-        other: Which = "context" if wanted == "target" else "target"
-        return wanted if any(key.startswith(f"{wanted}_encoder.") for key in self.model) else other
+        held = {key.partition("_encoder.")[0] for key in self.model}
+        order: tuple[Which, ...] = (wanted, "target", "context", "single")
+        return next(which for which in order if which in held)
 
     def part(self, name: str) -> Weights:
         """Tensors of one network, without its prefix; empty where the file does not hold it."""
@@ -141,13 +144,17 @@ def load(checkpoint: str | Path, settings: Sequence[str] = (), like: RunConfig |
     return _foreign(open_name(str(checkpoint), heads), path, settings, like)
 
 
-def load_encoder(checkpoint: str | Path, which: Which = "target") -> VisionTransformer:
+def load_encoder(checkpoint: str | Path, which: Which = "target", settings: Sequence[str] = ()) -> VisionTransformer:
     """Load an encoder: a module in eval mode, normalised images [b, 3, h, w] to tokens [b, n, d].
 
     `which`: the `target` encoder (moving average, what the paper evaluates) or the `context` encoder. A file that
-    holds one encoder gives that one. Images of another size than it was trained on are taken: positions stretch.
+    holds one encoder gives that one. `settings` (`model.heads=3`, …) say what a foreign layout does not; what is
+    assumed instead is a warning. Images of another size than it was trained on are taken: positions stretch.
     """
-    return load(checkpoint).encoder(which)
+    saved = load(checkpoint, settings)
+    for what in saved.assumed:
+        warnings.warn(f"{checkpoint}: assumed {what}", stacklevel=2)
+    return saved.encoder(which)
 
 
 def _own(content: Any, path: Path) -> Checkpoint:
@@ -157,16 +164,16 @@ def _own(content: Any, path: Path) -> Checkpoint:
         raise BadInput(f"{path} has format {content['format']}, and this version of depthjepa reads format {FORMAT}")
     white = content["whitening"]
     return Checkpoint(
-        content["step"],
-        content["epoch"],
-        build_config(content["config"]),
-        tuple(content["classes"]),
-        content["model"],
-        content["optimizer"],
-        None if white is None else Whitening(white["mean"], white["deviation"]),
-        content["floor"],
-        tuple(content["skipped"]),
-        path,
+        step=content["step"],
+        epoch=content["epoch"],
+        config=build_config(content["config"]),
+        classes=tuple(content["classes"]),
+        model=content["model"],
+        optimizer=content["optimizer"],
+        whitening=None if white is None else Whitening(white["mean"], white["deviation"]),
+        floor=content["floor"],
+        skipped=tuple(content["skipped"]),
+        path=path,
         reference=content["reference"],
     )
 
@@ -176,22 +183,22 @@ def _own(content: Any, path: Path) -> Checkpoint:
 
 def _heads(settings: Sequence[str], like: RunConfig | None) -> int | None:
     """Attention heads by the settings or by a run that is to start from the file: most layouts leave them out."""
-    said = [text.partition("=")[2] for text in settings if text.startswith("model.heads=")]
-    if said and said[-1].isdecimal() and int(said[-1]):
-        return int(said[-1])
+    said = _said(settings, "model.heads")
+    if isinstance(said, int) and said > 0:
+        return said
     return like.model.shape.heads if like else None
+
+
+def _said(settings: Sequence[str], key: str) -> Any:
+    """What the last setting of a key says, None without one."""
+    values = [text.partition("=")[2] for text in settings if text.startswith(f"{key}=")]
+    return yaml.safe_load(values[-1]) if values else None
 
 
 def _foreign(contents: Contents, path: Path, settings: Sequence[str], like: RunConfig | None) -> Checkpoint:
     """Give foreign contents the configuration that they tell, and check every tensor against it."""
     config = _configuration(contents, settings, like)
-    rows, columns = config.grid
     for which, weights in contents.encoders.items():
-        if weights["pos_embed"].shape[1] != rows * columns:
-            raise BadInput(
-                f"{contents.source} has positions for {weights['pos_embed'].shape[1]} patches, and data.image_size="
-                f"{config.data.size} with patches of {config.model.patch_size} px has {rows} x {columns}"
-            )
         assemble(config.model, config.grid, weights, f"{contents.source} ({which} encoder)")
     if contents.predictor is not None:
         with torch.device("meta"):
@@ -205,29 +212,36 @@ def _foreign(contents: Contents, path: Path, settings: Sequence[str], like: RunC
     model |= {f"predictor.{key}": value for key, value in (contents.predictor or {}).items()}
     training = contents.training or {}
     return Checkpoint(
-        reference.steps_of(training),
-        float(training.get("epoch") or 0),
-        config,
-        (),
-        model,
-        {},
-        None,
-        None,
-        (),
-        path,
-        contents.layout,
-        contents.holds,
-        contents.assumed,
-        contents.training,
+        step=reference.steps_of(training),
+        epoch=float(training.get("epoch") or 0),
+        config=config,
+        classes=(),
+        model=model,
+        optimizer={},
+        whitening=None,
+        floor=None,
+        skipped=(),
+        path=path,
+        layout=contents.layout,
+        holds=contents.holds,
+        assumed=contents.assumed,
+        reference=contents.training,
     )
 
 
 def _configuration(contents: Contents, settings: Sequence[str], like: RunConfig | None) -> RunConfig:
-    image_size = contents.image_size
-    if image_size is None and like is not None:
-        positions = next(iter(contents.encoders.values()))["pos_embed"].shape[1]
-        image_size = like.data.size if like.grid[0] * like.grid[1] == positions else None
-    if image_size is None and not any(text.startswith("data.image_size=") for text in settings):
+    image_size, patch = contents.image_size, contents.model.patch_size
+    positions = next(iter(contents.encoders.values()))["pos_embed"].shape[1]
+    given = _said(settings, "data.image_size") or (like.data.size if like else None)
+    if isinstance(given, Sequence) and len(given) == 2 and all(isinstance(side, int) for side in given):
+        # Sides that make as many patches as there are positions are believed, others are what to stretch to.
+        image_size = tuple(given) if (given[0] // patch) * (given[1] // patch) == positions else image_size
+    if image_size is None and _said(settings, "data.image_size"):
+        raise BadInput(
+            f"{contents.source} has positions for {positions} patches of {patch} px, and data.image_size={given} has "
+            f"another number of them"
+        )
+    if image_size is None:
         raise BadInput(
             f"{contents.source} has positions for an image that is not square, and does not say its sides: give "
             f"data.image_size=[HEIGHT,WIDTH]"
@@ -235,7 +249,10 @@ def _configuration(contents: Contents, settings: Sequence[str], like: RunConfig 
     content = to_mapping(RunConfig())
     content["name"] = Path(contents.source).name.removesuffix(".tar").rpartition(".")[0] or Path(contents.source).name
     content["model"] = plain({key: getattr(contents.model, key) for key in content["model"]})
-    content["data"] |= {"root": "", "image_size": plain(image_size)}
+    content["data"] |= {
+        "root": "",
+        "image_size": image_size[0] if image_size[0] == image_size[1] else plain(image_size),
+    }
     if contents.predictor is not None:
         blocks = {key.split(".")[1] for key in contents.predictor if key.startswith("predictor_blocks.")}
         width = contents.predictor["mask_token"].shape[-1] if "mask_token" in contents.predictor else 0
@@ -247,7 +264,7 @@ def _configuration(contents: Contents, settings: Sequence[str], like: RunConfig 
             content["train"] |= {"batch_size": sizes[0] * sizes[1]}  # type: ignore[operator]
         if isinstance(contents.training.get("lr"), float):
             content["optim"] |= {"lr": contents.training["lr"]}
-    return build_config(content, list(settings))
+    return build_config(content, [text for text in settings if not text.startswith("data.image_size=")])
 
 
 # training state of the reference's layout -----------------------------------------------------------------

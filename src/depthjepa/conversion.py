@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from depthjepa import checkpoint, runtime
 from depthjepa.checkpoint import Checkpoint, own_training, reference_training
-from depthjepa.config import to_mapping
+from depthjepa.config import build_config, to_mapping
 from depthjepa.faults import BadInput, nearest
 from depthjepa.formats.flat import facts_of, write_flat
 from depthjepa.formats.huggingface import write_huggingface
@@ -44,6 +44,11 @@ def convert(source: str, target: Path, to: str, which: Which = "target", setting
     else:
         said = [f"{source}: layout {saved.layout}, holds {saved.holds}"]
     said += [f"assumed: {what}" for what in saved.assumed]
+    size = saved.config.data.size
+    if any(text.startswith("data.image_size=") for text in settings) and build_config({}, settings).data.size != size:
+        raise BadInput(
+            f"{source} is an encoder of {size[0]} x {size[1]} px: conversion keeps its positions as they are"
+        )
     if to == "depthjepa":
         return [*said, *_write_run(saved, target)]
     if to == "reference":

@@ -48,6 +48,8 @@ def build_teacher(config: RunConfig, *, has_depth: bool) -> Teacher | None:
             attention=guidance.teacher_attention,
             seed=config.seed,
         )
+    if guidance.teacher_checkpoint is not None or guidance.teacher_vae is not None:
+        raise BadInput("guidance.teacher_checkpoint and guidance.teacher_vae are for guidance.teacher=depthfm")
     if not has_depth:
         raise BadInput(
             f"guidance.teacher=depth needs depth, but data.root={config.data.root} has none: give an RGB-D folder "

@@ -161,7 +161,7 @@ def refuse_unusable_validation(config: RunConfig) -> None:
 
 
 def refuse_frozen_without_head(config: RunConfig) -> None:
-    """Refuse steps in which nothing could learn."""
+    """Refuse steps in which nothing could learn. (A run may stay frozen to its end: a head on fixed features.)"""
     if config.init.frozen_steps and config.train.objective == "jepa" and config.guidance.kind == "none":
         raise BadInput(
             f"init.frozen_steps={config.init.frozen_steps} trains the head alone, and an unguided run has none: "

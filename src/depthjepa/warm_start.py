@@ -6,18 +6,14 @@ holds one encoder gives it to both. Position embeddings are stretched to the run
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor
-
 from depthjepa import checkpoint
 from depthjepa.checkpoint import Checkpoint
 from depthjepa.config import RunConfig
 from depthjepa.faults import BadInput
 from depthjepa.formats.weights import Weights, load_strictly
-from depthjepa.grid import to_map, to_tokens
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.supervised import Supervised
+from depthjepa.model.vit import stretch
 
 
 def start_from(method: JEPA | Supervised, config: RunConfig) -> str:
@@ -79,11 +75,6 @@ def _stretched(saved: Checkpoint, name: str, grids: tuple[tuple[int, int], tuple
         if key in weights and grids[0] != grids[1]:
             weights[key] = stretch(weights[key], *grids)
     return weights
-
-
-def stretch(positions: Float[Tensor, "1 n d"], there: tuple[int, int], here: tuple[int, int]) -> Float[Tensor, "1 m d"]:
-    """Resize a table of positions from the grid `there` to the grid `here` (rows, columns), bicubically."""
-    return to_tokens(F.interpolate(to_map(positions, there), here, mode="bicubic", align_corners=False))
 
 
 def _by(grid: tuple[int, int]) -> str:

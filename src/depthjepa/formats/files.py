@@ -7,11 +7,12 @@ Tensors are mapped from the file where it allows that, so what is not used is ne
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +49,20 @@ def read_torch(path: Path, allowed: Sequence[Any] = ()) -> Any:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file is named or begins as safetensors: the length of a header, then the header."""
-    with path.open("rb") as file:
-        return path.suffix == ".safetensors" or file.read(10)[8:] == b'{"'
+    """Whether a file begins as safetensors does (the length of a header, then the header), or is called so.
+
+    What begins as an archive of torch is none, whatever its name.
+    """
+    start = _start(path)
+    return start[8:10] == b'{"' or (path.suffix == ".safetensors" and not start.startswith(ZIP))
 
 
 def _start(path: Path) -> bytes:
-    with path.open("rb") as file:
-        start = file.read(256)
+    try:
+        with path.open("rb") as file:
+            start = file.read(256)
+    except OSError as fault:
+        raise BadInput(f"{path} cannot be read: {fault.strerror or fault}") from fault
     if not start:
         raise BadInput(f"{path} is empty: download or copy it again")
     return start
@@ -118,6 +125,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BadInput(f"{path} does not hold keys and values")
     return content
+
+
+@contextlib.contextmanager
+def as_written(path: Path) -> Iterator[dict[str, Any]]:
+    """Read a JSON object; what does not look as its library writes it becomes one `BadInput` that names the file."""
+    content = read_json(path)
+    try:
+        yield content
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as fault:
+        raise BadInput(f"{path} is not as its library writes it: {type(fault).__name__} ({fault})") from fault
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

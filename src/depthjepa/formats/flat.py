@@ -22,15 +22,16 @@ def read_flat(path: Path, tensors: Weights | None = None, heads: int | None = No
     model, image_size, assumed = describe(
         tensors,
         path,
-        heads=note.get("heads", heads),
+        heads=note.get("heads"),
+        otherwise=heads,
         mean=tuple(note.get("mean", IMAGENET_MEAN)),
         deviation=tuple(note.get("deviation", IMAGENET_DEVIATION)),
     )
     refuse_other_names(dict.fromkeys(encoder_names(model.shape)), tensors, str(path))
     if "image_size" in note:
         image_size = (note["image_size"][0], note["image_size"][1])
-    which: Which = note.get("encoder", "target")
-    holds = f"{which} encoder" if note else "one encoder (the file does not say which)"
+    which: Which = note.get("encoder", "single")
+    holds = "one encoder (the file does not say which)" if which == "single" else f"{which} encoder"
     return Contents(str(path), "safetensors", holds, {which: tensors}, model, image_size, assumed=assumed)
 
 
@@ -40,9 +41,9 @@ def write_flat(path: Path, weights: Weights, facts: Mapping[str, Any]) -> None:
 
 
 def facts_of(which: Which, model: ModelConfig, image_size: tuple[int, int], name: str, step: int) -> dict[str, Any]:
-    """What our files of foreign layouts say about themselves."""
+    """What our files of foreign layouts say about themselves; a source's single encoder stays what is not said."""
     return {
-        "encoder": which,
+        **({} if which == "single" else {"encoder": which}),
         "heads": model.shape.heads,
         "patch_size": model.patch_size,
         "image_size": list(image_size),

@@ -17,7 +17,7 @@ from torch import Tensor
 from depthjepa.faults import BadInput
 from depthjepa.formats.files import (
     FACTS,
-    read_json,
+    as_written,
     read_safetensors,
     read_torch,
     write_json,
@@ -27,6 +27,7 @@ from depthjepa.formats.weights import Contents, Weights, Which, describe, few, r
 from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig
 
 HALF = (0.5, 0.5, 0.5)
+RELEASED_WIDTHS = (1280, 1408)
 EMBEDDINGS = {
     "pos_embed": "embeddings.position_embeddings",
     "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
@@ -92,27 +93,23 @@ def read_huggingface(folder: Path, source: str | None = None) -> Contents:
         BadInput: another kind of model, or tensors that are missing or left over.
     """
     name = source or str(folder)
-    config = read_json(folder / "config.json")
-    if config.get("model_type") != "ijepa":
-        raise BadInput(f"{name} holds a model of type {config.get('model_type')!r}; only 'ijepa' has our encoder")
-    _refuse_other_arithmetic(config, name)
-    if absent := [key for key in ("num_hidden_layers", "num_attention_heads", "hidden_size") if key not in config]:
-        raise BadInput(f"{name}: {few(absent)} is missing in its config.json")
+    with as_written(folder / "config.json") as config:
+        if config.get("model_type") != "ijepa":
+            raise BadInput(f"{name} holds a model of type {config.get('model_type')!r}; only 'ijepa' has our encoder")
+        _refuse_other_arithmetic(config, name)
+        if absent := [key for key in ("num_hidden_layers", "num_attention_heads", "hidden_size") if key not in config]:
+            raise BadInput(f"{name}: {few(absent)} is missing in its config.json")
+        depth, heads, width = (int(config[key]) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
+        given = config.get("image_size")
+        image = (int(given[0]), int(given[1])) if isinstance(given, list) else None
     stored, note = read_stored(folder)
-    weights = from_huggingface(stored, int(config["num_hidden_layers"]), name)
-    which: Which | None = note.get("encoder")
-    mean, deviation, assumed = _normalisation(folder, config)
-    model, image_size, _ = describe(
-        weights, name, heads=int(config["num_attention_heads"]), mean=mean, deviation=deviation
-    )
-    given = config.get("image_size")
-    if isinstance(given, list):
-        image_size = (int(given[0]), int(given[1]))
-    if which is None:
-        holds, which = "one encoder (the layout does not say which; the published ones are context encoders)", "context"
-    else:
-        holds = f"{which} encoder"
-    return Contents(name, "hf", holds, {which: weights}, model, image_size, assumed=assumed)
+    weights = from_huggingface(stored, depth, name)
+    mean, deviation, assumed = _normalisation(folder, width, note)
+    model, image_size, _ = describe(weights, name, heads=heads, mean=mean, deviation=deviation)
+    which: Which = note.get("encoder", "single")
+    unsaid = "one encoder (the layout does not say which; the published ones are context encoders)"
+    holds = unsaid if which == "single" else f"{which} encoder"
+    return Contents(name, "hf", holds, {which: weights}, model, image or image_size, assumed=assumed)
 
 
 def _refuse_other_arithmetic(config: Mapping[str, Any], name: str) -> None:
@@ -129,27 +126,33 @@ def read_stored(folder: Path) -> tuple[Weights, dict[str, Any]]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         tensors: Weights = {}
-        for shard in sorted(set(read_json(index)["weight_map"].values())):
+        with as_written(index) as content:
+            shards = sorted(set(content["weight_map"].values()))
+        for shard in shards:
             tensors |= read_safetensors(folder / shard)[0]
         return tensors, {}
     if (pickled := folder / "pytorch_model.bin").is_file() and not (folder / "model.safetensors").is_file():
-        content = read_torch(pickled)
-        if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-            raise BadInput(f"{pickled} holds a {type(content).__name__} that is not tensors by their names")
-        return content, {}
+        found = read_torch(pickled)
+        if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+            raise BadInput(f"{pickled} holds a {type(found).__name__} that is not tensors by their names")
+        return found, {}
     return read_safetensors(folder / "model.safetensors")
 
 
 def _normalisation(
-    folder: Path, config: Mapping[str, Any]
+    folder: Path, width: int, note: Mapping[str, Any]
 ) -> tuple[tuple[float, ...], tuple[float, ...], tuple[str, ...]]:
+    """Mean and deviation by the preprocessor, else by our note; and what had to be assumed."""
     file = folder / "preprocessor_config.json"
+    if not file.is_file() and "mean" in note:
+        return tuple(note["mean"]), tuple(note["deviation"]), ()
     if not file.is_file():
         return IMAGENET_MEAN, IMAGENET_DEVIATION, ("ImageNet's mean and deviation (no preprocessor_config.json)",)
-    processor = read_json(file)
-    mean, deviation = tuple(processor.get("image_mean", HALF)), tuple(processor.get("image_std", HALF))
-    released = config["hidden_size"] in (1280, 1408)
-    if (mean, deviation) == (HALF, HALF) and released:
+    with as_written(file) as processor:
+        if not processor.get("do_normalize", True):
+            raise BadInput(f"{file} does not normalise: our encoder always does")
+        mean, deviation = (tuple(map(float, processor.get(key, HALF))) for key in ("image_mean", "image_std"))
+    if (mean, deviation) == (HALF, HALF) and width in RELEASED_WIDTHS and not note:
         said = "ImageNet's mean and deviation, with which the released weights were trained (its preprocessor says 0.5)"
         return IMAGENET_MEAN, IMAGENET_DEVIATION, (said,)
     return mean, deviation, ()
@@ -177,7 +180,7 @@ def write_huggingface(
     config = {
         "architectures": ["IJepaModel"],
         "model_type": "ijepa",
-        "dtype": "float32",
+        "dtype": str(weights["pos_embed"].dtype).removeprefix("torch."),
         "hidden_size": shape.width,
         "num_hidden_layers": shape.depth,
         "num_attention_heads": shape.heads,

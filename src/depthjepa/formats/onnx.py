@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,10 @@ def write_onnx(encoder: VisionTransformer, path: Path, image_size: tuple[int, in
 
     Raises:
         BadInput: the packages for it are not installed.
-        RunStopped: onnxruntime gives other tokens (by more than 1e-4); the file is removed.
+        RunStopped: onnxruntime gives other tokens (by more than 1e-4); nothing is written.
     """
     try:
-        import onnxruntime
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as fault:
         raise BadInput("ONNX needs packages of its own: pip install 'depthjepa[export]'") from fault
@@ -45,7 +46,21 @@ def write_onnx(encoder: VisionTransformer, path: Path, image_size: tuple[int, in
     program.model.metadata_props.update({key: str(value) for key, value in facts.items()})
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        program.save(path, external_data=beside)
+        # Weights beside the file go by its name, so both are written under their names elsewhere and moved when sound.
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as place:
+            written = Path(place) / path.name
+            program.save(written, external_data=beside)
+            worst = _largest_difference(encoder, written, image_size)
+            if not worst <= TOLERANCE:
+                raise RunStopped(f"onnxruntime gives other tokens than the encoder, by up to {worst:.2g}: not written")
+            for file in sorted(Path(place).iterdir(), reverse=True):  # the weights first
+                file.replace(path.parent / file.name)
+    return worst
+
+
+def _largest_difference(encoder: VisionTransformer, path: Path, image_size: tuple[int, int]) -> float:
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     worst = 0.0
     for count in (1, 3):
@@ -54,8 +69,4 @@ def write_onnx(encoder: VisionTransformer, path: Path, image_size: tuple[int, in
             expected = encoder(images)
         (tokens,) = session.run(["tokens"], {"images": images.numpy()})
         worst = max(worst, float((torch.from_numpy(tokens) - expected).abs().max()))
-    if not worst <= TOLERANCE:
-        path.unlink()
-        path.with_name(path.name + ".data").unlink(missing_ok=True)
-        raise RunStopped(f"onnxruntime gives other tokens than the encoder, by up to {worst:.2g}: {path} was removed")
     return worst

@@ -12,7 +12,7 @@ from depthjepa.faults import BadInput
 from depthjepa.formats.files import is_safetensors, read_json, read_torch
 from depthjepa.formats.flat import read_flat
 from depthjepa.formats.huggingface import is_huggingface, read_huggingface
-from depthjepa.formats.reference import is_reference, read_reference
+from depthjepa.formats.reference import PREFIX, is_reference, read_reference
 from depthjepa.formats.timm import is_timm, read_timm, released_url
 from depthjepa.formats.weights import Contents
 
@@ -52,8 +52,8 @@ def open_content(content: Any, source: str | Path, heads: int | None = None) -> 
     """Sort what was read from a pickle."""
     if is_reference(content):
         return read_reference(content, source, heads)
-    if isinstance(content, dict) and "patch_embed.proj.weight" in content:
-        return read_flat(Path(source), content, heads)
+    if isinstance(content, dict) and {"patch_embed.proj.weight", "module.patch_embed.proj.weight"} & content.keys():
+        return read_flat(Path(source), {key.removeprefix(PREFIX): value for key, value in content.items()}, heads)
     if not isinstance(content, dict):
         raise BadInput(f"{source} holds a {type(content).__name__}, no checkpoint of a known layout")
     return content

@@ -37,7 +37,7 @@ def read_reference(content: Mapping[str, Any], source: str | Path, heads: int | 
         raise BadInput(f"{source} is no checkpoint of the I-JEPA code: left over {few(left_over)}")
     parts = {part: _bare(content[part], f"{source}: its {part}") for part in PARTS if part in content}
     encoders = {which: parts[part] for which, part in (("target", PARTS[2]), ("context", PARTS[0])) if part in parts}
-    model, image_size, assumed = describe(next(iter(encoders.values())), source, heads=heads)
+    model, image_size, assumed = describe(next(iter(encoders.values())), source, otherwise=heads)
     training = {key: content[key] for key in TRAINING if key in content}
     words = [f"{which} encoder" for which in encoders] + ["predictor"] * ("predictor" in parts)
     if "opt" in training:

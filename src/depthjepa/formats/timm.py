@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from depthjepa.faults import BadInput
-from depthjepa.formats.files import FACTS, read_json, write_json, write_safetensors
+from depthjepa.formats.files import FACTS, as_written, write_json, write_safetensors
 from depthjepa.formats.huggingface import read_stored
 from depthjepa.formats.weights import Contents, Weights, Which, describe, encoder_names, refuse_other_names
 from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig
@@ -35,20 +35,18 @@ def is_timm(config: Mapping[str, Any]) -> bool:
 def read_timm(folder: Path, source: str | None = None, heads: int | None = None) -> Contents:
     """Read a folder; raises `BadInput` for tensors that are missing or left over."""
     name = source or str(folder)
-    config = read_json(folder / "config.json")
     stored, note = read_stored(folder)
-    arguments, pretrained = config.get("model_args", {}), config.get("pretrained_cfg", {})
-    mean, deviation = (tuple(pretrained.get(key, usual)) for key, usual in NORMALISATION.items())
-    model, image_size, assumed = describe(
-        stored, name, heads=arguments.get("num_heads", heads), mean=mean, deviation=deviation
-    )
+    with as_written(folder / "config.json") as config:
+        arguments, pretrained = config.get("model_args", {}), config.get("pretrained_cfg", {})
+        mean, deviation = (tuple(map(float, pretrained.get(key, usual))) for key, usual in NORMALISATION.items())
+        stated, given = arguments.get("num_heads"), arguments.get("img_size")
+        image = (int(given[0]), int(given[1])) if isinstance(given, list) else None
+    model, image_size, assumed = describe(stored, name, heads=stated, otherwise=heads, mean=mean, deviation=deviation)
     refuse_other_names(dict.fromkeys(encoder_names(model.shape)), stored, name)
-    if isinstance(given := arguments.get("img_size"), list):
-        image_size = (given[0], given[1])
-    which: Which = note.get("encoder", "context")
-    holds = (
-        f"{which} encoder" if note else "one encoder (the layout does not say which; timm takes the context encoder)"
-    )
+    which: Which = note.get("encoder", "single")
+    unsaid = "one encoder (the layout does not say which; timm itself takes the context encoder)"
+    holds = unsaid if which == "single" else f"{which} encoder"
+    image_size = image or image_size
     return Contents(name, "timm", holds, {which: stored}, model, image_size, assumed=assumed)
 
 
@@ -103,16 +101,17 @@ def released_url(name: str) -> str | None:
     """Where the weights of a timm I-JEPA model lie, None for a name that timm does not know.
 
     Raises:
-        BadInput: timm knows the name, and it is no I-JEPA.
+        BadInput: timm knows the architecture, and the name is none of its I-JEPA models; or timm is not installed.
     """
     try:
         import timm
-    except ImportError:
+    except ImportError as fault:
+        if name.endswith("_ijepa"):
+            raise BadInput(f"{name} is a name of timm's: pip install 'depthjepa[teachers]'") from fault
         return None
-    if not timm.is_model(name.partition(".")[0]):
-        return None
-    kin = ", ".join(timm.list_pretrained("*ijepa*"))
-    config = timm.get_pretrained_cfg(name) if name.endswith("_ijepa") else None
-    if config is None or not config.url:
-        raise BadInput(f"{name} of timm is none of its I-JEPA models; those are {kin}")
-    return str(config.url)
+    kin = timm.list_pretrained("*ijepa*")
+    if name in kin:
+        return str(timm.get_pretrained_cfg(name).url)
+    if timm.is_model(name.partition(".")[0]):
+        raise BadInput(f"{name} of timm is none of its I-JEPA models; those are {', '.join(kin)}")
+    return None

@@ -20,7 +20,7 @@ from depthjepa.faults import BadInput
 from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, SHAPES, ModelConfig, Shape, VisionTransformer
 
 Weights = dict[str, Tensor]
-Which = Literal["target", "context"]
+Which = Literal["target", "context", "single"]  # single: a file's one encoder of which it is not said which it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +46,40 @@ def describe(
     source: str | Path,
     *,
     heads: int | None = None,
+    otherwise: int | None = None,
     mean: tuple[float, ...] = IMAGENET_MEAN,
     deviation: tuple[float, ...] = IMAGENET_DEVIATION,
 ) -> tuple[ModelConfig, tuple[int, int] | None, tuple[str, ...]]:
     """Read size, patch size and image size off an encoder's tensors; and, in words, what had to be assumed.
 
-    The number of attention heads leaves no trace in the tensors: it is that of the released size with the same
-    dimensions, else one a 64 of the width (every released size up to large), else three (tiny).
+    The number of attention heads leaves no trace in the tensors: it is `heads` where the file says them, else that of
+    the released size with the same dimensions, else `otherwise`, else a guess (see `_heads`).
 
     Raises:
         BadInput: the tensors are not an encoder's.
     """
+    width, depth, hidden, patch, tokens = _dimensions(weights, source)
+    sizes = {(shape.width, shape.depth, shape.hidden): name for name, shape in SHAPES.items()}
+    size = sizes.get((width, depth, hidden))
+    assumed: tuple[str, ...] = ()
+    if heads is None:
+        heads = SHAPES[size].heads if size else otherwise
+    if heads is None:
+        heads = _heads(width, source)
+        assumed = (f"{heads} attention heads (the layout does not say; model.heads=N if there are others)",)
+    if width % heads:
+        raise BadInput(f"{source} holds an encoder of width {width}, which {heads} attention heads do not divide")
+    normal = {"mean": mean, "deviation": deviation}
+    if size and heads == SHAPES[size].heads:
+        model = ModelConfig(size=size, patch_size=patch, **normal)  # type: ignore[arg-type]
+    else:
+        model = ModelConfig("tiny", patch, width, depth, heads, hidden, **normal)  # type: ignore[arg-type]
+    side = math.isqrt(tokens)
+    return model, (side * patch, side * patch) if side**2 == tokens else None, assumed
+
+
+def _dimensions(weights: Weights, source: str | Path) -> tuple[int, int, int, int, int]:
+    """Width, depth, width of the MLP, patch size and number of positions."""
     if other := [key for key, value in weights.items() if not isinstance(value, Tensor)]:
         raise BadInput(f"{source} does not hold an encoder of I-JEPA: {few(other)} should be tensors")
     try:
@@ -64,37 +87,20 @@ def describe(
         _, tokens, _ = weights["pos_embed"].shape
         hidden, _ = weights["blocks.0.mlp.fc1.weight"].shape
     except (KeyError, ValueError) as fault:
-        raise BadInput(f"{source} does not hold an encoder of I-JEPA: {_reason(fault)}") from fault
+        reason = f"{fault.args[0]} is missing" if isinstance(fault, KeyError) else "its tensors have other dimensions"
+        raise BadInput(f"{source} does not hold an encoder of I-JEPA: {reason}") from fault
     if channels != 3:
         raise BadInput(f"{source} holds an encoder of {channels} channels; depthjepa's read RGB")
     depth = 1 + max(int(number[1]) for key in weights if (number := re.match(r"blocks\.(\d+)\.", key)))
-    assumed: tuple[str, ...] = ()
-    named = [
-        name for name, shape in SHAPES.items() if (shape.width, shape.depth, shape.hidden) == (width, depth, hidden)
-    ]
-    if heads is not None and width % heads:
-        raise BadInput(f"{source} holds an encoder of width {width}, which {heads} attention heads do not divide")
-    if heads is None and not named:
-        heads = width // 64 if width % 64 == 0 else 3
-        if width % heads:
-            raise BadInput(f"{source} does not say how many attention heads its width {width} has: give model.heads=N")
-        assumed = (f"{heads} attention heads (the layout does not say; model.heads=N if there are others)",)
-    normal = {"mean": mean, "deviation": deviation}
-    if named and heads in (None, SHAPES[named[0]].heads):
-        model = ModelConfig(size=named[0], patch_size=patch, **normal)  # type: ignore[arg-type]
-    else:
-        model = ModelConfig("tiny", patch, width, depth, heads, hidden, **normal)  # type: ignore[arg-type]
-    side = math.isqrt(tokens)
-    return model, (side * patch, side * patch) if side**2 == tokens else None, assumed
+    return width, depth, hidden, patch, tokens
 
 
-def _reason(fault: Exception) -> str:
-    return f"{fault.args[0]} is missing" if isinstance(fault, KeyError) else "its tensors have other dimensions"
-
-
-def grid_of(image_size: tuple[int, int], patch: int) -> tuple[int, int]:
-    """Rows and columns of patches."""
-    return image_size[0] // patch, image_size[1] // patch
+def _heads(width: int, source: str | Path) -> int:
+    """One head a 64 of the width, as every released size up to large has, else three, as tiny has."""
+    heads = width // 64 if width % 64 == 0 else 3
+    if width % heads:
+        raise BadInput(f"{source} does not say how many attention heads its width {width} has: give model.heads=N")
+    return heads
 
 
 def assemble(model: ModelConfig, grid: tuple[int, int], weights: Weights, source: str | Path) -> VisionTransformer:
@@ -115,7 +121,8 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: str |
     `assign` puts the given tensors in place of the model's instead of copying them.
     """
     refuse_misfit(model.state_dict(), weights, f"{source} does not fit the model")
-    model.load_state_dict(weights, assign=assign)
+    # Files may hold parameters where we have buffers: what is kept must be plain tensors.
+    model.load_state_dict({key: value.detach() for key, value in weights.items()}, assign=assign)
 
 
 def refuse_misfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str) -> None:

@@ -123,8 +123,7 @@ class VisionTransformer(nn.Module):
         """Position embeddings of a grid of (rows, columns): stretched bicubically when it is not the built one."""
         if grid == self.grid:
             return self.pos_embed
-        stretched = F.interpolate(to_map(self.pos_embed, self.grid), grid, mode="bicubic", align_corners=False)
-        return to_tokens(stretched)
+        return stretch(self.pos_embed, self.grid, grid)
 
     def features(self, images: Float[Tensor, "b 3 h w"], layers: Sequence[int]) -> list[Float[Tensor, "b n d"]]:
         """Tokens after the given blocks (0-based; negative counts from the end), each through the final norm."""
@@ -219,6 +218,11 @@ class MLP(nn.Module):
     def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         narrowed: Tensor = self.fc2(F.gelu(self.fc1(tokens)))
         return narrowed
+
+
+def stretch(positions: Float[Tensor, "1 n d"], there: tuple[int, int], here: tuple[int, int]) -> Float[Tensor, "1 m d"]:
+    """Resize a table of positions from the grid `there` to the grid `here` (rows, columns), bicubically."""
+    return to_tokens(F.interpolate(to_map(positions, there), here, mode="bicubic", align_corners=False))
 
 
 @functools.lru_cache(maxsize=32)
