@@ -471,10 +471,10 @@ def test_the_way_from_a_class_folder_to_its_accuracies(tmp_path: Path, call: Cal
     root, trained = write_classes(tmp_path / "classes"), tmp_path / "run"
     settings = (f"data.root={root}", *SETTINGS, "train.steps=2", "train.epochs=null")
     assert call("train", "photos", *settings, "--out", trained)[0] == 0
-    for task in ("knn", "linear"):
+    for task, key in (("knn", "val_accuracy_3"), ("linear", "val_accuracy"), ("attentive", "val_accuracy")):
         status, output, _ = call("probe", trained, task, "evaluation.neighbours=3")
         table = json.loads((trained / "probes" / f"{task}.json").read_text())
-        rows = {row["name"]: row["val_accuracy"] for row in table["rows"]}
+        rows = {row["name"]: row[key] for row in table["rows"]}
         assert status == 0 and rows.keys() == {"chance", "random encoder", "photos"}
         assert rows["chance"] == 50.0
         assert rows["photos"] > 90  # red against blue

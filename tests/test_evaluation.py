@@ -12,7 +12,15 @@ import torch.nn.functional as F
 
 from depthjepa.data.samples import Batch
 from depthjepa.evaluation import classification, readout
-from depthjepa.evaluation.classification import Standardiser, chance, fit_logistic, held_out, knn, linear
+from depthjepa.evaluation.classification import (
+    Standardiser,
+    chance,
+    fit_logistic,
+    held_out,
+    knn,
+    knn_accuracies,
+    linear,
+)
 from depthjepa.evaluation.depth_probe import depth_table, evaluate_depth
 from depthjepa.evaluation.diagnostics import (
     deviation,
@@ -112,6 +120,16 @@ def test_nearest_neighbours_agree_with_a_loop(monkeypatch: pytest.MonkeyPatch) -
     assert knn(train, test, k=7) == right / 40
     monkeypatch.setattr(classification, "SIMILARITIES", 200)  # chunks of 3
     assert knn(train, test, k=7) == right / 40
+
+
+def test_several_numbers_of_neighbours_are_voted_for_from_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test = blobs(60, 2.0, 0), blobs(300, 2.0, 2)
+    alone = {k: knn(train, test, k=k) for k in (1, 7, 60)}
+    assert len(set(alone.values())) == 3
+    alone[1000] = alone[60]  # beyond the training set all of it votes
+    assert knn_accuracies(train, test, (7, 1000, 1, 60)) == alone
+    monkeypatch.setattr(classification, "SIMILARITIES", 200)
+    assert knn_accuracies(train, test, (7, 1000, 1, 60)) == alone
 
 
 def test_nearest_neighbours_find_blobs_and_nothing_in_noise() -> None:

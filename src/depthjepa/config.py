@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic import (
+    ConfigDict,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 from pydantic.dataclasses import dataclass as configuration
 
 from depthjepa.data.loading import DataConfig
@@ -78,13 +86,27 @@ class TrainConfig:
 class EvaluationConfig:
     """How frozen encoders are probed; limits take an even spread over the data."""
 
-    which: Literal["target", "context"] = "target"
+    which: Literal["target", "context", "single"] = "target"  # single: of a file that does not say which it holds
     train_images: PositiveInt | None = None
     val_images: PositiveInt | None = None
     batch_size: PositiveInt = 64
     precision: Literal["fp32", "bf16"] = "fp32"
-    neighbours: PositiveInt = 20
+    neighbours: tuple[PositiveInt, ...] = (10, 20, 100)  # of kNN, a column each; the middle one ranks checkpoints
+    attentive_epochs: PositiveInt = 20  # of the attentive probe
+    attentive_lr: PositiveFloat = 1e-3  # its peak, on batches of 128 images
     pictures: PositiveInt = 6
+
+    @field_validator("neighbours", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return (value,) if isinstance(value, int) else value
+
+    @field_validator("neighbours")
+    @classmethod
+    def _neighbours_differ(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not 0 < len(value) == len(set(value)):
+            raise ValueError("give at least one number, and each only once")
+        return tuple(sorted(value))
 
 
 @configuration(frozen=True, slots=True, config=STRICT)

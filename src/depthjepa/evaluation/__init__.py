@@ -1,23 +1,32 @@
 """Probes and diagnostics of frozen encoders, as functions of features and targets."""
 
-from depthjepa.evaluation.classification import chance, knn, linear
+from depthjepa.evaluation.attentive_probe import attentive
+from depthjepa.evaluation.classification import chance, knn, knn_accuracies, linear
+from depthjepa.evaluation.classification_tables import classification_tables
 from depthjepa.evaluation.depth_probe import depth_table, evaluate_depth
-from depthjepa.evaluation.diagnostics import diagnose, effective_rank, rank_me, token_shares, verdict
+from depthjepa.evaluation.diagnostics import Diagnosis, diagnose, effective_rank, rank_me, token_shares, verdict
 from depthjepa.evaluation.features import Encode, Pooled, pooled_features
+from depthjepa.evaluation.gathering import Features, features_of
 from depthjepa.evaluation.readout import DepthReadout, fit_readout, fit_readouts
 
 __all__ = [
     "DepthReadout",
+    "Diagnosis",
     "Encode",
+    "Features",
     "Pooled",
+    "attentive",
     "chance",
+    "classification_tables",
     "depth_table",
     "diagnose",
     "effective_rank",
     "evaluate_depth",
+    "features_of",
     "fit_readout",
     "fit_readouts",
     "knn",
+    "knn_accuracies",
     "linear",
     "pooled_features",
     "rank_me",

@@ -22,8 +22,8 @@ from depthjepa.data.images import FlatFolder, image_names
 from depthjepa.data.loading import TrainingBatches, open_source, view_batches
 from depthjepa.data.samples import Batch
 from depthjepa.evaluation.features import pooled_features
+from depthjepa.evaluation.gathering import RANDOM, encode_with, size_text
 from depthjepa.evaluation.pictures import mask_arrays, picture_batch, pixels, token_maps
-from depthjepa.evaluation.probes import RANDOM, encode_with, size_text
 from depthjepa.evaluation.readout import DepthReadout, patch_grid, read_origin
 from depthjepa.faults import BadInput
 from depthjepa.logbook import whole_file

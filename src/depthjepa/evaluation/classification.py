@@ -1,6 +1,6 @@
 """Classification on frozen, pooled features: k nearest neighbours, and a linear classifier.
 
-Nearest neighbours: the weighted vote of Wu et al. 2018 and DINO (Caron et al. 2021, appendix), k = 20 and
+Nearest neighbours: the weighted vote of Wu et al. 2018 and DINO (Caron et al. 2021, appendix), k = 10, 20, 100 and
 temperature 0.07; features are centred by the training mean before the cosine, since an encoder's tokens share
 a large common component that would leave all cosines near 1.
 Linear: instead of the paper's sweep of learning rates and weight decays with LARS over 50 epochs (appendix
@@ -10,6 +10,7 @@ strength is chosen on a held-out part of the training images. No validation imag
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,7 @@ ROUNDING = 1e-6  # below this share of a channel's magnitude, float32 features h
 
 
 @dataclass(frozen=True, slots=True)
-class LinearResult:
+class ClassifierResult:
     """Accuracies in [0, 1], the chosen weight decay, and the classes predicted for the test images."""
 
     train_accuracy: float
@@ -38,43 +39,53 @@ class LinearResult:
 
 def chance(train: Pooled, test: Pooled) -> float:
     """Accuracy in [0, 1] of calling every test image by the most frequent training class."""
-    _classes(train, test)
+    classes_of(train, test)
     return float((test.labels == train.labels.bincount().argmax()).double().mean())
 
 
 def knn(train: Pooled, test: Pooled, k: int = 20, temperature: float = 0.07) -> float:
     """Accuracy in [0, 1] of the nearest-neighbour vote; see `knn_predictions`."""
-    predictions = knn_predictions(train, test, k, temperature)
-    return float((predictions == test.labels).double().mean())
+    return knn_accuracies(train, test, (k,), temperature)[k]
 
 
-def knn_predictions(train: Pooled, test: Pooled, k: int = 20, temperature: float = 0.07) -> Int64[Tensor, " images"]:
-    """Class of each test image by the vote of its k nearest training images, weighted exp(cosine / T).
+def knn_accuracies(
+    train: Pooled, test: Pooled, neighbours: Sequence[int], temperature: float = 0.07
+) -> dict[int, float]:
+    """Accuracies in [0, 1] of the votes of several numbers of neighbours; the search is done once."""
+    predictions = knn_predictions(train, test, neighbours, temperature)
+    return {k: float((predicted == test.labels).double().mean()) for k, predicted in predictions.items()}
+
+
+def knn_predictions(
+    train: Pooled, test: Pooled, neighbours: Sequence[int], temperature: float = 0.07
+) -> dict[int, Int64[Tensor, " images"]]:
+    """Class of each test image by the vote of its k nearest training images, weighted exp(cosine / T), for every k.
 
     Both sets are centred by the training mean and scaled to length 1. With fewer than k training images
     all of them vote. The test set is walked in chunks, so memory is bounded.
     """
-    classes = _classes(train, test)
-    k = min(k, len(train.labels))
+    classes = classes_of(train, test)
     centre = train.values.mean(0)
     anchors = F.normalize(train.values - centre, dim=1)
-    predictions = []
+    predictions: dict[int, list[Tensor]] = {k: [] for k in neighbours}
     for chunk in torch.split(test.values, max(1, SIMILARITIES // len(anchors))):
-        cosine, neighbours = (F.normalize(chunk - centre, dim=1) @ anchors.T).topk(k)
-        votes = torch.zeros(len(chunk), classes)
-        votes.scatter_add_(1, train.labels[neighbours], ((cosine - 1) / temperature).exp())
-        predictions.append(votes.argmax(1))
-    return torch.cat(predictions)
+        similarities = F.normalize(chunk - centre, dim=1) @ anchors.T
+        cosine, nearest = similarities.topk(min(max(neighbours), len(anchors)))  # the nearest first
+        weights, voted = ((cosine - 1) / temperature).exp(), train.labels[nearest]
+        for k, predicted in predictions.items():
+            votes = torch.zeros(len(chunk), classes).scatter_add_(1, voted[:, :k], weights[:, :k])
+            predicted.append(votes.argmax(1))
+    return {k: torch.cat(predicted) for k, predicted in predictions.items()}
 
 
-def linear(train: Pooled, test: Pooled, seed: int = 0) -> LinearResult:
+def linear(train: Pooled, test: Pooled, seed: int = 0) -> ClassifierResult:
     """Fit a linear classifier on the training features and score it on both sets.
 
     The features are standardised per channel (a BatchNorm without scale, frozen on the training set). The
     weight decay with the lowest cross-entropy on a held-out fifth of the training images (the same share
     of every class) is taken, and the classifier is refitted on all of them.
     """
-    classes = _classes(train, test)
+    classes = classes_of(train, test)
     if len(train.labels) < 5:
         raise BadInput(f"a linear probe needs at least 5 training images, and there are {len(train.labels)}")
     held = held_out(train.labels, seed)
@@ -93,7 +104,7 @@ def linear(train: Pooled, test: Pooled, seed: int = 0) -> LinearResult:
     weight = fit_logistic(standard(train.values), train.labels, weight_decay, torch.zeros_like(weight))
     fitted = logits(weight, standard(train.values)).argmax(1)
     predictions = logits(weight, standard(test.values)).argmax(1)
-    return LinearResult(
+    return ClassifierResult(
         train_accuracy=float((fitted == train.labels).double().mean()),
         val_accuracy=float((predictions == test.labels).double().mean()),
         weight_decay=weight_decay,
@@ -110,12 +121,17 @@ class Standardiser:
 
     @classmethod
     def of(cls, features: Float[Tensor, "images d"]) -> Standardiser:
-        deviation = features.std(0, correction=0)
-        alive = deviation > ROUNDING * features.square().mean(0).sqrt()
-        return cls(features.mean(0), torch.where(alive, 1 / torch.where(alive, deviation, 1), 0))
+        inverse = inverse_deviation(features.std(0, correction=0), features.square().mean(0).sqrt())
+        return cls(features.mean(0), inverse)
 
-    def __call__(self, features: Float[Tensor, "images d"]) -> Float[Tensor, "images d"]:
+    def __call__(self, features: Float[Tensor, "*images d"]) -> Float[Tensor, "*images d"]:
         return (features - self.mean) * self.inverse_deviation
+
+
+def inverse_deviation(deviation: Float[Tensor, " d"], magnitude: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+    """1 / deviation of every channel; 0 where it is but rounding of the channel's root mean square `magnitude`."""
+    alive = deviation > ROUNDING * magnitude
+    return torch.where(alive, 1 / torch.where(alive, deviation, 1), 0)
 
 
 def held_out(labels: Int64[Tensor, " images"], seed: int) -> Bool[Tensor, " images"]:
@@ -163,7 +179,7 @@ def fit_logistic(
     return weight.detach()
 
 
-def _classes(train: Pooled, test: Pooled) -> int:
+def classes_of(train: Pooled, test: Pooled) -> int:
     """Count the classes of both sets; refuses images without a label."""
     for name, pooled in (("training", train), ("test", test)):
         if len(pooled.labels) == 0:

@@ -8,7 +8,7 @@ the tokens depend on where a patch lies and not on the image, which makes predic
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -67,63 +67,94 @@ def deviation(features: Float[Tensor, "images d"]) -> dict[str, float]:
     }
 
 
-def token_shares(batches: Iterable[Float[Tensor, "_ n d"]]) -> TokenShares:
-    """Split the variance of tokens over images and positions, per channel and summed over channels.
+class TokenVariance:
+    """Split the variance of tokens over images and positions, per channel and summed over channels, batch by batch.
 
     position: Σ of squares of the mean over images at each position, less what chance leaves there with
     finitely many images (the residual mean square times positions - 1; exact however the tokens of an image
     depend on each other), over the total; image: Σ of squares of the images' means over the total, not
-    corrected. Streaming, float64. nan if nothing varies; needs two images and two positions.
+    corrected. Streaming, float64.
     """
-    images, total, by_image = 0, 0.0, 0.0
-    centre: Tensor | None = None
-    at_position = torch.zeros(0, 0)
+
+    def __init__(self) -> None:
+        self.images, self.total, self.by_image = 0, 0.0, 0.0
+        self.centre: Tensor | None = None
+        self.at_position = torch.zeros(0, 0)
+
+    def add(self, tokens: Float[Tensor, "_ n d"]) -> None:
+        """Take one batch in."""
+        if self.centre is None:  # near the mean, so that sums of squares keep their digits
+            self.centre = tokens.double().mean((0, 1))
+            self.at_position = torch.zeros_like(tokens[0], dtype=torch.float64)
+        deviations = tokens.double() - self.centre
+        self.images += len(tokens)
+        self.at_position += deviations.sum(0)
+        self.total += float(deviations.square().sum())
+        self.by_image += float(deviations.mean(1).square().sum())
+
+    def shares(self) -> TokenShares:
+        """The shares of all batches; nan if nothing varies. Needs two images and two positions."""
+        images, positions = self.images, len(self.at_position)
+        if images < 2 or positions < 2:
+            raise BadInput("the share of positions needs at least two images and two patches")
+        grand = float(self.at_position.sum(0).square().sum()) / (images * positions)
+        position = float(self.at_position.square().sum()) / images - grand
+        image = positions * self.by_image - grand
+        total = self.total - grand
+        if total <= 0:
+            return TokenShares(math.nan, math.nan)
+        chance = (total - position - image) / (images - 1)
+        return TokenShares(max(0.0, position - chance) / total, image / total)
+
+
+def token_shares(batches: Iterable[Float[Tensor, "_ n d"]]) -> TokenShares:
+    """Shares of the variance of tokens; see `TokenVariance`."""
+    variance = TokenVariance()
     for tokens in batches:
-        if centre is None:  # near the mean, so that sums of squares keep their digits
-            centre = tokens.double().mean((0, 1))
-            at_position = torch.zeros_like(tokens[0], dtype=torch.float64)
-        deviations = tokens.double() - centre
-        images += len(tokens)
-        at_position += deviations.sum(0)
-        total += float(deviations.square().sum())
-        by_image += float(deviations.mean(1).square().sum())
-    positions = len(at_position)
-    if images < 2 or positions < 2:
-        raise BadInput("the share of positions needs at least two images and two patches")
-    grand = float(at_position.sum(0).square().sum()) / (images * positions)
-    position = float(at_position.square().sum()) / images - grand
-    image = positions * by_image - grand
-    total -= grand
-    if total <= 0:
-        return TokenShares(math.nan, math.nan)
-    chance = (total - position - image) / (images - 1)
-    return TokenShares(max(0.0, position - chance) / total, image / total)
+        variance.add(tokens)
+    return variance.shares()
+
+
+class Diagnosis:
+    """The figures of an encoder on a set of images, from its tokens batch by batch."""
+
+    def __init__(self) -> None:
+        self.means: list[Tensor] = []
+        self.variance = TokenVariance()
+
+    def add(self, tokens: Float[Tensor, "_ n d"]) -> None:
+        """Take one batch in."""
+        self.means.append(tokens.mean(1).cpu())
+        self.variance.add(tokens)
+
+    @property
+    def features(self) -> Float[Tensor, "images d"]:
+        """The mean over the tokens of each image."""
+        return torch.cat(self.means)
+
+    def figures(self) -> dict[str, float]:
+        """rank_me, effective_rank, deviation_mean, deviation_minimum, dead_dimensions (of the mean over
+        tokens), position_share, image_share (of tokens), width and images.
+        """
+        shares = self.variance.shares()
+        features = self.features
+        return {
+            "rank_me": rank_me(features),
+            "effective_rank": effective_rank(features),
+            **deviation(features),
+            "position_share": shares.position,
+            "image_share": shares.image,
+            "width": float(features.shape[1]),
+            "images": float(features.shape[0]),
+        }
 
 
 def diagnose(encode: Encode, batches: Iterable[Batch]) -> dict[str, float]:
-    """Measure an encoder on a set of images in one pass, on pooled features and on tokens.
-
-    Returns rank_me, effective_rank, deviation_mean, deviation_minimum, dead_dimensions (of the mean over
-    tokens), position_share, image_share (of tokens), width and images.
-    """
-    means: list[Tensor] = []
-
-    def tokens() -> Iterator[Float[Tensor, "b n d"]]:
-        for _, each in iterate_tokens(encode, batches):
-            means.append(each.mean(1).cpu())
-            yield each
-
-    shares = token_shares(tokens())
-    features = torch.cat(means)
-    return {
-        "rank_me": rank_me(features),
-        "effective_rank": effective_rank(features),
-        **deviation(features),
-        "position_share": shares.position,
-        "image_share": shares.image,
-        "width": float(features.shape[1]),
-        "images": float(features.shape[0]),
-    }
+    """Measure an encoder on a set of images in one pass; see `Diagnosis.figures`."""
+    diagnosis = Diagnosis()
+    for _, tokens in iterate_tokens(encode, batches):
+        diagnosis.add(tokens)
+    return diagnosis.figures()
 
 
 def verdict(figures: Mapping[str, float], baseline: Mapping[str, float]) -> list[str]:

@@ -46,15 +46,30 @@ def iterate_tokens(encode: Encode, batches: Iterable[Batch]) -> Iterator[tuple[B
         yield batch, tokens_of(encode, batch)
 
 
+class PooledParts:
+    """Averages each image's tokens, batch by batch; the means are held on the CPU."""
+
+    def __init__(self) -> None:
+        self.values: list[Tensor] = []
+        self.labels: list[Tensor] = []
+        self.names: list[str] = []
+
+    def add(self, batch: Batch, tokens: Float[Tensor, "b n d"]) -> None:
+        """Take one batch in."""
+        self.values.append(tokens.mean(1).cpu())
+        self.labels.append(batch.labels.cpu())
+        self.names.extend(batch.names or (str(int(index)) for index in batch.index))
+
+    def joined(self) -> Pooled:
+        """All batches in one; raises `BadInput` where there were none."""
+        if not self.values:
+            raise BadInput("there are no images to encode")
+        return Pooled(torch.cat(self.values), torch.cat(self.labels), tuple(self.names))
+
+
 def pooled_features(encode: Encode, batches: Iterable[Batch]) -> Pooled:
-    """Average each image's tokens (the protocol of the I-JEPA paper, appendix A.2); held on the CPU."""
-    values: list[Tensor] = []
-    labels: list[Tensor] = []
-    names: list[str] = []
+    """Average each image's tokens (the protocol of the I-JEPA paper, appendix A.2)."""
+    parts = PooledParts()
     for batch, tokens in iterate_tokens(encode, batches):
-        values.append(tokens.mean(1).cpu())
-        labels.append(batch.labels.cpu())
-        names.extend(batch.names or (str(int(index)) for index in batch.index))
-    if not values:
-        raise BadInput("there are no images to encode")
-    return Pooled(torch.cat(values), torch.cat(labels), tuple(names))
+        parts.add(batch, tokens)
+    return parts.joined()

@@ -9,7 +9,7 @@ from torch import Tensor
 from depthjepa.config import RunConfig
 from depthjepa.data.loading import has_validation, open_source
 from depthjepa.data.samples import Batch
-from depthjepa.evaluation.probes import views
+from depthjepa.evaluation.gathering import views
 from depthjepa.logbook import RunFolder
 from depthjepa.masks import Masks, sample_masks
 from depthjepa.method import build_encoder

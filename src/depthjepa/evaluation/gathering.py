@@ -1,0 +1,192 @@
+"""One pass of a frozen encoder over the images of a run's data, for all probes that read its tokens.
+
+Nearest neighbours, the linear and the attentive probe, rank and spread are figures of the same tokens in the same
+fixed views: encoding is what costs, so it is done once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from depthjepa import runtime
+from depthjepa.config import RunConfig
+from depthjepa.data.images import Split
+from depthjepa.data.loading import open_source, view_batches
+from depthjepa.data.samples import Batch, Sample, Source
+from depthjepa.evaluation.diagnostics import Diagnosis
+from depthjepa.evaluation.features import Encode, Pooled, PooledParts, iterate_tokens
+from depthjepa.evaluation.tokens import ComputedTokens, TokenKeeper, Tokens
+from depthjepa.method import build_encoder
+from depthjepa.model.vit import VisionTransformer
+
+RANDOM = "random encoder"
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What an encoder says about one set of images: their means, all tokens (None: not asked for), and its figures.
+
+    The diagnosis is of tokens that are layer-normalised as the targets of training are. Images that could not be read
+    are left out.
+    """
+
+    pooled: Pooled
+    tokens: Tokens | None
+    diagnosis: Diagnosis
+
+
+def encode_with(encoder: VisionTransformer, where: torch.device, precision: str = "fp32") -> Encode:
+    """Turn an encoder into a function of RGB images in [0, 1]; tokens are float32 whatever it computes in."""
+    encoder = encoder.to(where).eval()
+
+    def encode(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
+        with runtime.precision(precision, where):
+            tokens: Tensor = encoder(encoder.normalise(images.to(where)))
+        return tokens.float()
+
+    return encode
+
+
+def encoders(config: RunConfig, encoder: VisionTransformer, where: torch.device) -> dict[str, Encode]:
+    """The random encoder (the run's own initial weights) and the trained one."""
+    named = {RANDOM: build_encoder(config), config.name: encoder}
+    return {name: encode_with(each, where, config.evaluation.precision) for name, each in named.items()}
+
+
+class Views:
+    """The fixed views of a split of the run's data, anew on every call; `skipped` fills with what is unreadable."""
+
+    def __init__(self, config: RunConfig, split: Split) -> None:
+        self.config = config
+        self.source = open_source(config.data, split)
+        self.limit = config.evaluation.train_images if split == "train" else config.evaluation.val_images
+        self.skipped: dict[str, None] = {}
+
+    def __len__(self) -> int:
+        return len(self.source) if self.limit is None else min(self.limit, len(self.source))
+
+    @property
+    def used(self) -> int:
+        """How many images could be read, once all were."""
+        return len(self) - len(self.skipped)
+
+    def __call__(self) -> Iterator[Batch]:
+        """Read all images in order."""
+        return self._read(self.source, self.limit)
+
+    def chosen(self, numbers: Int64[Tensor, " _"]) -> Iterator[Batch]:
+        """Read the images with these numbers in the source, in this order."""
+        return self._read(_Chosen(self.source, numbers.numpy()), None)
+
+    def _read(self, source: Source, limit: int | None) -> Iterator[Batch]:
+        for batch in views(self.config, source, limit):
+            self.skipped |= dict.fromkeys(batch.skipped)
+            yield batch
+
+
+def views(config: RunConfig, source: Source, limit: int | None) -> Iterator[Batch]:
+    """Fixed views of a source: whole images where depth is known, else the central part."""
+    return view_batches(
+        source,
+        config.data.size,
+        view="whole" if source.has_depth else "centre",
+        batch_size=config.evaluation.batch_size,
+        limit=limit,
+        workers=config.data.workers,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """Some samples of a source, in a given order."""
+
+    source: Source
+    numbers: Int64[np.ndarray, " images"]
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.source.classes
+
+    @property
+    def has_depth(self) -> bool:
+        return self.source.has_depth
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def sample(self, index: int) -> Sample:
+        return self.source.sample(int(self.numbers[index]))
+
+
+def features_of(
+    config: RunConfig, encoder: VisionTransformer, where: torch.device, *, tokens: bool = True
+) -> tuple[Features, Features]:
+    """Features of the training and of the validation images, from one pass; see `split_features`."""
+    encode = encode_with(encoder, where, config.evaluation.precision)
+    return split_features(encode, Views(config, "train"), Views(config, "val"), tokens=tokens)
+
+
+def split_features(encode: Encode, train: Views, val: Views, *, tokens: bool = True) -> tuple[Features, Features]:
+    """Features of two sets of views from one pass over each.
+
+    Where the tokens of both take at most `KEPT_BYTES` (2 GiB: 87,000 images of 64 tokens of width 192) they are kept
+    in half precision, else they are encoded anew whenever they are walked over.
+    """
+    images = len(train) + len(val) if tokens else 0
+    return one_pass(encode, train, images), one_pass(encode, val, images)
+
+
+def one_pass(encode: Encode, split: Views, sharing: int = 0) -> Features:
+    """Encode every image once; `sharing` images (0: none) have to fit where tokens are to be kept."""
+    pooled, diagnosis, index = PooledParts(), Diagnosis(), list[Tensor]()
+    keeper = TokenKeeper(len(split), sharing) if sharing else None
+    for batch, tokens in iterate_tokens(encode, split()):
+        pooled.add(batch, tokens)
+        diagnosis.add(F.layer_norm(tokens, tokens.shape[-1:]))
+        index.append(batch.index)
+        if keeper is not None:
+            keeper.add(tokens)
+    held: Tokens | None = None
+    if keeper is not None:
+        held = keeper.result() or ComputedTokens(encode, split.chosen, torch.cat(index))
+    return Features(pooled.joined(), held, diagnosis)
+
+
+def views_text(train: Views, val: Views, kind: str = "") -> str:
+    """How many images were used and at which size, for the sentence that says what a table was computed on."""
+    return (
+        f"{train.used} training and {val.used} validation images{kind} at {size_text(train.config)}"
+        f"{unreadable_text(train, val)}"
+    )
+
+
+def unreadable_text(*sets: Views) -> str:
+    """How many images were left out, where any were."""
+    count = sum(len(each.skipped) for each in sets)
+    return f"; {count} unreadable left out" if count else ""
+
+
+def size_text(config: RunConfig) -> str:
+    """Image size for people, and the precision where it is not float32."""
+    height, width = config.data.size
+    size = f"{height} px" if height == width else f"{height} x {width} px"
+    return size if config.evaluation.precision == "fp32" else f"{size} in {config.evaluation.precision}"
+
+
+def table(
+    task: str, source: Source, protocol: str, columns: list[dict[str, str]], rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Put a table into the form that run folders keep and the report reads."""
+    return {"task": task, "data": source.name, "protocol": protocol, "columns": columns, "rows": rows}
