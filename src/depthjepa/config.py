@@ -142,7 +142,7 @@ class RunConfig:
 
 
 # Where and how a run is carried out, not what it computes: these may change on resume.
-CIRCUMSTANCES = ("data.workers", "train.device", "train.threads")
+CIRCUMSTANCES = ("data.workers", "data.memory_gib", "train.device", "train.threads")
 
 
 def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

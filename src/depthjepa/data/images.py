@@ -1,12 +1,13 @@
 """Folders of photographs: decoding, class folders with their subsets, flat folders.
 
-Every file becomes upright 8-bit RGB: the EXIF rotation is applied, grey and palette images are expanded, CMYK
+Every image becomes upright 8-bit RGB: the EXIF rotation is applied, grey and palette images are expanded, CMYK
 is converted, transparent pixels are laid over white, and 16-bit grey is scaled from its 16 bits instead of
 clipped. Pillow reads them all: torchvision's decoders are up to twice as fast on JPEG, but deprecated.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
@@ -17,7 +18,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from depthjepa.data.samples import Sample, UnreadableImage
@@ -46,12 +47,23 @@ def decode(path: Path) -> UInt8[Tensor, "3 h w"]:
 
     Raises `UnreadableImage` with the name and the reason.
     """
+    return _decoded(path, str(path))
+
+
+def decode_bytes(content: bytes, name: str) -> UInt8[Tensor, "3 h w"]:
+    """Read the content of an image file like `decode`; `name` is for the message of `UnreadableImage`."""
+    return _decoded(io.BytesIO(content), name)
+
+
+def _decoded(file: Path | io.BytesIO, name: str) -> UInt8[Tensor, "3 h w"]:
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             ImageOps.exif_transpose(image, in_place=True)
             pixels = np.array(image if image.mode == "RGB" else _as_rgb(image))
+    except UnidentifiedImageError as fault:  # whose message names an object in memory, another one each time
+        raise UnreadableImage(f"{name}: it is no image, or of an unknown format") from fault
     except DECODING_FAULTS as fault:
-        raise UnreadableImage(f"{path}: {fault_line(fault)}") from fault
+        raise UnreadableImage(f"{name}: {fault_line(fault)}") from fault
     return torch.from_numpy(pixels).permute(2, 0, 1)  # a view: colours side by side are resized faster
 
 
@@ -109,7 +121,7 @@ def layout_of(folder: Path) -> Literal["classes", "flat", "rgbd", "shards"]:
         return "rgbd"
     if (folder / "train").is_dir() and sub_folders(folder / "train"):
         return "classes"
-    if any(folder.glob("*.tar")):
+    if any(any(folder.glob(place)) for place in ("*.tar", "train/*.tar", "val/*.tar", "validation/*.tar")):
         return "shards"
     return "flat"
 

@@ -7,7 +7,6 @@ what is seen.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,14 +17,17 @@ import torch
 from jaxtyping import Int64
 from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass as configuration
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from depthjepa import runtime
 from depthjepa.data.images import ClassFolder, FlatFolder, Split, layout_of
+from depthjepa.data.memory import first_readable, in_memory
 from depthjepa.data.order import Mixture, draw_keys, epoch_order, steps_per_epoch, weighted_root
+from depthjepa.data.reading import read
 from depthjepa.data.rgbd import PairedFolder
 from depthjepa.data.samples import Batch, Sample, Source, UnreadableImage
 from depthjepa.data.scenes import Scenes
+from depthjepa.data.shards import TarShards, shard_paths
 from depthjepa.data.transforms import (
     CROP_NUMBERS,
     Size,
@@ -48,8 +50,9 @@ class DataConfig:
     """What is read, and how it is cropped.
 
     `root` is `scenes` or `scenes:SEED` (rendered streets), a class folder (`train/CLASS/*`, `val/CLASS/*`), a
-    flat folder of images, or an RGB-D folder (`train/rgb`, `train/depth`, `val/rgb`, `val/depth`); or several
-    of them, comma-separated, each with a weight if need be: `PATH*2,PATH*1`.
+    flat folder of images, an RGB-D folder (`train/rgb`, `train/depth`, `val/rgb`, `val/depth`), or a folder of tar
+    shards (`train-*.tar`, `val-*.tar`) or one tar; or several of them, comma-separated, each with a weight if need
+    be: `PATH*2,PATH*1`.
     """
 
     kind: Literal["scenes", "folder", "rgbd", "shards"] | None = None  # None: told apart by what is in root
@@ -62,6 +65,7 @@ class DataConfig:
     crop_ratio: Range = (3 / 4, 4 / 3)  # width / height of the crop against that of image_size (with depth: the image)
     flip: bool = False  # mirror one view in two
     workers: Annotated[int, Field(ge=0)] = 0  # processes that decode; 0: the main one
+    memory_gib: Annotated[float, Field(ge=0)] = 2.0  # for decoded images of one size, in each rank; 0: keep none
     scenes_train: Positive = 4096
     scenes_val: Positive = 1024
 
@@ -120,10 +124,21 @@ def source_name(root: str) -> str:
 
 
 def has_validation(config: DataConfig) -> bool:
-    """Whether every root has validation data: rendered scenes and flat folders always, others in `val/`."""
+    """Whether every root has validation data.
+
+    Rendered scenes and flat folders always have, tar shards where they are named `val` or bear no split's name, and
+    others in `val/`.
+    """
     roots = [weighted_root(part.strip())[0] for part in config.root.split(",")]
     folders = [Path(root).expanduser() for root in roots if root.partition(":")[0] != "scenes"]
-    return all(layout_of(folder) == "flat" or (folder / "val").is_dir() for folder in folders)
+    return all(_folder_has_validation(config, folder) for folder in folders)
+
+
+def _folder_has_validation(config: DataConfig, folder: Path) -> bool:
+    layout = layout_of(folder)
+    if config.kind == "shards" or (config.kind is None and layout == "shards"):
+        return bool(shard_paths(folder, "val"))
+    return layout == "flat" or (folder / "val").is_dir()
 
 
 def _open_one(config: DataConfig, root: str, split: Split) -> Source:
@@ -136,16 +151,15 @@ def _open_one(config: DataConfig, root: str, split: Split) -> Source:
         return Scenes(int(seed or 0), split, count, config.size)
     folder = Path(root).expanduser()
     layout = layout_of(folder)
-    if config.kind == "shards" or layout == "shards":
-        raise BadInput(
-            f"data.root={root}: tar shards are not read in this version; unpack them into a class folder "
-            f"(train/CLASS/*), a flat folder of images or an RGB-D folder (train/rgb, train/depth)"
-        )
+    if config.kind == "shards" or (config.kind is None and layout == "shards"):
+        return TarShards(folder, split, config.classes, config.images_per_class)
     if config.kind == "rgbd" or layout == "rgbd":
         if config.kind == "folder":
             raise BadInput(f"data.kind=folder, but {folder} is an RGB-D folder: take data.kind=rgbd")
         _refuse_subset(config, root, "an RGB-D folder")
         return PairedFolder(folder, split, config.depth_scale)
+    if layout == "shards":
+        raise BadInput(f"data.kind=folder, but {folder} holds tar shards: take data.kind=shards")
     if layout == "classes":
         return ClassFolder(folder, split, config.classes, config.images_per_class)
     _refuse_subset(config, root, "a flat folder of images")
@@ -155,7 +169,9 @@ def _open_one(config: DataConfig, root: str, split: Split) -> Source:
 def _refuse_subset(config: DataConfig, root: str, what: str) -> None:
     for key in ("classes", "images_per_class"):
         if getattr(config, key) is not None:
-            raise BadInput(f"data.{key} needs a class folder (train/CLASS/*), but data.root={root} is {what}")
+            raise BadInput(
+                f"data.{key} needs a class folder (train/CLASS/*) or tar shards, but data.root={root} is {what}"
+            )
 
 
 # training -------------------------------------------------------------------------------------------------
@@ -178,7 +194,9 @@ class TrainingBatches:
     positions s * batch_size and following of the epoch's order (`epoch_order`); the rest of an epoch is
     dropped. The union over processes and micro-batches is the same for any number of them (but masks of bias
     `reference` are cut to the shortest of a micro-batch, as the released code's are). An unreadable
-    image is replaced by the next readable one and named in `Batch.skipped`.
+    image is replaced by the next readable one and named in `Batch.skipped`. Where images are drawn more than once,
+    all have one size and fit into `data.memory_gib`, they are decoded once, before the first batch, and kept: the
+    batches are the same.
 
     Raises `BadInput` for a batch that cannot be divided, and while iterating for files at fault.
     """
@@ -208,10 +226,14 @@ class TrainingBatches:
         return max(0, self.steps - self.start_step) * self.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
-        reader = _TrainingReader(self.source, self.data, self.masks, self.grid, self.seed)
+        draws = len(self) * self.batch_size // (self.ranks.world * self.accumulate)
+        source = (
+            in_memory(self.source, self.data.memory_gib, self.data.workers) if draws > len(self.source) else self.source
+        )
+        reader = _TrainingReader(source, self.data, self.masks, self.grid, self.seed)
         # Scenes are kept where they are rendered: each worker would render and keep them all.
         workers = 0 if isinstance(self.source, Scenes) else self.data.workers
-        return _read(reader, self._requests(), workers)
+        return read(reader, self._requests(), workers)
 
     def _requests(self) -> Iterator[_Request]:
         length = len(self.source)
@@ -235,7 +257,7 @@ class _TrainingReader(Dataset[Batch | BadInput]):
     seed: int
 
     def __getitem__(self, request: _Request) -> Batch | BadInput:
-        """Decode, crop and mask one micro-batch; a fault of the user comes back as a value (see `_read`)."""
+        """Decode, crop and mask one micro-batch; a fault of the user comes back as a value (see `reading.read`)."""
         numbers = runtime.uniforms(
             CROP_NUMBERS, seed=self.seed, stream="crop", epoch=request.epoch, indices=request.keys
         )
@@ -243,7 +265,7 @@ class _TrainingReader(Dataset[Batch | BadInput]):
         skipped: list[str] = []
         try:
             for key, row in zip(request.keys, numbers, strict=True):
-                index, sample, unreadable = _first_readable(self.source, int(key) % len(self.source))
+                index, sample, unreadable = first_readable(self.source, int(key) % len(self.source))
                 found.append((index, sample, self._view(sample, row)))
                 skipped += unreadable
             masks = self._masks(request)
@@ -273,17 +295,6 @@ class _TrainingReader(Dataset[Batch | BadInput]):
         )
 
 
-def _first_readable(source: Source, index: int) -> tuple[int, Sample, list[str]]:
-    """Decode sample `index` or, where it is unreadable, the next that is not; say what was passed over."""
-    skipped: list[str] = []
-    for place in range(index, index + len(source)):
-        try:
-            return place % len(source), source.sample(place % len(source)), skipped
-        except UnreadableImage as fault:
-            skipped.append(str(fault))
-    raise BadInput(f"none of the {len(source)} images of {source.name} can be read; the first fault: {skipped[0]}")
-
-
 # fixed views ----------------------------------------------------------------------------------------------
 
 
@@ -309,7 +320,7 @@ def view_batches(
     requests = (indices[first : first + batch_size] for first in range(0, count, batch_size))
     skipped: tuple[str, ...] = ()
     held: Batch | None = None  # a batch waits for the next one, which may be empty and then only adds to `skipped`
-    for batch in _read(_ViewReader(source, size, view), requests, workers):
+    for batch in read(_ViewReader(source, size, view), requests, workers):
         if len(batch.index) == 0:
             skipped += batch.skipped
             continue
@@ -329,7 +340,7 @@ class _ViewReader(Dataset[Batch | BadInput]):
     view: Literal["whole", "centre"]
 
     def __getitem__(self, indices: Int64[np.ndarray, " b"]) -> Batch | BadInput:
-        """Decode one batch of fixed views; a fault of the user comes back as a value (see `_read`)."""
+        """Decode one batch of fixed views; a fault of the user comes back as a value (see `reading.read`)."""
         make = whole_view if self.view == "whole" else centre_view
         found: list[tuple[int, Sample, View]] = []
         skipped: list[str] = []
@@ -372,36 +383,3 @@ def _batch(
         names=tuple(sample.name for _, sample, _ in found),
         skipped=tuple(skipped),
     )
-
-
-def _read(reader: Dataset[Batch | BadInput], requests: Iterator[object], workers: int) -> Iterator[Batch]:
-    """Let workers answer requests, in order and two each ahead; raise their faults here.
-
-    An exception that leaves a worker gets the worker's traceback into its message, so faults of the user
-    travel as values and stay one clear message.
-    """
-    loader: DataLoader[Batch | BadInput] = DataLoader(
-        reader,
-        batch_size=None,
-        sampler=requests,
-        num_workers=workers,
-        collate_fn=_unchanged,  # type: ignore[arg-type]  # with batch_size=None it gets an answer, not a list
-        worker_init_fn=_leave_interrupts_to_parent,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # else the loader draws its seed from the global generator
-    )
-    for answer in loader:
-        if isinstance(answer, BadInput):
-            raise answer
-        yield answer
-
-
-def _unchanged(answer: Batch | BadInput) -> Batch | BadInput:
-    return answer
-
-
-def _leave_interrupts_to_parent(worker: int) -> None:
-    # Ctrl-C reaches every process of the terminal, SIGTERM of a scheduler every process of the job; the run still
-    # needs its batches to end a step in order, and then ends its workers itself.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

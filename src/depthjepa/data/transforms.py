@@ -3,6 +3,8 @@
 The crop follows RandomResizedCrop (Szegedy et al. 2015, as in torchvision), drawn from numbers that are
 handed in. Images are resized by antialiased bilinear interpolation. Depth takes the value of the nearest
 pixel centre, in integer arithmetic: nothing is interpolated across invalid pixels or depth edges.
+Crops of a batch are resized one by one: as two matrix products of the whole batch, 128 to 64 pixels took a core of a
+CPU five times as long, and 128 to 128 pixels six.
 torchvision's joint resizing of `tv_tensors` is not used, because it takes a mask's nearest pixel by corner,
 half a pixel off the image.
 """
