@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "depthjepa"
 FLOORS = (
     ("faults",),
     ("grid", "depth", "runtime", "optim", "logbook"),
-    ("masks", "losses", "figures", "page", "tables", "runs", "report"),
+    ("masks", "losses", "figures", "page", "tables", "runs", "report", "study_tables"),
     ("data", "model"),
     ("formats",),
     ("teachers",),
@@ -24,7 +24,7 @@ FLOORS = (
     ("warm_start", "conversion"),
     ("evaluation", "cost"),
     ("train",),
-    ("bench", "demo"),
+    ("bench", "demo", "study"),
     ("cli", "__init__"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,7 +46,11 @@ def _one_of(what: str, *choices: str) -> Callable[[str], str]:
 
 Task = Annotated[
     str,
-    typer.Argument(parser=_one_of("probe", "knn", "linear", "depth"), metavar="TASK", help="knn, linear or depth."),
+    typer.Argument(
+        parser=_one_of("probe", "knn", "linear", "attentive", "depth"),
+        metavar="TASK",
+        help="knn, linear, attentive or depth.",
+    ),
 ]
 Picture = Annotated[
     str,
@@ -231,6 +236,24 @@ def convert(
 
 
 @app.command()
+def study(
+    study: Annotated[str, typer.Argument(help="Name of a shipped study, or a YAML file.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the study; default studies/NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study that is in the folder.")] = False,
+    keep: Annotated[Path | None, typer.Option(help="Copy tables and configurations there at the end.")] = None,
+) -> None:
+    """Train and probe arms with several seeds, and write one table of means and deviations."""
+    from depthjepa.study import load_study, run_study
+    from depthjepa.study_tables import markdown
+
+    asked = load_study(study)
+    content = run_study(asked, out or Path("studies") / asked.name, resume=resume, keep=keep)
+    print(f"\n{markdown(content)}", end="")
+    if content["failed"]:
+        raise RunStopped(f"{len(content['failed'])} of {len(asked.arms) * len(asked.seeds)} runs failed")
+
+
+@app.command()
 def bench(
     overrides: Overrides = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
@@ -251,11 +274,19 @@ def _loaded(checkpoint: str, data: str | None, overrides: list[str] | None) -> A
 
     # In `depthjepa probe RUN TASK --data DATA KEY=VALUE` the settings follow the data.
     # What a foreign layout does not say of its encoder may be said here, too.
-    saved = checkpoints.load(checkpoint, [text for text in overrides or [] if text.startswith("model.")])
+    settings = [text for text in overrides or [] if text.startswith(("model.", "data.image_size="))]
+    saved = checkpoints.load(checkpoint, settings)
     config = probe_config(saved, data, overrides or [])
+    # A file that holds one encoder serves as either; what is written about it says which one it was.
+    which = saved.which(config.evaluation.which)
+    config = replace(config, evaluation=replace(config.evaluation, which=which))
+    if saved.holds:
+        print(f"{checkpoint}: layout {saved.layout}, holds {saved.holds}; taken: {which} encoder", file=sys.stderr)
+    for what in saved.assumed:
+        print(f"{checkpoint}: assumed {what}", file=sys.stderr)
     where = runtime.device(config.train.device)
     runtime.set_threads(config.train.threads)
-    return saved, config, saved.encoder(config.evaluation.which), where
+    return saved, config, saved.encoder(which), where
 
 
 def _skipped(names: list[str]) -> str:

@@ -1,0 +1,490 @@
+"""Studies: arms x seeds -> runs -> probes -> one table of means and deviations over the seeds.
+
+An arm is a list of settings on top of those that all arms share. Every run is a process of its own with a run folder
+of its own, DIR/ARM/seed-N, so a study that was cut off goes on where it stopped. In the folder of a study:
+
+study.yaml          the study as it was asked for, with the resolved configuration of each arm
+steps.json          where the arms have equal time: the steps of each arm, measured once
+study.json, .md     all figures and their table, rewritten after every run
+ARM/seed-N.log      what the run said
+
+With equal time, the arms differ in steps instead (a cheaper step is taken more often). What is equal is the time of
+the steps with their loading; rendering scenes, fitting the teacher's statistics, checkpoints and probes come on top.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import re
+import signal
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from importlib import resources
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from pydantic import ConfigDict, PositiveFloat, PositiveInt, TypeAdapter, ValidationError, field_validator
+from pydantic.dataclasses import dataclass as configuration
+
+from depthjepa import checkpoint, runtime
+from depthjepa.config import RunConfig, build_config, differences, read_recipe, to_mapping
+from depthjepa.data.loading import TrainingBatches, open_source
+from depthjepa.data.order import steps_per_epoch
+from depthjepa.evaluation import probes
+from depthjepa.evaluation.classification_tables import classification_tables
+from depthjepa.evaluation.gathering import encoders
+from depthjepa.faults import BadInput, RunStopped, nearest
+from depthjepa.logbook import RunFolder, plain, to_json, write_whole, writing
+from depthjepa.masks import sample_masks
+from depthjepa.method import build_method, build_teacher
+from depthjepa.study_tables import (
+    is_done,
+    keep_results,
+    known_steps,
+    missing_tables,
+    refuse_other_kept,
+    run_place,
+    write_tables,
+)
+from depthjepa.tables import BASELINES
+from depthjepa.train import interruptions, refuse_frozen_without_head, refuse_unusable_validation, train
+from depthjepa.warm_start import start_from
+
+LABELLED = ("knn", "linear", "attentive")
+TASKS = (*LABELLED, "depth", "diagnose")
+FILES = ("study.yaml", "steps.json", "study.json", "study.md")
+NAME = re.compile(r"\w[\w.+=-]*", re.ASCII)
+POLL = 0.1  # seconds between two looks at the running processes
+WARM, MEASURED = 10, 30  # steps before and (at least) within a measurement
+
+Measure = Callable[[RunConfig, int, Path, Callable[[], bool]], float]
+
+
+@configuration(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class Study:
+    """What a study file says. `settings` and each of the `arms` are lists of KEY=VALUE on top of the recipe `base`."""
+
+    base: str  # a shipped recipe, or a file: relative to the study's folder
+    arms: dict[str, tuple[str, ...]]
+    seeds: tuple[int, ...]  # or how many: 3 is 0, 1, 2
+    name: str = "study"
+    about: str = ""
+    settings: tuple[str, ...] = ()
+    minutes: PositiveFloat | None = None  # equal training time for each arm; None: as long as its configuration says
+    side_by_side: PositiveInt = 1  # runs at a time; they share the threads of the machine
+    probes: tuple[str, ...] = ()
+
+    @field_validator("arms", mode="before")
+    @classmethod
+    def _empty_arms_change_nothing(cls, value: object) -> object:
+        return {key: () if arm is None else arm for key, arm in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _count_or_list(cls, value: object) -> object:
+        return tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+# reading and refusing -------------------------------------------------------------------------------------
+
+
+def study_names() -> list[str]:
+    """Names of the shipped studies."""
+    folder = resources.files("depthjepa") / "studies"
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def load_study(study: str | Path) -> Study:
+    """Read a shipped study (by name) or a YAML file; raises `BadInput` with all faults of the file."""
+    path = Path(study)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        if not path.is_file():
+            raise BadInput(f"there is no study file {path}")
+    elif str(study) in study_names():
+        path = Path(str(resources.files("depthjepa") / "studies" / f"{study}.yaml"))
+    else:
+        raise BadInput(f"there is no study {str(study)!r}{nearest(str(study), study_names())}; give a name or a file")
+    content = read_recipe(path)
+    content.setdefault("name", path.stem)
+    base = content.get("base")
+    if isinstance(base, str) and (path.parent / base).is_file():
+        content["base"] = str(path.parent / base)
+    known = [each.name for each in fields(Study)]
+    faults = [f"unknown key {key!r}{nearest(str(key), known)}" for key in content if key not in known]
+    try:
+        return TypeAdapter(Study).validate_python({key: content[key] for key in content if key in known and not faults})
+    except ValidationError as error:
+        wrong = [] if faults else error.errors()
+        faults += [f"{'.'.join(map(str, each['loc']))}: {each['msg']}, got {each['input']!r}" for each in wrong]
+    raise BadInput(f"{study}: {'; '.join(faults)}")
+
+
+def resolve(study: Study) -> dict[str, RunConfig]:
+    """The configuration of each arm, with the first seed; raises `BadInput` with every fault that can be known."""
+    faults = [f"name {study.name!r} is to name a folder: letters, digits and . + = - _"] * (
+        not NAME.fullmatch(study.name)
+    )
+    if not study.arms or not study.seeds:
+        faults.append("a study needs at least one arm and one seed")
+    faults += [f"{what} {each!r} is given twice" for what, each in _repeated(study)]
+    faults += [
+        f"there is no probe {task!r}{nearest(task, TASKS)}: choose from {', '.join(TASKS)}"
+        for task in study.probes
+        if task not in TASKS
+    ]
+    content = read_recipe(study.base)
+    found: dict[str, RunConfig] = {}
+    for arm, settings in study.arms.items():
+        try:
+            _refuse_name(arm)
+            _refuse_reserved(study, settings)
+            config = build_config(content | {"name": arm, "seed": 0}, [*study.settings, *settings])
+            if study.minutes is not None:
+                config = _of_length(config, None)
+            threads = config.train.threads or max(1, torch.get_num_threads() // study.side_by_side)
+            config = replace(config, train=replace(config.train, threads=threads))
+            _refuse_unusable(config, study, checked=[other.data for other in found.values()])
+            found[arm] = config
+        except BadInput as fault:
+            faults.append(f"arm {arm!r}: {fault}")
+    if faults:
+        raise BadInput(f"study {study.name}: {'; '.join(faults)}")
+    return found
+
+
+def _repeated(study: Study) -> Iterator[tuple[str, object]]:
+    for what, values in (("seed", study.seeds), ("probe", study.probes)):
+        yield from ((what, value) for value in dict.fromkeys(values) if values.count(value) > 1)
+
+
+def _refuse_name(arm: str) -> None:
+    if not NAME.fullmatch(arm) or arm in FILES:
+        raise BadInput("the name is to name a folder: letters, digits and . + = - _, beginning with a letter or digit")
+    if arm in BASELINES:
+        raise BadInput("tables have a row of this name that no run trained: choose another one")
+
+
+def _refuse_reserved(study: Study, settings: Sequence[str]) -> None:
+    reserved = {"seed": "`seeds`", "name": "the arm's name"}
+    if study.minutes is not None:
+        reserved |= dict.fromkeys(("train.steps", "train.epochs"), "`minutes`")
+    for text in (*study.settings, *settings):
+        if (key := text.partition("=")[0]) in reserved:
+            raise BadInput(f"{key} is given by {reserved[key]} of a study, not by settings")
+
+
+def _refuse_unusable(config: RunConfig, study: Study, checked: Sequence[Any]) -> None:
+    """Meet the faults of a run and of its probes that need no training, without holding its weights."""
+    source = open_source(config.data, "train")
+    if config.data not in checked:  # listing a large folder takes a while
+        _refuse_probes_without_data(config, study.probes)
+    refuse_unusable_validation(config)
+    refuse_frozen_without_head(config)
+    runtime.device(config.train.device)
+    if study.minutes is None:
+        config.train.total_steps(steps_per_epoch(len(source), config.train.batch_size))
+    TrainingBatches(
+        source=source,
+        data=config.data,
+        masks=config.masks,
+        grid=config.grid,
+        seed=0,
+        batch_size=config.train.batch_size,
+        accumulate=config.train.accumulate,
+        steps=1,
+    )
+    if config.train.objective == "jepa":
+        sample_masks(config.masks, config.grid, seed=0, epoch=0, indices=np.arange(2), batch_index=0)
+    teacher = build_teacher(config, has_depth=source.has_depth)
+    with torch.device("cpu" if config.init.checkpoint else "meta"):
+        method = build_method(config, teacher, len(source.classes))
+    if config.init.checkpoint:
+        start_from(method, config)
+
+
+def _refuse_probes_without_data(config: RunConfig, tasks: Sequence[str]) -> None:
+    if not tasks:
+        return
+    train_source, val_source = open_source(config.data, "train"), open_source(config.data, "val")
+    for task in tasks:
+        if task in LABELLED and not train_source.classes:
+            raise BadInput(f"the {task} probe needs labels, and {config.data.root} has none")
+        if task == "depth" and not (train_source.has_depth and val_source.has_depth):
+            raise BadInput(f"the depth probe needs depth, and {config.data.root} has none")
+
+
+def _of_length(config: RunConfig, steps: int | None) -> RunConfig:
+    return replace(config, train=replace(config.train, steps=steps, epochs=None))
+
+
+# running --------------------------------------------------------------------------------------------------
+
+
+def run_study(
+    study: Study,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    keep: str | Path | None = None,
+    measure: Measure | None = None,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Run all arms with all seeds, the arms of one seed before the next seed; return the content of `study.json`.
+
+    A run that fails is listed under `failed` with its reason, and the others go on. `keep` is a folder that gets a
+    copy of what a repository keeps. `measure` gives the seconds of a step where the study has `minutes`.
+
+    Raises:
+        BadInput: the study or one of its arms is at fault (before any run starts), or `out` holds something else.
+        RunStopped: Ctrl-C or SIGTERM; the running ones have saved, `resume` goes on.
+    """
+    folder, say = Path(out), say or (lambda text: print(text, flush=True))
+    asked: dict[str, Any] = plain(asdict(study))
+    configs = resolve(study)
+    refuse_other_kept(asked, keep)
+    _claim(study, configs, folder, resume=resume)
+    with interruptions() as stopping:
+        failed = _measure_steps(study, configs, folder, measure or measure_seconds, stopping, say)
+        order = [(arm, seed) for seed in study.seeds for arm in study.arms]
+        left = [run for run in order if run[0] not in failed and not is_done(run_place(folder, *run), study.probes)]
+        reasons = {(arm, seed): failed[arm] for arm, seed in order if arm in failed}
+        content = write_tables(asked, folder, reasons)
+        ends = _run_all(study, _with_steps(study, configs, folder), folder, left, stopping, say)
+        with contextlib.closing(ends):  # whatever happens here, no run is left behind
+            for run, reason in ends:
+                if reason is not None:
+                    reasons[run] = reason
+                content = write_tables(asked, folder, reasons)
+    if keep is not None:
+        keep_results(asked, folder, Path(keep))
+    return content
+
+
+def _claim(study: Study, configs: Mapping[str, RunConfig], folder: Path, *, resume: bool) -> None:
+    """Write down what the folder is for, or find out that it is for this study."""
+    asked = plain(asdict(study) | {"configs": {arm: to_mapping(config) for arm, config in configs.items()}})
+    file = folder / "study.yaml"
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not resume:
+            raise BadInput(f"{folder} is there already: go on with --resume, or choose another --out")
+        if not file.is_file():
+            raise BadInput(f"{folder} holds no study to go on with: study.yaml is not there; choose another --out")
+        if changed := _changes(yaml.safe_load(file.read_text()), asked):
+            raise BadInput(f"--resume with a changed study: {', '.join(changed)}; {folder} holds other values")
+    write_whole(file, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What asks for other runs; `base` and settings count by what they resolve to, `side_by_side` not at all."""
+    changed = [key for key in ("name", "seeds", "minutes", "probes") if before[key] != now[key]]
+    one, other = before["configs"], now["configs"]
+    changed += [f"arms.{arm}" for arm in dict.fromkeys((*one, *other)) if (arm in one) != (arm in other)]
+    common = [arm for arm in one if arm in other]
+    return changed + [f"arms.{arm}.{key}" for arm in common for key in differences(one[arm], other[arm])]
+
+
+def _run_all(
+    study: Study,
+    configs: Mapping[str, RunConfig],
+    folder: Path,
+    left: Sequence[tuple[str, int]],
+    stopping: Callable[[], bool],
+    say: Callable[[str], None],
+) -> Generator[tuple[tuple[str, int], str | None]]:
+    """Run what is left, `side_by_side` at a time; yield each run as it ends, with the reason if it failed."""
+    total = len(study.arms) * len(study.seeds)
+    waiting, running, ended = list(left), dict[tuple[str, int], tuple[SpawnProcess, float]](), total - len(left)
+    if done := sum(is_done(run_place(folder, arm, seed), study.probes) for arm in study.arms for seed in study.seeds):
+        say(f"{done} of {total} runs were finished before")
+    try:
+        while waiting or running:
+            while waiting and len(running) < study.side_by_side and not stopping():
+                arm, seed = run = waiting.pop(0)
+                say(f"{arm}, seed {seed} starts (run {total - len(waiting)} of {total})")
+                content = to_mapping(replace(configs[arm], seed=seed))
+                running[run] = spawn(content, run_place(folder, *run), study.probes), time.perf_counter()
+            wait([process.sentinel for process, _ in running.values()], POLL)
+            if stopping():
+                break
+            for run in [run for run, (process, _) in running.items() if process.exitcode is not None]:
+                process, begin = running.pop(run)
+                reason, ended = _reason(process, run_place(folder, *run)), ended + 1
+                how = "finished" if reason is None else f"failed ({reason})"
+                say(f"{run[0]}, seed {run[1]} {how} after {time.perf_counter() - begin:.0f} s ({ended} of {total})")
+                yield run, reason
+    finally:
+        end([process for process, _ in running.values()])
+    if stopping():
+        done = sum(is_done(run_place(folder, arm, seed), study.probes) for arm in study.arms for seed in study.seeds)
+        raise RunStopped(f"stopped with {done} of {total} runs finished; continue with --resume")
+
+
+def spawn(content: dict[str, Any], place: Path, tasks: Sequence[str]) -> SpawnProcess:
+    """Start `work` in a process of its own."""
+    with writing(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+    process = multiprocessing.get_context("spawn").Process(target=work, args=(content, place, tuple(tasks)))
+    # A terminal's Ctrl-C reaches all processes: the study alone answers it, and asks its runs to end by SIGTERM.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return process
+
+
+def end(processes: Sequence[SpawnProcess]) -> None:
+    """Ask runs to save and end, and wait until they have."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join()
+
+
+def _reason(process: SpawnProcess, place: Path) -> str | None:
+    """Why a process failed, in one line; None for one that did not."""
+    code = process.exitcode
+    if not code:
+        return None
+    if code < 0:
+        return f"ended by {signal.Signals(-code).name}"
+    log = _log(place)
+    lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
+    return next((line.removeprefix("depthjepa: ") for line in reversed(lines) if line.strip()), f"exit status {code}")
+
+
+def _log(place: Path) -> Path:
+    return place.with_name(f"{place.name}.log")
+
+
+def work(content: Mapping[str, Any], place: Path, tasks: Sequence[str]) -> None:
+    """Train and probe one run in this process, which says everything to the run's log file."""
+    with _log(place).open("a") as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    config = build_config(content)
+    try:
+        train(config, place, resume=True)
+        probe_run(config, place, tasks)
+    except (BadInput, RunStopped) as fault:
+        print(f"depthjepa: {fault}", file=sys.stderr, flush=True)
+        sys.exit(2 if isinstance(fault, BadInput) else 1)
+
+
+def _end_with_parent() -> None:
+    """Save and end when the study was killed: on resume, it must not meet a run of its own."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def probe_run(config: RunConfig, place: Path, tasks: Sequence[str]) -> None:
+    """Write the probe tables that a finished run has not got yet."""
+    missing = missing_tables(place, tasks)
+    if not missing:
+        return
+    saved, where = checkpoint.load(place), runtime.device(config.train.device)
+    runtime.set_threads(config.train.threads)
+    encoder = saved.encoder(config.evaluation.which)
+    together = [task for task in missing if task != "depth"]
+    if together:
+        tables = classification_tables(config, encoders(config, encoder, where), together)
+        for content in tables.values():
+            probes.write_probe(probes.Probe(content), saved, config.evaluation.which)
+    if "depth" in missing:
+        probes.write_probe(probes.probe("depth", config, encoder, where), saved, config.evaluation.which)
+
+
+# equal time -----------------------------------------------------------------------------------------------
+
+
+def _measure_steps(
+    study: Study,
+    configs: Mapping[str, RunConfig],
+    folder: Path,
+    measure: Measure,
+    stopping: Callable[[], bool],
+    say: Callable[[str], None],
+) -> dict[str, str]:
+    """Fix the steps of every arm once and for all in `steps.json`; the arms that cannot be measured, and why."""
+    known, failed = known_steps(folder), dict[str, str]()
+    if study.minutes is None:
+        return failed
+    for arm, config in configs.items():
+        if arm in known:
+            continue
+        say(f"{arm}: measuring the time of a step")
+        try:
+            seconds = measure(config, study.side_by_side, folder, stopping)
+        except RunStopped as fault:
+            if stopping():
+                raise
+            failed[arm] = str(fault)
+            continue
+        known[arm] = {"steps": max(1, round(60 * study.minutes / seconds)), "seconds_per_step": seconds}
+        write_whole(folder / "steps.json", to_json(known))
+        say(f"{arm}: {1e3 * seconds:.1f} ms a step, {known[arm]['steps']} steps in {study.minutes:g} min")
+    return failed
+
+
+def _with_steps(study: Study, configs: Mapping[str, RunConfig], folder: Path) -> dict[str, RunConfig]:
+    if study.minutes is None:
+        return dict(configs)
+    return {arm: _of_length(configs[arm], each["steps"]) for arm, each in known_steps(folder).items()}
+
+
+def measure_seconds(config: RunConfig, side_by_side: int, folder: Path, stopping: Callable[[], bool]) -> float:
+    """Mean seconds of a training step with its loading, while `side_by_side` processes train the same.
+
+    They are ended once each has done some steps with all others at work. Scenes are rendered in the steps before, and
+    images that fit into memory decoded: later steps have them at hand, as almost all of a run's have.
+    Raises `RunStopped` where the steps cannot be done, or when it is to stop.
+    """
+    size, endless = config.train.batch_size, 10**6
+    config = replace(
+        config,
+        data=replace(config.data, scenes_train=min(config.data.scenes_train, WARM * size)),
+        init=replace(config.init, frozen_steps=0),
+        train=replace(
+            config.train, steps=endless, epochs=None, log_every=WARM, checkpoint_every=endless, probe_every=None
+        ),
+    )
+    with tempfile.TemporaryDirectory(prefix="measuring-", dir=folder, ignore_cleanup_errors=True) as name:
+        places = [Path(name) / str(number) for number in range(side_by_side)]
+        processes = [spawn(to_mapping(config), place, ()) for place in places]
+        try:
+            speeds = _speeds(dict(zip(places, processes, strict=True)), stopping)
+        finally:
+            end(processes)
+    return statistics.fmean(size / speed for speed in speeds)
+
+
+def _speeds(running: Mapping[Path, SpawnProcess], stopping: Callable[[], bool]) -> list[float]:
+    """Images a second, logged by each of the runs since the last of them had done its first steps."""
+    before: dict[Path, int] = {}
+    while not stopping():
+        for place, process in running.items():
+            if (reason := _reason(process, place)) is not None:
+                raise RunStopped(reason)
+        logged = {place: RunFolder(place).metrics() for place in running}
+        if not before and all(logged.values()):
+            before = {place: len(records) + 1 for place, records in logged.items()}  # the one under way is not counted
+        if before and all(len(logged[place]) - count >= MEASURED // WARM for place, count in before.items()):
+            return [record["images_per_second"] for place, count in before.items() for record in logged[place][count:]]
+        time.sleep(POLL)
+    raise RunStopped("stopped while the time of a step was measured; continue with --resume")

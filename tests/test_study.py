@@ -1,0 +1,526 @@
+"""A study's runs are the runs that `train` and `probe` give, whatever stops or fails; its table is their arithmetic."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from depthjepa import checkpoint, cli, cost
+from depthjepa.config import RunConfig, build_config, to_mapping
+from depthjepa.evaluation import probes
+from depthjepa.faults import BadInput, RunStopped
+from depthjepa.logbook import RunFolder, plain
+from depthjepa.study import (
+    Study,
+    load_study,
+    measure_seconds,
+    probe_run,
+    resolve,
+    run_study,
+    spawn,
+    study_names,
+)
+from depthjepa.study_tables import Finished, baseline_rows, keep_results, markdown, spread, write_tables
+from depthjepa.train import train
+from tiny_runs import GUIDED, SETTINGS, metrics, start, weights, write_flat, write_pairs
+
+FAILING = ("optim.lr=1e30", "optim.start_lr=1e30")
+STEPS = 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_estimate() -> Iterator[None]:
+    """The runs in this process are not told how long they take."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)
+        yield
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+def twins(root: Path, **changes: Any) -> Study:
+    """Two arms, two seeds."""
+    base = root.parent / f"{root.name}.yaml"
+    base.write_text("{}")
+    content: dict[str, Any] = {
+        "base": str(base),
+        "arms": {"guided": GUIDED, "unguided": ()},
+        "seeds": (0, 1),
+        "name": "twins",
+        "settings": (f"data.root={root}", *SETTINGS, f"train.steps={STEPS}"),
+        "probes": ("depth", "diagnose"),
+    }
+    return Study(**content | changes)
+
+
+def study_file(path: Path, content: Any) -> Path:
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+class Ended(SpawnProcess):
+    """Stands for a process that ended well at once."""
+
+    exitcode = 0
+    sentinel = -1
+
+    def __init__(self) -> None:
+        self.sentinel, other = os.pipe()
+        os.close(other)
+
+    def __del__(self) -> None:
+        os.close(self.sentinel)
+
+
+def inside(content: dict[str, Any], place: Path, tasks: Sequence[str]) -> Ended:
+    """Do a run in this process: a new one takes seconds for its imports."""
+    config = build_config(content)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.with_name(f"{place.name}.log").open("a") as log:
+        train(config, place, resume=True, say=lambda text: print(text, file=log))
+    probe_run(config, place, tasks)
+    return Ended()
+
+
+# a study that is cut off in its second run and goes on
+
+
+@dataclass
+class Cut:
+    folder: Path
+    after: list[Path]  # what was finished when it stopped
+    step: int  # where the cut run stood
+    finished_at: float  # when the first run wrote its summary
+    said: list[str]
+    content: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def cut(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Cut:
+    folder = tmp_path_factory.mktemp("cut") / "study"
+    second = folder / "unguided" / "seed-0"
+
+    def interrupt() -> None:
+        with contextlib.suppress(AssertionError):  # said by the run that was not cut
+            wait_for(lambda: len(RunFolder(second).metrics()) >= 3)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(RunStopped, match="stopped with 1 of 4 runs finished; continue with --resume"):
+        run_study(twins(pairs), folder, say=lambda _: None)
+    thread.join()
+    after, step = sorted(folder.glob("*/seed-*/summary.json")), weights(second)["step"]
+    finished_at = (folder / "guided" / "seed-0" / "summary.json").stat().st_mtime
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("depthjepa.study.spawn", inside)
+        content = run_study(twins(pairs), folder, resume=True, say=said.append)
+    return Cut(folder, after, step, finished_at, said, content)
+
+
+def test_an_interruption_saves_the_running_one_and_resume_does_only_what_is_missing(cut: Cut) -> None:
+    first = cut.folder / "guided" / "seed-0"
+    assert cut.after == [first / "summary.json"]
+    assert 3 <= cut.step < STEPS
+    assert first.joinpath("summary.json").stat().st_mtime == cut.finished_at
+    assert f"resumed at step {cut.step} of {STEPS}" in (cut.folder / "unguided" / "seed-0.log").read_text()
+    starts = [line for line in cut.said if " starts " in line]
+    assert starts == [
+        "unguided, seed 0 starts (run 2 of 4)",
+        "guided, seed 1 starts (run 3 of 4)",
+        "unguided, seed 1 starts (run 4 of 4)",
+    ]
+    assert cut.said[0] == "1 of 4 runs were finished before"
+    assert [line.rpartition(" ")[0].rpartition("(")[2] for line in cut.said if " finished after " in line] == [
+        "2 of",
+        "3 of",
+        "4 of",
+    ]
+
+
+def test_each_run_is_the_run_that_train_and_probe_give(cut: Cut, pairs: Path, tmp_path: Path) -> None:
+    settings = [f"data.root={pairs}", *SETTINGS, f"train.steps={STEPS}"]
+    config = build_config({"name": "unguided", "seed": 0}, settings)
+    train(config, tmp_path / "alone", say=lambda _: None)
+    place = cut.folder / "unguided" / "seed-0"  # the one that was cut
+    assert metrics(place) == metrics(tmp_path / "alone")
+    encoder = checkpoint.load_encoder(tmp_path / "alone")
+    expected = probes.probe("depth", config, encoder, torch.device("cpu"))
+    [found] = [entry for entry in cut.content["runs"] if (entry["arm"], entry["seed"]) == ("unguided", 0)]
+    assert found["figures"]["depth.r2_within"] == pytest.approx(expected.value("unguided", "r2_within"), abs=1e-6)
+    random = found["baselines"]["random encoder"]["depth.r2_within"]
+    assert random == pytest.approx(expected.value("random encoder", "r2_within"), abs=1e-6)
+    assert found["figures"]["depth.r2_within"] != random
+    assert found["steps"] == STEPS
+    assert RunFolder(place).config()["train"]["threads"] == 1
+
+
+def test_the_table_is_the_mean_and_deviation_of_the_runs(cut: Cut) -> None:
+    assert json.loads((cut.folder / "study.json").read_text()) == cut.content
+    assert [(entry["arm"], entry["seed"]) for entry in cut.content["runs"]] == [
+        ("guided", 0), ("unguided", 0), ("guided", 1), ("unguided", 1),
+    ]  # fmt: skip
+    for arm in ("guided", "unguided"):
+        tables = [RunFolder(cut.folder / arm / f"seed-{seed}").probe("depth") for seed in (0, 1)]
+        for key in ("r2_within", "absrel", "rmse"):
+            values = np.array([row[key] for table in tables for row in table["rows"] if row["name"] == arm])
+            found = cut.content["means"][arm]["figures"][f"depth.{key}"]
+            assert found["mean"] == pytest.approx(values.mean())
+            assert found["deviation"] == pytest.approx(values.std(ddof=1))
+            assert found["n"] == 2
+    rows = {row["name"]: row for row in cut.content["baselines"]}
+    assert list(rows) == ["mean map", "random encoder"]
+    # Twins start alike: two random encoders, not four.
+    random = rows["random encoder"]["figures"]["depth.r2_within"]
+    table = [RunFolder(cut.folder / "guided" / f"seed-{seed}").probe("depth") for seed in (0, 1)]
+    values = np.array([row["r2_within"] for each in table for row in each["rows"] if row["name"] == "random encoder"])
+    assert (random["n"], random["mean"]) == (2, pytest.approx(values.mean()))
+    assert random["deviation"] == pytest.approx(values.std(ddof=1))
+
+
+def test_the_page_has_a_row_for_each_arm_and_a_column_for_each_measure(cut: Cut) -> None:
+    text = (cut.folder / "study.md").read_text()
+    assert text == markdown(cut.content)
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [row[0] for row in cells] == [
+        "",
+        "-" * (len(lines[1].split("|")[1])),
+        "mean map",
+        "random encoder",
+        "guided",
+        "unguided",
+    ]
+    assert len({len(row) for row in cells}) == len({len(line) for line in lines}) == 1
+    assert cells[0][:4] == ["", "runs", "steps", "images/s"]
+    assert "depth: R² within images ↑" in cells[0]
+    assert "depth: RMSE [m] ↓" in cells[0]
+    mean = cut.content["means"]["guided"]["figures"]["depth.absrel"]
+    assert cells[4][cells[0].index("depth: AbsRel ↓")] == f"{mean['mean']:.3f} ± {mean['deviation']:.3f}"
+    assert "over 2 seeds (0, 1)" in text
+    assert "4 of 4 runs finished" in text
+
+
+def test_a_finished_study_resumes_to_the_same_files_without_a_process(
+    cut: Cut, pairs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("depthjepa.study.spawn", lambda *_: pytest.fail("a finished study starts nothing"))
+    before = {file: file.read_bytes() for file in cut.folder.iterdir() if file.is_file()}
+    assert run_study(twins(pairs), cut.folder, resume=True, keep=tmp_path / "kept", say=lambda _: None) == cut.content
+    assert {file: file.read_bytes() for file in before} == before
+    kept = {file.relative_to(tmp_path / "kept").as_posix() for file in (tmp_path / "kept").rglob("*") if file.is_file()}
+    files = ("config.yaml", "summary.json", "depth.json", "diagnose.json")
+    runs = [f"{arm}/seed-{seed}/{file}" for arm in ("guided", "unguided") for seed in (0, 1) for file in files]
+    assert kept == {"study.json", "study.md", *runs}
+    with pytest.raises(BadInput, match="does not hold study others: choose another --keep"):
+        run_study(twins(pairs, name="others"), tmp_path / "others", keep=tmp_path / "kept")
+    assert not (tmp_path / "others").exists()
+
+
+def test_another_study_in_the_folder_is_refused_and_what_differs_is_named(cut: Cut, pairs: Path) -> None:
+    with pytest.raises(BadInput, match="is there already: go on with --resume, or choose another --out"):
+        run_study(twins(pairs), cut.folder)
+    changed = twins(pairs, seeds=(0, 2), arms={"guided": (*GUIDED, "optim.lr=0.1"), "more": ()}, side_by_side=2)
+    with pytest.raises(BadInput) as fault:
+        run_study(changed, cut.folder, resume=True)
+    assert "changed study: seeds, arms.unguided, arms.more, arms.guided.optim.lr;" in str(fault.value)
+    with pytest.raises(BadInput, match="holds no study to go on with"):
+        run_study(twins(pairs), cut.folder / "guided", resume=True)
+
+
+def test_too_much_to_keep_of_a_run_is_refused(
+    cut: Cut, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("depthjepa.study_tables.KEPT_BYTES", 1000)
+    with pytest.raises(BadInput, match=r"guided/seed-0: \d+ bytes to keep of one run, more than 1000"):
+        keep_results(plain(asdict(twins(pairs))), cut.folder, tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [False, True])
+def test_ctrl_c_and_a_killed_study_leave_a_run_that_has_saved(pairs: Path, tmp_path: Path, killed: bool) -> None:
+    content = {
+        "base": str(tmp_path / "base.yaml"),
+        "settings": [f"data.root={pairs}", *SETTINGS, "train.steps=5000"],
+        "arms": {"only": None},
+        "seeds": [3],
+    }
+    (tmp_path / "base.yaml").write_text("{}")
+    file, place = study_file(tmp_path / "one.yaml", content), tmp_path / "out" / "only" / "seed-3"
+    process = start("study", file, "--out", tmp_path / "out", start_new_session=True)
+    wait_for(lambda: len(RunFolder(place).metrics()) >= 5)
+    if killed:
+        process.kill()
+    else:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of its processes
+    _, errors = process.communicate(timeout=60)
+    wait_for((place / "checkpoints" / "last.pt").exists)
+    assert 5 <= weights(place)["step"] < 5000
+    wait_for(lambda: f"stopped at step {weights(place)['step']} of" in (place.parent / "seed-3.log").read_text())
+    if not killed:
+        assert process.returncode == 1
+        assert errors == "depthjepa: stopped with 0 of 1 runs finished; continue with --resume\n"
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "nothing happened for a minute"
+        time.sleep(0.01)
+
+
+# runs that fail
+
+
+def test_a_failing_arm_is_reported_and_the_others_finish(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = {
+        "base": "base.yaml",
+        "settings": [f"data.root={pairs}", *SETTINGS, "train.steps=4"],
+        "arms": {"broken": list(FAILING), "sound": None},
+        "seeds": 1,
+        "side_by_side": 2,
+        "probes": ["diagnose"],
+    }
+    (tmp_path / "base.yaml").write_text("{}")
+    file = study_file(tmp_path / "half.yaml", content)
+    monkeypatch.setattr("depthjepa.study.spawn", lambda *run: (spawn if "broken" in run[1].parts else inside)(*run))
+    monkeypatch.setattr(sys, "argv", ["depthjepa", "study", str(file), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    found = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert [entry["arm"] for entry in found["runs"]] == ["sound"]
+    [failed] = found["failed"]
+    assert (failed["arm"], failed["seed"]) == ("broken", 0)
+    assert failed["reason"].startswith("step ") and "Lower optim.lr" in failed["reason"]
+    said = capsys.readouterr()
+    assert said.err == "depthjepa: 1 of 2 runs failed\n"
+    assert said.out.endswith((tmp_path / "out" / "study.md").read_text())
+    assert f"- broken, seed 0 failed: {failed['reason']}" in said.out
+    assert "1 of 2 runs finished" in said.out
+
+
+# equal time
+
+
+def test_with_minutes_each_arm_gets_the_steps_of_its_time_once(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: dict[tuple[str, int], Any] = {}
+    monkeypatch.setattr("depthjepa.study.spawn", lambda content, *_: steps.update(keyed(content)) or Ended())
+    asked = twins(pairs, minutes=0.5, settings=(f"data.root={pairs}", *SETTINGS), side_by_side=3)
+    seconds = {"guided": 0.4, "unguided": 0.25}
+    seen = []
+
+    def measure(config: RunConfig, side_by_side: int, folder: Path, stopping: Callable[[], bool]) -> float:
+        seen.append((config.name, side_by_side))
+        return seconds[config.name]
+
+    found = run_study(asked, tmp_path / "study", measure=measure, say=lambda _: None)
+    assert seen == [("guided", 3), ("unguided", 3)]
+    assert steps == {("guided", 0): 75, ("unguided", 0): 120, ("guided", 1): 75, ("unguided", 1): 120}
+    assert list(steps) == [("guided", 0), ("unguided", 0), ("guided", 1), ("unguided", 1)]
+    assert found["steps"]["guided"] == {"steps": 75, "seconds_per_step": 0.4}
+    sentence = "0.5 minutes of training for each arm (a step of guided 400.0 ms, unguided 250.0 ms)"
+    assert sentence in (tmp_path / "study" / "study.md").read_text()
+    # Resumed on a machine of another speed, it is the same study.
+    run_study(asked, tmp_path / "study", resume=True, measure=lambda *_: pytest.fail("measured"), say=lambda _: None)
+    assert steps[("unguided", 1)] == 120
+
+
+def test_an_arm_that_cannot_be_measured_fails_and_the_other_runs(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    monkeypatch.setattr("depthjepa.study.spawn", lambda content, *_: started.append(content) or Ended())
+
+    def measure(config: RunConfig, *_: Any) -> float:
+        if config.name == "guided":
+            raise RunStopped("loss is nan")
+        return 0.1
+
+    asked = twins(pairs, minutes=0.5, settings=(f"data.root={pairs}", *SETTINGS))
+    found = run_study(asked, tmp_path / "study", measure=measure, say=lambda _: None)
+    assert {content["name"] for content in started} == {"unguided"}
+    expected = [{"arm": "guided", "seed": seed, "reason": "loss is nan"} for seed in (0, 1)]
+    assert [entry for entry in found["failed"] if entry["arm"] == "guided"] == expected
+
+
+def keyed(content: dict[str, Any]) -> dict[tuple[str, int], Any]:
+    return {(content["name"], content["seed"]): content["train"]["steps"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side_by_side", [1, 2])
+def test_a_step_is_measured_on_real_steps_and_leaves_nothing(pairs: Path, tmp_path: Path, side_by_side: int) -> None:
+    config = resolve(twins(pairs, minutes=1, settings=(f"data.root={pairs}", *SETTINGS)))["guided"]
+    seconds = measure_seconds(config, side_by_side, tmp_path, lambda: False)
+    alone = train(
+        replace(config, train=replace(config.train, steps=60)), tmp_path / "alone", say=lambda _: None
+    )["seconds"]  # fmt: skip
+    assert 0.3 * alone / 60 < seconds < 10 * side_by_side * alone / 60
+    assert [each.name for each in tmp_path.iterdir()] == ["alone"]
+    broken = build_config(to_mapping(config), FAILING)
+    with pytest.raises(RunStopped, match=r"Lower optim\.lr"):
+        measure_seconds(broken, side_by_side, tmp_path, lambda: False)
+
+
+# faults before the first run
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"arms": {"a": ["optim.lrr=1"]}},
+            "arm 'a': configuration: unknown key 'optim.lrr' (did you mean 'optim.lr'?)",
+        ),
+        ({"arms": {"../up": []}}, "arm '../up': the name is to name a folder"),
+        ({"arms": {"study.json": []}}, "arm 'study.json': the name is to name a folder"),
+        ({"arms": {"random encoder": []}}, "arm 'random encoder': the name is to name a folder"),
+        ({"arms": {"chance": []}}, "arm 'chance': tables have a row of this name"),
+        ({"arms": {"a": ["seed=3"]}}, "arm 'a': seed is given by `seeds` of a study"),
+        ({"arms": {"a": ["data.root=nowhere"]}}, "arm 'a': data.root: there is no folder nowhere"),
+        ({"arms": {"a": ["model.patch_size=7"]}}, "arm 'a': model.patch_size=7 does not divide"),
+        ({"arms": {"a": ["init.checkpoint=none.pt"]}}, "arm 'a': there is no checkpoint none.pt"),
+        ({"arms": {"a": ["train.epochs=1", "train.steps=2"]}}, "arm 'a': give one of train.epochs and train.steps"),
+        ({"arms": {"a": ["init.frozen_steps=2"]}}, "arm 'a': init.frozen_steps=2 trains the head alone"),
+        ({"arms": {"a": ["train.accumulate=3"]}}, "arm 'a': train.batch_size=8 must be a multiple"),
+        ({"minutes": 1.0}, "arm 'guided': train.steps is given by `minutes` of a study"),
+        ({"arms": {}}, "needs at least one arm and one seed"),
+        ({"seeds": (1, 2, 1)}, "seed 1 is given twice"),
+        ({"probes": ("depth", "depth")}, "probe 'depth' is given twice"),
+        ({"probes": ("lineal",)}, "there is no probe 'lineal' (did you mean 'linear'?)"),
+        ({"probes": ("linear",)}, "arm 'guided': the linear probe needs labels"),
+        ({"name": "a/b"}, "name 'a/b' is to name a folder"),
+    ],
+)
+def test_faults_are_met_before_anything_is_written(
+    pairs: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(BadInput) as fault:
+        run_study(twins(pairs, **changes), tmp_path / "study", say=lambda _: None)
+    assert said in str(fault.value)
+    assert not (tmp_path / "study").exists()
+
+
+def test_all_arms_at_fault_are_named_at_once(pairs: Path) -> None:
+    flat = write_flat(pairs.parent / "flat", 8)
+    arms = {"a": ["optim.lrr=1"], "b": ["guidance.kind=feature", f"data.root={flat}"], "c": []}
+    with pytest.raises(BadInput) as fault:
+        resolve(twins(pairs, arms=arms))
+    assert "arm 'a': configuration: unknown key" in str(fault.value)
+    assert "arm 'b': the depth probe needs depth" in str(fault.value)
+    assert "arm 'c'" not in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            {"base": "demo", "arms": {"a": None}, "seeds": 1, "minuts": 3},
+            "unknown key 'minuts' (did you mean 'minutes'?)",
+        ),
+        (
+            {"base": "demo", "arms": {"a": None}, "seeds": 1, "minutes": -1},
+            "minutes: Input should be greater than 0, got -1",
+        ),
+        ({"base": "demo", "arms": {"a": "x=1"}, "seeds": 1}, "arms.a: Input should be a valid tuple, got 'x=1'"),
+        ({"arms": {"a": None}, "seeds": 1}, "base: Field required"),
+        ([1], "does not hold keys and values"),
+    ],
+)
+def test_a_study_file_is_strict(tmp_path: Path, content: Any, said: str) -> None:
+    with pytest.raises(BadInput) as fault:
+        load_study(study_file(tmp_path / "study.yaml", content))
+    assert said in str(fault.value)
+
+
+def test_a_study_file_reads_seeds_as_a_count_and_its_base_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("{}")
+    content = {"base": "mine.yaml", "arms": {"a": None, "b": ["x=1"]}, "seeds": 3}
+    found = load_study(study_file(tmp_path / "ours.yaml", content))
+    assert (found.name, found.seeds, found.arms) == ("ours", (0, 1, 2), {"a": (), "b": ("x=1",)})
+    assert found.base == str(tmp_path / "mine.yaml")
+    with pytest.raises(BadInput, match="there is no study 'demo-arm' \\(did you mean 'demo-arms'\\?\\)"):
+        load_study("demo-arm")
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_shipped_studies_resolve(name: str) -> None:
+    study = load_study(name)
+    assert resolve(study).keys() == study.arms.keys()
+
+
+def test_runs_side_by_side_share_the_threads(pairs: Path) -> None:
+    settings = (
+        f"data.root={pairs}",
+        *(text for text in SETTINGS if not text.startswith("train.threads")),
+        "train.steps=2",
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        shares = [
+            resolve(twins(pairs, settings=settings, side_by_side=count))["guided"].train.threads
+            for count in (1, 2, 3, 8)
+        ]
+    finally:
+        torch.set_num_threads(before)
+    assert shares == [4, 2, 1, 1]
+
+
+# arithmetic
+
+
+def test_spread_is_numpys_mean_and_sample_deviation() -> None:
+    values = np.random.default_rng(0).normal(3, 2, 7)
+    found = spread(values.tolist())
+    assert (found["mean"], found["deviation"], found["n"]) == (
+        pytest.approx(values.mean()), pytest.approx(values.std(ddof=1)), 7
+    )  # fmt: skip
+    assert spread([2.5]) == {"mean": 2.5, "deviation": None, "n": 1}
+
+
+def test_random_encoders_of_unlike_arms_stand_apart() -> None:
+    runs = [
+        Finished(arm, seed, {}, {}, {"random encoder": {"depth.rmse": value}}, {}, kind)
+        for arm, seed, value, kind in (
+            ("a", 0, 1.0, "small"), ("b", 0, 2.0, "small"), ("a", 1, 4.0, "small"), ("large", 0, 9.0, "large")
+        )
+    ]  # fmt: skip
+    small, large = baseline_rows(runs)
+    assert (small["arms"], small["runs"], large["arms"]) == (["a", "b"], 2, ["large"])
+    expected = np.array([1.5, 4.0])
+    assert small["figures"]["depth.rmse"] == spread(expected.tolist())
+    assert large["figures"]["depth.rmse"] == {"mean": 9.0, "deviation": None, "n": 1}
+
+
+def test_a_study_without_finished_runs_has_its_table(pairs: Path, tmp_path: Path) -> None:
+    content = write_tables(plain(asdict(twins(pairs))), tmp_path, {("guided", 1): "no memory"})
+    assert (content["runs"], content["baselines"]) == ([], [])
+    text = (tmp_path / "study.md").read_text()
+    assert "| guided   |" in text and "0 of 4 runs finished" in text
+    assert "- guided, seed 1 failed: no memory" in text
