@@ -210,7 +210,7 @@ class Attention(nn.Module):
 
     @staticmethod
     def _spelled_out(query: Float[Tensor, "b heads n d"]) -> bool:
-        """Whether two matrix products beat the fused kernel: in bf16 on a CPU its backward takes 3 to 6 times as long."""
+        """Whether two products beat the fused kernel: its backward is 3 to 6 times slower in bf16 on a CPU."""
         return query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.shape[2] <= LONGEST_SPELLED_OUT
 
 
