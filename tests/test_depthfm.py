@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import interpolate
 
+import depthjepa
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput
 from depthjepa.teachers.depthfm import (
@@ -447,3 +448,12 @@ def test_a_run_on_plain_photographs_is_guided_by_it(parity, tmp_path):
     with pytest.raises(BadInput, match=r"needs guidance\.teacher_checkpoint .* and guidance\.teacher_vae"):
         run(root, tmp_path / "other", *guided, *length)
     assert not (tmp_path / "other").exists()
+
+
+def test_it_is_loaded_by_its_name(parity):
+    files = {"checkpoint": parity / "depthfm.ckpt", "vae": parity / "depthfm-vae"}
+    teacher = depthjepa.load_teacher("depthfm", **files, steps=1)
+    assert teacher.describe().channels == 4
+    assert teacher.latents(torch.rand(1, 3, 64, 96)).shape == (1, 4, 8, 12)
+    with pytest.raises(BadInput, match=r"no teacher network 'depthfn' \(did you mean 'depthfm'\?\)"):
+        depthjepa.load_teacher("depthfn", **files)

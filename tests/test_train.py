@@ -219,6 +219,9 @@ def test_a_stopped_and_resumed_run_is_bit_by_bit_the_run_in_one_go(
     at_step(9, lambda: pytest.fail("a resumed run repeats no step"))
     run(pairs, tmp_path / "cut", *settings, resume=True)
     same_run(tmp_path / "whole", tmp_path / "cut")
+    seconds = [record["seconds"] for record in RunFolder(tmp_path / "cut").metrics()]
+    assert seconds == sorted(seconds) and seconds[0] > 0  # of both sessions together
+    assert RunFolder(tmp_path / "cut").summary()["seconds"] == seconds[-1]
 
 
 def same_run(first: Path, second: Path) -> None:

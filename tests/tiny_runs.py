@@ -33,7 +33,7 @@ SETTINGS = (
     "train.threads=1",
 )
 GUIDED = ("guidance.kind=feature", "guidance.weight=0.5")
-CLOCK = ("images_per_second", "waiting_share", "peak_memory_bytes")  # what differs from run to run
+CLOCK = ("images_per_second", "waiting_share", "seconds", "peak_memory_bytes")  # what differs from run to run
 
 
 def picture(number: int, height: int = 56, width: int = 72) -> np.ndarray:

@@ -15,16 +15,18 @@ if TYPE_CHECKING:
     from depthjepa.checkpoint import load_encoder
     from depthjepa.config import load_config
     from depthjepa.faults import BadInput, RunStopped
+    from depthjepa.teachers.loading import load_teacher
     from depthjepa.train import train
 
 __version__ = "0.1.0"
-__all__ = ["BadInput", "RunStopped", "evaluation", "load_config", "load_encoder", "train"]
+__all__ = ["BadInput", "RunStopped", "evaluation", "load_config", "load_encoder", "load_teacher", "train"]
 
 _HOMES = {
     "BadInput": "faults",
     "RunStopped": "faults",
     "load_config": "config",
     "load_encoder": "checkpoint",
+    "load_teacher": "teachers.loading",
     "train": "train",
 }
 

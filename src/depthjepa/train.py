@@ -89,11 +89,9 @@ def train(
         if place.first:
             folder.begin(to_mapping(config), runtime.environment())
             folder.forget_after(state.step)
-        begin = time.perf_counter()
         with interruptions() as stopping:
             loop(state, folder, batches, stopping)
-        seconds = time.perf_counter() - begin
-        return finish(state, folder, source, seconds) if place.first else {}
+        return finish(state, folder, source) if place.first else {}
 
 
 def prepare(
@@ -232,7 +230,10 @@ def loop(state: State, folder: RunFolder, to_come: TrainingBatches, stopping: Ca
     """Step until the end, logging and saving on the way."""
     train_config, batches = state.config.train, iter(to_come)
     since, images, waited = time.perf_counter(), 0, 0.0
-    best = max((record.get("probe_score", -math.inf) for record in folder.metrics()), default=-math.inf)
+    before = folder.metrics()
+    best = max((record.get("probe_score", -math.inf) for record in before), default=-math.inf)
+    # Of all sessions of a run, as far as their steps are kept.
+    start = since - max((record.get("seconds", 0.0) for record in before), default=0.0)
     with progress_bar(state) as advance:
         while state.step < state.steps:
             asked = time.perf_counter()
@@ -249,6 +250,7 @@ def loop(state: State, folder: RunFolder, to_come: TrainingBatches, stopping: Ca
                 now = time.perf_counter()
                 figures["images_per_second"] = images / (now - since)
                 figures["waiting_share"] = waited / (now - since)
+                figures["seconds"] = now - start
                 figures["peak_memory_bytes"] = runtime.peak_memory_bytes(state.where)
                 log(state, folder, figures)
                 since, images, waited = now, 0, 0.0
@@ -391,7 +393,7 @@ def probe(state: State, folder: RunFolder) -> float:
     return score
 
 
-def finish(state: State, folder: RunFolder, source: Source, seconds: float) -> dict[str, Any]:
+def finish(state: State, folder: RunFolder, source: Source) -> dict[str, Any]:
     """Write what the report shows, and the summary."""
     records = [record for record in folder.metrics() if "loss" in record]
     tail = records[-max(1, len(records) // 10) :]
@@ -403,7 +405,7 @@ def finish(state: State, folder: RunFolder, source: Source, seconds: float) -> d
         "steps": state.steps,
         "epochs": state.steps / state.epoch_steps,
         "images": len(source),
-        "seconds": seconds,
+        "seconds": records[-1]["seconds"],
         "images_per_second": speeds[len(speeds) // 2],
         "waiting_share": sum(record["waiting_share"] for record in records) / len(records),
         "peak_memory_bytes": runtime.peak_memory_bytes(state.where),
