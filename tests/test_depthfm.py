@@ -18,10 +18,9 @@ from depthjepa.faults import BadInput
 from depthjepa.teachers.depthfm import (
     RescaledAttention,
     load_depthfm,
-    released_keys,
     sides,
-    unet_config,
 )
+from depthjepa.teachers.depthfm_layout import released_keys, unet_config
 from depthjepa.teachers.latents import Teacher, on_cells
 from tiny_runs import metrics, run, weights, write_flat
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from depthjepa import checkpoint, runtime
+from depthjepa import checkpoint
 from depthjepa.config import RunConfig, differences, load_config, to_mapping
 from depthjepa.evaluation import probes
 from depthjepa.faults import BadInput
@@ -26,6 +26,7 @@ RUNS = {
     "unguided": ("guidance.kind=none",),
     "supervised": ("guidance.kind=none", "train.objective=supervised"),
 }
+TASKS = ("depth", "linear", "diagnose")
 
 
 def demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
         folder = RunFolder(out / name)
         train(config, folder.path, resume=folder.started)
         with Console(stderr=True).status(f"probing {name}"):
-            probe_run(folder.path, config)
+            probes.probe_run(config, checkpoint.load(folder.path), TASKS)
     report = out / "report.html"
     with Console(stderr=True).status("writing the report"):
         write_report([out / name for name in configs], report)
@@ -55,16 +56,6 @@ def demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
     print_summary(figures)
     print(f"report: {report}")
     return figures
-
-
-def probe_run(folder: Path, config: RunConfig) -> None:
-    """Probe the encoder of a run and write the tables below its folder."""
-    saved = checkpoint.load(folder)
-    where = runtime.device(config.train.device)
-    encoder = saved.encoder(config.evaluation.which)
-    for task in ("depth", "linear"):
-        probes.write_probe(probes.probe(task, config, encoder, where), saved, config.evaluation.which)
-    probes.write_probe(probes.diagnostics_probe(config, encoder, where), saved, config.evaluation.which)
 
 
 def summary(out: Path, configs: dict[str, RunConfig]) -> dict[str, Any]:

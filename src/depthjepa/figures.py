@@ -40,8 +40,14 @@ LOSS_TITLES = {
     "loss_jepa": "latent prediction loss (I-JEPA)",
     "loss_depth": "depth loss",
     "loss_classes": "class loss (cross-entropy)",
+    "loss_visible": "latent loss of visible patches",
+    "loss_pixel": "pixel loss",
+    "loss_variance": "variance term",
+    "loss_covariance": "covariance term",
+    "loss_gaussian": "gaussianity term (SIGReg)",
     "loss": "loss",
 }
+LOSSES_A_ROW = 3
 SCHEDULES = {"lr": "learning rate", "momentum": "momentum of the target encoder"}
 
 
@@ -75,10 +81,15 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], floors: Mapping
     logged = list(dict.fromkeys(key for rows in runs.values() for row in rows for key in row))
     losses = sorted((key for key in logged if key.startswith("loss_")), key=_loss_order) or ["loss"]
     schedules = [key for key in SCHEDULES if key in logged]
-    height = 3.6 + (2.1 if schedules else 0)
+    columns = min(len(losses), LOSSES_A_ROW)
+    rows = -(-len(losses) // columns)
+    height = 3.6 * rows + (2.1 if schedules else 0)
     figure = Figure(figsize=(PAGE_WIDTH, height), layout="constrained")
-    parts: Any = figure.subfigures(2, 1, height_ratios=[3.6, 2.1]) if schedules else [figure]
-    for axis, key in zip(parts[0].subplots(1, len(losses), squeeze=False)[0], losses, strict=True):
+    parts: Any = figure.subfigures(2, 1, height_ratios=[3.6 * rows, 2.1]) if schedules else [figure]
+    panels = parts[0].subplots(rows, columns, squeeze=False).flatten()
+    for axis in panels[len(losses) :]:
+        axis.set_axis_off()
+    for axis, key in zip(panels, losses, strict=False):
         _curves(axis, runs, key, smooth=True)
         if key == "loss_depth":
             _floor_lines(axis, list(runs), floors or {})

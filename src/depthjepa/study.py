@@ -43,8 +43,6 @@ from depthjepa.config import RunConfig, build_config, differences, read_recipe, 
 from depthjepa.data.loading import TrainingBatches, open_source
 from depthjepa.data.order import steps_per_epoch
 from depthjepa.evaluation import probes
-from depthjepa.evaluation.classification_tables import classification_tables
-from depthjepa.evaluation.gathering import encoders
 from depthjepa.faults import BadInput, RunStopped, nearest
 from depthjepa.logbook import RunFolder, plain, to_json, write_whole, writing
 from depthjepa.masks import sample_masks
@@ -398,16 +396,8 @@ def probe_run(config: RunConfig, place: Path, tasks: Sequence[str]) -> None:
     missing = missing_tables(place, tasks)
     if not missing:
         return
-    saved, where = checkpoint.load(place), runtime.device(config.train.device)
     runtime.set_threads(config.train.threads)
-    encoder = saved.encoder(config.evaluation.which)
-    together = [task for task in missing if task != "depth"]
-    if together:
-        tables = classification_tables(config, encoders(config, encoder, where), together)
-        for content in tables.values():
-            probes.write_probe(probes.Probe(content), saved, config.evaluation.which)
-    if "depth" in missing:
-        probes.write_probe(probes.probe("depth", config, encoder, where), saved, config.evaluation.which)
+    probes.probe_run(config, checkpoint.load(place), missing)
 
 
 # equal time -----------------------------------------------------------------------------------------------

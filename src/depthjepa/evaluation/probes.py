@@ -7,7 +7,7 @@ random encoder) and of a guess that knows nothing (the mean map, the most freque
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from depthjepa import runtime
 from depthjepa.checkpoint import Checkpoint
 from depthjepa.config import RunConfig, build_config, to_mapping
 from depthjepa.data.loading import source_name
@@ -151,6 +152,18 @@ def probe_during_training(
 
 
 # shared by the probes -------------------------------------------------------------------------------------
+
+
+def probe_run(config: RunConfig, saved: Checkpoint, tasks: Sequence[str]) -> None:
+    """Write the tables of several probes of a run (diagnose too): all that read tokens share one pass over the data."""
+    where, which = runtime.device(config.train.device), config.evaluation.which
+    encoder = saved.encoder(which)
+    together = [task for task in tasks if task != "depth"]
+    if together:
+        for content in classification_tables(config, encoders(config, encoder, where), together).values():
+            write_probe(Probe(content), saved, which)
+    if "depth" in tasks:
+        write_probe(probe("depth", config, encoder, where), saved, which)
 
 
 def write_probe(result: Probe, saved: Checkpoint, which: str, out: Path | None = None) -> None:

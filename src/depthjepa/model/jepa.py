@@ -170,8 +170,11 @@ class JEPA(nn.Module):
 
     def spread(self, context: Float[Tensor, "b c d"], progress: float) -> dict[str, tuple[float, Tensor]]:
         """Terms against collapse, on the mean of each image's context tokens."""
-        config, pooled = self.loss, context.float().mean(1)
+        config = self.loss
         terms: dict[str, tuple[float, Tensor]] = {}
+        if not (config.variance or config.covariance or config.gaussian):
+            return terms
+        pooled = context.float().mean(1)
         if config.variance:
             terms["loss_variance"] = config.variance, variance_loss(pooled)
         if config.covariance:
