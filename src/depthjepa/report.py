@@ -94,7 +94,11 @@ def _kind(run: Run) -> str:
     if config.get("train.objective") == "supervised":
         return "trained with depth and labels end to end, a ceiling"
     guidance = config.get("guidance.kind", "none")
-    return "I-JEPA alone" if guidance == "none" else f"I-JEPA with {guidance} depth guidance"
+    terms = ("visible", "pixel", "variance", "covariance", "gaussian")
+    method = "I-JEPA" if config.get("loss.latent", 1) else "masked patches without latent loss"
+    beside = [f"{guidance} depth guidance"] * (guidance != "none")
+    beside += [f"{name} term" for name in terms if config.get(f"loss.{name}")]
+    return f"{method} with {_and(beside)}" if beside else f"{method} alone"
 
 
 def headline(tables: Sequence[Table]) -> str:
