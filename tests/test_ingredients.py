@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from depthjepa import runtime
 from depthjepa.config import build_config
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.grid import distance_to_nearest, gather, patchify
@@ -186,6 +187,16 @@ def test_the_total_is_the_weighted_sum() -> None:
     assert losses.parts.keys() == {f"loss_{name}" for name in weights_of}
     expected = sum(weight * float(losses.parts[f"loss_{name}"]) for name, weight in weights_of.items())
     assert float(losses.total) == pytest.approx(expected, rel=1e-5)
+
+
+def test_terms_against_collapse_are_computed_in_float32_whatever_the_precision() -> None:
+    """The covariances of bf16 products would be off by a percent, and jump from step to step."""
+    model, context = method(*ALL), noise(0, 16, 9, 32)
+    plain = model.spread(context, 0.5)
+    with runtime.precision("bf16", context.device):
+        assert {name: float(value) for name, (_, value) in model.spread(context, 0.5).items()} == {
+            name: float(value) for name, (_, value) in plain.items()
+        }
 
 
 def test_pixels_are_predicted_of_the_target_patches() -> None:

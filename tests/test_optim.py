@@ -15,7 +15,9 @@ from depthjepa.optim import (
     build_optimizer,
     learning_rate,
     momentum,
+    momentum_over,
     parameter_groups,
+    rates,
     set_rates,
     weight_decay,
 )
@@ -63,6 +65,36 @@ def test_momentum_grows_on_a_line_and_never_exceeds_one():
     assert values[0] == 0.996 and values[-1] == pytest.approx(1 - 0.004 / 50)
     assert values == sorted(values) and len(set(values)) == 50 and max(values) < 1
     assert momentum(25, start=0.996, final=1.0, steps=50) == pytest.approx(0.998)
+
+
+@pytest.mark.parametrize("steps", [100, 10_000])
+def test_an_average_over_shares_of_the_run_reaches_back_as_far_whatever_its_length(steps):
+    values = [momentum_over(step, start=0.02, final=0.1, steps=steps) for step in range(steps + 1)]
+    reaches = [1 / (1 - value) / steps for value in values]
+    assert reaches[0] == pytest.approx(0.02) and reaches[-1] == pytest.approx(0.1)
+    assert reaches[steps // 2] == pytest.approx(0.06) and values == sorted(values)
+
+
+def test_an_average_over_less_than_a_step_is_none():
+    assert momentum_over(0, start=0.0, final=0.1, steps=50) == 0
+    assert momentum_over(0, start=0.01, final=0.1, steps=50) == 0
+    assert momentum_over(49, start=0.0, final=0.0, steps=50) == 0
+
+
+def test_learning_rates_scale_with_the_batch_where_it_is_asked_for():
+    """Goyal et al. 2017: in proportion. The head's ratio, the decay and the average stay."""
+    given = {"lr": 1e-3, "start_lr": 2e-4, "final_lr": 1e-6, "head_lr": 5e-3}
+    length = {"steps": 100, "epoch_steps": 10}
+    for step in (0, 9, 50, 99):
+        plain = rates(OptimConfig(**given), step, **length, batch_size=64)
+        small = rates(OptimConfig(**given, lr_batch=2048), step, **length, batch_size=64)
+        assert small.pop("lr") == pytest.approx(plain.pop("lr") / 32) and small == plain
+
+
+def test_shares_take_the_place_of_the_momenta():
+    found = rates(OptimConfig(average_over=(0.02, 0.1)), 0, steps=1000, epoch_steps=10, batch_size=64)
+    assert found["momentum"] == pytest.approx(0.95)
+    assert rates(OptimConfig(), 0, steps=1000, epoch_steps=10, batch_size=64)["momentum"] == 0.996
 
 
 def test_stretched_schedules_are_the_beginning_of_longer_ones():

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import torch
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass as configuration
 from torch import nn
 
@@ -22,17 +22,24 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @configuration(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class OptimConfig:
-    """Rates of a run. The learning rate is the one used: nothing is scaled behind your back."""
+    """Rates of a run. The learning rate is the one used, unless `lr_batch` asks for scaling.
+
+    The moving average that is the target encoder reaches back over about 1 / (1 - momentum) steps. `average_over`
+    says how far as shares of the run, at its start and at its end, and takes the place of both momenta: what suits
+    300 epochs of ImageNet is a standstill in a thousand steps.
+    """
 
     lr: PositiveFloat = 1e-3
     start_lr: NonNegativeFloat = 2e-4
     final_lr: NonNegativeFloat = 1e-6
+    lr_batch: PositiveInt | None = None  # the batch the three are meant for: they grow in proportion to the run's own
     warmup_steps: NonNegativeInt | None = None  # None: by warmup_epochs
     warmup_epochs: NonNegativeFloat | None = None  # None: a tenth of the steps
     weight_decay: NonNegativeFloat = 0.04
     final_weight_decay: NonNegativeFloat = 0.4
     momentum: Share = 0.996  # of the target encoder's moving average
     final_momentum: Share = 1.0
+    average_over: tuple[Share, Share] | None = None  # None: the momenta as they are given
     # The schedules are laid out over `stretch` times the steps (the reference's ipe_scale), which ends them early.
     # Below 1 they would run past their end, where the cosine turns and the momentum exceeds 1.
     stretch: Annotated[float, Field(ge=1)] = 1.0
@@ -52,6 +59,27 @@ class OptimConfig:
         return max(1, steps // 10)
 
 
+def rates(config: OptimConfig, step: int, *, steps: int, epoch_steps: int, batch_size: int) -> dict[str, float]:
+    """All rates of the update that follows `step` updates, of a run of `steps`."""
+    length = int(config.stretch * steps)
+    scale = 1.0 if config.lr_batch is None else batch_size / config.lr_batch
+    lr = learning_rate(
+        step + 1,
+        start=scale * config.start_lr,
+        peak=scale * config.lr,
+        final=scale * config.final_lr,
+        warmup=config.warmup(steps, epoch_steps),
+        steps=length,
+    )
+    decay = weight_decay(step + 1, start=config.weight_decay, final=config.final_weight_decay, steps=length)
+    if config.average_over is None:
+        kept = momentum(step, start=config.momentum, final=config.final_momentum, steps=length)
+    else:
+        kept = momentum_over(step, start=config.average_over[0], final=config.average_over[1], steps=length)
+    head_scale = 1.0 if config.head_lr is None else config.head_lr / config.lr
+    return {"lr": lr, "weight_decay": decay, "momentum": kept, "head_scale": head_scale}
+
+
 def learning_rate(step: int, *, start: float, peak: float, final: float, warmup: int, steps: int) -> float:
     """Rate of the update number `step` (the first is 1): linear from `start` to `peak`, then cosine to `final`."""
     if step < warmup:
@@ -69,6 +97,15 @@ def weight_decay(step: int, *, start: float, final: float, steps: int) -> float:
 def momentum(step: int, *, start: float, final: float, steps: int) -> float:
     """Momentum of the moving average after the update number `step + 1`: linear from `start` to `final`."""
     return start + step * (final - start) / steps
+
+
+def momentum_over(step: int, *, start: float, final: float, steps: int) -> float:
+    """Momentum of an average that reaches back over a share of the `steps`, which goes linearly from start to final.
+
+    1 - 1 / (share x steps), and 0 (no average) where that is a step or less.
+    """
+    reach = (start + step * (final - start) / steps) * steps
+    return max(0.0, 1 - 1 / reach) if reach > 0 else 0.0
 
 
 Role = Literal["encoder", "head"]

@@ -105,11 +105,11 @@ def set_threads(threads: int | None) -> None:
 
 @contextlib.contextmanager
 def precision(name: str, where: torch.device) -> Iterator[None]:
-    """Compute in `fp32` or under bf16 autocast (`bf16`; weights and optimiser stay in float32)."""
-    if name == "bf16":
-        with torch.autocast(where.type, dtype=torch.bfloat16):
+    """Compute in `fp32`, also inside of bf16, or under bf16 autocast (`bf16`; weights and optimiser in float32)."""
+    if torch.amp.is_autocast_available(where.type):
+        with torch.autocast(where.type, dtype=torch.bfloat16, enabled=name == "bf16"):
             yield
-    else:
+    else:  # shapes alone, on the meta device
         yield
 
 

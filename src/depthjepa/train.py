@@ -273,7 +273,9 @@ def loop(state: State, folder: RunFolder, to_come: TrainingBatches, stopping: Ca
 def train_step(state: State, parts: list[Batch]) -> dict[str, Any]:
     """One update: losses and gradients of all parts, the optimiser's step, then the moving average."""
     config, step = state.config, state.step
-    rates = rates_of(state, step)
+    rates = optim.rates(
+        config.optim, step, steps=state.steps, epoch_steps=state.epoch_steps, batch_size=config.train.batch_size
+    )
     optim.set_rates(state.optimizer, lr=rates["lr"], head_scale=rates["head_scale"], decay=rates["weight_decay"])
     state.optimizer.zero_grad(set_to_none=True)
     totals: dict[str, Tensor] = {}
@@ -299,24 +301,6 @@ def train_step(state: State, parts: list[Batch]) -> dict[str, Any]:
         state.method.after_step(rates["momentum"])
     figures: dict[str, Any] = {"step": step + 1, "epoch": step // state.epoch_steps, **totals}
     return figures | {key: rates[key] for key in ("lr", "weight_decay", "momentum")} | {"grad_norm": gradients}
-
-
-def rates_of(state: State, step: int) -> dict[str, float]:
-    """All rates of the update that follows `step` updates."""
-    config = state.config.optim
-    length = int(config.stretch * state.steps)
-    lr = optim.learning_rate(
-        step + 1,
-        start=config.start_lr,
-        peak=config.lr,
-        final=config.final_lr,
-        warmup=config.warmup(state.steps, state.epoch_steps),
-        steps=length,
-    )
-    decay = optim.weight_decay(step + 1, start=config.weight_decay, final=config.final_weight_decay, steps=length)
-    momentum = optim.momentum(step, start=config.momentum, final=config.final_momentum, steps=length)
-    head_scale = 1.0 if config.head_lr is None else config.head_lr / config.lr
-    return {"lr": lr, "weight_decay": decay, "momentum": momentum, "head_scale": head_scale}
 
 
 def teacher_latents(state: State, batch: Batch) -> Latents | None:

@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveInt, field_val
 from pydantic.dataclasses import dataclass as configuration
 from torch import Tensor, nn
 
+from depthjepa import runtime
 from depthjepa.grid import distance_to_nearest, gather, patchify, reassemble
 from depthjepa.losses import (
     covariance_loss,
@@ -174,16 +175,19 @@ class JEPA(nn.Module):
         terms: dict[str, tuple[float, Tensor]] = {}
         if not (config.variance or config.covariance or config.gaussian):
             return terms
-        pooled = context.float().mean(1)
-        if config.variance:
-            terms["loss_variance"] = config.variance, variance_loss(pooled)
-        if config.covariance:
-            terms["loss_covariance"] = config.covariance, covariance_loss(pooled)
-        if config.gaussian:
-            # New ones each step, and the same ones when the step is done again.
-            generator = torch.Generator().manual_seed(round(progress * 2**40))
-            directions = torch.randn(pooled.shape[1], config.gaussian_directions, generator=generator).to(pooled.device)
-            terms["loss_gaussian"] = config.gaussian, gaussian_loss(pooled, F.normalize(directions, dim=0))
+        # In float32: what a batch's deviations fall short of is less than bf16 can tell.
+        with runtime.precision("fp32", context.device):
+            pooled = context.float().mean(1)
+            if config.variance:
+                terms["loss_variance"] = config.variance, variance_loss(pooled)
+            if config.covariance:
+                terms["loss_covariance"] = config.covariance, covariance_loss(pooled)
+            if config.gaussian:
+                # New ones each step, and the same ones when the step is done again.
+                generator = torch.Generator().manual_seed(round(progress * 2**40))
+                random = torch.randn(pooled.shape[1], config.gaussian_directions, generator=generator)
+                directions = F.normalize(random.to(pooled.device), dim=0)
+                terms["loss_gaussian"] = config.gaussian, gaussian_loss(pooled, directions)
         return terms
 
     def distance(self, masks: Masks) -> Float[Tensor, "b s c"]:
