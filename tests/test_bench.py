@@ -93,6 +93,16 @@ def test_the_estimate_grows_with_the_steps_and_the_batch(monkeypatch: pytest.Mon
     assert cost.memory_bytes(config, method, 64) > cost.memory_bytes(config, method, 32)
 
 
+@pytest.mark.parametrize(("ratio", "expected"), [(0.5, "fp32"), (1.1, "fp32"), (2.0, "bf16")])
+def test_precision_is_chosen_by_the_measured_rates(
+    monkeypatch: pytest.MonkeyPatch, ratio: float, expected: str
+) -> None:
+    """A CPU without bf16 units multiplies slower in it; a little faster does not pay for the casts."""
+    rates = {torch.float32: 1e11, torch.bfloat16: ratio * 1e11}
+    monkeypatch.setattr(cost, "matmul_rate", lambda where, dtype, seconds: rates[dtype])
+    assert cost.faster_precision(torch.device("cpu")) == expected
+
+
 def test_bench_writes_rates_and_fractions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,5 +125,8 @@ def test_bench_writes_rates_and_fractions(
         assert measured["fraction_of_matmul_rate"] == pytest.approx(given)
     for key in ("loading_images_per_second", "mask_seconds_per_step", "peak_memory_bytes", "threads", "torch"):
         assert figures[key]
+    assert figures["fastest"] == min(("fp32", "bf16"), key=lambda name: figures[name]["seconds_per_step"])
+    assert figures["auto"] in ("fp32", "bf16")
     printed = capsys.readouterr().out
+    assert f"fastest: {figures['fastest']}; train.precision=auto takes {figures['auto']}" in printed
     assert "of the matmul rate" in printed and "GFLOP a step" in printed

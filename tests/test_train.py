@@ -250,6 +250,38 @@ def test_a_killed_run_resumes_to_bit_by_bit_the_same_end(
     same_run(tmp_path / "whole", folder)
 
 
+def test_auto_precision_is_settled_once_and_a_resumed_run_keeps_it(
+    pairs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at_step: Callable[[int, Callable[[], object]], None],
+) -> None:
+    folder, settings = tmp_path / "run", (*GUIDED, "train.steps=4", "train.precision=auto")
+    monkeypatch.setattr(cost, "faster_precision", lambda where: "bf16")
+    at_step(2, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(RunStopped, match="stopped at step 2 of 4"):
+        run(pairs, folder, *settings)
+    assert RunFolder(folder).config()["train"]["precision"] == "bf16"
+    monkeypatch.setattr(cost, "faster_precision", lambda where: pytest.fail("measured a second time"))
+    run(pairs, folder, *settings, resume=True)
+    run(pairs, folder, *settings, resume=True)  # finished: there is nothing to do, and no other run is asked for
+    at_step(2, lambda: None)
+    run(pairs, tmp_path / "whole", *GUIDED, "train.steps=4", "train.precision=bf16")
+    assert differences(weights(tmp_path / "whole"), weights(folder)) == []
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_the_run_to_rounding(pairs: Path, tmp_path: Path) -> None:
+    losses = []
+    for compiled in (False, True):
+        settings = (*GUIDED, "train.steps=4", "train.log_every=1", f"train.compile={compiled}")
+        run(pairs, tmp_path / str(compiled), *settings)
+        losses.append([record["loss"] for record in RunFolder(tmp_path / str(compiled)).metrics()])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) == 4
+    # Its weights bear the same names, so either opens the other's checkpoints.
+    assert weights(tmp_path / "True")["model"].keys() == weights(tmp_path / "False")["model"].keys()
+
+
 @pytest.mark.slow
 def test_sigterm_to_all_processes_saves_and_ends_resumably(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,7 +1,8 @@
 """Speed against this machine's own limits: the matmul rate measured in the same process.
 
 A step is everything that training does: forward and backward passes, optimiser, moving average; the teacher's
-latents are given. The fraction is (operations of the step / seconds) / matmul rate, operations as in `cost`.
+latents are given. The fraction is (operations of the step / seconds) / matmul rate, operations as in `cost`. The ways
+to compute it are measured one after the other, compiled ones where there is a GPU or `train.compile` asks for them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from depthjepa import cost, optim, runtime
 from depthjepa.config import RunConfig, build_config
 from depthjepa.data.loading import TrainingBatches, open_source
 from depthjepa.masks import sample_masks
-from depthjepa.method import build_method, build_teacher, parameter_count
+from depthjepa.method import build_method, build_teacher, compile_blocks, parameter_count
 from depthjepa.teachers.latents import Teacher
 
 # ViT-S/16 at 224 px, batch 16, predictor 6 deep and 384 wide, masks of the reference.
@@ -50,22 +51,30 @@ def bench(overrides: Sequence[str] = ()) -> dict[str, Any]:
     }
     print(f"{config.model.size}/{config.model.patch_size} at {config.data.size}, batch {size}, on {where}")
     print(f"{operations / 1e9:.1f} GFLOP a step; {figures['threads']} threads; torch {torch.__version__}")
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    ways = {"fp32": ("fp32", False), "bf16": ("bf16", False)}
+    if config.train.compile or where.type == "cuda":
+        ways["bf16, compiled"] = ("bf16", True)
+    for name, (precision, compiled) in ways.items():
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         # The rate is taken before and after: machines are noisy, and the larger one is the limit.
         before = cost.matmul_rate(where, dtype)
-        seconds = step_seconds(config, teacher, name, where)
+        seconds, wait = step_seconds(config, teacher, precision, where, compiled=compiled)
         rate = max(before, cost.matmul_rate(where, dtype))
         fraction = operations / seconds / rate
         figures[name] = {
             "matmul_rate": rate,
             "seconds_per_step": seconds,
+            "seconds_of_first_step": wait,
             "images_per_second": size / seconds,
             "fraction_of_matmul_rate": fraction,
         }
         print(
-            f"{name}: {size / seconds:7.1f} images/s, {seconds:.3f} s a step, "
+            f"{name}: {size / seconds:7.1f} images/s, {seconds:.3f} s a step (the first {wait:.1f} s), "
             f"{fraction:.2f} of the matmul rate ({rate / 1e9:.0f} GFLOP/s)"
         )
+    figures["fastest"] = min(ways, key=lambda name: figures[name]["seconds_per_step"])
+    figures["auto"] = cost.faster_precision(where)
+    print(f"fastest: {figures['fastest']}; train.precision=auto takes {figures['auto']}")
     figures |= loading_figures(config)
     figures["mask_seconds_per_step"] = mask_seconds(config)
     figures["peak_memory_bytes"] = runtime.peak_memory_bytes(where)
@@ -77,9 +86,13 @@ def bench(overrides: Sequence[str] = ()) -> dict[str, Any]:
     return figures
 
 
-def step_seconds(config: RunConfig, teacher: Teacher | None, precision: str, where: torch.device) -> float:
-    """Median seconds of a training step on given images, masks and latents."""
+def step_seconds(
+    config: RunConfig, teacher: Teacher | None, precision: str, where: torch.device, *, compiled: bool = False
+) -> tuple[float, float]:
+    """Median seconds of a training step on given images, masks and latents; and those of the first one."""
     method = build_method(config, teacher, classes=0).to(where)
+    if compiled:
+        compile_blocks(method)
     optimizer = optim.build_optimizer(method, config.optim)
     images, masks, latents = cost.example(config, teacher, config.train.batch_size, where)
 
@@ -91,15 +104,14 @@ def step_seconds(config: RunConfig, teacher: Teacher | None, precision: str, whe
         optimizer.step()
         method.after_step(0.996)
 
-    step()
     times = []
-    for _ in range(REPETITIONS):
+    for _ in range(1 + REPETITIONS):
         cost.synchronise(where)
         begin = time.perf_counter()
         step()
         cost.synchronise(where)
         times.append(time.perf_counter() - begin)
-    return float(np.median(times))
+    return float(np.median(times[1:])), times[0]
 
 
 def mask_seconds(config: RunConfig) -> float:

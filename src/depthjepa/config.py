@@ -60,14 +60,20 @@ class InitConfig:
 
 @configuration(frozen=True, slots=True, config=STRICT)
 class TrainConfig:
-    """Length of a run, its batches, its precision, and what is written how often."""
+    """Length of a run, its batches, its precision, and what is written how often.
+
+    `precision` auto is settled when a run starts, by what this machine multiplies faster, and kept when it is resumed.
+    `compile` has torch.compile fuse the element-wise work of the blocks: a minute before the first step, and for a CPU
+    that is kept busy by its matrix products no gain (`depthjepa bench train.compile=true` tells).
+    """
 
     objective: Literal["jepa", "supervised"] = "jepa"  # supervised: the ceiling, by depth and labels end to end
     epochs: PositiveFloat | None = None
     steps: PositiveInt | None = None
     batch_size: PositiveInt = 64  # of the whole step: over all processes and accumulated parts
     accumulate: PositiveInt = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    compile: bool = False
     log_every: PositiveInt = 10
     checkpoint_every: PositiveInt = 500  # steps; the last step is always saved
     probe_every: PositiveInt | None = None  # steps; None: no probe during training

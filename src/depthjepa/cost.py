@@ -7,6 +7,7 @@ Operations are counted once, eagerly and with explicit attention (torch's counte
 from __future__ import annotations
 
 import time
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from depthjepa.model.jepa import JEPA
 from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import Attention
 from depthjepa.teachers.latents import Teacher
+
+BF16_MARGIN = 1.3
 
 
 def step_flops(config: RunConfig, teacher: Teacher | None, batch_size: int) -> int:
@@ -77,6 +80,15 @@ def matmul_rate(where: torch.device, dtype: torch.dtype, seconds: float = 0.5, s
         synchronise(where)
         times.append(time.perf_counter() - begin)
     return 2 * side**3 / float(np.median(times))
+
+
+def faster_precision(where: torch.device) -> Literal["fp32", "bf16"]:
+    """Measure which of the two a training step is faster in: bf16 where its matrix products are, and clearly so.
+
+    What is not a matrix product gains nothing from bf16 on a CPU and pays for the casts, hence the margin.
+    """
+    rates = [matmul_rate(where, dtype, seconds=0.2) for dtype in (torch.float32, torch.bfloat16)]
+    return "bf16" if rates[1] > BF16_MARGIN * rates[0] else "fp32"
 
 
 def synchronise(where: torch.device) -> None:

@@ -11,7 +11,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from depthjepa.evaluation.probes import probe_during_training
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.formats.weights import load_strictly
 from depthjepa.logbook import RunFolder, plain
-from depthjepa.method import build_method, build_teacher, parameter_count
+from depthjepa.method import build_method, build_teacher, compile_blocks, parameter_count
 from depthjepa.model.heads import Latents
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.supervised import Supervised
@@ -76,13 +76,15 @@ def train(
     when the run cannot go on; the last checkpoint is whole then.
     """
     folder = RunFolder(out)
-    if resume and folder.summary():
-        refuse_mix_up(config, folder, resume=True)
-        return folder.summary()  # finished already
     place = runtime.ranks()
+    where = runtime.device(config.train.device, place)
+    if resume and folder.summary():
+        refuse_mix_up(settle_precision(config, folder, where, place), folder, resume=True)
+        return folder.summary()  # finished already
     say = say or (lambda text: print(text, flush=True))
     runtime.set_threads(config.train.threads)
-    with runtime.distributed(place, runtime.device(config.train.device, place)):
+    with runtime.distributed(place, where):
+        config = settle_precision(config, folder, where, place)
         source = open_source(config.data, "train")
         state = prepare(config, folder, source, place, resume=resume, say=say if place.first else lambda _: None)
         batches = training_batches(state, source)
@@ -118,6 +120,8 @@ def prepare(
     if config.init.checkpoint is not None and not resumed:
         say(start_from(method, config))
     method = method.to(where)
+    if config.train.compile:
+        compile_blocks(method)
     optimizer = optim.build_optimizer(method, config.optim)
     state = State(
         config, method, method, optimizer, teacher, None, None, source.classes, 0, steps, epoch_steps, where, place, {}
@@ -135,6 +139,21 @@ def prepare(
         say(f"resumed at step {state.step} of {steps}")
     freeze_or_thaw(state)
     return state
+
+
+def settle_precision(config: RunConfig, folder: RunFolder, where: torch.device, place: runtime.Ranks) -> RunConfig:
+    """Put a precision in the place of `auto`: that of the run that is there, else the faster one, on all ranks alike.
+
+    The processes must be able to talk, unless the run is there.
+    """
+    if config.train.precision != "auto":
+        return config
+    if folder.started:
+        chosen = folder.config()["train"]["precision"]
+    else:
+        wish = torch.tensor(float(cost.faster_precision(where) == "bf16"), device=where)
+        chosen = "bf16" if float(runtime.average_over_ranks(wish, place)) > 0.5 else "fp32"
+    return replace(config, train=replace(config.train, precision=chosen))
 
 
 def freeze_or_thaw(state: State) -> None:
