@@ -24,6 +24,7 @@ FLOORS = (
     ("warm_start", "conversion"),
     ("evaluation", "cost"),
     ("train",),
+    ("study_runs",),
     ("bench", "demo", "study"),
     ("cli", "__init__"),
 )

@@ -28,16 +28,14 @@ from depthjepa.logbook import RunFolder, plain
 from depthjepa.study import (
     Study,
     load_study,
-    measure_seconds,
-    probe_run,
     resolve,
     run_study,
-    spawn,
     study_names,
 )
+from depthjepa.study_runs import measure_seconds, probe_run, spawn
 from depthjepa.study_tables import Finished, baseline_rows, keep_results, markdown, spread, write_tables
 from depthjepa.train import train
-from tiny_runs import GUIDED, SETTINGS, metrics, start, weights, write_flat, write_pairs
+from tiny_runs import GUIDED, SETTINGS, metrics, start, weights, write_classes, write_flat, write_pairs
 
 FAILING = ("optim.lr=1e30", "optim.start_lr=1e30")
 STEPS = 60
@@ -469,7 +467,9 @@ def test_a_study_file_reads_seeds_as_a_count_and_its_base_beside_it(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", study_names())
-def test_shipped_studies_resolve(name: str) -> None:
+def test_shipped_studies_resolve(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_classes(tmp_path / "imagenette128")  # where their data are expected: here
+    monkeypatch.chdir(tmp_path)
     study = load_study(name)
     assert resolve(study).keys() == study.arms.keys()
 

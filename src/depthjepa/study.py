@@ -15,14 +15,7 @@ the steps with their loading; rendering scenes, fitting the teacher's statistics
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
 import re
-import signal
-import statistics
-import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
@@ -38,34 +31,31 @@ import yaml
 from pydantic import ConfigDict, PositiveFloat, PositiveInt, TypeAdapter, ValidationError, field_validator
 from pydantic.dataclasses import dataclass as configuration
 
-from depthjepa import checkpoint, runtime
+from depthjepa import runtime
 from depthjepa.config import RunConfig, build_config, differences, read_recipe, to_mapping
 from depthjepa.data.loading import TrainingBatches, open_source
 from depthjepa.data.order import steps_per_epoch
-from depthjepa.evaluation import probes
 from depthjepa.faults import BadInput, RunStopped, nearest
-from depthjepa.logbook import RunFolder, plain, to_json, write_whole, writing
+from depthjepa.logbook import plain, to_json, write_whole
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_method, build_teacher
+from depthjepa.study_runs import POLL, end, measure_seconds, spawn, why_failed
 from depthjepa.study_tables import (
     is_done,
     keep_results,
     known_steps,
-    missing_tables,
     refuse_other_kept,
     run_place,
     write_tables,
 )
 from depthjepa.tables import BASELINES
-from depthjepa.train import interruptions, refuse_frozen_without_head, refuse_unusable_validation, train
+from depthjepa.train import interruptions, refuse_frozen_without_head, refuse_unusable_validation
 from depthjepa.warm_start import start_from
 
 LABELLED = ("knn", "linear", "attentive")
 TASKS = (*LABELLED, "depth", "diagnose")
 FILES = ("study.yaml", "steps.json", "study.json", "study.md")
 NAME = re.compile(r"\w[\w.+=-]*", re.ASCII)
-POLL = 0.1  # seconds between two looks at the running processes
-WARM, MEASURED = 10, 30  # steps before and (at least) within a measurement
 TURNS = 2  # measurements of each arm
 
 Measure = Callable[[RunConfig, int, Path, Callable[[], bool]], float]
@@ -319,7 +309,7 @@ def _run_all(
                 break
             for run in [run for run, (process, _) in running.items() if process.exitcode is not None]:
                 process, begin = running.pop(run)
-                reason, ended = _reason(process, run_place(folder, *run)), ended + 1
+                reason, ended = why_failed(process, run_place(folder, *run)), ended + 1
                 how = "finished" if reason is None else f"failed ({reason})"
                 say(f"{run[0]}, seed {run[1]} {how} after {time.perf_counter() - begin:.0f} s ({ended} of {total})")
                 yield run, reason
@@ -328,77 +318,6 @@ def _run_all(
     if stopping():
         done = sum(is_done(run_place(folder, arm, seed), study.probes) for arm in study.arms for seed in study.seeds)
         raise RunStopped(f"stopped with {done} of {total} runs finished; continue with --resume")
-
-
-def spawn(content: dict[str, Any], place: Path, tasks: Sequence[str]) -> SpawnProcess:
-    """Start `work` in a process of its own."""
-    with writing(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
-    process = multiprocessing.get_context("spawn").Process(target=work, args=(content, place, tuple(tasks)))
-    # A terminal's Ctrl-C reaches all processes: the study alone answers it, and asks its runs to end by SIGTERM.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return process
-
-
-def end(processes: Sequence[SpawnProcess]) -> None:
-    """Ask runs to save and end, and wait until they have."""
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.join()
-
-
-def _reason(process: SpawnProcess, place: Path) -> str | None:
-    """Why a process failed, in one line; None for one that did not."""
-    code = process.exitcode
-    if not code:
-        return None
-    if code < 0:
-        return f"ended by {signal.Signals(-code).name}"
-    log = _log(place)
-    lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
-    return next((line.removeprefix("depthjepa: ") for line in reversed(lines) if line.strip()), f"exit status {code}")
-
-
-def _log(place: Path) -> Path:
-    return place.with_name(f"{place.name}.log")
-
-
-def work(content: Mapping[str, Any], place: Path, tasks: Sequence[str]) -> None:
-    """Train and probe one run in this process, which says everything to the run's log file."""
-    with _log(place).open("a") as file:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-            os.dup2(file.fileno(), stream.fileno())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    config = build_config(content)
-    try:
-        train(config, place, resume=True)
-        probe_run(config, place, tasks)
-    except (BadInput, RunStopped) as fault:
-        print(f"depthjepa: {fault}", file=sys.stderr, flush=True)
-        sys.exit(2 if isinstance(fault, BadInput) else 1)
-
-
-def _end_with_parent() -> None:
-    """Save and end when the study was killed: on resume, it must not meet a run of its own."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def probe_run(config: RunConfig, place: Path, tasks: Sequence[str]) -> None:
-    """Write the probe tables that a finished run has not got yet."""
-    missing = missing_tables(place, tasks)
-    if not missing:
-        return
-    runtime.set_threads(config.train.threads)
-    probes.probe_run(config, checkpoint.load(place), missing)
 
 
 # equal time -----------------------------------------------------------------------------------------------
@@ -445,45 +364,3 @@ def _with_steps(study: Study, configs: Mapping[str, RunConfig], folder: Path) ->
     if study.minutes is None:
         return dict(configs)
     return {arm: _of_length(configs[arm], each["steps"]) for arm, each in known_steps(folder).items()}
-
-
-def measure_seconds(config: RunConfig, side_by_side: int, folder: Path, stopping: Callable[[], bool]) -> float:
-    """Mean seconds of a training step with its loading, while `side_by_side` processes train the same.
-
-    They are ended once each has done some steps with all others at work. Scenes are rendered in the steps before, and
-    images that fit into memory decoded: later steps have them at hand, as almost all of a run's have.
-    Raises `RunStopped` where the steps cannot be done, or when it is to stop.
-    """
-    size, endless = config.train.batch_size, 10**6
-    config = replace(
-        config,
-        data=replace(config.data, scenes_train=min(config.data.scenes_train, WARM * size)),
-        init=replace(config.init, frozen_steps=0),
-        train=replace(
-            config.train, steps=endless, epochs=None, log_every=WARM, checkpoint_every=endless, probe_every=None
-        ),
-    )
-    with tempfile.TemporaryDirectory(prefix="measuring-", dir=folder, ignore_cleanup_errors=True) as name:
-        places = [Path(name) / str(number) for number in range(side_by_side)]
-        processes = [spawn(to_mapping(config), place, ()) for place in places]
-        try:
-            speeds = _speeds(dict(zip(places, processes, strict=True)), stopping)
-        finally:
-            end(processes)
-    return statistics.fmean(size / speed for speed in speeds)
-
-
-def _speeds(running: Mapping[Path, SpawnProcess], stopping: Callable[[], bool]) -> list[float]:
-    """Images a second, logged by each of the runs since the last of them had done its first steps."""
-    before: dict[Path, int] = {}
-    while not stopping():
-        for place, process in running.items():
-            if (reason := _reason(process, place)) is not None:
-                raise RunStopped(reason)
-        logged = {place: RunFolder(place).metrics() for place in running}
-        if not before and all(logged.values()):
-            before = {place: len(records) + 1 for place, records in logged.items()}  # the one under way is not counted
-        if before and all(len(logged[place]) - count >= MEASURED // WARM for place, count in before.items()):
-            return [record["images_per_second"] for place, count in before.items() for record in logged[place][count:]]
-        time.sleep(POLL)
-    raise RunStopped("stopped while the time of a step was measured; continue with --resume")
