@@ -17,7 +17,7 @@ from depthjepa.config import build_config
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.grid import distance_to_nearest, gather, patchify
 from depthjepa.losses import covariance_loss, gaussian_loss, pixel_loss, variance_loss, visible_loss
-from depthjepa.masks import Masks, sample_masks
+from depthjepa.masks import MaskConfig, Masks, sample_masks
 from depthjepa.method import build_method
 from depthjepa.model.jepa import JEPA, LossConfig
 from tiny_runs import differences, metrics, run, tiny, weights, write_flat
@@ -216,17 +216,40 @@ def test_without_the_latent_loss_the_target_encoder_rests(monkeypatch: pytest.Mo
     assert model(noise(0, 4, 3, 48, 48), some_masks(model)).parts.keys() == {"loss_pixel"}
 
 
-def test_one_block_together_is_one_block_apart() -> None:
-    apart, together = method(), method("predictor.blocks=together")
-    images, masks = noise(0, 4, 3, 48, 48), some_masks(apart)
-    one = Masks(masks.context, masks.targets[:, :1], None if masks.valid is None else masks.valid[:, :1])
+@pytest.mark.parametrize("bias", ["unbiased", "reference"])
+def test_joined_targets_are_the_patches_of_all_blocks_each_once(bias: str) -> None:
+    config = MaskConfig(bias=bias)  # type: ignore[arg-type]
+    masks = sample_masks(config, (8, 8), seed=0, epoch=0, indices=np.arange(200), batch_index=0)
+    joined = masks.joined(64)
+    assert joined.targets.shape[1] == 1 and joined.context is masks.context and joined.valid is not None
+    assert joined.targets.shape[2] == min(masks.targets[0].numel(), 64 - masks.context.shape[1])
+    for image in range(200):
+        valid = torch.ones_like(masks.targets[image], dtype=torch.bool) if masks.valid is None else masks.valid[image]
+        wanted = set(masks.targets[image][valid].tolist()) - set(masks.context[image].tolist())
+        assert joined.targets[image][joined.valid[image]].tolist() == sorted(wanted)
+
+
+def test_joined_targets_leave_out_what_the_context_shows() -> None:
+    masks = Masks(torch.tensor([[0, 3]]), torch.tensor([[[3, 4], [4, 5]]])).joined(9)
+    assert masks.valid is not None and masks.targets[masks.valid].tolist() == [4, 5]
+
+
+def test_one_block_is_joined_already() -> None:
+    masks = sample_masks(MaskConfig(kind="mae"), (6, 6), seed=0, epoch=0, indices=np.arange(4), batch_index=0)
+    assert masks.joined(36) is masks
+
+
+def test_padding_of_joined_targets_changes_nothing() -> None:
+    """A longer padding gives the same losses: it is attended to by nobody and takes no part in a loss."""
+    model = method(*ALL)
+    images, masks = noise(0, 4, 3, 48, 48), some_masks(model).joined(36)
+    assert masks.valid is not None
+    pad = torch.zeros_like(masks.targets[..., :3])
+    longer = Masks(masks.context, torch.cat([masks.targets, pad], 2), torch.cat([masks.valid, pad > 0], 2))
     with torch.no_grad():
-        context = apart.context_encoder(images, one.context)
-        first, second = (each.predictor(context, one).targets for each in (apart, together))
-        torch.testing.assert_close(first, second, atol=1e-6, rtol=1e-5)
-        # With several blocks, tokens of one sequence see one another.
-        first, second = (each.predictor(context, masks).targets for each in (apart, together))
-    assert first.shape == second.shape and not torch.allclose(first, second, atol=1e-4)
+        short, long = (model(images, each, progress=1.0).parts for each in (masks, longer))
+    for name, value in short.items():
+        torch.testing.assert_close(long[name], value, atol=1e-6, rtol=1e-5)
 
 
 def test_settings_that_leave_nothing_to_learn_are_refused() -> None:

@@ -469,6 +469,8 @@ def test_a_study_file_reads_seeds_as_a_count_and_its_base_beside_it(tmp_path: Pa
 @pytest.mark.parametrize("name", study_names())
 def test_shipped_studies_resolve(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_classes(tmp_path / "imagenette128")  # where their data are expected: here
+    for name_of_pairs in ("indoor160", "kitti2015"):
+        write_pairs(tmp_path / name_of_pairs)
     monkeypatch.chdir(tmp_path)
     study = load_study(name)
     assert resolve(study).keys() == study.arms.keys()

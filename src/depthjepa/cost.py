@@ -111,6 +111,8 @@ def memory_bytes(config: RunConfig, method: JEPA | Supervised, images: int) -> i
         activations = shape.depth * shape.width * cells
     else:
         masks = sample_masks(config.masks, config.grid, seed=0, epoch=0, indices=np.arange(2), batch_index=0)
+        if config.predictor.blocks == "together":
+            masks = masks.joined(cells)
         seen, blocks, hidden = masks.context.shape[1], masks.targets.shape[1], masks.targets.shape[2]
         activations = shape.depth * shape.width * seen
         activations += config.predictor.depth * config.predictor.width * blocks * (seen + hidden)

@@ -32,13 +32,13 @@ def latent_loss(
 
 
 def visible_loss(
-    prediction: Float[Tensor, "b s c d"], target: Float[Tensor, "b c d"], distance: Float[Tensor, "b s c"]
+    prediction: Float[Tensor, "b m c d"], target: Float[Tensor, "b c d"], distance: Float[Tensor, "b m c"]
 ) -> Float[Tensor, ""]:
     """Smooth-L1 between what the predictor says of visible patches and their own target embeddings.
 
     A patch counts 1 / sqrt(distance) to the nearest hidden one (V-JEPA 2.1: the
     context loss), so that the encoder keeps what is there without being rewarded for copying far from any mask. Mean
-    over the width, the patches and the predictor's sequences (`s`: one, or one a target block).
+    over the width, the patches and the predictor's sequences (one a target block).
     """
     _same_shape(prediction[..., 0], distance)
     _same_shape(prediction[:, 0], target)

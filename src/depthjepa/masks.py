@@ -82,6 +82,23 @@ class Masks:
             valid=None if self.valid is None else self.valid.to(device, non_blocking=True),
         )
 
+    def joined(self, cells: int) -> Masks:
+        """All targets of an image as one, each of the image's `cells` patches at most once, padded to one length.
+
+        Overlapping targets name a patch several times, and blocks are padded each by itself: on an 8 x 8 grid 64
+        places for some 30 patches. No more are needed than the context leaves; what it shows is no target (the
+        `reference` sampler lets them overlap where it finds no other place).
+        """
+        if self.targets.shape[1] == 1:
+            return self
+        index = self.targets.flatten(1)
+        wanted = torch.ones_like(index) if self.valid is None else self.valid.flatten(1).long()
+        hidden = index.new_zeros(len(index), cells).scatter_add(1, index, wanted) > 0
+        hidden = hidden.scatter(1, self.context, torch.zeros_like(self.context, dtype=torch.bool))
+        length = min(index.shape[1], cells - self.context.shape[1])
+        order = (~hidden).int().argsort(dim=1, stable=True)[:, :length]
+        return Masks(self.context, order[:, None], hidden.gather(1, order)[:, None])
+
 
 def sample_masks(
     config: MaskConfig, grid: Grid, *, seed: int, epoch: int, indices: np.ndarray, batch_index: int

@@ -145,6 +145,8 @@ class JEPA(nn.Module):
         `progress` is the share of the run that is done, in [0, 1].
         """
         config, visible = self.loss, self.loss.visible_weight(progress)
+        if self.predictor.together:
+            masks = masks.joined(self.context_encoder.grid[0] * self.context_encoder.grid[1])
         context = self.context_encoder(images, masks.context)
         predicted = self.predictor(context, masks)
         terms: dict[str, tuple[float, Tensor]] = {}
@@ -154,7 +156,7 @@ class JEPA(nn.Module):
             wanted = gather(targets, masks.targets.flatten(1)).view(*masks.targets.shape, -1)
             terms["loss_jepa"] = config.latent, latent_loss(predicted.targets.float(), wanted, masks.valid)
         if predicted.visible is not None:
-            distance = self.distance(masks)
+            distance = distance_to_nearest(masks.context, masks.targets, self.context_encoder.grid[1], masks.valid)
             near = visible_loss(predicted.visible.float(), gather(targets, masks.context), distance)
             terms["loss_visible"] = visible, near
         if predicted.pixels is not None:
@@ -189,13 +191,6 @@ class JEPA(nn.Module):
                 directions = F.normalize(random.to(pooled.device), dim=0)
                 terms["loss_gaussian"] = config.gaussian, gaussian_loss(pooled, directions)
         return terms
-
-    def distance(self, masks: Masks) -> Float[Tensor, "b s c"]:
-        """Patches from each context patch to the nearest target of each of the predictor's sequences."""
-        targets, valid = masks.targets, masks.valid
-        if self.predictor.together:
-            targets, valid = targets.flatten(1)[:, None], None if valid is None else valid.flatten(1)[:, None]
-        return distance_to_nearest(masks.context, targets, self.context_encoder.grid[1], valid)
 
     @torch.no_grad()
     def targets(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n layers_d"]:

@@ -2,8 +2,8 @@
 
 Narrow transformer as in I-JEPA (Assran et al. 2023, section 3): context tokens are mapped to its width, a shared
 mask token with the position of each target patch is appended, and every target block is a sequence of its own.
-`together` puts all blocks into one sequence, as V-JEPA does with its masks: the context is read once instead of once a
-block, which is most of a predictor's cost on small grids.
+`together` puts the patches of all blocks into one sequence, each once (see `Masks.joined`), as V-JEPA does with its
+masks: the context is read once instead of once a block, which is most of a predictor's cost on small grids.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class PredictorConfig:
 class Predicted(NamedTuple):
     """What the predictor says: of each target patch its embedding, and where asked for its pixels; of visible patches.
 
-    The width of an embedding is that of all target layers together. `s`: one sequence, or one a target block.
+    The width of an embedding is that of all target layers together.
     """
 
     targets: Float[Tensor, "b m k d"]
     pixels: Float[Tensor, "b m k pixels"] | None = None
-    visible: Float[Tensor, "b s c d"] | None = None
+    visible: Float[Tensor, "b m c d"] | None = None
 
 
 class Predictor(nn.Module):
@@ -75,15 +75,14 @@ class Predictor(nn.Module):
     def forward(self, context: Float[Tensor, "b c d"], masks: Masks) -> Predicted:
         b, c, _ = context.shape
         m, k = masks.targets.shape[1:]
-        s = 1 if self.together else m
         positions = self.predictor_pos_embed[0]
         seen = self.predictor_embed(context) + positions[masks.context]
-        hidden = self.mask_token + positions[masks.targets.reshape(b * s, -1)]
-        tokens = torch.cat([seen.repeat_interleave(s, 0), hidden.to(seen.dtype)], 1)
+        hidden = self.mask_token + positions[masks.targets.flatten(0, 1)]
+        tokens = torch.cat([seen.repeat_interleave(m, 0), hidden.to(seen.dtype)], 1)
         readable = None
         if masks.valid is not None:
-            valid = masks.valid.reshape(b * s, -1)
-            readable = torch.cat([valid.new_ones(b * s, c), valid], 1)[:, None, None]
+            valid = masks.valid.flatten(0, 1)
+            readable = torch.cat([valid.new_ones(b * m, c), valid], 1)[:, None, None]
         for block in self.predictor_blocks:
             tokens = block(tokens, readable)
         tokens = self.predictor_norm(tokens)
@@ -91,5 +90,5 @@ class Predictor(nn.Module):
         return Predicted(
             self.predictor_proj(predicted),
             None if self.predictor_pixels is None else self.predictor_pixels(predicted),
-            self.predictor_proj(tokens[:, :c]).view(b, s, c, -1) if self.visible else None,
+            self.predictor_proj(tokens[:, :c]).view(b, m, c, -1) if self.visible else None,
         )
