@@ -148,6 +148,23 @@ def test_page_says_in_words_what_was_run_and_what_came_out(page: str) -> None:
     assert "0.50" in text  # depth loss over its floor
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({}, "(I-JEPA alone)"),
+        ({"loss": {"visible": 0.5, "pixel": 0.25}}, "(I-JEPA with visible term and pixel term)"),
+        ({"loss": {"latent": 0, "pixel": 1}}, "(masked patches without latent loss with pixel term)"),
+        (
+            {"guidance": {"kind": "feature"}, "loss": {"variance": 0.1, "covariance": 0.1, "gaussian": 0.1}},
+            "(I-JEPA with feature depth guidance, variance term, covariance term and gaussian term)",
+        ),
+        ({"train": {"objective": "supervised"}}, "(trained end to end with what depth and labels there are, a ceiling)"),
+    ],
+)
+def test_page_says_which_terms_a_run_was_trained_with(tmp_path: Path, config: dict[str, object], said: str) -> None:
+    assert said in written([begin_run(tmp_path / "run", "one", **config)], tmp_path / "page.html")
+
+
 def test_missing_parts_are_left_out(tmp_path: Path) -> None:
     page = written([begin_run(tmp_path / "bare", "bare")], tmp_path / "report.html")
     assert "<img" not in page and re.findall("<h2>(.*?)</h2>", page) == ["What was run"]
