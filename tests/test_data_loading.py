@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,11 +14,13 @@ import torch
 from PIL import Image
 
 from depthjepa.data.loading import DataConfig, TrainingBatches, open_source, view_batches
+from depthjepa.data.memory import in_memory
 from depthjepa.data.order import Mixture, draw_keys, epoch_order, steps_per_epoch, wrap_note
 from depthjepa.data.samples import Batch, Sample, Source, UnreadableImage
 from depthjepa.faults import BadInput
 from depthjepa.masks import MaskConfig
 from depthjepa.runtime import Ranks
+from tiny_runs import write_classes, write_flat, write_pairs
 
 
 class Numbered:
@@ -37,6 +40,9 @@ class Numbered:
 
     def __len__(self) -> int:
         return self._length
+
+    def name_of(self, index: int) -> str:
+        return f"{index}.jpg"
 
     def sample(self, index: int) -> Sample:
         if index == self._fault:
@@ -195,6 +201,21 @@ def test_without_masks_or_depth_a_batch_has_none() -> None:
     assert batch.masks is None and batch.depth is None
 
 
+def test_boxes_and_mirrors_tell_which_part_of_the_image_a_view_is() -> None:
+    """The picture's green tells the column: the mean of a view is that of its box, and its slope tells the mirror."""
+    batches = list(training(Numbered(64), data=DataConfig(image_size=32, flip=True, crop_scale=(0.3, 0.6))))
+    for batch in batches:
+        assert batch.boxes is not None and batch.mirrored is not None
+        green = batch.images[:, 1] * 255
+        middle = 40 * (batch.boxes[:, 1] + batch.boxes[:, 3] / 2) - 0.5
+        torch.testing.assert_close(green.mean((1, 2)), middle, atol=0.6, rtol=0)
+        assert torch.equal(green[:, 0, -1] < green[:, 0, 0], batch.mirrored)
+        torch.testing.assert_close((batch.boxes[:, 2] * batch.boxes[:, 3]) ** -0.5, batch.zoom)
+    assert 0.2 < torch.cat([batch.mirrored for batch in batches]).float().mean() < 0.8
+    whole = next(iter(view_batches(Numbered(4), (32, 32))))
+    assert torch.equal(whole.boxes, torch.tensor([[0.0, 0, 1, 1]] * 4)) and not whole.mirrored.any()
+
+
 def test_the_crop_keeps_the_proportions_of_the_target() -> None:
     """On a target twice as wide as high the crops are about twice as wide as high: nothing is squashed."""
 
@@ -315,3 +336,18 @@ def test_real_photographs_are_the_same_for_any_number_of_workers(real_data: Path
     shared = list(training(source, data=replace(data, workers=2), grid=(6, 20), steps=2))
     assert_equal(plain, shared)
     assert plain[0].depth.max() < 300 and (plain[0].depth == 0).any()
+
+
+def test_every_source_knows_the_names_of_its_samples_without_decoding(tmp_path: Path) -> None:
+    pairs, classes = write_pairs(tmp_path / "pairs", 3, 2), write_classes(tmp_path / "classes", 3)
+    flat = write_flat(tmp_path / "flat", 3)
+    with tarfile.open(tmp_path / "train-000.tar", "w") as shard:
+        for file in sorted(flat.glob("*")):
+            shard.add(file, file.name)
+    roots = (pairs, classes, flat, tmp_path / "train-000.tar", "scenes", f"{pairs},{flat}")
+    for root in roots:
+        source = open_source(DataConfig(root=str(root), image_size=16, scenes_train=2), "train")
+        names = [source.name_of(index) for index in range(len(source))]
+        assert names == [source.sample(index).name for index in range(len(source))] and len(set(names)) == len(names)
+        kept = in_memory(source, 1.0, 0)
+        assert [kept.name_of(index) for index in range(len(kept))] == names

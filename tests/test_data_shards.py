@@ -264,7 +264,7 @@ def training(source: Source, **keys: object) -> TrainingBatches:
 def assert_equal(left: Sequence[Batch], right: Sequence[Batch]) -> None:
     assert len(left) == len(right)
     for mine, theirs in zip(left, right, strict=True):
-        for name in ("index", "images", "zoom", "labels"):
+        for name in ("index", "images", "zoom", "labels", "boxes", "mirrored"):
             assert torch.equal(getattr(mine, name), getattr(theirs, name)), name
         assert torch.equal(mine.masks.context, theirs.masks.context)
         assert (mine.names, mine.skipped) == (theirs.names, theirs.skipped)
@@ -315,6 +315,9 @@ class Counted:
 
     def __len__(self) -> int:
         return self._length
+
+    def name_of(self, index: int) -> str:
+        return f"{index}"
 
     def sample(self, index: int) -> Sample:
         self.times[index] += 1

@@ -158,7 +158,10 @@ def test_page_says_in_words_what_was_run_and_what_came_out(page: str) -> None:
             {"guidance": {"kind": "feature"}, "loss": {"variance": 0.1, "covariance": 0.1, "gaussian": 0.1}},
             "(I-JEPA with feature depth guidance, variance term, covariance term and gaussian term)",
         ),
-        ({"train": {"objective": "supervised"}}, "(trained end to end with what depth and labels there are, a ceiling)"),
+        (
+            {"train": {"objective": "supervised"}},
+            "(trained end to end with what depth and labels there are, a ceiling)",
+        ),
     ],
 )
 def test_page_says_which_terms_a_run_was_trained_with(tmp_path: Path, config: dict[str, object], said: str) -> None:

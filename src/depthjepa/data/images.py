@@ -154,9 +154,13 @@ class FlatFolder:
     def __len__(self) -> int:
         return len(self._names)
 
+    def name_of(self, index: int) -> str:
+        """Path of image `index` below the folder."""
+        return os.fsdecode(self._names[index])
+
     def sample(self, index: int) -> Sample:
         """Decode image `index`; raises `UnreadableImage`."""
-        name = os.fsdecode(self._names[index])
+        name = self.name_of(index)
         return Sample(image=decode(self._root / name), depth=None, label=-1, name=name)
 
 
@@ -206,9 +210,13 @@ class ClassFolder:
     def __len__(self) -> int:
         return len(self._names)
 
+    def name_of(self, index: int) -> str:
+        """Path of image `index` below the folder."""
+        return os.fsdecode(self._names[index])
+
     def sample(self, index: int) -> Sample:
         """Decode image `index`; raises `UnreadableImage`."""
-        name = os.fsdecode(self._names[index])
+        name = self.name_of(index)
         image = decode(self._root / name)
         return Sample(image=image, depth=None, label=int(self.labels[index]), name=name)
 

@@ -380,6 +380,8 @@ def _batch(
         zoom=torch.tensor([view.zoom for _, _, view in found], dtype=torch.float32),
         labels=torch.tensor([sample.label for _, sample, _ in found], dtype=torch.int64),
         masks=masks,
+        boxes=torch.tensor([view.part for _, _, view in found], dtype=torch.float32).reshape(-1, 4),
+        mirrored=torch.tensor([view.mirrored for _, _, view in found], dtype=torch.bool),
         names=tuple(sample.name for _, sample, _ in found),
         skipped=tuple(skipped),
     )

@@ -42,12 +42,16 @@ class Kept:
     def __len__(self) -> int:
         return len(self._images)
 
+    def name_of(self, index: int) -> str:
+        """Name of sample `index`."""
+        return str(self._names[index])
+
     def sample(self, index: int) -> Sample:
         """Return sample `index`; raises `UnreadableImage` as the source did."""
         if index in self._unreadable:
             raise UnreadableImage(self._unreadable[index])
         image = self._images[index].permute(2, 0, 1)
-        return Sample(image=image, depth=None, label=int(self._labels[index]), name=str(self._names[index]))
+        return Sample(image=image, depth=None, label=int(self._labels[index]), name=self.name_of(index))
 
 
 def in_memory(source: Source, gibibytes: float, workers: int) -> Source:

@@ -36,14 +36,23 @@ class Mixture:
 
     def sample(self, index: int) -> Sample:
         """Decode sample `index` of the concatenation; raises `UnreadableImage`."""
-        which = int(np.searchsorted(self._ends, index, side="right"))
-        source = self._sources[which]
-        sample = source.sample(index - int(self._ends[which]) + len(source))
+        source, index = self._part(index)
+        sample = source.sample(index)
         return replace(
             sample,
             depth=sample.depth if self.has_depth else None,
             label=sample.label if self.classes else -1,
         )
+
+    def name_of(self, index: int) -> str:
+        """Name of sample `index` in its own source."""
+        source, index = self._part(index)
+        return source.name_of(index)
+
+    def _part(self, index: int) -> tuple[Source, int]:
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        source = self._sources[which]
+        return source, index - int(self._ends[which]) + len(source)
 
     def weighted_order(self, weights: Sequence[float], seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
         """Return one epoch of sample indices in which each source has the share of its weight."""

@@ -47,6 +47,10 @@ class PairedFolder:
     def __len__(self) -> int:
         return len(self._names)
 
+    def name_of(self, index: int) -> str:
+        """Path of photograph `index` below the folder."""
+        return f"{self._split}/rgb/{os.fsdecode(self._names[index])}"
+
     def sample(self, index: int) -> Sample:
         """Decode pair `index`; raises `UnreadableImage`, and `BadInput` for depth that does not fit."""
         name = os.fsdecode(self._names[index])
@@ -58,7 +62,7 @@ class PairedFolder:
                 f"{path} is {depth.shape[1]} x {depth.shape[2]} pixels (height x width), its photograph "
                 f"{name} is {image.shape[1]} x {image.shape[2]}: they must have the same size"
             )
-        return Sample(image=image, depth=depth, label=-1, name=f"{self._split}/rgb/{name}")
+        return Sample(image=image, depth=depth, label=-1, name=self.name_of(index))
 
 
 def decode_depth(path: Path, depth_scale: float) -> Float32[Tensor, "1 h w"]:

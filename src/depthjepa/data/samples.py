@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from depthjepa.masks import Masks
@@ -49,6 +49,10 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
+    def name_of(self, index: int) -> str:
+        """Name of sample `index`, as it bears it, without decoding it."""
+        ...
+
     def sample(self, index: int) -> Sample:
         """Decode sample `index`; raises `UnreadableImage`."""
         ...
@@ -58,6 +62,8 @@ class Source(Protocol):
 class Batch:
     """Images of one step with their masks.
 
+    `boxes` are the parts of the whole images that are seen, (top, left, height, width) as shares of the whole one's
+    sides, and `mirrored` tells which are seen in a mirror; both are None where a batch was not cut from a source.
     `zoom` is the linear magnification of the crop against the whole view (1 = whole view): an object of depth
     Z in a crop with zoom s looks as if it stood at Z / s, so `depth / zoom` is what the pixels can tell.
     """
@@ -68,6 +74,8 @@ class Batch:
     zoom: Float[Tensor, " b"]
     labels: Int64[Tensor, " b"]
     masks: Masks | None = None
+    boxes: Float[Tensor, "b 4"] | None = None
+    mirrored: Bool[Tensor, " b"] | None = None
     names: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()  # what could not be decoded, and why; training puts its successor in its place
 
@@ -89,4 +97,6 @@ class Batch:
             zoom=self.zoom.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
             masks=None if self.masks is None else self.masks.to(device),
+            boxes=None if self.boxes is None else self.boxes.to(device, non_blocking=True),
+            mirrored=None if self.mirrored is None else self.mirrored.to(device, non_blocking=True),
         )

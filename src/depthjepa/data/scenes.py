@@ -62,6 +62,10 @@ class Scenes:
     def __len__(self) -> int:
         return self.count
 
+    def name_of(self, index: int) -> str:
+        """The scene's number, as a name."""
+        return f"scene-{index:06d}"
+
     def sample(self, index: int) -> Sample:
         """Return scene `index` of the split.
 
@@ -76,7 +80,7 @@ class Scenes:
             numbers = np.arange(first, min(first + _KEPT_TOGETHER, self.count)) + _FIRST_INDEX[self.split]
             self._chunks[chunk] = render(numbers, seed=self.seed, size=self.size)
         scenes = self._chunks[chunk]
-        return Sample(scenes.images[row], scenes.depth[row], int(scenes.labels[row]), f"scene-{index:06d}")
+        return Sample(scenes.images[row], scenes.depth[row], int(scenes.labels[row]), self.name_of(index))
 
 
 @functools.cache

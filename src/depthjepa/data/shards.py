@@ -72,6 +72,10 @@ class TarShards:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def name_of(self, index: int) -> str:
+        """SHARD:MEMBER of image `index`."""
+        return f"{os.fsdecode(self._shards[self._places[index, 0]])}:{os.fsdecode(self._names[index])}"
+
     def sample(self, index: int) -> Sample:
         """Decode image `index`, named SHARD:MEMBER; raises `UnreadableImage`.
 
@@ -79,7 +83,7 @@ class TarShards:
         """
         number, offset, size = self._places[index].tolist()
         shard = os.fsdecode(self._shards[number])
-        name = f"{shard}:{os.fsdecode(self._names[index])}"
+        name = self.name_of(index)
         try:
             opened = os.open(self._folder / shard, os.O_RDONLY)
             try:

@@ -41,12 +41,14 @@ class View(NamedTuple):
     """What is seen of a sample.
 
     `zoom` is the linear magnification against the whole image (1): the geometric mean over both axes of full
-    side / seen side.
+    side / seen side. `part` is what is seen, (top, left, height, width) as shares of the full sides.
     """
 
     image: UInt8[Tensor, "3 h w"]
     depth: Float[Tensor, "1 h w"] | None  # [m], 0 = invalid
     zoom: float
+    part: tuple[float, float, float, float]
+    mirrored: bool
 
 
 def crop_box(
@@ -104,7 +106,9 @@ def training_view(sample: Sample, box: Box, flip: bool, size: Size) -> View:
     if flip:
         image = image.flip(-1)
         depth = None if depth is None else depth.flip(-1)
-    return View(image, depth, zoom)
+    top, left, height, width = box
+    part = (top / full_height, left / full_width, height / full_height, width / full_width)
+    return View(image, depth, zoom, part, flip)
 
 
 def whole_view(sample: Sample, size: Size) -> View:

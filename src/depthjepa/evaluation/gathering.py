@@ -126,6 +126,9 @@ class _Chosen:
     def __len__(self) -> int:
         return len(self.numbers)
 
+    def name_of(self, index: int) -> str:
+        return self.source.name_of(int(self.numbers[index]))
+
     def sample(self, index: int) -> Sample:
         return self.source.sample(int(self.numbers[index]))
 
