@@ -25,7 +25,7 @@ FLOORS = (
     ("evaluation", "cost"),
     ("train",),
     ("study_runs",),
-    ("bench", "demo", "study"),
+    ("bench", "demo", "study", "teach"),
     ("cli", "__init__"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

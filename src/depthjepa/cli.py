@@ -106,6 +106,21 @@ def train(
 
 
 @app.command()
+def teach(
+    data: Annotated[str, typer.Option(help="Images of any layout: what data.root takes.")],
+    teacher: Annotated[str, typer.Option(help="depthfm or huggingface; its weights by guidance.teacher_checkpoint=.")],
+    out: Annotated[Path, typer.Option(help="Folder of the cache (guidance.cache of a run).")],
+    overrides: Overrides = None,
+) -> None:
+    """Compute a teacher's latents of all images once; killed, it goes on where it stopped."""
+    from depthjepa.config import build_config
+    from depthjepa.teach import teach as run
+
+    settings = [f"data.root={data}", f"guidance.teacher={teacher}", "guidance.kind=feature"]
+    run(build_config({"name": "teach"}, [*settings, *(overrides or [])]), out)
+
+
+@app.command()
 def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe.")] = None) -> None:
     """List the shipped recipes with what they cost and score, or print one."""
     from depthjepa.config import load_config, recipe_names, recipe_text

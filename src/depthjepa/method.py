@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from depthjepa import runtime
 from depthjepa.config import RunConfig
 from depthjepa.faults import BadInput
 from depthjepa.model.heads import GuidanceHead
-from depthjepa.model.jepa import JEPA
+from depthjepa.model.jepa import JEPA, GuidanceConfig
 from depthjepa.model.predictor import Predictor
 from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import Block, VisionTransformer, initialise
+from depthjepa.teachers.cache import CachedTeacher, different, made_of, open_cache
 from depthjepa.teachers.depthfm import load_depthfm
 from depthjepa.teachers.ground_truth import DepthTeacher
+from depthjepa.teachers.huggingface import load_huggingface
 from depthjepa.teachers.latents import Teacher
 
 
@@ -35,6 +39,13 @@ def build_teacher(config: RunConfig, *, has_depth: bool) -> Teacher | None:
     guidance = config.guidance
     if guidance.kind == "none":
         return None
+    if guidance.cache is not None:
+        return _cached_teacher(guidance)
+    return load_network(guidance) or _depth_teacher(config, has_depth=has_depth)
+
+
+def load_network(guidance: GuidanceConfig) -> Teacher | None:
+    """Return the teacher network that is asked for, None for ground truth; raises `BadInput`."""
     if guidance.teacher == "depthfm":
         if guidance.teacher_checkpoint is None or guidance.teacher_vae is None:
             raise BadInput(
@@ -46,10 +57,35 @@ def build_teacher(config: RunConfig, *, has_depth: bool) -> Teacher | None:
             guidance.teacher_vae,
             steps=guidance.teacher_steps,
             attention=guidance.teacher_attention,
-            seed=config.seed,
+            seed=guidance.teacher_seed,
+        )
+    if guidance.teacher == "huggingface":
+        if guidance.teacher_checkpoint is None:
+            raise BadInput(
+                "guidance.teacher=huggingface needs guidance.teacher_checkpoint: a folder or hub id of a depth "
+                "network, such as depth-anything/Depth-Anything-V2-Small-hf"
+            )
+        return load_huggingface(
+            guidance.teacher_checkpoint, output=guidance.teacher_output, layer=guidance.teacher_layer
         )
     if guidance.teacher_checkpoint is not None or guidance.teacher_vae is not None:
-        raise BadInput("guidance.teacher_checkpoint and guidance.teacher_vae are for guidance.teacher=depthfm")
+        raise BadInput("guidance.teacher_checkpoint and guidance.teacher_vae are for teachers that are networks")
+    return None
+
+
+def _cached_teacher(guidance: GuidanceConfig) -> Teacher:
+    """Open the cache; weights that are not named are taken for those it was made of."""
+    cache = open_cache(Path(guidance.cache or ""))
+    asked, there = made_of(guidance), dict(cache.facts.made_of)
+    for key in ("teacher_checkpoint", "teacher_vae"):
+        if getattr(guidance, key) is None:
+            there.pop(key, None)
+    if differing := different(there, asked):
+        raise BadInput(f"guidance.cache={guidance.cache} holds latents of another teacher or size: {differing}")
+    return CachedTeacher(cache)
+
+
+def _depth_teacher(config: RunConfig, *, has_depth: bool) -> Teacher:
     if not has_depth:
         raise BadInput(
             f"guidance.teacher=depth needs depth, but data.root={config.data.root} has none: give an RGB-D folder "

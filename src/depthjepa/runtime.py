@@ -62,6 +62,12 @@ def distributed(place: Ranks, where: torch.device) -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
+def wait_for_all(place: Ranks) -> None:
+    """Return when all processes have come here."""
+    if place.world > 1:
+        torch.distributed.barrier()
+
+
 def average_over_ranks(values: Tensor, place: Ranks) -> Tensor:
     """Mean of a tensor over all processes (the tensor itself when there is one)."""
     if place.world > 1:

@@ -41,6 +41,7 @@ from depthjepa.model.heads import Latents
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import normalise
+from depthjepa.teachers.cache import CachedTeacher, names_of
 from depthjepa.teachers.latents import Teacher, Whitening, fit_whitening, on_cells
 from depthjepa.warm_start import start_from
 
@@ -113,6 +114,8 @@ def prepare(
     epoch_steps = steps_per_epoch(len(source), config.train.batch_size)
     steps = config.train.total_steps(epoch_steps)
     teacher = build_teacher(config, has_depth=source.has_depth)
+    if isinstance(teacher, CachedTeacher):
+        teacher.cache.rows(names_of([source]))  # all are there, or it is said before the first step
     if teacher is not None:
         teacher = teacher.to(where)
     method = build_method(config, teacher, len(source.classes))

@@ -306,6 +306,7 @@ def view_batches(
     batch_size: int = 64,
     limit: int | None = None,
     workers: int = 0,
+    may_be_empty: bool = False,
 ) -> Iterator[Batch]:
     """Yield the samples of a source in order, as fixed views without masks.
 
@@ -313,7 +314,7 @@ def view_batches(
     proportions. `limit` takes that many samples spread evenly over the source, so that sorted classes are all
     covered. Unreadable images are left out and named in `Batch.skipped`.
 
-    Raises `BadInput` when no image can be read, or a file is at fault.
+    Raises `BadInput` when no image can be read (unless that `may_be_empty`), or a file is at fault.
     """
     count = len(source) if limit is None else min(limit, len(source))
     indices = (2 * np.arange(count, dtype=np.int64) + 1) * len(source) // (2 * count)
@@ -328,6 +329,8 @@ def view_batches(
             yield replace(held, skipped=held.skipped + skipped)
             skipped = ()
         held = batch
+    if held is None and may_be_empty:
+        return
     if held is None:
         raise BadInput(f"none of the {count} images of {source.name} can be read; the first fault: {skipped[0]}")
     yield replace(held, skipped=held.skipped + skipped)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import PurePath
 
 import numpy as np
 from jaxtyping import Int64
@@ -36,18 +37,19 @@ class Mixture:
 
     def sample(self, index: int) -> Sample:
         """Decode sample `index` of the concatenation; raises `UnreadableImage`."""
-        source, index = self._part(index)
-        sample = source.sample(index)
+        source, place = self._part(index)
+        sample = source.sample(place)
         return replace(
             sample,
+            name=self.name_of(index),
             depth=sample.depth if self.has_depth else None,
             label=sample.label if self.classes else -1,
         )
 
     def name_of(self, index: int) -> str:
-        """Name of sample `index` in its own source."""
+        """Name of sample `index`: that of its own source's folder, then its name there."""
         source, index = self._part(index)
-        return source.name_of(index)
+        return f"{PurePath(source.name).name}/{source.name_of(index)}"
 
     def _part(self, index: int) -> tuple[Source, int]:
         which = int(np.searchsorted(self._ends, index, side="right"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
@@ -100,3 +101,32 @@ class Batch:
             boxes=None if self.boxes is None else self.boxes.to(device, non_blocking=True),
             mirrored=None if self.mirrored is None else self.mirrored.to(device, non_blocking=True),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Some samples of a source, in a given order."""
+
+    source: Source
+    numbers: Int64[np.ndarray, " images"]
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.source.classes
+
+    @property
+    def has_depth(self) -> bool:
+        return self.source.has_depth
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def name_of(self, index: int) -> str:
+        return self.source.name_of(int(self.numbers[index]))
+
+    def sample(self, index: int) -> Sample:
+        return self.source.sample(int(self.numbers[index]))

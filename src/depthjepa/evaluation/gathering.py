@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
@@ -20,7 +19,7 @@ from depthjepa import runtime
 from depthjepa.config import RunConfig
 from depthjepa.data.images import Split
 from depthjepa.data.loading import open_source, view_batches
-from depthjepa.data.samples import Batch, Sample, Source
+from depthjepa.data.samples import Batch, Chosen, Source
 from depthjepa.evaluation.diagnostics import Diagnosis
 from depthjepa.evaluation.features import Encode, Pooled, PooledParts, iterate_tokens
 from depthjepa.evaluation.tokens import ComputedTokens, TokenKeeper, Tokens
@@ -84,7 +83,7 @@ class Views:
 
     def chosen(self, numbers: Int64[Tensor, " _"]) -> Iterator[Batch]:
         """Read the images with these numbers in the source, in this order."""
-        return self._read(_Chosen(self.source, numbers.numpy()), None)
+        return self._read(Chosen(self.source, numbers.numpy()), None)
 
     def _read(self, source: Source, limit: int | None) -> Iterator[Batch]:
         for batch in views(self.config, source, limit):
@@ -102,35 +101,6 @@ def views(config: RunConfig, source: Source, limit: int | None) -> Iterator[Batc
         limit=limit,
         workers=config.data.workers,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Chosen:
-    """Some samples of a source, in a given order."""
-
-    source: Source
-    numbers: Int64[np.ndarray, " images"]
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.source.classes
-
-    @property
-    def has_depth(self) -> bool:
-        return self.source.has_depth
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def name_of(self, index: int) -> str:
-        return self.source.name_of(int(self.numbers[index]))
-
-    def sample(self, index: int) -> Sample:
-        return self.source.sample(int(self.numbers[index]))
 
 
 def features_of(

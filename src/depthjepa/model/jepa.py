@@ -42,19 +42,27 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class GuidanceConfig:
     """Whether and how depth guides.
 
-    `teacher` is `depth`, ground truth turned into latents, or `depthfm`, a frozen network that needs
-    `teacher_checkpoint` (released as depthfm-v1.ckpt) and `teacher_vae` (a folder or hub id).
+    `teacher` is `depth`, ground truth turned into latents, or a frozen network: `depthfm`, which needs
+    `teacher_checkpoint` (released as depthfm-v1.ckpt) and `teacher_vae` (a folder or hub id), or `huggingface`, any
+    depth network of transformers (`teacher_checkpoint`: a folder or hub id), its depth or a layer of its features.
+    `cache` is a folder that `depthjepa teach` wrote: latents of whole images of `teacher_size` x `teacher_size` px,
+    from which those of crops are cut; the network is not needed then.
     """
 
     kind: Literal["none", "feature"] = "none"
     weight: NonNegativeFloat = 1.0
     head: Literal["linear", "conv"] = "linear"
     fill: Literal["zero", "learned"] = "zero"
-    teacher: Literal["depth", "depthfm"] = "depth"
+    teacher: Literal["depth", "depthfm", "huggingface"] = "depth"
     teacher_checkpoint: str | None = None
     teacher_vae: str | None = None
     teacher_steps: PositiveInt = 2  # Euler steps
     teacher_attention: Literal["plain", "rescaled"] = "plain"
+    teacher_seed: int = 0  # of depthfm's noise
+    teacher_output: Literal["depth", "features"] = "depth"  # of huggingface
+    teacher_layer: int | None = None  # of the features; None: two thirds deep
+    teacher_size: PositiveInt = 512
+    cache: str | None = None
 
 
 @configuration(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))

@@ -327,7 +327,9 @@ def load_huggingface(
         missing = [key for key in missing if key.startswith(f"{row.encoder}.")]
         chosen = _choose_layer(network.config, layer, source)
     if missing:
-        raise BadInput(f"{source} does not hold all of a {config.model_type} for depth: missing {few(missing)}")
+        raise BadInput(
+            f"{source} does not hold all of a {config.model_type} for depth: missing or misshapen {few(missing)}"
+        )
     return HuggingFaceDepth(network, row, config, mean=mean, deviation=deviation, layer=chosen, side=side)
 
 
@@ -383,7 +385,7 @@ def _load_config(transformers: Any, source: str | Path) -> Any:
 
 
 def _load_network(transformers: Any, source: str | Path, config: Any) -> tuple[Any, list[str]]:
-    """Return the network, and the names of weights that it reads and the files do not hold."""
+    """Return the network, and the names of weights that it reads and the files do not hold in their shape."""
     if config.model_type == "depth_pro":
         config.use_fov_model = False  # it only tells the focal length, which a crop does not have
     try:
@@ -394,11 +396,13 @@ def _load_network(transformers: Any, source: str | Path, config: Any) -> tuple[A
                 dtype=torch.float32,
                 use_safetensors=True,
                 trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # they are told with the missing ones
                 output_loading_info=True,
             )
     except Exception as fault:
         raise _unloadable(source, fault) from fault
-    return network, sorted(key for key in info["missing_keys"] if not UNREAD.search(key))
+    lacking = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    return network, sorted(key for key in lacking if not UNREAD.search(key))
 
 
 def _normalisation(transformers: Any, source: str | Path, row: Family) -> tuple[Values, Values]:

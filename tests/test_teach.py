@@ -1,0 +1,280 @@
+"""A cache holds what the teacher said of whole images, gives crops of it, survives kills and refuses what it is not."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import adaptive_avg_pool2d
+
+from depthjepa import cost
+from depthjepa.config import RunConfig
+from depthjepa.data.loading import DataConfig, TrainingBatches, open_source, view_batches
+from depthjepa.data.samples import Batch
+from depthjepa.faults import BadInput
+from depthjepa.logbook import RunFolder
+from depthjepa.model.heads import Latents
+from depthjepa.runtime import Ranks
+from depthjepa.teachers.cache import CachedTeacher, cut, fingerprint, open_cache
+from depthjepa.teachers.latents import Description
+from tiny_runs import picture, run, save, tiny, write_classes, write_flat, write_pairs
+
+teaching = importlib.import_module("depthjepa.teach")  # the module: it holds a function of its name
+SIZE = 64
+SETTINGS = ("guidance.kind=feature", "guidance.teacher=huggingface", f"guidance.teacher_size={SIZE}")
+FILES = ("names.bin", "latents.bin", "parts.bin")
+
+
+class MeanColours:
+    """A teacher whose latents are the mean colours of their cells: of a crop they are the whole image's, resampled."""
+
+    def __init__(self, killed_after: int | None = None) -> None:
+        self.seen, self._killed_after = 0, killed_after
+
+    def describe(self) -> Description:
+        return Description("colours", 3, 8, "", "undirected", stochastic=False, needs_depth=False)
+
+    def to(self, device: torch.device) -> MeanColours:
+        return self
+
+    def batch_latents(self, batch: Batch, cells: tuple[int, int]) -> Latents:
+        self.seen += len(batch.images)
+        if self._killed_after is not None and self.seen > self._killed_after:
+            raise KeyboardInterrupt
+        values = adaptive_avg_pool2d(batch.images, cells)
+        return Latents(values, torch.ones_like(values, dtype=torch.bool))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)
+    monkeypatch.setattr(teaching, "TOGETHER", 8)
+
+
+@pytest.fixture
+def taught(monkeypatch: pytest.MonkeyPatch) -> Callable[..., MeanColours]:
+    """Run `teach` with the teacher above; returns the teacher."""
+
+    def taught(config: RunConfig, out: Path, killed_after: int | None = None) -> MeanColours:
+        teacher = MeanColours(killed_after)
+        monkeypatch.setattr(teaching, "load_network", lambda guidance: teacher)
+        teaching.teach(config, out, say=lambda _: None)
+        return teacher
+
+    return taught
+
+
+def content(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in FILES]
+
+
+Taught = Callable[..., MeanColours]
+
+
+def test_the_cache_holds_the_latents_of_whole_images_of_both_splits(tmp_path: Path, taught: Taught) -> None:
+    root = write_classes(tmp_path / "classes", 5)
+    taught(tiny(root, *SETTINGS), tmp_path / "cache")
+    cache = open_cache(tmp_path / "cache")
+    assert cache.facts.images == 20 and cache.facts.shape == (3, 8, 8)
+    assert (tmp_path / "cache" / "latents.bin").stat().st_size == 20 * 3 * 8 * 8 * 2
+    for split in ("train", "val"):
+        source = open_source(DataConfig(root=str(root)), split)
+        for batch in view_batches(source, (SIZE, SIZE)):
+            expected = MeanColours().batch_latents(batch, (8, 8)).values
+            torch.testing.assert_close(cache.read(batch.names), expected, atol=1e-3, rtol=0)
+
+
+def test_crops_are_cut_where_they_lie(tmp_path: Path, taught: Taught) -> None:
+    """The latents of crops, mirrored ones among them, are those that the teacher gives of the crops themselves."""
+    root = write_pairs(tmp_path / "pairs")
+    config = tiny(root, *SETTINGS, "guidance.teacher_size=256", "data.crop_scale=[0.3,0.6]")
+    taught(config, tmp_path / "cache")
+    cache = open_cache(tmp_path / "cache")
+    assert cache.facts.crops is not None
+    assert cache.facts.crops["correlation"] > 0.95 and cache.facts.crops["difference"] < 0.3
+    source = open_source(config.data, "train")
+    batch = next(
+        iter(TrainingBatches(source=source, data=config.data, masks=None, grid=(6, 6), seed=0, batch_size=24, steps=1))
+    )
+    assert batch.mirrored is not None and 4 < int(batch.mirrored.sum()) < 20
+    own = MeanColours().batch_latents(batch, (12, 12)).values
+    ours = CachedTeacher(cache).batch_latents(batch, (12, 12)).values
+    unmirrored = CachedTeacher(cache).batch_latents(replace(batch, mirrored=~batch.mirrored), (12, 12)).values
+    assert (own - ours).square().mean() < 0.1 * (own - unmirrored).square().mean()
+
+
+def test_a_cut_of_whole_cells_is_those_cells() -> None:
+    whole = torch.randn(2, 3, 8, 10, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[2 / 8, 3 / 10, 4 / 8, 5 / 10]] * 2)
+    found = cut(whole, boxes, torch.tensor([False, True]), (4, 5))
+    torch.testing.assert_close(found[0], whole[0, :, 2:6, 3:8])
+    torch.testing.assert_close(found[1], whole[1, :, 2:6, 3:8].flip(-1))
+    everything = cut(whole, torch.tensor([[0.0, 0, 1, 1]] * 2), torch.tensor([False, False]), (8, 10))
+    torch.testing.assert_close(everything, whole)
+
+
+def test_a_killed_cache_goes_on_and_repeats_no_part(tmp_path: Path, taught: Taught) -> None:
+    config = tiny(write_flat(tmp_path / "flat", 50), *SETTINGS)
+    taught(config, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        taught(config, tmp_path / "cut", killed_after=30)
+    with pytest.raises(BadInput, match="is not complete: 4 of 7 parts are to be computed yet"):
+        open_cache(tmp_path / "cut")
+    again = taught(config, tmp_path / "cut")
+    assert again.seen == 1 + (50 - 24) + 50  # one tells the shape, the comparison at the end has crops of its own
+    assert content(tmp_path / "whole") == content(tmp_path / "cut")
+    assert taught(config, tmp_path / "cut").seen == 1
+
+
+def test_several_processes_write_the_cache_of_one(tmp_path: Path, taught: Taught) -> None:
+    config = tiny(write_flat(tmp_path / "flat", 50), *SETTINGS)
+    taught(config, tmp_path / "one")
+    with pytest.raises(KeyboardInterrupt):
+        taught(config, tmp_path / "three", killed_after=1)
+    for rank in (2, 0, 1):
+        sources = [open_source(config.data, "train")]
+        teaching._fill(tmp_path / "three", MeanColours(), sources, config, Ranks(rank, 3), torch.device("cpu"))
+    assert content(tmp_path / "one") == content(tmp_path / "three")
+
+
+def test_an_image_that_cannot_be_read_has_no_latents(tmp_path: Path, taught: Taught) -> None:
+    root = write_flat(tmp_path / "flat", 9)
+    for name in ("0000.png", "0004.png", "0008.png"):  # the last is the only one of its part
+        (root / name).write_bytes(b"torn")
+    taught(tiny(root, *SETTINGS), tmp_path / "cache")
+    cache = open_cache(tmp_path / "cache")
+    assert (
+        cache.read(["0000.png", "0004.png", "0008.png"]).isnan().all()
+        and cache.read(["0003.png", "0005.png"]).isfinite().all()
+    )
+
+
+def test_a_run_learns_from_a_cache_without_the_network_and_resumes(tmp_path: Path, taught: Taught) -> None:
+    root = write_flat(tmp_path / "flat", 24, size=64)
+    settings = (*SETTINGS, "train.steps=60", "optim.lr=2e-2", f"guidance.cache={tmp_path / 'cache'}")
+    taught(tiny(root, *SETTINGS), tmp_path / "cache")
+    summary = run(root, tmp_path / "run", *settings)
+    records = RunFolder(tmp_path / "run").metrics()
+    assert records[-1]["loss_depth"] < min(0.75 * summary["depth_floor"], records[0]["loss_depth"])
+    assert (tmp_path / "run" / "figures" / "guidance.npz").is_file()
+    # Subsets and another order of the same data find their images by name.
+    subset = write_flat(tmp_path / "subset", 8, size=64)
+    run(subset, tmp_path / "other", *settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("guidance.teacher_size=128",), "another teacher or size: size=64 there and 128 here"),
+        (("guidance.teacher=depthfm",), "another teacher or size: teacher=huggingface there and depthfm here"),
+        (("guidance.teacher_output=features",), "teacher_output=depth there and features here"),
+    ],
+)
+def test_a_cache_of_another_teacher_is_refused_before_training(
+    tmp_path: Path, taught: Taught, settings: tuple[str, ...], said: str
+) -> None:
+    root = write_flat(tmp_path / "flat", 9)
+    taught(tiny(root, *SETTINGS), tmp_path / "cache")
+    with pytest.raises(BadInput, match=said):
+        run(root, tmp_path / "run", *SETTINGS, "train.steps=1", f"guidance.cache={tmp_path / 'cache'}", *settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_caches_at_fault_are_refused_before_training(tmp_path: Path, taught: Taught) -> None:
+    root, cache = write_flat(tmp_path / "flat", 17), tmp_path / "cache"
+    settings = (*SETTINGS, "train.steps=1", f"guidance.cache={cache}")
+
+    def fault() -> str:
+        with pytest.raises(BadInput) as found:
+            run(root, tmp_path / "run", *settings)
+        assert not (tmp_path / "run").exists()
+        return str(found.value)
+
+    assert "is no cache of latents: cache.json is not there" in fault()
+    taught(tiny(root, *SETTINGS), cache)
+    save(root / "new.png", picture(3, 16, 16))
+    assert "lacks 1 of 18 images, such as new.png" in fault()
+    (root / "new.png").unlink()
+    latents = (cache / "latents.bin").read_bytes()
+    (cache / "latents.bin").write_bytes(latents[:-2])
+    assert f"has {len(latents) - 2} of {len(latents)} bytes: the cache is truncated" in fault()
+    (cache / "latents.bin").write_bytes(b"\0\0" + latents[2:])
+    assert "is damaged: images 0 to 7 do not have the checksum" in fault()
+    (cache / "cache.json").write_text('{"format": 1}')
+    assert "does not describe a cache of latents" in fault()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, taught: Taught) -> None:
+    root = write_flat(tmp_path / "flat", 9)
+    config = tiny(root, *SETTINGS)
+    with pytest.raises(BadInput, match="is there already and holds no cache"):
+        taught(config, root)
+    taught(config, tmp_path / "cache")
+    with pytest.raises(BadInput, match="holds latents of another teacher or size: size=64 there and 128 here"):
+        taught(tiny(root, *SETTINGS, "guidance.teacher_size=128"), tmp_path / "cache")
+    with pytest.raises(BadInput, match="holds latents of other images"):
+        taught(tiny(write_flat(tmp_path / "other", 10), *SETTINGS), tmp_path / "cache")
+
+
+def test_depth_files_need_no_cache(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="the depth teacher needs no cache"):
+        teaching.teach(tiny(write_pairs(tmp_path / "pairs", 3, 2), "guidance.kind=feature"), tmp_path / "cache")
+
+
+def test_weights_are_told_apart_by_their_content(tmp_path: Path) -> None:
+    for name, byte in (("one", b"a"), ("same", b"a"), ("other", b"b")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(byte * 300_000)
+    one, same, other = (fingerprint(str(tmp_path / name)) for name in ("one", "same", "other"))
+    assert one == same != other
+    assert fingerprint("depth-anything/Depth-Anything-V2-Small-hf") == "depth-anything/Depth-Anything-V2-Small-hf"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInput, match="holds no weights"):
+        fingerprint(str(tmp_path / "empty"))
+
+
+@pytest.mark.slow
+def test_two_processes_and_a_network_of_transformers_by_the_command_line(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    backbone = transformers.Dinov2Config(
+        hidden_size=24, num_hidden_layers=4, num_attention_heads=2, image_size=56, patch_size=14, mlp_ratio=2,
+        out_indices=[1, 2, 3, 4], reshape_hidden_states=False, initializer_range=0.1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network = transformers.DepthAnythingForDepthEstimation(
+        transformers.DepthAnythingConfig(
+            backbone_config=backbone,
+            reassemble_hidden_size=24,
+            neck_hidden_sizes=[8] * 4,
+            fusion_hidden_size=8,
+            head_hidden_size=8,
+            initializer_range=0.2,
+        )
+    )
+    network.save_pretrained(tmp_path / "network")
+    root = write_classes(tmp_path / "classes", 40)
+    given = ["--data", str(root), "--teacher", "huggingface", f"guidance.teacher_checkpoint={tmp_path / 'network'}"]
+    given += ["guidance.teacher_size=112", "data.image_size=48", "model.patch_size=8", "train.threads=1"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for start, name in (([sys.executable], "one"), (launcher, "two")):
+        command = [*start, "-m", "depthjepa.cli", "teach", *given, "--out", str(tmp_path / name)]
+        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    one, two = (open_cache(tmp_path / name) for name in ("one", "two"))
+    np.testing.assert_allclose(one.latents, two.latents, atol=2e-3)
+    assert np.array_equal(one.names, two.names) and one.facts.made_of == two.facts.made_of
+    run(
+        root,
+        tmp_path / "run",
+        *SETTINGS,
+        "guidance.teacher_size=112",
+        "train.steps=2",
+        f"guidance.cache={tmp_path / 'two'}",
+    )
