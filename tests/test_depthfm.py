@@ -456,3 +456,7 @@ def test_it_is_loaded_by_its_name(parity):
     assert teacher.latents(torch.rand(1, 3, 64, 96)).shape == (1, 4, 8, 12)
     with pytest.raises(BadInput, match=r"no teacher network 'depthfn' \(did you mean 'depthfm'\?\)"):
         depthjepa.load_teacher("depthfn", **files)
+    with pytest.raises(BadInput, match="needs vae: the autoencoder"):
+        depthjepa.load_teacher("depthfm", checkpoint=files["checkpoint"])
+    with pytest.raises(BadInput, match="output, layer and side are for the teacher huggingface"):
+        depthjepa.load_teacher("depthfm", **files, layer=2)

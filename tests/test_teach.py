@@ -111,6 +111,17 @@ def test_crops_are_cut_where_they_lie(tmp_path: Path, taught: Taught) -> None:
     assert (own - ours).square().mean() < 0.1 * (own - unmirrored).square().mean()
 
 
+def test_latents_finer_than_a_cell_are_kept_by_the_cell(
+    tmp_path: Path, taught: Taught, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that answers for each pixel takes as much of the disk as one that answers for 8 x 8."""
+    monkeypatch.setattr(
+        MeanColours, "batch_latents", lambda self, batch, cells: Latents(batch.images, batch.images > 0)
+    )
+    taught(tiny(write_flat(tmp_path / "flat", 9), *SETTINGS), tmp_path / "cache")
+    assert open_cache(tmp_path / "cache").facts.shape == (3, 8, 8)
+
+
 def test_a_cut_of_whole_cells_is_those_cells() -> None:
     whole = torch.randn(2, 3, 8, 10, generator=torch.Generator().manual_seed(0))
     boxes = torch.tensor([[2 / 8, 3 / 10, 4 / 8, 5 / 10]] * 2)

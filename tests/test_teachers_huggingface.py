@@ -10,8 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import interpolate
 
+import depthjepa
+from depthjepa.config import build_config
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput
+from depthjepa.method import build_teacher
 from depthjepa.teachers.huggingface import load_huggingface
 from depthjepa.teachers.latents import Teacher, fit_whitening, on_cells
 
@@ -597,3 +600,18 @@ def test_without_transformers_the_extra_is_named(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(BadInput, match=r"pip install 'depthjepa\[teachers\]'"):
         load_huggingface(source)
+
+
+def test_it_is_loaded_by_its_name(folder):
+    teacher = depthjepa.load_teacher("huggingface", checkpoint=folder(DEPTHS[0]), output="features", layer=1)
+    assert teacher.describe().name.endswith("layer 1")
+    with pytest.raises(BadInput, match="vae, steps, attention, ensemble and seed are for the teacher depthfm"):
+        depthjepa.load_teacher("huggingface", checkpoint=folder(DEPTHS[0]), steps=4)
+
+
+def test_a_run_names_it_by_its_folder(folder):
+    guided = ["guidance.kind=feature", "guidance.teacher=huggingface"]
+    config = build_config({}, [*guided, f"guidance.teacher_checkpoint={folder(DEPTHS[0])}"])
+    assert build_teacher(config, has_depth=False).describe().channels == 1
+    with pytest.raises(BadInput, match="needs guidance.teacher_checkpoint: a folder or hub id"):
+        build_teacher(build_config({}, guided), has_depth=False)

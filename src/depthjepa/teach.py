@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
 from rich.progress import Progress
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from depthjepa.cost import size_of
 from depthjepa.data.images import Split
 from depthjepa.data.loading import TrainingBatches, has_validation, open_source, view_batches
 from depthjepa.data.memory import first_readable
-from depthjepa.data.samples import Chosen, Source
+from depthjepa.data.samples import Batch, Chosen, Source
 from depthjepa.faults import BadInput
 from depthjepa.logbook import to_json, write_whole
 from depthjepa.method import load_network
@@ -77,7 +78,7 @@ def _facts(config: RunConfig, teacher: Teacher, sources: list[Source], images: i
     size = config.guidance.teacher_size
     first, _, _ = first_readable(sources[0], 0)
     batch = next(view_batches(Chosen(sources[0], np.array([first])), (size, size))).to(where)
-    values = teacher.batch_latents(batch, (size // CELL, size // CELL)).values
+    values = _whole(teacher, batch, size)
     _, channels, rows, columns = values.shape
     return Facts(
         cache.made_of(config.guidance),
@@ -137,9 +138,18 @@ def _latents(
         may_be_empty=True,
     )
     for batch in batches:
-        values: Tensor = teacher.batch_latents(batch.to(where), (size // CELL, size // CELL)).values
+        values = _whole(teacher, batch.to(where), size)
         for number, latent in zip(batch.index.tolist(), values.half().cpu().numpy(), strict=True):
             yield chosen[number][0], latent
+
+
+def _whole(teacher: Teacher, batch: Batch, size: int) -> Float[Tensor, "b c rows cols"]:
+    """Latents of whole images, no finer than a cell: a network that answers pixel by pixel would fill the disk."""
+    cells = max(1, size // CELL)
+    values = teacher.batch_latents(batch, (cells, cells)).values
+    if max(values.shape[-2:]) > cells:
+        values = F.interpolate(values, (cells, cells), mode="bilinear", antialias=True, align_corners=False)
+    return values
 
 
 def _compare(

@@ -6,24 +6,39 @@ from pathlib import Path
 
 from depthjepa.faults import BadInput, nearest
 from depthjepa.teachers.depthfm import Attention, DepthFM, load_depthfm
+from depthjepa.teachers.huggingface import HuggingFaceDepth, Output, load_huggingface
 
-NETWORKS = ("depthfm",)
+NETWORKS = ("depthfm", "huggingface")
 
 
 def load_teacher(
     name: str,
     *,
     checkpoint: str | Path,
-    vae: str | Path,
+    vae: str | Path | None = None,
     steps: int = 2,
     attention: Attention = "plain",
     ensemble: int = 1,
     seed: int = 0,
-) -> DepthFM:
+    output: Output = "depth",
+    layer: int | None = None,
+    side: int | None = None,
+) -> DepthFM | HuggingFaceDepth:
     """Load a frozen depth network: `teacher.describe()`, `teacher.latents(images)` of images [b, 3, h, w] in [0, 1].
 
-    `name` is `depthfm`; the other arguments are those of `load_depthfm`. Raises `BadInput`.
+    `name` is `depthfm` (`checkpoint`, `vae`, `steps`, `attention`, `ensemble`, `seed`: see `load_depthfm`) or
+    `huggingface` (`checkpoint`: a folder or hub id; `output`, `layer`, `side`: see `load_huggingface`).
+
+    Raises `BadInput`, also for arguments of the other kind.
     """
     if name not in NETWORKS:
         raise BadInput(f"there is no teacher network {name!r}{nearest(name, NETWORKS)}: {', '.join(NETWORKS)}")
+    if name == "huggingface":
+        if vae is not None or (steps, attention, ensemble, seed) != (2, "plain", 1, 0):
+            raise BadInput("vae, steps, attention, ensemble and seed are for the teacher depthfm, not for huggingface")
+        return load_huggingface(checkpoint, output=output, layer=layer, side=side)
+    if (output, layer, side) != ("depth", None, None):
+        raise BadInput("output, layer and side are for the teacher huggingface, not for depthfm")
+    if vae is None:
+        raise BadInput("the teacher depthfm needs vae: the autoencoder of Stable Diffusion 1.5, a folder or hub id")
     return load_depthfm(checkpoint, vae, steps=steps, attention=attention, ensemble=ensemble, seed=seed)
