@@ -613,5 +613,5 @@ def test_a_run_names_it_by_its_folder(folder):
     guided = ["guidance.kind=feature", "guidance.teacher=huggingface"]
     config = build_config({}, [*guided, f"guidance.teacher_checkpoint={folder(DEPTHS[0])}"])
     assert build_teacher(config, has_depth=False).describe().channels == 1
-    with pytest.raises(BadInput, match="needs guidance.teacher_checkpoint: a folder or hub id"):
+    with pytest.raises(BadInput, match=r"needs guidance\.teacher_checkpoint: a folder or hub id"):
         build_teacher(build_config({}, guided), has_depth=False)
