@@ -57,7 +57,7 @@ def distributed(place: Ranks, where: torch.device) -> Iterator[None]:
     torch.distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
     try:
         yield
-        torch.distributed.barrier()  # none leaves while another still writes
+        wait_for_all(place)  # none leaves while another still writes
     finally:
         torch.distributed.destroy_process_group()
 

@@ -32,6 +32,8 @@ from depthjepa.teachers import cache
 from depthjepa.teachers.cache import DONE, TOGETHER, CachedTeacher, Facts
 from depthjepa.teachers.latents import Teacher, on_cells
 
+Places = dict[str, tuple[int, int]]
+
 CELL = 8  # pixels of the whole image a latent cell is asked for
 CROPS = 64  # on which the cache is compared with the teacher
 
@@ -52,38 +54,36 @@ def teach(config: RunConfig, out: str | Path, *, say: Callable[[str], None] | No
         raise BadInput("the depth teacher needs no cache: its latents are the depth files; name a network (--teacher)")
     teacher = teacher.to(where)
     with runtime.distributed(place, where):
-        names = cache.names_of(sources)
-        facts = _facts(config, teacher, sources, len(names), where)
+        places = _places(sources)
         if place.first:
-            cache.create_cache(folder, facts, names)
+            cache.create_cache(folder, _facts(config, teacher, sources[0], len(places), where), list(places))
         runtime.wait_for_all(place)
         facts = cache.read_facts(folder)
-        say(f"{len(names)} images, {size_of(cache.size_of(facts))} in {folder}")
-        _fill(folder, teacher, sources, config, place, where)
+        say(f"{len(places)} images, {size_of(cache.size_of(facts))} in {folder}")
+        _fill(folder, teacher, sources, places, config, place, where)
         runtime.wait_for_all(place)
-        if place.first and cache.read_facts(folder).crops is None:
-            crops = _compare(folder, teacher, sources[0], config, where)
-            write_whole(folder / "cache.json", to_json(asdict(replace(facts, crops=crops))))
-    done = cache.read_facts(folder)
-    if done.crops is not None:
+        if place.first and facts.crops is None:
+            facts = replace(facts, crops=_compare(folder, teacher, sources[0], config, where))
+            write_whole(folder / "cache.json", to_json(asdict(facts)))
+    if facts.crops is not None:
         say(
-            f"{done.crops['crops']:.0f} crops cut from the cache, against the teacher's own latents: correlation "
-            f"{done.crops['correlation']:.3f}, difference {done.crops['difference']:.3f} deviations (root mean square)"
+            f"{facts.crops['crops']:.0f} crops cut from the cache, against the teacher's own latents: correlation "
+            f"{facts.crops['correlation']:.3f}, root mean square difference {facts.crops['difference']:.3f} deviations"
         )
-    return done
+    return facts
 
 
-def _facts(config: RunConfig, teacher: Teacher, sources: list[Source], images: int, where: torch.device) -> Facts:
+def _facts(config: RunConfig, teacher: Teacher, source: Source, images: int, where: torch.device) -> Facts:
     """Describe the cache; the shape of its latents is found out on one image."""
     size = config.guidance.teacher_size
-    first, _, _ = first_readable(sources[0], 0)
-    batch = next(view_batches(Chosen(sources[0], np.array([first])), (size, size))).to(where)
+    first, _, _ = first_readable(source, 0)
+    batch = next(view_batches(Chosen(source, np.array([first])), (size, size))).to(where)
     values = _whole(teacher, batch, size)
     _, channels, rows, columns = values.shape
     return Facts(
         cache.made_of(config.guidance),
         asdict(teacher.describe()),
-        ",".join(source.name for source in sources[:1]),
+        source.name,
         images,
         (channels, rows, columns),
         together=TOGETHER,
@@ -91,12 +91,17 @@ def _facts(config: RunConfig, teacher: Teacher, sources: list[Source], images: i
 
 
 def _fill(
-    folder: Path, teacher: Teacher, sources: list[Source], config: RunConfig, place: runtime.Ranks, where: torch.device
+    folder: Path,
+    teacher: Teacher,
+    sources: list[Source],
+    places: Places,
+    config: RunConfig,
+    place: runtime.Ranks,
+    where: torch.device,
 ) -> None:
     """Compute the parts of this process that are not done."""
     files = cache.open_cache(folder, finished=False, mode="r+")
     left = [part for part in range(place.rank, len(files.parts), place.world) if not files.parts[part] & DONE]
-    places = dict(_places(sources))
     listed, together = list(places), files.facts.together
     with Progress(disable=not place.first) as bar:
         for part in bar.track(left, description="latents"):
@@ -112,14 +117,13 @@ def _fill(
             files.parts.flush()  # type: ignore[attr-defined]
 
 
-def _places(sources: list[Source]) -> Iterator[tuple[str, tuple[int, int]]]:
+def _places(sources: list[Source]) -> Places:
     """Each image's name with the number of its source and its index there; of equal names the first."""
-    known = set()
+    found: Places = {}
     for number, source in enumerate(sources):
-        for index in range(len(source)):
-            if (name := source.name_of(index)) not in known:
-                known.add(name)
-                yield name, (number, index)
+        for index, name in enumerate(cache.names_of(source)):
+            found.setdefault(name, (number, index))  # a folder without splits is its own validation data
+    return found
 
 
 def _latents(

@@ -115,7 +115,7 @@ def prepare(
     steps = config.train.total_steps(epoch_steps)
     teacher = build_teacher(config, has_depth=source.has_depth)
     if isinstance(teacher, CachedTeacher):
-        teacher.cache.rows(names_of([source]))  # all are there, or it is said before the first step
+        teacher.cache.rows(names_of(source))  # all are there, or it is said before the first step
     if teacher is not None:
         teacher = teacher.to(where)
     method = build_method(config, teacher, len(source.classes))

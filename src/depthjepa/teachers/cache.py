@@ -190,10 +190,9 @@ def hashes(names: Sequence[str]) -> UInt64[np.ndarray, " k"]:
     return np.frombuffer(b"".join(hashlib.blake2b(each, digest_size=8).digest() for each in whole), dtype=np.uint64)
 
 
-def names_of(sources: Sequence[Source]) -> list[str]:
-    """Names of all images of several splits, each once: a folder without splits is its own validation data."""
-    names = [source.name_of(index) for source in sources for index in range(len(source))]
-    return list(dict.fromkeys(names))
+def names_of(source: Source) -> list[str]:
+    """Names of all images of a source, in its order."""
+    return [source.name_of(index) for index in range(len(source))]
 
 
 # files ----------------------------------------------------------------------------------------------------
