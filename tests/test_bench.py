@@ -130,3 +130,13 @@ def test_bench_writes_rates_and_fractions(
     printed = capsys.readouterr().out
     assert f"fastest: {figures['fastest']}; train.precision=auto takes {figures['auto']}" in printed
     assert "of the matmul rate" in printed and "GFLOP a step" in printed
+    step, guided, taught = (figures[f"{name}_seconds"] for name in ("unguided", "guided", "teacher"))
+    assert 0 < taught < step and guided > 0
+    assert f"guidance: {guided / step:.3f} times the unguided step; the teacher (in the loop) " in printed
+
+
+def test_works_are_timed_in_turn() -> None:
+    order: list[str] = []
+    times = bench.seconds_in_turn([lambda: order.append("a"), lambda: order.append("b")], torch.device("cpu"))
+    assert order == ["a", "b"] * (1 + bench.REPETITIONS)
+    assert [len(each) for each in times] == [1 + bench.REPETITIONS] * 2

@@ -250,7 +250,7 @@ def test_a_cell_is_about_eight_pixels(cells, size):
     assert sides(cells) == size
 
 
-@pytest.mark.parametrize(("crop", "cells", "size"), [((56, 56), (14, 14), 128), ((224, 160), (8, 8), 64)])
+@pytest.mark.parametrize(("crop", "cells", "size"), [((56, 56), (14, 14), 112), ((224, 160), (8, 8), 64)])
 def test_batch_latents_are_those_of_the_resized_crop(load, crop, cells, size):
     teacher, crops, index = load(), images(2, *crop), [8, 5]
     found = teacher.batch_latents(batch_of(crops, index), cells)
@@ -258,6 +258,20 @@ def test_batch_latents_are_those_of_the_resized_crop(load, crop, cells, size):
     assert found.valid.all()
     resized = interpolate(crops, (size, size), mode="bilinear", antialias=True, align_corners=False)
     close(found.values, teacher.latents(resized, index=torch.tensor(index)))
+
+
+def test_features_of_the_middle_block_can_guide(load):
+    teacher = load(output="features")
+    said = teacher.describe()
+    assert (said.channels, said.stride, said.unit) == (
+        teacher.unet.config.block_out_channels[-1],
+        16,
+        "features of the middle block",
+    )
+    batch = batch_of(images(2, 64, 64), [3, 5])
+    found = teacher.batch_latents(batch, (8, 8)).values
+    close(found, teacher.middle_block(batch.images, index=batch.index))
+    assert on_cells(teacher, batch, (4, 4)).values.shape == (2, said.channels, 8, 8)
 
 
 def test_a_grid_of_any_size_gets_its_latents(load):
@@ -456,7 +470,7 @@ def test_it_is_loaded_by_its_name(parity):
     assert teacher.latents(torch.rand(1, 3, 64, 96)).shape == (1, 4, 8, 12)
     with pytest.raises(BadInput, match=r"no teacher network 'depthfn' \(did you mean 'depthfm'\?\)"):
         depthjepa.load_teacher("depthfn", **files)
-    with pytest.raises(BadInput, match="needs vae: the autoencoder"):
+    with pytest.raises(BadInput, match=r"needs checkpoint .* and vae"):
         depthjepa.load_teacher("depthfm", checkpoint=files["checkpoint"])
-    with pytest.raises(BadInput, match="output, layer and side are for the teacher huggingface"):
+    with pytest.raises(BadInput, match="layer and side are for the teacher huggingface, not for depthfm"):
         depthjepa.load_teacher("depthfm", **files, layer=2)

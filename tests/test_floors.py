@@ -23,9 +23,10 @@ FLOORS = (
     ("checkpoint",),
     ("warm_start", "conversion"),
     ("evaluation", "cost"),
+    ("starting",),
     ("train",),
     ("study_runs",),
-    ("bench", "demo", "study", "teach"),
+    ("bench", "demo", "study", "teach", "fit_teacher"),
     ("cli", "__init__"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -3,12 +3,14 @@
 A step is everything that training does: forward and backward passes, optimiser, moving average; the teacher's
 latents are given. The fraction is (operations of the step / seconds) / matmul rate, operations as in `cost`. The ways
 to compute it are measured one after the other, compiled ones where there is a GPU or `train.compile` asks for them.
+What guidance costs is measured against the unguided twin, turn by turn, and so is the teacher, in the loop or cached.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from depthjepa.config import RunConfig, build_config
 from depthjepa.data.loading import TrainingBatches, open_source
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_method, build_teacher, compile_blocks, parameter_count
-from depthjepa.teachers.latents import Teacher
+from depthjepa.teachers.latents import Teacher, fit_whitening, on_cells
 
 # ViT-S/16 at 224 px, batch 16, predictor 6 deep and 384 wide, masks of the reference.
 DEFAULTS: dict[str, Any] = {
@@ -38,7 +40,7 @@ def bench(overrides: Sequence[str] = ()) -> dict[str, Any]:
     runtime.set_threads(config.train.threads)
     where = runtime.device(config.train.device)
     size = config.train.batch_size
-    teacher = build_teacher(config, has_depth=True)
+    teacher = build_teacher(config, has_depth=open_source(config.data, "train").has_depth)
     operations = cost.step_flops(config, teacher, size)
     figures: dict[str, Any] = {
         "configuration": " ".join(overrides) or "defaults",
@@ -75,6 +77,14 @@ def bench(overrides: Sequence[str] = ()) -> dict[str, Any]:
     figures["fastest"] = min(ways, key=lambda name: figures[name]["seconds_per_step"])
     figures["auto"] = cost.faster_precision(where)
     print(f"fastest: {figures['fastest']}; train.precision=auto takes {figures['auto']}")
+    if teacher is not None and config.train.objective == "jepa":
+        figures |= guidance_figures(config, teacher, figures["fastest"].partition(",")[0], where)
+        step, guided, taught = (figures[f"{name}_seconds"] for name in ("unguided", "guided", "teacher"))
+        how = "cached" if config.guidance.cache else "in the loop"
+        print(
+            f"guidance: {guided / step:.3f} times the unguided step; the teacher ({how}) {1e3 * taught:.1f} ms, "
+            f"{taught / step:.3f} of the unguided step; together {(guided + taught) / step:.3f}"
+        )
     figures |= loading_figures(config)
     figures["mask_seconds_per_step"] = mask_seconds(config)
     figures["peak_memory_bytes"] = runtime.peak_memory_bytes(where)
@@ -90,6 +100,14 @@ def step_seconds(
     config: RunConfig, teacher: Teacher | None, precision: str, where: torch.device, *, compiled: bool = False
 ) -> tuple[float, float]:
     """Median seconds of a training step on given images, masks and latents; and those of the first one."""
+    times = seconds_in_turn([training_step(config, teacher, precision, where, compiled=compiled)], where)[0]
+    return float(np.median(times[1:])), times[0]
+
+
+def training_step(
+    config: RunConfig, teacher: Teacher | None, precision: str, where: torch.device, *, compiled: bool = False
+) -> Callable[[], None]:
+    """Return a function that makes one training step on given images, masks and latents."""
     method = build_method(config, teacher, classes=0).to(where)
     if compiled:
         compile_blocks(method)
@@ -104,14 +122,49 @@ def step_seconds(
         optimizer.step()
         method.after_step(0.996)
 
-    times = []
+    return step
+
+
+def seconds_in_turn(works: Sequence[Callable[[], object]], where: torch.device) -> list[list[float]]:
+    """Seconds of each of some works, all of them once, then all of them again, and so on; the first turn warms up."""
+    times: list[list[float]] = [[] for _ in works]
     for _ in range(1 + REPETITIONS):
-        cost.synchronise(where)
-        begin = time.perf_counter()
-        step()
-        cost.synchronise(where)
-        times.append(time.perf_counter() - begin)
-    return float(np.median(times[1:])), times[0]
+        for work, taken in zip(works, times, strict=True):
+            cost.synchronise(where)
+            begin = time.perf_counter()
+            work()
+            cost.synchronise(where)
+            taken.append(time.perf_counter() - begin)
+    return times
+
+
+def guidance_figures(config: RunConfig, teacher: Teacher, precision: str, where: torch.device) -> dict[str, float]:
+    """Seconds of an unguided step, of a guided one on given latents, and of the teacher's latents of a batch."""
+    unguided = replace(config, guidance=replace(config.guidance, kind="none"))
+    batches = TrainingBatches(
+        source=open_source(config.data, "train"),
+        data=config.data,
+        masks=None,
+        grid=config.grid,
+        seed=0,
+        batch_size=config.train.batch_size,
+        steps=1,
+    )
+    teacher, batch = teacher.to(where), next(iter(batches)).to(where)
+    whitening, _ = fit_whitening(teacher, [batch], config.grid)
+
+    @torch.no_grad()
+    def taught() -> None:
+        whitening.apply(on_cells(teacher, batch, config.grid))
+
+    works = [
+        training_step(unguided, None, precision, where),
+        training_step(config, teacher, precision, where),
+        taught,
+    ]
+    names = ("unguided_seconds", "guided_seconds", "teacher_seconds")
+    found = seconds_in_turn(works, where)
+    return {name: float(np.median(times[1:])) for name, times in zip(names, found, strict=True)}
 
 
 def mask_seconds(config: RunConfig) -> float:

@@ -108,7 +108,9 @@ def train(
 @app.command()
 def teach(
     data: Annotated[str, typer.Option(help="Images of any layout: what data.root takes.")],
-    teacher: Annotated[str, typer.Option(help="depthfm or huggingface; its weights by guidance.teacher_checkpoint=.")],
+    teacher: Annotated[
+        str, typer.Option(help="depthfm-tiny, depthfm or huggingface; weights by guidance.teacher_checkpoint=.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the cache (guidance.cache of a run).")],
     overrides: Overrides = None,
 ) -> None:
@@ -118,6 +120,22 @@ def teach(
 
     settings = [f"data.root={data}", f"guidance.teacher={teacher}", "guidance.kind=feature"]
     run(build_config({"name": "teach"}, [*settings, *(overrides or [])]), out)
+
+
+@app.command()
+def fit_teacher(
+    data: Annotated[str, typer.Option(help="RGB-D pairs: an RGB-D folder, several, or scenes.")],
+    out: Annotated[Path, typer.Option(help="Folder of the fit: checkpoint and autoencoder in DepthFM's layout.")],
+    overrides: Overrides = None,
+) -> None:
+    """Train a compact teacher of DepthFM's kind from RGB-D pairs; killed, it goes on where it stopped."""
+    from depthjepa.config import build_fit
+    from depthjepa.fit_teacher import DEFAULTS
+    from depthjepa.fit_teacher import fit_teacher as run
+
+    summary = run(build_fit(DEFAULTS, [f"data.root={data}", *(overrides or [])]), out)
+    _print_table(summary)
+    print(f"{out}: {summary['bytes'] / 1e6:.2f} MB")
 
 
 @app.command()

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -35,6 +35,7 @@ from depthjepa.model.jepa import GuidanceConfig, LossConfig
 from depthjepa.model.predictor import PredictorConfig
 from depthjepa.model.vit import ModelConfig
 from depthjepa.optim import OptimConfig
+from depthjepa.teachers.fit import FitConfig
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -147,8 +148,23 @@ class RunConfig:
         return height // patch, width // patch
 
 
+@configuration(frozen=True, slots=True, config=STRICT)
+class TeacherFitConfig:
+    """Everything that determines how a compact teacher is fitted (`depthjepa fit-teacher`)."""
+
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+
+
+Configuration = TypeVar("Configuration", RunConfig, TeacherFitConfig)
+
 # Where and how a run is carried out, not what it computes: these may change on resume.
-CIRCUMSTANCES = ("data.workers", "data.memory_gib", "train.device", "train.threads")
+CIRCUMSTANCES = (
+    "data.workers",
+    "data.memory_gib",
+    *(f"{part}.{key}" for part in ("train", "fit") for key in ("device", "threads")),
+)
 
 
 def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -160,15 +176,24 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def build_config(content: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
     """Check a nested mapping with overrides and turn it into a `RunConfig`; raises `BadInput` with all faults."""
+    return _build(RunConfig, content, overrides)
+
+
+def build_fit(content: Mapping[str, Any], overrides: Sequence[str] = ()) -> TeacherFitConfig:
+    """The same for a `TeacherFitConfig`."""
+    return _build(TeacherFitConfig, content, overrides)
+
+
+def _build(kind: type[Configuration], content: Mapping[str, Any], overrides: Sequence[str]) -> Configuration:
     merged = _copy(content)
     faults = [fault for text in overrides if (fault := _override(merged, text))]
-    if not faults:
+    if not faults and kind is RunConfig:
         _replace_length(merged, [text.partition("=")[0] for text in overrides])
-    known = keys(RunConfig)
+    known = keys(kind)
     faults += [f"unknown key {key!r}{nearest(key, known)}" for key in flatten(merged) if key not in known]
     if not faults:
         try:
-            return TypeAdapter(RunConfig).validate_python(merged)
+            return TypeAdapter(kind).validate_python(merged)
         except ValidationError as error:
             faults = [_explain(fault, known) for fault in error.errors()]
     raise BadInput("configuration: " + "; ".join(faults))
@@ -181,7 +206,7 @@ def _replace_length(content: dict[str, Any], overridden: list[str]) -> None:
             content["train"][other] = None
 
 
-def to_mapping(config: RunConfig) -> dict[str, Any]:
+def to_mapping(config: RunConfig | TeacherFitConfig) -> dict[str, Any]:
     """Return the resolved configuration as nested plain values."""
     content: dict[str, Any] = plain(dataclasses.asdict(config))
     return content

@@ -19,6 +19,7 @@ from depthjepa.teachers.depthfm import load_depthfm
 from depthjepa.teachers.ground_truth import DepthTeacher
 from depthjepa.teachers.huggingface import load_huggingface
 from depthjepa.teachers.latents import Teacher
+from depthjepa.teachers.loading import tiny_files
 
 
 def build_encoder(config: RunConfig) -> VisionTransformer:
@@ -52,13 +53,7 @@ def load_network(guidance: GuidanceConfig) -> Teacher | None:
                 "guidance.teacher=depthfm needs guidance.teacher_checkpoint (released as depthfm-v1.ckpt) and "
                 "guidance.teacher_vae (the autoencoder of Stable Diffusion 1.5: a folder or hub id)"
             )
-        return load_depthfm(
-            guidance.teacher_checkpoint,
-            guidance.teacher_vae,
-            steps=guidance.teacher_steps,
-            attention=guidance.teacher_attention,
-            seed=guidance.teacher_seed,
-        )
+        return _depthfm(guidance, guidance.teacher_checkpoint, guidance.teacher_vae)
     if guidance.teacher == "huggingface":
         if guidance.teacher_checkpoint is None:
             raise BadInput(
@@ -69,8 +64,23 @@ def load_network(guidance: GuidanceConfig) -> Teacher | None:
             guidance.teacher_checkpoint, output=guidance.teacher_output, layer=guidance.teacher_layer
         )
     if guidance.teacher_checkpoint is not None or guidance.teacher_vae is not None:
-        raise BadInput("guidance.teacher_checkpoint and guidance.teacher_vae are for teachers that are networks")
-    return None
+        raise BadInput(
+            f"guidance.teacher_checkpoint and guidance.teacher_vae are for depthfm and huggingface, not for "
+            f"guidance.teacher={guidance.teacher}"
+        )
+    return _depthfm(guidance, *tiny_files()) if guidance.teacher == "depthfm-tiny" else None
+
+
+def _depthfm(guidance: GuidanceConfig, checkpoint: str | Path, vae: str | Path) -> Teacher:
+    return load_depthfm(
+        checkpoint,
+        vae,
+        steps=guidance.teacher_steps,
+        attention=guidance.teacher_attention,
+        seed=guidance.teacher_seed,
+        output=guidance.teacher_output,
+        name=guidance.teacher,
+    )
 
 
 def _cached_teacher(guidance: GuidanceConfig) -> Teacher:
@@ -78,7 +88,7 @@ def _cached_teacher(guidance: GuidanceConfig) -> Teacher:
     cache = open_cache(Path(guidance.cache or ""))
     asked, there = made_of(guidance), dict(cache.facts.made_of)
     for key in ("teacher_checkpoint", "teacher_vae"):
-        if getattr(guidance, key) is None:
+        if key not in asked:
             there.pop(key, None)
     if differing := different(there, asked):
         raise BadInput(f"guidance.cache={guidance.cache} holds latents of another teacher or size: {differing}")

@@ -229,14 +229,31 @@ def _guidance_figure(run: Run, arrays: Arrays) -> str:
     channels = teacher.shape[1]
     shown = f"; the first 4 of {channels} channels are shown" if channels > 4 else ""
     seen = (
-        f"Run {run.name}: what the guidance head is to give (teacher) and what it gives (predicted), all on "
-        f"one scale; grey is without a value{shown}."
+        f"Run {run.name}: what the guidance head is to give (teacher{_teacher_words(run)}) and what it gives "
+        f"(predicted), all on one scale; grey is without a value{shown}.{_crop_words(run)}"
     )
     failed = (
         "the prediction would be the same in every row: the head then gives the teacher's average map, a "
         "shortcut that lowers the loss without looking at the image."
     )
     return embed(figures.latent_rows(images, teacher, predicted), seen, failed)
+
+
+def _teacher_words(run: Run) -> str:
+    teacher = run.summary.get("teacher") or {}
+    return f": {teacher['name']}, {teacher['unit']}" if teacher else ""
+
+
+def _crop_words(run: Run) -> str:
+    """How far latents that are cut from a cache are from the teacher's own of the same crops."""
+    crops = (run.summary.get("teacher") or {}).get("cached_crops")
+    if not crops:
+        return ""
+    return (
+        f" They were cut from cached latents of whole images: on {crops['crops']:.0f} crops they correlate with the "
+        f"teacher's own at {crops['correlation']:.3f} and differ by {crops['difference']:.3f} deviations (root mean "
+        f"square)."
+    )
 
 
 def loss_figure(runs: Sequence[Run]) -> list[str]:

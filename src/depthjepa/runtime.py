@@ -11,9 +11,10 @@ import hashlib
 import os
 import platform
 import resource
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,6 +125,14 @@ def generator(seed: int, stream: str = "") -> torch.Generator:
     return torch.Generator().manual_seed(_key(seed, stream, 0)[0] & (2**63 - 1))
 
 
+@contextlib.contextmanager
+def seeded(seed: int, stream: str) -> Iterator[None]:
+    """Let code that draws from PyTorch's own generator (a library's initial weights) depend on (seed, stream) alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, stream).initial_seed())
+        yield
+
+
 def uniforms(count: int, *, seed: int, stream: str, epoch: int, indices: np.ndarray) -> np.ndarray:
     """Draw `count` numbers in [0, 1) for each sample index: a pure function of its arguments.
 
@@ -149,6 +158,27 @@ def permutation(length: int, *, seed: int, stream: str, epoch: int) -> np.ndarra
 def _key(seed: int, stream: str, epoch: int) -> tuple[int, int]:
     digest = hashlib.blake2b(f"{seed}/{stream}/{epoch}".encode(), digest_size=16).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+
+
+@contextlib.contextmanager
+def interruptions() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C and SIGTERM into a wish to stop after the current step; a second Ctrl-C stops at once."""
+    wishes: list[int] = []
+
+    def wish(number: int, frame: object) -> None:
+        if wishes and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        wishes.append(number)
+
+    try:
+        before = {number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are somebody else's
+        before = {}
+    try:
+        yield lambda: bool(wishes)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def peak_memory_bytes(where: torch.device) -> int:

@@ -39,6 +39,7 @@ from depthjepa.faults import BadInput, RunStopped, nearest
 from depthjepa.logbook import plain, to_json, write_whole
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_method, build_teacher
+from depthjepa.starting import refuse_frozen_without_head, refuse_unusable_validation
 from depthjepa.study_runs import POLL, end, measure_seconds, spawn, why_failed
 from depthjepa.study_tables import (
     is_done,
@@ -49,7 +50,6 @@ from depthjepa.study_tables import (
     write_tables,
 )
 from depthjepa.tables import BASELINES
-from depthjepa.train import interruptions, refuse_frozen_without_head, refuse_unusable_validation
 from depthjepa.warm_start import start_from
 
 LABELLED = ("knn", "linear", "attentive")
@@ -244,7 +244,7 @@ def run_study(
     configs = resolve(study)
     refuse_other_kept(asked, keep)
     _claim(study, configs, folder, resume=resume)
-    with interruptions() as stopping:
+    with runtime.interruptions() as stopping:
         failed = _measure_steps(study, configs, folder, measure or measure_seconds, stopping, say)
         order = [(arm, seed) for seed in study.seeds for arm in study.arms]
         left = [run for run in order if run[0] not in failed and not is_done(run_place(folder, *run), study.probes)]

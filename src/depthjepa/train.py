@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +26,26 @@ from rich.progress import (
 from torch import Tensor, nn
 
 from depthjepa import checkpoint, cost, optim, runtime
-from depthjepa.config import RunConfig, differences, load_config, to_mapping
-from depthjepa.data.loading import TrainingBatches, has_validation, open_source
+from depthjepa.config import RunConfig, load_config, to_mapping
+from depthjepa.data.loading import TrainingBatches, open_source
 from depthjepa.data.order import steps_per_epoch, wrap_note
 from depthjepa.data.samples import Batch, Source
 from depthjepa.evaluation.pictures import write_pictures
 from depthjepa.evaluation.probes import probe_during_training
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.formats.weights import load_strictly
-from depthjepa.logbook import RunFolder, plain
+from depthjepa.logbook import RunFolder
 from depthjepa.method import build_method, build_teacher, compile_blocks, parameter_count
 from depthjepa.model.heads import Latents
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import normalise
+from depthjepa.starting import (
+    refuse_frozen_without_head,
+    refuse_mix_up,
+    refuse_unusable_validation,
+    settle_precision,
+)
 from depthjepa.teachers.cache import CachedTeacher, names_of
 from depthjepa.teachers.latents import Teacher, Whitening, fit_whitening, on_cells
 from depthjepa.warm_start import start_from
@@ -92,7 +97,7 @@ def train(
         if place.first:
             folder.begin(to_mapping(config), runtime.environment())
             folder.forget_after(state.step)
-        with interruptions() as stopping:
+        with runtime.interruptions() as stopping:
             loop(state, folder, batches, stopping)
         return finish(state, folder, source) if place.first else {}
 
@@ -144,21 +149,6 @@ def prepare(
     return state
 
 
-def settle_precision(config: RunConfig, folder: RunFolder, where: torch.device, place: runtime.Ranks) -> RunConfig:
-    """Put a precision in the place of `auto`: that of the run that is there, else the faster one, on all ranks alike.
-
-    The processes must be able to talk, unless the run is there.
-    """
-    if config.train.precision != "auto":
-        return config
-    if folder.started:
-        chosen = folder.config()["train"]["precision"]
-    else:
-        wish = torch.tensor(float(cost.faster_precision(where) == "bf16"), device=where)
-        chosen = "bf16" if float(runtime.average_over_ranks(wish, place)) > 0.5 else "fp32"
-    return replace(config, train=replace(config.train, precision=chosen))
-
-
 def freeze_or_thaw(state: State) -> None:
     """Let everything learn, or the head alone while the run is in its frozen steps; called where that changes."""
     frozen = state.step < state.config.init.frozen_steps
@@ -168,36 +158,6 @@ def freeze_or_thaw(state: State) -> None:
     if state.place.world > 1:  # which parameters take part is settled when the wrapper is made
         devices = [state.where.index] if state.where.type == "cuda" else None
         state.parallel = nn.parallel.DistributedDataParallel(state.method, device_ids=devices, broadcast_buffers=False)
-
-
-def refuse_unusable_validation(config: RunConfig) -> None:
-    """Find out before the first step whether pictures and probes of this run will have their images."""
-    if has_validation(config.data):
-        held_out = open_source(config.data, "val")
-        if config.train.probe_every and not (held_out.classes or held_out.has_depth):
-            raise BadInput(f"train.probe_every needs labels or depth, and {config.data.root} has neither")
-    elif config.train.probe_every:
-        raise BadInput(f"train.probe_every needs validation data, and {config.data.root} has no val/")
-
-
-def refuse_frozen_without_head(config: RunConfig) -> None:
-    """Refuse steps in which nothing could learn. (A run may stay frozen to its end: a head on fixed features.)"""
-    if config.init.frozen_steps and config.train.objective == "jepa" and config.guidance.kind == "none":
-        raise BadInput(
-            f"init.frozen_steps={config.init.frozen_steps} trains the head alone, and an unguided run has none: "
-            f"give guidance.kind=feature or init.frozen_steps=0"
-        )
-
-
-def refuse_mix_up(config: RunConfig, folder: RunFolder, *, resume: bool) -> None:
-    """Refuse to write over a run, and to resume another run than the one that is there."""
-    if not folder.started:
-        return
-    if not resume:
-        raise BadInput(f"{folder.path} holds a run already: continue it with --resume, or choose another --out")
-    changed = differences(folder.config(), plain(to_mapping(config)))
-    if changed:
-        raise BadInput(f"--resume with changed keys: {', '.join(changed)}; the run in {folder.path} has other values")
 
 
 def restore(state: State, folder: RunFolder) -> None:
@@ -419,6 +379,7 @@ def finish(state: State, folder: RunFolder, source: Source) -> dict[str, Any]:
         "encoder_parameters": parameter_count(state.method.encoder),
         **losses,
         "depth_floor": state.floor,
+        "teacher": None if state.teacher is None else about_teacher(state.teacher),
         "skipped_images": len(state.skipped),
         "skipped_names": list(state.skipped)[:20],
     }
@@ -426,25 +387,10 @@ def finish(state: State, folder: RunFolder, source: Source) -> dict[str, Any]:
     return summary
 
 
-@contextlib.contextmanager
-def interruptions() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a wish to stop after the current step; a second Ctrl-C stops at once."""
-    wishes: list[int] = []
-
-    def wish(number: int, frame: object) -> None:
-        if wishes and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        wishes.append(number)
-
-    try:
-        before = {number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are somebody else's
-        before = {}
-    try:
-        yield lambda: bool(wishes)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def about_teacher(teacher: Teacher) -> dict[str, Any]:
+    """What the teacher's latents are; of a cache also how those of crops differ from the teacher's own."""
+    crops = teacher.cache.facts.crops if isinstance(teacher, CachedTeacher) else None
+    return asdict(teacher.describe()) | {"cached_crops": crops}
 
 
 def agreed(wishes: tuple[bool, ...], state: State) -> list[bool]:

@@ -36,6 +36,7 @@ from depthjepa.teachers.depthfm_layout import CHANNELS, released_keys, unet_conf
 from depthjepa.teachers.latents import Description
 
 Attention = Literal["plain", "rescaled"]
+Output = Literal["depth", "features"]
 
 STRIDE = 8  # pixels a latent cell
 MULTIPLE = 64  # of an image's side, as the released pipeline resizes: three halvings below the latent
@@ -65,15 +66,19 @@ class DepthFM:
         steps: int = 2,
         ensemble: int = 1,
         seed: int = 0,
+        output: Output = "depth",
+        name: str = "depthfm",
     ) -> None:
         self.unet = unet.eval().requires_grad_(False)
         self.vae = vae.eval().requires_grad_(False)
         self.text = text
         self.multiple = STRIDE * 2 ** (len(self.unet.config.block_out_channels) - 1)  # of an image's side; px
-        self.signal = _signal(noising_step / 1000)
+        self.signal = signal_share(noising_step / 1000)
         self.steps = steps
         self.ensemble = ensemble
         self.seed = seed
+        self.output = output
+        self.name = name
 
     @property
     def device(self) -> torch.device:
@@ -88,16 +93,24 @@ class DepthFM:
         return self
 
     def describe(self) -> Description:
-        unit = "latent of log depth (affine-unknown)"
-        return Description("depthfm", CHANNELS, STRIDE, unit, "undirected", stochastic=True, needs_depth=False)
+        if self.output == "features":
+            unit, channels, stride = (
+                "features of the middle block",
+                self.unet.config.block_out_channels[-1],
+                self.multiple,
+            )
+        else:
+            unit, channels, stride = "latent of log depth (affine-unknown)", CHANNELS, STRIDE
+        return Description(self.name, channels, stride, unit, "undirected", stochastic=True, needs_depth=False)
 
     def batch_latents(self, batch: Batch, cells: tuple[int, int]) -> Latents:
-        """Latents of a batch's crops, resized to the sides nearest to one latent cell a cell (see `sides`)."""
-        size = sides(cells, max(MULTIPLE, self.multiple))
+        """Latents (or features) of a batch's crops, resized to the sides nearest to a latent cell a cell (`sides`)."""
+        size = sides(cells, self.multiple)
         images = batch.images.to(self.device, torch.float32)
         if images.shape[-2:] != size:
             images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
-        values = self.latents(images, index=batch.index)
+        give = self.middle_block if self.output == "features" else self.latents
+        values = give(images, index=batch.index)
         return Latents(values, torch.ones_like(values, dtype=torch.bool))
 
     def latents(
@@ -228,6 +241,8 @@ def load_depthfm(
     attention: Attention = "plain",
     ensemble: int = 1,
     seed: int = 0,
+    output: Output = "depth",
+    name: str = "depthfm",
 ) -> DepthFM:
     """Load a checkpoint in the layout of the released `depthfm-v1.ckpt`, and the autoencoder, on the CPU.
 
@@ -240,13 +255,15 @@ def load_depthfm(
             computes without. They differ by about 1e-2.
         ensemble: how many noises are averaged.
         seed: of the noise.
+        output: what guides: `depth`, the latent before decoding, or `features`, those of the UNet's middle block.
+        name: what the teacher calls itself.
 
     Raises `BadInput` for a file that is missing, truncated, unsafe or of another kind, for weights that do not fit
     the hyperparameters (which are named), for an autoencoder that cannot be had, and without diffusers.
     """
-    for name, count in (("steps", steps), ("ensemble", ensemble)):
+    for key, count in (("steps", steps), ("ensemble", ensemble)):
         if count < 1:
-            raise BadInput(f"{name}={count} is not possible for DepthFM: give 1 or more")
+            raise BadInput(f"{key}={count} is not possible for DepthFM: give 1 or more")
     if attention not in get_args(Attention):
         raise BadInput(f"attention={attention!r} is unknown for DepthFM: use {' or '.join(get_args(Attention))}")
     path = Path(checkpoint)
@@ -258,7 +275,17 @@ def load_depthfm(
     noising_step = content["noising_step"]
     if not isinstance(noising_step, int) or not 0 <= noising_step <= 1000:
         raise BadInput(f"{path}: noising_step is {noising_step!r}, expected a whole number from 0 to 1000")
-    return DepthFM(unet, _load_vae(vae), text, noising_step=noising_step, steps=steps, ensemble=ensemble, seed=seed)
+    return DepthFM(
+        unet,
+        load_autoencoder(vae),
+        text,
+        noising_step=noising_step,
+        steps=steps,
+        ensemble=ensemble,
+        seed=seed,
+        output=output,
+        name=name,
+    )
 
 
 class RescaledAttention:
@@ -296,7 +323,7 @@ def _build_unet(hparams: object, weights: object, path: Path) -> Any:
     if not isinstance(weights, Mapping) or not all(isinstance(each, Tensor) for each in weights.values()):
         raise BadInput(f"{path}: state_dict is not a mapping of names to tensors")
     config = unet_config(hparams, path)
-    network = _diffusers().UNet2DConditionModel
+    network = diffusers_library().UNet2DConditionModel
     try:
         with torch.device("meta"):
             unet = network(**config)
@@ -330,9 +357,9 @@ def _text_embedding(found: object, width: int, path: Path) -> Float[Tensor, "1 w
     return text
 
 
-def _load_vae(place: str | Path) -> Any:
+def load_autoencoder(place: str | Path) -> Any:
     """Load the autoencoder of a folder or of the hub; what diffusers would fill with random numbers is refused."""
-    network = _diffusers().AutoencoderKL
+    network = diffusers_library().AutoencoderKL
     folder = Path(place)
     local = folder.exists()
     if not local and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(place)):
@@ -369,7 +396,8 @@ def _load_vae(place: str | Path) -> Any:
     return vae
 
 
-def _diffusers() -> Any:
+def diffusers_library() -> Any:
+    """Return the module `diffusers`; raises `BadInput` where it is not installed."""
     try:
         import diffusers
     except ImportError as fault:
@@ -381,7 +409,7 @@ def _nearest_multiple(side: int, multiple: int) -> int:
     return max(multiple, (side + multiple // 2) // multiple * multiple)
 
 
-def _signal(time: float) -> float:
+def signal_share(time: float) -> float:
     """Share of the variance that is signal at a time in [0, 1]: sigmoid(-2 log(tan(πt/2) + 1e-5))."""
     return 1 / (1 + (math.tan(math.pi * time / 2) + 1e-5) ** 2)
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 
 from depthjepa.faults import BadInput, nearest
 from depthjepa.teachers.depthfm import Attention, DepthFM, load_depthfm
+from depthjepa.teachers.fit import AUTOENCODER, CHECKPOINT
 from depthjepa.teachers.huggingface import HuggingFaceDepth, Output, load_huggingface
 
-NETWORKS = ("depthfm", "huggingface")
+NETWORKS = ("depthfm", "depthfm-tiny", "huggingface")
+
+
+def tiny_files() -> tuple[Path, Path]:
+    """Checkpoint and autoencoder of `depthfm-tiny`, which this package brings along."""
+    place = Path(str(resources.files("depthjepa"))) / "teachers" / "depthfm-tiny"
+    return place / CHECKPOINT, place / AUTOENCODER
 
 
 def load_teacher(
     name: str,
     *,
-    checkpoint: str | Path,
+    checkpoint: str | Path | None = None,
     vae: str | Path | None = None,
     steps: int = 2,
     attention: Attention = "plain",
@@ -26,8 +34,9 @@ def load_teacher(
 ) -> DepthFM | HuggingFaceDepth:
     """Load a frozen depth network: `teacher.describe()`, `teacher.latents(images)` of images [b, 3, h, w] in [0, 1].
 
-    `name` is `depthfm` (`checkpoint`, `vae`, `steps`, `attention`, `ensemble`, `seed`: see `load_depthfm`) or
-    `huggingface` (`checkpoint`: a folder or hub id; `output`, `layer`, `side`: see `load_huggingface`).
+    `name` is `depthfm` (`checkpoint`, `vae`, `steps`, `attention`, `ensemble`, `seed`, `output`: see `load_depthfm`),
+    `depthfm-tiny` (the same, with weights of its own) or `huggingface` (`checkpoint`: a folder or hub id; `output`,
+    `layer`, `side`: see `load_huggingface`).
 
     Raises `BadInput`, also for arguments of the other kind.
     """
@@ -36,9 +45,23 @@ def load_teacher(
     if name == "huggingface":
         if vae is not None or (steps, attention, ensemble, seed) != (2, "plain", 1, 0):
             raise BadInput("vae, steps, attention, ensemble and seed are for the teacher depthfm, not for huggingface")
+        if checkpoint is None:
+            raise BadInput(
+                "the teacher huggingface needs checkpoint: a folder or hub id of a depth network, such as "
+                "depth-anything/Depth-Anything-V2-Small-hf"
+            )
         return load_huggingface(checkpoint, output=output, layer=layer, side=side)
-    if (output, layer, side) != ("depth", None, None):
-        raise BadInput("output, layer and side are for the teacher huggingface, not for depthfm")
-    if vae is None:
-        raise BadInput("the teacher depthfm needs vae: the autoencoder of Stable Diffusion 1.5, a folder or hub id")
-    return load_depthfm(checkpoint, vae, steps=steps, attention=attention, ensemble=ensemble, seed=seed)
+    if (layer, side) != (None, None):
+        raise BadInput(f"layer and side are for the teacher huggingface, not for {name}")
+    if name == "depthfm-tiny":
+        if checkpoint is not None or vae is not None:
+            raise BadInput("the teacher depthfm-tiny has weights of its own: others are for the teacher depthfm")
+        checkpoint, vae = tiny_files()
+    if checkpoint is None or vae is None:
+        raise BadInput(
+            "the teacher depthfm needs checkpoint (released as depthfm-v1.ckpt) and vae (the autoencoder of Stable "
+            "Diffusion 1.5: a folder or hub id)"
+        )
+    return load_depthfm(
+        checkpoint, vae, steps=steps, attention=attention, ensemble=ensemble, seed=seed, output=output, name=name
+    )

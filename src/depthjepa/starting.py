@@ -1,0 +1,58 @@
+"""What is settled, and what is refused, before the first step of a run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from depthjepa import cost, runtime
+from depthjepa.config import RunConfig, differences, to_mapping
+from depthjepa.data.loading import has_validation, open_source
+from depthjepa.faults import BadInput
+from depthjepa.logbook import RunFolder, plain
+
+
+def refuse_mix_up(config: RunConfig, folder: RunFolder, *, resume: bool) -> None:
+    """Refuse to write over a run, and to resume another run than the one that is there."""
+    if not folder.started:
+        return
+    if not resume:
+        raise BadInput(f"{folder.path} holds a run already: continue it with --resume, or choose another --out")
+    changed = differences(folder.config(), plain(to_mapping(config)))
+    if changed:
+        raise BadInput(f"--resume with changed keys: {', '.join(changed)}; the run in {folder.path} has other values")
+
+
+def refuse_unusable_validation(config: RunConfig) -> None:
+    """Find out before the first step whether pictures and probes of this run will have their images."""
+    if has_validation(config.data):
+        held_out = open_source(config.data, "val")
+        if config.train.probe_every and not (held_out.classes or held_out.has_depth):
+            raise BadInput(f"train.probe_every needs labels or depth, and {config.data.root} has neither")
+    elif config.train.probe_every:
+        raise BadInput(f"train.probe_every needs validation data, and {config.data.root} has no val/")
+
+
+def refuse_frozen_without_head(config: RunConfig) -> None:
+    """Refuse steps in which nothing could learn. (A run may stay frozen to its end: a head on fixed features.)"""
+    if config.init.frozen_steps and config.train.objective == "jepa" and config.guidance.kind == "none":
+        raise BadInput(
+            f"init.frozen_steps={config.init.frozen_steps} trains the head alone, and an unguided run has none: "
+            f"give guidance.kind=feature or init.frozen_steps=0"
+        )
+
+
+def settle_precision(config: RunConfig, folder: RunFolder, where: torch.device, place: runtime.Ranks) -> RunConfig:
+    """Put a precision in the place of `auto`: that of the run that is there, else the faster one, on all ranks alike.
+
+    The processes must be able to talk, unless the run is there.
+    """
+    if config.train.precision != "auto":
+        return config
+    if folder.started:
+        chosen = folder.config()["train"]["precision"]
+    else:
+        wish = torch.tensor(float(cost.faster_precision(where) == "bf16"), device=where)
+        chosen = "bf16" if float(runtime.average_over_ranks(wish, place)) > 0.5 else "fp32"
+    return replace(config, train=replace(config.train, precision=chosen))
