@@ -105,6 +105,21 @@ def test_page_needs_nothing_but_itself(page: str) -> None:
     assert len(page.encode()) < 6_000_000
 
 
+def test_the_teacher_and_the_error_of_cached_crops_are_told(tmp_path: Path) -> None:
+    run = whole_run(tmp_path / "a", "guided", "feature", own=0.4375, rmse=1.25)
+    summary = json.loads((run / "summary.json").read_text())
+    assert "(teacher) and what it gives" in written([run], tmp_path / "older.html")  # a run that did not say
+    crops = {"crops": 64.0, "correlation": 0.8125, "difference": 0.625}
+    summary["teacher"] = {"name": "depthfm", "unit": "latent of log depth", "cached_crops": crops}
+    (run / "summary.json").write_text(json.dumps(summary))
+    page = written([run], tmp_path / "cached.html")
+    assert "(teacher: depthfm, latent of log depth) and what it gives" in page
+    assert "on 64 crops they correlate with the teacher&#x27;s own at 0.812 and differ by 0.625 deviations" in page
+    summary["teacher"]["cached_crops"] = None
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert "cut from cached latents" not in written([run], tmp_path / "asked.html")
+
+
 def test_page_closes_what_it_opens(page: str) -> None:
     for tag in (
         "section",
