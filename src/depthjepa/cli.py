@@ -108,9 +108,7 @@ def train(
 @app.command()
 def teach(
     data: Annotated[str, typer.Option(help="Images of any layout: what data.root takes.")],
-    teacher: Annotated[
-        str, typer.Option(help="depthfm-tiny, depthfm or huggingface; weights by guidance.teacher_checkpoint=.")
-    ],
+    teacher: Annotated[str, typer.Option(help="depthfm or huggingface; its weights by guidance.teacher_checkpoint=.")],
     out: Annotated[Path, typer.Option(help="Folder of the cache (guidance.cache of a run).")],
     overrides: Overrides = None,
 ) -> None:

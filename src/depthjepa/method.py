@@ -19,7 +19,6 @@ from depthjepa.teachers.depthfm import load_depthfm
 from depthjepa.teachers.ground_truth import DepthTeacher
 from depthjepa.teachers.huggingface import load_huggingface
 from depthjepa.teachers.latents import Teacher
-from depthjepa.teachers.loading import tiny_files
 
 
 def build_encoder(config: RunConfig) -> VisionTransformer:
@@ -53,7 +52,14 @@ def load_network(guidance: GuidanceConfig) -> Teacher | None:
                 "guidance.teacher=depthfm needs guidance.teacher_checkpoint (released as depthfm-v1.ckpt) and "
                 "guidance.teacher_vae (the autoencoder of Stable Diffusion 1.5: a folder or hub id)"
             )
-        return _depthfm(guidance, guidance.teacher_checkpoint, guidance.teacher_vae)
+        return load_depthfm(
+            guidance.teacher_checkpoint,
+            guidance.teacher_vae,
+            steps=guidance.teacher_steps,
+            attention=guidance.teacher_attention,
+            seed=guidance.teacher_seed,
+            output=guidance.teacher_output,
+        )
     if guidance.teacher == "huggingface":
         if guidance.teacher_checkpoint is None:
             raise BadInput(
@@ -68,19 +74,7 @@ def load_network(guidance: GuidanceConfig) -> Teacher | None:
             f"guidance.teacher_checkpoint and guidance.teacher_vae are for depthfm and huggingface, not for "
             f"guidance.teacher={guidance.teacher}"
         )
-    return _depthfm(guidance, *tiny_files()) if guidance.teacher == "depthfm-tiny" else None
-
-
-def _depthfm(guidance: GuidanceConfig, checkpoint: str | Path, vae: str | Path) -> Teacher:
-    return load_depthfm(
-        checkpoint,
-        vae,
-        steps=guidance.teacher_steps,
-        attention=guidance.teacher_attention,
-        seed=guidance.teacher_seed,
-        output=guidance.teacher_output,
-        name=guidance.teacher,
-    )
+    return None
 
 
 def _cached_teacher(guidance: GuidanceConfig) -> Teacher:

@@ -43,10 +43,10 @@ class GuidanceConfig:
     """Whether and how depth guides.
 
     `teacher` is `depth`, ground truth turned into latents, or a frozen network: `depthfm`, which needs
-    `teacher_checkpoint` (released as depthfm-v1.ckpt) and `teacher_vae` (a folder or hub id), `depthfm-tiny`, a small
-    one of its kind that comes with this package, or `huggingface`, any depth network of transformers
-    (`teacher_checkpoint`: a folder or hub id). `teacher_output` is their depth (DepthFM: before decoding) or features:
-    of DepthFM's middle block, or of `teacher_layer`.
+    `teacher_checkpoint` (released as depthfm-v1.ckpt, or what `depthjepa fit-teacher` writes) and `teacher_vae` (a
+    folder or hub id), or `huggingface`, any depth network of transformers (`teacher_checkpoint`: a folder or hub id).
+    `teacher_output` is their depth (DepthFM: before decoding) or features: of DepthFM's middle block, or of
+    `teacher_layer`.
     `cache` is a folder that `depthjepa teach` wrote: latents of whole images of `teacher_size` x `teacher_size` px,
     from which those of crops are cut; the network is not needed then.
     """
@@ -55,7 +55,7 @@ class GuidanceConfig:
     weight: NonNegativeFloat = 1.0
     head: Literal["linear", "conv"] = "linear"
     fill: Literal["zero", "learned"] = "zero"
-    teacher: Literal["depth", "depthfm", "depthfm-tiny", "huggingface"] = "depth"
+    teacher: Literal["depth", "depthfm", "huggingface"] = "depth"
     teacher_checkpoint: str | None = None
     teacher_vae: str | None = None
     teacher_steps: PositiveInt = 2  # Euler steps of depthfm
