@@ -29,9 +29,12 @@ from depthjepa import checkpoint, cli, cost
 from depthjepa.config import build_config, load_config, to_mapping
 from depthjepa.config import differences as other_keys
 from depthjepa.conversion import convert
+from depthjepa.data.scenes import render
+from depthjepa.evaluation.diagnostics import rank_me
 from depthjepa.faults import BadInput
 from depthjepa.formats.weights import Weights, describe
 from depthjepa.logbook import RunFolder
+from depthjepa.method import build_encoder
 from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, SHAPES, Shape, VisionTransformer
 from tiny_runs import GUIDED, SETTINGS, differences, metrics, run, tiny, weights, write_flat, write_pairs
 
@@ -1241,3 +1244,17 @@ def test_json_that_its_library_would_not_write_is_one_message(
     change(folder / file, **content)
     with pytest.raises(BadInput, match=f"{file} is not as its library writes it"):
         checkpoint.load(folder)
+
+
+def test_the_released_small_encoder_is_read_and_has_learned() -> None:
+    """Its pooled features of images that it has never seen spend more dimensions than a random encoder's."""
+    file = Path(__file__).parents[1] / "releases" / "pretrained-small.safetensors"
+    saved = checkpoint.load(file)
+    assert saved.config.model.heads == 4 and saved.config.data.size == (64, 64)
+    assert file.stat().st_size < 6e6
+    encoder, random = depthjepa.load_encoder(file), build_encoder(saved.config).eval()
+    assert (encoder.width, encoder.patch_size) == (128, 8)
+    images = render(np.arange(96), seed=5, size=(64, 64)).images / 255
+    with torch.no_grad():
+        ranks = [rank_me(each(each.normalise(images)).mean(1)) for each in (encoder, random)]
+    assert ranks[0] > 2 * ranks[1]
