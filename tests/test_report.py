@@ -120,6 +120,26 @@ def test_the_teacher_and_the_error_of_cached_crops_are_told(tmp_path: Path) -> N
     assert "cut from cached latents" not in written([run], tmp_path / "asked.html")
 
 
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        ([{"size": "small"}], "One run of a small vision transformer with patches of 8 pixels"),
+        (
+            [{"size": "small", "width": 128, "depth": 4}],
+            "One run of a vision transformer 128 wide and 4 deep with patches",
+        ),
+        ([{"size": "small", "width": 128, "depth": 4}, {"size": "small"}], "2 runs with patches of 8 pixels"),
+        ([{"size": "small", "width": 128, "depth": None}], "One run with patches of 8 pixels"),
+    ],
+)
+def test_the_encoder_is_named_by_what_it_is(tmp_path: Path, models: list[dict[str, object]], said: str) -> None:
+    paths = [
+        begin_run(tmp_path / str(number), f"run {number}", model={"patch_size": 8, **model})
+        for number, model in enumerate(models)
+    ]
+    assert said in written(paths, tmp_path / "report.html")
+
+
 def test_page_closes_what_it_opens(page: str) -> None:
     for tag in (
         "section",

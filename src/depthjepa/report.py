@@ -70,14 +70,14 @@ READING = (
 
 def summary_sentence(runs: Sequence[Run]) -> str:
     """Say in one sentence what was run; what differs between the runs is left to the tables."""
-    size, patch = _shared(runs, "model.size"), _shared(runs, "model.patch_size")
+    patch = _shared(runs, "model.patch_size")
     data = _shared(runs, "data.root") or _shared(runs, "data.kind")
     pixels, steps = _shared(runs, "data.image_size"), _shared(runs, "train.steps")
     epochs, batch = _shared(runs, "train.epochs"), _shared(runs, "train.batch_size")
     height, width = pixels if isinstance(pixels, list) else (pixels, pixels)
     parts = [
         "One run" if len(runs) == 1 else f"{len(runs)} runs",
-        f"of a {size} vision transformer" if size else "",
+        _network(runs),
         f"with patches of {patch} pixels" if patch else "",
         f"on {data}" if data else "",
         f"at {height} × {width} pixels" if pixels else "",
@@ -87,6 +87,16 @@ def summary_sentence(runs: Sequence[Run]) -> str:
     kinds = {kind: [run.name for run in runs if _kind(run) == kind] for kind in map(_kind, runs)}
     named = "; ".join(f"{_and(names)} ({kind})" for kind, names in kinds.items())
     return " ".join(part for part in parts if part) + f": {named}."
+
+
+def _network(runs: Sequence[Run]) -> str:
+    """The encoder by its size's name, or by the width and depth that stand in the name's place."""
+    width, depth = _shared(runs, "model.width"), _shared(runs, "model.depth")
+    if width and depth:
+        return f"of a vision transformer {width} wide and {depth} deep"
+    own = [_shared([run], f"model.{key}") for run in runs for key in ("width", "depth")]
+    size = _shared(runs, "model.size")
+    return f"of a {size} vision transformer" if size and not any(own) else ""
 
 
 def _kind(run: Run) -> str:
