@@ -12,6 +12,7 @@ figures/maps.png  the same as pictures
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,6 +29,7 @@ from depthjepa.config import TeacherFitConfig, differences, to_mapping
 from depthjepa.data.loading import TrainingBatches, has_validation, open_source, view_batches
 from depthjepa.data.samples import Batch, Source
 from depthjepa.depth import align_scale_shift, metrics, valid
+from depthjepa.evaluation.gathering import table
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.figures import depth_rows, save_figure
 from depthjepa.logbook import RunFolder, plain, write_whole
@@ -215,10 +217,10 @@ def _resume(learner: Learner, folder: RunFolder, part: str) -> None:
     """Go on with what was saved of a part, and forget what was logged of it since."""
     if (file := folder.path / PROGRESS).exists():
         learner.resume(file, part)
-    if not folder.metrics():
-        return
-    kept = [record for record in folder.metrics() if record["part"] != part or record["step"] <= learner.step]
-    write_whole(folder.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+    logged = folder.metrics()
+    kept = [record for record in logged if record["part"] != part or record["step"] <= learner.step]
+    if len(kept) < len(logged):
+        write_whole(folder.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
 
 
 # judging --------------------------------------------------------------------------------------------------
@@ -229,20 +231,16 @@ def _judge(
 ) -> dict[str, Any]:
     """Figures of what was saved on held-out pairs, beside the mean map and what the autoencoder alone would lose."""
     checkpoint, place = folder.path / CHECKPOINT, folder.path / AUTOENCODER
-    teachers = {
-        f"{steps} {'step' if steps == 1 else 'steps'}": load_depthfm(checkpoint, place, steps=steps).to(where)
-        for steps in JUDGED_STEPS
-    }
-    anyone = next(iter(teachers.values()))
+    teacher = load_depthfm(checkpoint, place).to(where)
     mean = mean_log_depth(_views(config, source, MEAN_MAP_IMAGES), config)
 
     def autoencoded(batch: Batch) -> Tensor:
         drawn, _ = fit.depth_picture(batch, config.fit)
-        return anyone.decode(anyone.image_latents((drawn + 1) / 2)).log()
+        return teacher.decode(teacher.image_latents((drawn + 1) / 2)).log()
 
     predictors: dict[str, Predict] = {
         "mean map": lambda batch: mean.to(batch.images).expand(len(batch.images), -1, -1, -1),
-        **{name: predictor(teacher) for name, teacher in teachers.items()},
+        **{f"{steps} {'step' if steps == 1 else 'steps'}": predictor(teacher, steps) for steps in JUDGED_STEPS},
         "autoencoder alone": autoencoded,
     }
     batches = (batch.to(where) for batch in _views(config, held_out, config.fit.val_images))
@@ -255,18 +253,13 @@ def _judge(
         f"{low:g} to {high:g} m; means over images"
     )
     written = sum(file.stat().st_size for file in (checkpoint, *place.iterdir()))
-    return {
-        "task": "teacher",
-        "data": held_out.name,
-        "protocol": protocol,
-        "columns": COLUMNS,
-        "rows": rows,
-        "bytes": written,
-    }
+    return table("teacher", held_out, protocol, COLUMNS, rows) | {"bytes": written}
 
 
-def predictor(teacher: DepthFM) -> Predict:
-    """Log depth of a batch's images as a teacher decodes it, up to scale and shift."""
+def predictor(teacher: DepthFM, steps: int) -> Predict:
+    """Log depth of a batch's images as a teacher decodes it after some Euler steps, up to scale and shift."""
+    teacher = copy.copy(teacher)  # the networks are shared
+    teacher.steps = steps
     return lambda batch: teacher.decode(teacher.latents(batch.images, index=batch.index)).log()
 
 

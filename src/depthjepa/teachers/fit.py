@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 from pydantic.dataclasses import dataclass as configuration
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -166,6 +165,8 @@ def depth_picture(batch: Batch, config: FitConfig) -> tuple[Float[Tensor, "b 3 h
 
 def _filled(values: Float[Tensor, "b 1 h w"], known: Bool[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
     """Give unknown pixels the value of the nearest known one; an image without any becomes 0."""
+    from scipy.ndimage import distance_transform_edt  # every command reads this module's configuration, few need this
+
     filled = torch.zeros_like(values)
     for row, (map_, mask) in enumerate(zip(values.cpu(), known.cpu().numpy(), strict=True)):
         if mask.any():
