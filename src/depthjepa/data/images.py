@@ -117,13 +117,22 @@ def layout_of(folder: Path) -> Literal["classes", "flat", "rgbd", "shards"]:
         parent = folder.parent
         beside = [str(parent / name) for name in sub_folders(parent)] if parent.is_dir() else []
         raise BadInput(f"data.root: there is no folder {folder}{nearest(str(folder), [*beside, 'scenes'])}")
-    if any((folder / split / "rgb").is_dir() for split in ("train", "val")):
+    if _has_rgbd_splits(folder) or is_flat_rgbd(folder):
         return "rgbd"
     if (folder / "train").is_dir() and sub_folders(folder / "train"):
         return "classes"
     if any(any(folder.glob(place)) for place in ("*.tar", "train/*.tar", "val/*.tar", "validation/*.tar")):
         return "shards"
     return "flat"
+
+
+def is_flat_rgbd(folder: Path) -> bool:
+    """Whether a folder holds `rgb` and `depth` itself, not sorted into `train` and `val`."""
+    return not _has_rgbd_splits(folder) and all((folder / part).is_dir() for part in ("rgb", "depth"))
+
+
+def _has_rgbd_splits(folder: Path) -> bool:
+    return any((folder / split / "rgb").is_dir() for split in ("train", "val"))
 
 
 def packed(names: Iterable[str]) -> np.ndarray:

@@ -20,11 +20,11 @@ from pydantic.dataclasses import dataclass as configuration
 from torch.utils.data import Dataset
 
 from depthjepa import runtime
-from depthjepa.data.images import ClassFolder, FlatFolder, Split, layout_of
+from depthjepa.data.images import ClassFolder, FlatFolder, Split, is_flat_rgbd, layout_of
 from depthjepa.data.memory import first_readable, in_memory
 from depthjepa.data.order import Mixture, draw_keys, epoch_order, steps_per_epoch, weighted_root
 from depthjepa.data.reading import read
-from depthjepa.data.rgbd import PairedFolder
+from depthjepa.data.rgbd import MILLIMETRES, PairedFolder
 from depthjepa.data.samples import Batch, Sample, Source, UnreadableImage
 from depthjepa.data.scenes import Scenes
 from depthjepa.data.shards import TarShards, shard_paths
@@ -50,14 +50,20 @@ class DataConfig:
     """What is read, and how it is cropped.
 
     `root` is `scenes` or `scenes:SEED` (rendered streets), a class folder (`train/CLASS/*`, `val/CLASS/*`), a
-    flat folder of images, an RGB-D folder (`train/rgb`, `train/depth`, `val/rgb`, `val/depth`), or a folder of tar
-    shards (`train-*.tar`, `val-*.tar`) or one tar; or several of them, comma-separated, each with a weight if need
-    be: `PATH*2,PATH*1`.
+    flat folder of images, an RGB-D folder (`train/rgb`, `train/depth`, `val/rgb`, `val/depth`, or `rgb`, `depth`), or
+    a folder of tar shards (`train-*.tar`, `val-*.tar`) or one tar; or several of them, comma-separated, each with a
+    weight if need be: `PATH*2,PATH*1`.
+
+    `depth_scale` 1000 leaves the scale to an RGB-D folder's `dataset.json` where that says another; any other value is
+    insisted on. `val_prefixes` and `val_list` divide RGB-D pairs that have no `val/`: the pairs that they name are
+    validation data, all others training data.
     """
 
     kind: Literal["scenes", "folder", "rgbd", "shards"] | None = None  # None: told apart by what is in root
     root: str = "scenes"
-    depth_scale: Annotated[float, Field(gt=0)] = 1000.0  # file units per metre
+    depth_scale: Annotated[float, Field(gt=0)] = MILLIMETRES  # file units per metre
+    val_prefixes: tuple[str, ...] | None = None  # validation pairs by the beginnings of their IDs, as scene names are
+    val_list: str | None = None  # the same from a text file: one ID, or beginning of IDs, a line
     image_size: Positive | tuple[Positive, Positive] = 224  # pixels; [height, width]
     classes: Positive | tuple[str, ...] | None = None  # the first N in sorted order, or the named ones
     images_per_class: Positive | None = None  # at most the first N of each, in train
@@ -68,6 +74,11 @@ class DataConfig:
     memory_gib: Annotated[float, Field(ge=0)] = 2.0  # for decoded images of one size, in each rank; 0: keep none
     scenes_train: Positive = 4096
     scenes_val: Positive = 1024
+
+    @field_validator("val_prefixes", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
 
     @field_validator("classes")
     @classmethod
@@ -95,6 +106,11 @@ class DataConfig:
         """Height and width of what the model sees, in pixels."""
         return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
 
+    @property
+    def divides_pairs(self) -> bool:
+        """Whether it says which RGB-D pairs are validation data."""
+        return self.val_prefixes is not None or self.val_list is not None
+
 
 # opening a source -----------------------------------------------------------------------------------------
 
@@ -105,6 +121,10 @@ def open_source(config: DataConfig, split: Split) -> Source:
         raise BadInput("data.root is empty: a checkpoint of another layout does not say its data; name them (--data)")
     parts = [weighted_root(part.strip()) for part in config.root.split(",")]
     sources = [_open_one(config, root, split) for root, _ in parts]
+    for source in sources:
+        if config.divides_pairs and not isinstance(source, PairedFolder):
+            key = "val_prefixes" if config.val_list is None else "val_list"
+            raise BadInput(f"data.{key} divides RGB-D pairs, but {source.name} is no RGB-D folder")
     if len(sources) == 1:
         return sources[0]
     weights = [weight for _, weight in parts]
@@ -126,8 +146,8 @@ def source_name(root: str) -> str:
 def has_validation(config: DataConfig) -> bool:
     """Whether every root has validation data.
 
-    Rendered scenes and flat folders always have, tar shards where they are named `val` or bear no split's name, and
-    others in `val/`.
+    Rendered scenes and flat folders of images always have, tar shards where they are named `val` or bear no split's
+    name, RGB-D pairs where `data.val_prefixes` or `data.val_list` names some, and others in `val/`.
     """
     roots = [weighted_root(part.strip())[0] for part in config.root.split(",")]
     folders = [Path(root).expanduser() for root in roots if root.partition(":")[0] != "scenes"]
@@ -138,6 +158,8 @@ def _folder_has_validation(config: DataConfig, folder: Path) -> bool:
     layout = layout_of(folder)
     if config.kind == "shards" or (config.kind is None and layout == "shards"):
         return bool(shard_paths(folder, "val"))
+    if layout == "rgbd" and (config.divides_pairs or is_flat_rgbd(folder)):
+        return config.divides_pairs
     return layout == "flat" or (folder / "val").is_dir()
 
 
@@ -157,7 +179,9 @@ def _open_one(config: DataConfig, root: str, split: Split) -> Source:
         if config.kind == "folder":
             raise BadInput(f"data.kind=folder, but {folder} is an RGB-D folder: take data.kind=rgbd")
         _refuse_subset(config, root, "an RGB-D folder")
-        return PairedFolder(folder, split, config.depth_scale)
+        return PairedFolder(
+            folder, split, config.depth_scale, val_prefixes=config.val_prefixes, val_list=config.val_list
+        )
     if layout == "shards":
         raise BadInput(f"data.kind=folder, but {folder} holds tar shards: take data.kind=shards")
     if layout == "classes":

@@ -1,68 +1,193 @@
-"""Folders of photographs with measured depth: `SPLIT/rgb/ID.*` beside `SPLIT/depth/ID.png`.
+"""Folders of photographs with measured depth: `SPLIT/rgb/ID.*` beside `SPLIT/depth/ID.png`, or both without SPLIT.
 
 A depth file is a 16-bit grey PNG of the same size as the upright photograph; metres along the optical axis
-are its value divided by `depth_scale` (1000: millimetres), and 0 means that nothing was measured.
+are its value divided by `depth_scale` (1000: millimetres), and 0 means that nothing was measured. What else a data set
+says of its depth stands in `dataset.json` (`DatasetFacts`).
 """
 
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float32
 from PIL import Image
+from pydantic import ConfigDict, Field, PositiveFloat, TypeAdapter, ValidationError, field_validator
+from pydantic.dataclasses import dataclass as configuration
 from torch import Tensor
 
-from depthjepa.data.images import DECODING_FAULTS, SUFFIXES, Split, decode, fault_line, image_names, packed
+from depthjepa.data.images import (
+    DECODING_FAULTS,
+    SUFFIXES,
+    Split,
+    decode,
+    fault_line,
+    image_names,
+    is_flat_rgbd,
+    packed,
+)
 from depthjepa.data.samples import Sample, UnreadableImage
-from depthjepa.faults import BadInput
+from depthjepa.depth import valid
+from depthjepa.faults import BadInput, nearest
+
+DATASET = "dataset.json"
+MILLIMETRES = 1000.0  # file units per metre, where nothing says otherwise
+
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@configuration(frozen=True, slots=True, config=STRICT)
+class EvaluationCrop:
+    """The rectangle that a benchmark judges, as shares of the image's sides: it holds for any size.
+
+    Whole pixels are the shares of the sides cut off after the point, as usual evaluation code has it; `bottom` and
+    `right` are the first that are left out.
+    """
+
+    name: str
+    shares: tuple[Share, Share, Share, Share]  # top, left, bottom, right
+
+    @field_validator("shares")
+    @classmethod
+    def _not_empty(cls, value: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+        if not (value[0] < value[2] and value[1] < value[3]):
+            raise ValueError("should be [top, left, bottom, right] with top < bottom and left < right")
+        return value
+
+    def pixels(self, height: int, width: int) -> tuple[slice, slice]:
+        """Rows and columns of the rectangle in an image of `height` x `width`."""
+        # 471 / 480 x 480 must be 471. What is added exceeds the rounding of doubles, and is too little to lift the
+        # 366.9999993 rows that Garg's crop leaves of 370.
+        top, left, bottom, right = (
+            int(share * side + 1e-9) for share, side in zip(self.shares, (height, width) * 2, strict=True)
+        )
+        return slice(top, bottom), slice(left, right)
+
+
+@configuration(frozen=True, slots=True, config=STRICT)
+class DatasetFacts:
+    """What `dataset.json` says of an RGB-D folder; every key may be left out."""
+
+    name: str | None = None
+    depth_scale: PositiveFloat | None = None  # file units per metre; None: what data.depth_scale says
+    range: tuple[PositiveFloat, PositiveFloat] | None = None  # nearest and farthest [m]; depth beyond it is invalid
+    evaluation_crop: EvaluationCrop | None = None  # depth outside of it is invalid in validation data
+    focal_length: PositiveFloat | None = None  # [px] at the full width of the images
+
+    @field_validator("range")
+    @classmethod
+    def _ascending(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and value[0] >= value[1]:
+            raise ValueError("should be [nearest, farthest] in metres with nearest < farthest")
+        return value
+
+
+def dataset_facts(root: Path) -> DatasetFacts:
+    """Read `dataset.json` of an RGB-D folder; without the file, nothing is said.
+
+    Raises `BadInput` for a file that is not JSON, unknown keys and values of another type, with file and key.
+    """
+    path = root / DATASET
+    if not path.exists():
+        return DatasetFacts()
+    try:
+        return TypeAdapter(DatasetFacts).validate_json(path.read_bytes())
+    except ValidationError as error:
+        faults = "; ".join(_explain(fault) for fault in error.errors())
+        raise BadInput(f"{path}: {faults}") from error
+
+
+def _explain(fault: Any) -> str:
+    key, text = ".".join(str(part) for part in fault["loc"]), fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "json_invalid":
+        return f"it is not JSON ({text.removeprefix('Invalid JSON: ')})"
+    if fault["type"] == "unexpected_keyword_argument":
+        known = EvaluationCrop if len(fault["loc"]) > 1 else DatasetFacts
+        return f"unknown key {key!r}{nearest(key.rpartition('.')[2], known.__dataclass_fields__)}"
+    if fault["type"] == "missing":
+        return f"{key!r} is missing"
+    text = text.removeprefix("Input ").removeprefix("should ")
+    return f"{key}={fault['input']!r}: should {text}" if key else f"the file should hold {{...}}: {text}"
 
 
 class PairedFolder:
     """RGB-D pairs of one split, in the order of their names.
 
-    Raises `BadInput` when photographs and depth files do not pair up, and on reading when a depth file has
-    another size or is not 16-bit grey.
+    Pairs stand in `SPLIT/rgb` and `SPLIT/depth`. Where there is no `val/`, they may stand in `rgb` and `depth` right
+    below the folder, and `val_prefixes` (beginnings of IDs) or `val_list` (a file with one ID or beginning a line) say
+    which of them are validation data; the others are training data. Without them all are training data.
+
+    `depth_scale` is file units per metre; `MILLIMETRES`, the default, leaves it to `dataset.json` where that says
+    another, and any other value is insisted on. Depth beyond the range of `dataset.json` is invalid, and so is depth
+    outside of its evaluation crop in validation data. `focal_length` is in pixels at full width, None: unknown.
+
+    Raises `BadInput` when photographs and depth files do not pair up, when the validation data cannot be told, and on
+    reading when a depth file has another size or is not 16-bit grey.
     """
 
     classes: tuple[str, ...] = ()
     has_depth = True
 
-    def __init__(self, root: Path, split: Split, depth_scale: float) -> None:
+    def __init__(
+        self,
+        root: Path,
+        split: Split,
+        depth_scale: float = MILLIMETRES,
+        *,
+        val_prefixes: Sequence[str] | None = None,
+        val_list: str | Path | None = None,
+    ) -> None:
         self.name = str(root)
         self._root = root
-        self._split = split
-        self._depth_scale = depth_scale
-        for part in ("rgb", "depth"):
-            if not (root / split / part).is_dir():
-                raise BadInput(
-                    f"{root} is read as an RGB-D folder, but has no {split}/{part}/ "
-                    f"(needed: {split}/rgb/ID.jpg and {split}/depth/ID.png)"
-                )
-        self._names = packed(_paired(root / split))
+        self._facts = dataset_facts(root)
+        self.focal_length = self._facts.focal_length
+        told = self._facts.depth_scale
+        self._depth_scale = told if told is not None and depth_scale == MILLIMETRES else depth_scale
+        self._crop = self._facts.evaluation_crop if split == "val" else None
+        divided = val_prefixes is not None or val_list is not None
+        self._place = _place(root, split, divided)
+        names = _paired(root / self._place)
+        if divided:
+            held_out = _held_out(names, root, val_prefixes, val_list)
+            names = [name for name in names if (_identity(name) in held_out) == (split == "val")]
+        self._names = packed(names)
 
     def __len__(self) -> int:
         return len(self._names)
 
     def name_of(self, index: int) -> str:
         """Path of photograph `index` below the folder."""
-        return f"{self._split}/rgb/{os.fsdecode(self._names[index])}"
+        return (self._place / "rgb" / os.fsdecode(self._names[index])).as_posix()
 
     def sample(self, index: int) -> Sample:
         """Decode pair `index`; raises `UnreadableImage`, and `BadInput` for depth that does not fit."""
         name = os.fsdecode(self._names[index])
-        image = decode(self._root / self._split / "rgb" / name)
-        path = self._root / self._split / "depth" / PurePosixPath(name).with_suffix(".png")
+        image = decode(self._root / self._place / "rgb" / name)
+        path = self._root / self._place / "depth" / PurePosixPath(name).with_suffix(".png")
         depth = decode_depth(path, self._depth_scale)
         if depth.shape[1:] != image.shape[1:]:
             raise BadInput(
                 f"{path} is {depth.shape[1]} x {depth.shape[2]} pixels (height x width), its photograph "
                 f"{name} is {image.shape[1]} x {image.shape[2]}: they must have the same size"
             )
-        return Sample(image=image, depth=depth, label=-1, name=self.name_of(index))
+        return Sample(image=image, depth=self._judged(depth), label=-1, name=self.name_of(index))
+
+    def _judged(self, depth: Float32[Tensor, "1 h w"]) -> Float32[Tensor, "1 h w"]:
+        if self._facts.range is not None:
+            depth = torch.where(valid(depth, *self._facts.range), depth, 0)
+        if self._crop is None:
+            return depth
+        rows, columns = self._crop.pixels(*depth.shape[1:])
+        inside = torch.zeros_like(depth)
+        inside[:, rows, columns] = depth[:, rows, columns]
+        return inside
 
 
 def decode_depth(path: Path, depth_scale: float) -> Float32[Tensor, "1 h w"]:
@@ -90,21 +215,86 @@ def _paired(folder: Path) -> list[str]:
     if not photographs:
         raise BadInput(f"{folder / 'rgb'} holds no images (accepted: {' '.join(SUFFIXES)})")
     if others := [name for name in depths if not name.endswith(".png")]:
-        raise BadInput(f"depth must be 16-bit .png files, but {folder / 'depth'} holds {_some(others)}")
-    stems = [str(PurePosixPath(name).with_suffix("")) for name in photographs]
+        raise BadInput(f"depth must be 16-bit .png files, but {folder / 'depth'} holds {some_of(others)}")
+    stems = [_identity(name) for name in photographs]
     twice = sorted({stem for stem, following in pairwise(stems) if stem == following})
     if twice:
-        raise BadInput(f"{folder / 'rgb'} holds several photographs of one name: {_some(twice)}")
-    with_depth = {str(PurePosixPath(name).with_suffix("")) for name in depths}
+        raise BadInput(f"{folder / 'rgb'} holds several photographs of one name: {some_of(twice)}")
+    with_depth = {_identity(name) for name in depths}
     faults = []
     if lonely := [stem for stem in stems if stem not in with_depth]:
-        faults.append(f"{len(lonely)} of {len(stems)} photographs have no depth: {_some(lonely)}")
+        faults.append(f"{len(lonely)} of {len(stems)} photographs have no depth: {some_of(lonely)}")
     if lonely := sorted(with_depth - set(stems)):
-        faults.append(f"{len(lonely)} of {len(with_depth)} depth files have no photograph: {_some(lonely)}")
+        faults.append(f"{len(lonely)} of {len(with_depth)} depth files have no photograph: {some_of(lonely)}")
     if faults:
         raise BadInput(f"{folder}: rgb/ and depth/ do not pair up; {'; '.join(faults)}")
     return photographs
 
 
-def _some(names: list[str]) -> str:
+def _identity(name: str) -> str:
+    """ID of a pair: the path of its photograph below `rgb`, without the suffix."""
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def _place(root: Path, split: Split, divided: bool) -> PurePosixPath:
+    """Where the pairs of a split stand below the folder; `divided`: the user says which of them are validation data."""
+    flat = is_flat_rgbd(root)
+    if divided and not flat and (root / "val").is_dir():
+        raise BadInput(f"data.val_prefixes and data.val_list are for pairs without val/, but {root} has its own val/")
+    if split == "val" and not divided and (flat or not (root / "val").is_dir()):
+        raise BadInput(
+            f"{root} has no val/: say which pairs are validation data, by the beginnings of their IDs "
+            f"(data.val_prefixes=[kitchen,bath]) or a file of IDs (data.val_list=FILE)"
+        )
+    place = PurePosixPath("." if flat else "train" if divided else split)
+    for part in ("rgb", "depth"):
+        if not (root / place / part).is_dir():
+            raise BadInput(
+                f"{root} is read as an RGB-D folder, but has no {place / part}/ "
+                f"(needed: {place / 'rgb/ID.jpg'} and {place / 'depth/ID.png'})"
+            )
+    return place
+
+
+def _held_out(
+    names: Sequence[str], root: Path, prefixes: Sequence[str] | None, listed: str | Path | None
+) -> frozenset[str]:
+    """IDs of the validation pairs. A line that is an ID means that pair alone, even if other IDs begin with it."""
+    if prefixes is not None and listed is not None:
+        raise BadInput("data.val_prefixes and data.val_list both say which pairs are validation data: give one")
+    key = "data.val_prefixes" if listed is None else f"data.val_list={listed}"
+    identities = sorted(_identity(name) for name in names)
+    words = list(prefixes or ()) if listed is None else _lines(Path(listed).expanduser())
+    if not words:
+        raise BadInput(f"{key} names no pairs: give at least one ID, or the beginning of some")
+    alone = set() if listed is None else set(identities).intersection(words)
+    found = set(alone)
+    for word in words:
+        if word in alone:
+            continue
+        first = end = bisect_left(identities, word)
+        while end < len(identities) and identities[end].startswith(word):
+            end += 1
+        if first == end:
+            raise BadInput(
+                f"{key}: no pair of {root} has an ID that begins with {word!r}{nearest(word, identities)}; "
+                f"its IDs are {some_of(identities)}"
+            )
+        found.update(identities[first:end])
+    if len(found) == len(identities):
+        raise BadInput(f"{key} matches all {len(identities)} pairs of {root}: none is left for training")
+    return frozenset(found)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as fault:
+        reason = fault.strerror if isinstance(fault, OSError) else "it is not a text file"
+        raise BadInput(f"data.val_list={path} cannot be read: {reason}") from fault
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Name the first three and count the others, for a message."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
