@@ -453,7 +453,7 @@ def test_the_saved_fit_is_a_teacher_of_the_kind_depthfm(
     torch.manual_seed(1234)
     fitted_to(data, tmp_path / "fit")
     assert content(tmp_path / "fit") == content(fitted)
-    assert not (tmp_path / "fit" / "progress.pt").exists()
+    assert not (tmp_path / "fit" / "progress.pt").exists() and not (tmp_path / "fit" / "latents.pt").exists()
     records = RunFolder(tmp_path / "fit").metrics()
     expected = [(part, step) for part in ("autoencoder", "flow") for step in (2, 4)]
     assert [(record["part"], record["step"]) for record in records] == expected
@@ -553,6 +553,20 @@ def test_what_was_saved_is_judged_without_learning_again(
     assert watch.steps == [] and content(out) == content(fitted)
 
 
+def test_a_flow_that_goes_on_has_its_latents_already(
+    data: Path, tmp_path: Path, fitted: Path, watch: Watch, unpainted: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch.deeds["flow", 3] = killed
+    with pytest.raises(KeyboardInterrupt):
+        fitted_to(data, tmp_path / "fit")
+    assert (tmp_path / "fit" / "latents.pt").exists()
+    watch.deeds.clear()
+    monkeypatch.setattr(fit, "encode_pair", lambda *_: pytest.fail("the crops were encoded again"))
+    fitted_to(data, tmp_path / "fit")
+    assert content(tmp_path / "fit") == content(fitted)
+    assert not (tmp_path / "fit" / "latents.pt").exists()
+
+
 def test_weights_that_are_not_finite_are_never_saved(data: Path, tmp_path: Path, watch: Watch, unpainted: None) -> None:
     watch.deeds["autoencoder", 3] = lambda value: value * math.nan
     with pytest.raises(RunStopped, match=r"autoencoder, step 4: the loss is nan; .* Lower fit\.lr"):
@@ -568,7 +582,7 @@ def test_a_fit_cut_short_logs_what_a_whole_one_logs(
     deed: Callable[[Tensor], Tensor], fault: type[BaseException],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(fitting, "LOG_EVERY", 2)
-    for later in ("_encode", "_fit_flow", "_judge"):
+    for later in ("_latents", "_fit_flow", "_judge"):
         monkeypatch.setattr(fitting, later, lambda *_: {})
     settings = ("fit.autoencoder_steps=6", "fit.checkpoint_every=3")
     fitted_to(data, tmp_path / "whole", *settings)

@@ -5,6 +5,7 @@ The folder of a fit:
 config.yaml, environment.json, metrics.jsonl   as of any run
 vae/              the autoencoder, as diffusers saves it; there once it has learned
 teacher.ckpt      the flow, in the layout of depthfm-v1.ckpt; there once it has learned
+latents.pt        latents of the crops, while the flow learns from them
 progress.pt       what is learning now, with its optimiser
 summary.json      figures on held-out pairs, the mean map beside them
 figures/maps.png  the same as pictures
@@ -16,6 +17,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from depthjepa.depth import align_scale_shift, metrics, valid
 from depthjepa.evaluation.gathering import table
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.figures import depth_rows, save_figure
-from depthjepa.logbook import RunFolder, plain, write_whole
+from depthjepa.logbook import RunFolder, plain, whole_file, write_whole
 from depthjepa.teachers import fit
 from depthjepa.teachers.depthfm import DepthFM, load_autoencoder, load_depthfm
 from depthjepa.teachers.fit import AUTOENCODER, CHECKPOINT, Learner, Pairs
@@ -44,6 +46,7 @@ SHOWN = 6
 JUDGED_STEPS = (1, 2, 4)  # of Euler's method
 LOG_EVERY = 20
 PROGRESS = "progress.pt"
+LATENTS = "latents.pt"
 COLUMNS = [
     {"key": "absrel", "label": "AbsRel", "unit": "", "better": "lower"},
     {"key": "rmselog", "label": "RMSE log", "unit": "", "better": "lower"},
@@ -79,9 +82,10 @@ def fit_teacher(
         if not (folder.path / CHECKPOINT).exists():
             # From here on with the weights that were saved: the flow fits the autoencoder that it will be used with.
             autoencoder = load_autoencoder(folder.path / AUTOENCODER).to(where)
-            pairs = _encode(config, autoencoder, source, where, stopping)
+            pairs = _latents(config, folder, autoencoder, source, where, stopping)
             _fit_flow(config, folder, flow.to(where), pairs, float(autoencoder.config.scaling_factor), where, stopping)
-    (folder.path / PROGRESS).unlink(missing_ok=True)  # a kill may have come between the last writing and this
+    for name in (PROGRESS, LATENTS):  # a kill may have come between the last writing and this
+        (folder.path / name).unlink(missing_ok=True)
     summary = _judge(config, folder, source, held_out, where)
     folder.write_summary(summary)
     return summary
@@ -139,6 +143,23 @@ def _fit_autoencoder(
     scale = fit.latent_scale(autoencoder, next(iter(_batches(config, source, 1))).to(where), config.fit)
     fit.save_autoencoder(autoencoder, scale, folder.path / AUTOENCODER)
     (folder.path / PROGRESS).unlink()
+
+
+def _latents(
+    config: TeacherFitConfig,
+    folder: RunFolder,
+    autoencoder: Any,
+    source: Source,
+    where: torch.device,
+    stopping: Callable[[], bool],
+) -> Pairs:
+    """Latents of the crops, computed once for all sessions of a fit."""
+    file = folder.path / LATENTS
+    if not file.exists():
+        pairs = _encode(config, autoencoder, source, where, stopping)
+        with whole_file(file) as stream:
+            torch.save(asdict(pairs), stream)
+    return Pairs(**torch.load(file, map_location="cpu", weights_only=True))
 
 
 def _encode(
