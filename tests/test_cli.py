@@ -22,11 +22,12 @@ from safetensors.numpy import load_file
 
 import depthjepa
 from depthjepa import checkpoint, cli, cost, figures
-from depthjepa.config import load_config, recipe_names
+from depthjepa.config import load_config
 from depthjepa.evaluation import probes
 from depthjepa.evaluation.readout import DepthReadout
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import RunFolder
+from depthjepa.recipe_files import recipe_names
 from tiny_runs import GUIDED, SETTINGS, millimetres, picture, run, save, start, write_classes, write_flat, write_pairs
 
 

@@ -14,8 +14,6 @@ from depthjepa.config import (
     flatten,
     keys,
     load_config,
-    recipe_names,
-    recipe_text,
     to_mapping,
 )
 from depthjepa.faults import BadInput, nearest
@@ -53,7 +51,10 @@ def test_nearest_stays_silent_where_nothing_is_near():
     [
         ("model.size=tniy", "model.size='tniy': should be 'tiny', 'small', .*did you mean 'tiny'"),
         ("model.size=gaint", r"did you mean 'giant'"),
-        ("guidance.kind=featur", r"guidance.kind='featur': should be 'none' or 'feature' \(did you mean 'feature'\?\)"),
+        (
+            "guidance.kind=featur",
+            r"guidance.kind='featur': should be 'none', 'feature' or 'pixel' \(did you mean 'feature'\?\)",
+        ),
         ("masks.bias=refrence", r"should be 'unbiased' or 'reference' \(did you mean 'reference'\?\)"),
         ("train.steps=many", "train.steps='many': should be a valid integer"),
         ("train.steps=1.5", "train.steps=1.5: should be a valid integer"),

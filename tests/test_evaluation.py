@@ -282,7 +282,7 @@ def test_the_table_ranks_mean_map_noise_and_tokens_that_hold_the_depth() -> None
         lambda: batches(60, 1, holes=0.2),
         PATCH,
         pictures=3,
-        others={"another image": lambda images: F.avg_pool2d(images.roll(1, 0)[:, :1], 2)},
+        others={"another image": lambda batch: F.avg_pool2d(batch.images.roll(1, 0)[:, :1], 2)},
     )
     rows = {row["name"]: row for row in table.rows}
     assert list(rows) == ["mean map", "noise", "patches", "another image"]
@@ -359,7 +359,7 @@ def test_sets_that_cannot_be_probed_are_refused() -> None:
         fit_readout(patches, [part], 5)
     with pytest.raises(BadInput, match="finite"):
         mean_map, _ = fit_readouts({}, [part], PATCH)
-        evaluate_depth({"x": lambda images: mean_map.predict(images) * math.nan}, mean_map, [part])
+        evaluate_depth({"x": lambda batch: mean_map.predict(batch) * math.nan}, mean_map, [part])
 
 
 def test_ranks_of_planted_features() -> None:

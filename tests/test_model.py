@@ -555,7 +555,7 @@ def test_whitened_latents_have_mean_zero_in_every_cell_and_deviation_one_in_ever
     values = noise(200, 3, 4, 6) * torch.tensor([0.1, 3.0, 40.0])[:, None, None] + 50 * noise(1, 3, 4, 6, seed=1)
     valid = (torch.rand(200, 1, 4, 6, generator=generator(2)) > 0.3).expand_as(values)
     values = torch.where(valid, values, math.nan)
-    whitening, floor = fit_whitening(Told(values, valid), told_batches(200, 32), (2, 3))
+    whitening, floor = fit_whitening(Told(values, valid), told_batches(200, 32), (4, 6))
     white = whitening.apply(Latents(values, valid))
     assert (white.values[~valid] == 0).all() and torch.equal(white.valid, valid)
     assert white.values.abs().max() < CLIP
@@ -577,7 +577,7 @@ def test_whitened_latents_have_mean_zero_in_every_cell_and_deviation_one_in_ever
 def test_a_cell_that_no_image_of_the_fit_measured_has_the_channels_mean():
     values, valid = 3 + noise(20, 1, 4, 4), torch.ones(20, 1, 4, 4, dtype=torch.bool)
     valid[:, :, 0, 0] = False
-    whitening, _ = fit_whitening(Told(values, valid), told_batches(20, 20), (2, 2))
+    whitening, _ = fit_whitening(Told(values, valid), told_batches(20, 20), (4, 4))
     torch.testing.assert_close(whitening.mean[0, 0, 0], values[:, :, valid[0, 0]].mean())
 
 
@@ -590,7 +590,7 @@ def test_whitening_clips_at_five_deviations():
 
 def test_a_channel_that_does_not_vary_asks_for_nothing():
     values = torch.cat([noise(20, 1, 4, 4), torch.full((20, 1, 4, 4), 1e3) + noise(1, 1, 4, 4, seed=1)], 1)
-    whitening, floor = fit_whitening(Told(values), told_batches(20, 8), (2, 2))
+    whitening, floor = fit_whitening(Told(values), told_batches(20, 8), (4, 4))
     assert whitening.deviation[1] == 1 and math.isfinite(floor)
     white = whitening.apply(Latents(values, torch.ones_like(values, dtype=torch.bool)))
     assert white.values[:, 1].abs().max() < 1e-3
@@ -600,7 +600,7 @@ def test_latents_of_another_resolution_are_averaged_to_twice_the_patch_grid():
     values = noise(2, 3, 8, 12)
     valid = (torch.rand(2, 1, 8, 12, generator=generator(3)) > 0.4).expand_as(values).clone()
     valid[0, :, :2, :2] = False
-    found = on_cells(Told(torch.where(valid, values, math.nan), valid), told_batches(2, 2)[0], (2, 3))
+    found = on_cells(Told(torch.where(valid, values, math.nan), valid), told_batches(2, 2)[0], (4, 6))
     assert found.values.shape == (2, 3, 4, 6) and not found.valid[0, :, 0, 0].any()
     for image, channel, row, column in np.ndindex(2, 3, 4, 6):
         cell = (image, channel, slice(2 * row, 2 * row + 2), slice(2 * column, 2 * column + 2))

@@ -310,7 +310,7 @@ def test_crops_become_latents_on_the_grid(folder, name):
     sides = teacher.sides(14 * 8, 22 * 8)
     assert {tuple(each.shape[-2:]) for each in seen} == {sides}
     assert latents.values.shape == (2, 1, *sides)
-    gridded = on_cells(teacher, batch, (7, 11))
+    gridded = on_cells(teacher, batch, (14, 22))
     assert gridded.values.shape == (2, 1, 14, 22)
     assert gridded.valid.all()
     resized = interpolate(batch.images, sides, mode="bilinear", antialias=True, align_corners=False)
@@ -336,9 +336,9 @@ def test_the_shorter_side_can_be_chosen(folder):
 def test_its_latents_are_whitened_like_any_teachers(shared, name, output):
     teacher = shared(name, output)
     batches = [batch_of(part) for part in images(6, 48, 64).split(3)]
-    whitening, floor = fit_whitening(teacher, batches, (3, 4))
+    whitening, floor = fit_whitening(teacher, batches, (6, 8))
     assert whitening.mean.shape == (teacher.describe().channels, 6, 8)
-    white = torch.cat([whitening.apply(on_cells(teacher, batch, (3, 4))).values for batch in batches])
+    white = torch.cat([whitening.apply(on_cells(teacher, batch, (6, 8))).values for batch in batches])
     torch.testing.assert_close(white.mean(0), torch.zeros_like(white[0]), atol=1e-3, rtol=0)
     torch.testing.assert_close(white.std((0, 2, 3), correction=0), torch.ones(white.shape[1]), atol=1e-2, rtol=0)
     assert 0.2 < floor < 1

@@ -151,11 +151,11 @@ def guidance_figures(config: RunConfig, teacher: Teacher, precision: str, where:
         steps=1,
     )
     teacher, batch = teacher.to(where), next(iter(batches)).to(where)
-    whitening, _ = fit_whitening(teacher, [batch], config.grid)
+    whitening, _ = fit_whitening(teacher, [batch], config.target_cells)
 
     @torch.no_grad()
     def taught() -> None:
-        whitening.apply(on_cells(teacher, batch, config.grid))
+        whitening.apply(on_cells(teacher, batch, config.target_cells))
 
     works = [
         training_step(unguided, None, precision, where),

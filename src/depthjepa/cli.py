@@ -21,6 +21,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+prepare = typer.Typer(
+    help="Turn the official files of a data set into an RGB-D folder; killed, the same command goes on.",
+    no_args_is_help=True,
+)
+app.add_typer(prepare, name="prepare")
+
 Checkpoint = Annotated[
     str,
     typer.Argument(
@@ -47,9 +53,9 @@ def _one_of(what: str, *choices: str) -> Callable[[str], str]:
 Task = Annotated[
     str,
     typer.Argument(
-        parser=_one_of("probe", "knn", "linear", "attentive", "depth"),
+        parser=_one_of("probe", "knn", "linear", "attentive", "depth", "decode"),
         metavar="TASK",
-        help="knn, linear, attentive or depth.",
+        help="knn, linear, attentive, depth, or decode (the depth that a pixel-guided run's own head gives).",
     ),
 ]
 Picture = Annotated[
@@ -108,7 +114,9 @@ def train(
 @app.command()
 def teach(
     data: Annotated[str, typer.Option(help="Images of any layout: what data.root takes.")],
-    teacher: Annotated[str, typer.Option(help="depthfm or huggingface; its weights by guidance.teacher_checkpoint=.")],
+    teacher: Annotated[
+        str, typer.Option(help="depthfm-tiny, depthfm or huggingface; weights by guidance.teacher_checkpoint=.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the cache (guidance.cache of a run).")],
     overrides: Overrides = None,
 ) -> None:
@@ -136,18 +144,57 @@ def fit_teacher(
     print(f"{out}: {summary['bytes'] / 1e6:.2f} MB")
 
 
+@prepare.command()
+def nyuv2(
+    source: Annotated[Path, typer.Argument(help="nyu_depth_v2_labeled.mat, or its folder.")],
+    out: Annotated[Path, typer.Option(help="RGB-D folder to write.")],
+    splits: Annotated[Path | None, typer.Option(help="The official splits.mat; default beside SOURCE.")] = None,
+    depth: Annotated[
+        str,
+        typer.Option(
+            parser=_one_of("depth", "raw", "filled"),
+            metavar="KIND",
+            help="raw (as measured, with holes) or filled (holes filled in).",
+        ),
+    ] = "raw",
+) -> None:
+    """Prepare NYUv2: the labelled set with its official split."""
+    from depthjepa.data.nyuv2 import prepare_nyuv2 as run
+
+    print(run(source, out, splits=splits, depth=depth))  # type: ignore[arg-type]
+
+
+@prepare.command()
+def kitti(
+    source: Annotated[Path, typer.Argument(help="Folder of the annotated depth maps (train, val).")],
+    out: Annotated[Path, typer.Option(help="RGB-D folder to write.")],
+    raw: Annotated[Path | None, typer.Option(help="Folder of the raw photographs; default in SOURCE.")] = None,
+    split: Annotated[
+        Path | None, typer.Option(help="List of validation pairs, in the form of the Eigen split.")
+    ] = None,
+) -> None:
+    """Prepare KITTI: the depth prediction benchmark with the raw photographs."""
+    from depthjepa.data.kitti import prepare_kitti as run
+
+    print(run(source, out, raw=raw, split=split))
+
+
 @app.command()
 def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe.")] = None) -> None:
     """List the shipped recipes with what they cost and score, or print one."""
-    from depthjepa.config import load_config, recipe_names, recipe_text
+    from depthjepa.config import load_config
+    from depthjepa.recipe_files import families, recipe_names, recipe_text
 
     if name is not None:
         print(recipe_text(name), end="")
         return
+    shown = {members[0]: family for family, members in families().items()}
+    hidden = {each for members in families().values() for each in members[1:]}
     for each in recipe_names():
-        about = load_config(each).about
-        print(f"{each:28} {about.summary}")
-        print(f"{'':28} hardware: {about.hardware}; time: {about.time}; score: {about.score}")
+        if each not in hidden:
+            about = load_config(each).about
+            print(f"{shown.get(each, each):28} {about.summary}")
+            print(f"{'':28} hardware: {about.hardware}; time: {about.time}; score: {about.score}")
 
 
 @app.command()
@@ -162,7 +209,10 @@ def probe(
     from depthjepa.evaluation import probes
 
     saved, config, encoder, where = _loaded(checkpoint, data, overrides)
-    result = probes.probe(task, config, encoder, where)
+    if task == "decode":
+        result = probes.decode_probe(config, saved, where)
+    else:
+        result = probes.probe(task, config, encoder, where)
     probes.write_probe(result, saved, config.evaluation.which, out)
     _print_table(result.table)
 
@@ -172,13 +222,17 @@ def diagnose(
     checkpoint: Checkpoint,
     overrides: Overrides = None,
     data: Data = None,
+    gates: Annotated[
+        bool,
+        typer.Option("--gates", help="Find out why depth does not decode: floor, overfit, position, inputs, layers."),
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Write the table as JSON.")] = None,
 ) -> None:
     """Measure collapse: effective rank, spread, and what position alone explains, beside the random encoder."""
     from depthjepa.evaluation import probes
 
     saved, config, encoder, where = _loaded(checkpoint, data, overrides)
-    result = probes.diagnostics_probe(config, encoder, where)
+    result = probes.gates_probe(config, saved, where) if gates else probes.diagnostics_probe(config, encoder, where)
     probes.write_probe(result, saved, config.evaluation.which, out)
     _print_table(result.table)
 
@@ -334,11 +388,12 @@ def _print_table(table: dict[str, Any]) -> None:
     for column in table["columns"]:
         unit = f" [{column['unit']}]" if column["unit"] else ""
         grid.add_column(
-            f"{column['label']}{unit.replace('[', chr(92) + '[')}{arrows[column['better']]}", justify="right"
+            f"{column['label']}{unit.replace('[', chr(92) + '[')}{arrows.get(column.get('better', ''), '')}",
+            justify="right",
         )
     for row in table["rows"]:
         values = [row.get(column["key"]) for column in table["columns"]]
-        grid.add_row(str(row["name"]), *("" if value is None else f"{value:.3f}" for value in values))
+        grid.add_row(str(row["name"]), *(f"{value:.3f}" if isinstance(value, float) else value for value in values))
     Console(width=None if sys.stdout.isatty() else 140).print(grid)
     for sentence in table.get("verdict", []):
         print(sentence)

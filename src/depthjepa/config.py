@@ -11,7 +11,6 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -24,6 +23,7 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic.dataclasses import dataclass as configuration
 
@@ -31,10 +31,12 @@ from depthjepa.data.loading import DataConfig
 from depthjepa.faults import BadInput, nearest
 from depthjepa.logbook import plain
 from depthjepa.masks import MaskConfig
-from depthjepa.model.jepa import GuidanceConfig, LossConfig
+from depthjepa.model.heads import CELLS, GuidanceConfig
+from depthjepa.model.jepa import LossConfig
 from depthjepa.model.predictor import PredictorConfig
 from depthjepa.model.vit import ModelConfig
 from depthjepa.optim import OptimConfig
+from depthjepa.recipe_files import read_recipe
 from depthjepa.teachers.fit import FitConfig
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -101,6 +103,11 @@ class EvaluationConfig:
     neighbours: tuple[PositiveInt, ...] = (10, 20, 100)  # of kNN, a column each; the middle one ranks checkpoints
     attentive_epochs: PositiveInt = 20  # of the attentive probe
     attentive_lr: PositiveFloat = 1e-3  # its peak, on batches of 128 images
+    gate_steps: PositiveInt = 2000  # at most, of each head that `diagnose --gates` overfits
+    depth_readout: Literal["ridge", "linear", "linear4", "dpt"] = "ridge"  # of the depth probe
+    depth_steps: PositiveInt = 2000  # of a readout other than ridge, on batches of 16 images
+    nearest: PositiveFloat | None = None  # metres; range of a readout's bins, beyond which depth does not count;
+    farthest: PositiveFloat | None = None  # None: that of almost all training depths, and all depth counts
     pictures: PositiveInt = 6
 
     @field_validator("neighbours", mode="before")
@@ -114,6 +121,14 @@ class EvaluationConfig:
         if not 0 < len(value) == len(set(value)):
             raise ValueError("give at least one number, and each only once")
         return tuple(sorted(value))
+
+    @model_validator(mode="after")
+    def _range_ascends(self) -> EvaluationConfig:
+        if self.nearest is not None and self.farthest is not None and self.nearest >= self.farthest:
+            raise ValueError(f"nearest={self.nearest:g} m must be less than farthest={self.farthest:g} m")
+        if self.depth_readout == "ridge" and not self.nearest is self.farthest is None:
+            raise ValueError("nearest and farthest are for depth_readout=linear, linear4 or dpt, not for ridge")
+        return self
 
 
 @configuration(frozen=True, slots=True, config=STRICT)
@@ -146,6 +161,13 @@ class RunConfig:
                 f"the nearest size that it divides is {near[0]} x {near[1]}"
             )
         return height // patch, width // patch
+
+    @property
+    def target_cells(self) -> tuple[int, int]:
+        """Rows and columns of what guides: two latent cells a patch along each side, or every pixel."""
+        if self.guidance.kind == "pixel" and self.train.objective == "jepa":
+            return self.data.size
+        return CELLS * self.grid[0], CELLS * self.grid[1]
 
 
 @configuration(frozen=True, slots=True, config=STRICT)
@@ -189,6 +211,7 @@ def _build(kind: type[Configuration], content: Mapping[str, Any], overrides: Seq
     faults = [fault for text in overrides if (fault := _override(merged, text))]
     if not faults and kind is RunConfig:
         _replace_length(merged, [text.partition("=")[0] for text in overrides])
+        _mask_most_for_full_maps(merged)
     known = keys(kind)
     faults += [f"unknown key {key!r}{nearest(key, known)}" for key in flatten(merged) if key not in known]
     if not faults:
@@ -206,44 +229,18 @@ def _replace_length(content: dict[str, Any], overridden: list[str]) -> None:
             content["train"][other] = None
 
 
+def _mask_most_for_full_maps(content: dict[str, Any]) -> None:
+    """Where predicted tokens are to give a full depth map, take MAE-like masks unless others are named (paper)."""
+    guidance = content.get("guidance")
+    asked = guidance if isinstance(guidance, dict) else {}
+    full = asked.get("kind") == "pixel" and asked.get("scope", "full") == "full"
+    if full and asked.get("read", "dense") != "dense" and isinstance(content.setdefault("masks", {}), dict):
+        content["masks"].setdefault("kind", "mae")
+
+
 def to_mapping(config: RunConfig | TeacherFitConfig) -> dict[str, Any]:
     """Return the resolved configuration as nested plain values."""
     content: dict[str, Any] = plain(dataclasses.asdict(config))
-    return content
-
-
-def recipe_names() -> list[str]:
-    """Names of the shipped recipes."""
-    folder = resources.files("depthjepa") / "recipes"
-    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
-
-
-def recipe_text(name: str) -> str:
-    """Text of a shipped recipe; raises `BadInput` with the nearest name."""
-    names = recipe_names()
-    if name not in names:
-        raise BadInput(f"there is no recipe {name!r}{nearest(name, names)}; `depthjepa recipes` lists them")
-    return (resources.files("depthjepa") / "recipes" / f"{name}.yaml").read_text()
-
-
-def read_recipe(recipe: str | Path) -> dict[str, Any]:
-    """Read a recipe's content: a YAML file where the argument ends so or has a folder, else a shipped one."""
-    path = Path(recipe)
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        if not path.is_file():
-            raise BadInput(f"there is no recipe file {path}")
-        try:
-            text = path.read_text()
-        except UnicodeDecodeError as fault:
-            raise BadInput(f"{path} is not a text file: a recipe is YAML") from fault
-    else:
-        text = recipe_text(str(recipe))
-    try:
-        content = yaml.safe_load(text) or {}
-    except yaml.YAMLError as fault:
-        raise BadInput(f"{recipe} is not YAML: {fault}") from fault
-    if not isinstance(content, dict):
-        raise BadInput(f"{recipe} does not hold keys and values")
     return content
 
 

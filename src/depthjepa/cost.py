@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from depthjepa.config import RunConfig
 from depthjepa.masks import Masks, sample_masks
 from depthjepa.method import build_method, build_teacher
-from depthjepa.model.heads import CELLS, Latents
+from depthjepa.model.heads import Latents
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import Attention
@@ -58,7 +58,7 @@ def example(
         masks = sample_masks(config.masks, config.grid, seed=0, epoch=0, indices=indices, batch_index=0).to(where)
     if teacher is None:
         return images, masks, None
-    shape = (batch_size, teacher.describe().channels, *(CELLS * side for side in config.grid))
+    shape = (batch_size, teacher.describe().channels, *config.target_cells)
     values = torch.randn(shape, generator=generator).to(where)
     return images, masks, Latents(values, torch.ones_like(values, dtype=torch.bool))
 

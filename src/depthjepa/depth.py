@@ -13,6 +13,7 @@ explain (which needs no knowledge of the scene's structure) and the part within 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,27 @@ def disparity(
     """Return 1/depth [1/m, larger = nearer] where the depth [m] is valid, else 0; gradients are finite."""
     known = valid(depth, minimum, maximum)
     return torch.where(known, 1 / torch.where(known, depth, 1), 0)
+
+
+Numbers = Literal["metres", "log", "disparity"]
+
+
+def to_numbers(depth: Float[Tensor, "*shape"], numbers: Numbers) -> Float[Tensor, "*shape"]:
+    """Depth [m], above 0, as a network is to say it: metres, their natural logarithm, or disparity [1/m]."""
+    if numbers == "metres":
+        return depth
+    return depth.log() if numbers == "log" else 1 / depth
+
+
+def to_metres(
+    values: Float[Tensor, "*shape"], numbers: Numbers, nearest: float, farthest: float
+) -> Float[Tensor, "*shape"]:
+    """Invert `to_numbers`; whatever the values are, the depth is within [nearest, farthest] m."""
+    if numbers == "metres":
+        return values.clamp(nearest, farthest)
+    if numbers == "log":
+        return values.clamp(math.log(nearest), math.log(farthest)).exp()
+    return 1 / values.clamp(1 / farthest, 1 / nearest)
 
 
 def pool_valid(

@@ -6,6 +6,8 @@ from parts gives the same loss as the whole.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -110,6 +112,76 @@ def feature_depth_loss(
     # Values are made safe before the arithmetic: an invalid cell may hold anything.
     safe = torch.where(valid, target, prediction.detach())
     return masked_mean(F.smooth_l1_loss(prediction, safe, reduction="none").flatten(1), valid.flatten(1)).mean()
+
+
+def depth_loss(
+    prediction: Float[Tensor, "b 1 h w"],
+    target: Float[Tensor, "b 1 h w"],
+    valid: Bool[Tensor, "b 1 h w"],
+    kind: Literal["l1", "sig", "ssi"] = "l1",
+    gradient: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Compare depth maps, in whatever numbers stand for depth, on the valid pixels of each image; then over images.
+
+    `l1`: mean absolute difference (paper, section 4.2.2). `sig`: of logarithms, see `sig_loss`. `ssi`: mean absolute
+    difference of maps that `standardised` has freed from scale and shift. `gradient` is the weight of
+    `gradient_loss` on the same numbers. An image without a valid pixel counts as zero.
+    """
+    _same_shape(prediction, target)
+    _same_shape(prediction, valid)
+    # Values are made safe before the arithmetic: an invalid pixel may hold anything.
+    target = torch.where(valid, target, prediction.detach())
+    if kind == "ssi":
+        prediction, target = standardised(prediction, valid), standardised(target, valid)
+    difference = prediction - target
+    if kind == "sig":
+        loss = sig_loss(difference.flatten(1), valid.flatten(1))
+    else:
+        loss = masked_mean(difference.abs().flatten(1), valid.flatten(1)).mean()
+    return loss + gradient * gradient_loss(difference, valid) if gradient else loss
+
+
+def sig_loss(difference: Float[Tensor, "b k"], valid: Bool[Tensor, "b k"]) -> Float[Tensor, ""]:
+    """Root of variance + 0.15 mean^2 of differences of log depth: mostly the error after the best scale.
+
+    The scale-invariant loss of Eigen et al. 2014 as AdaBins and DINOv2 have it, where the pixels of a batch are pooled;
+    here it is taken in each image, then averaged.
+    """
+    mean = masked_mean(difference, valid)
+    variance = masked_mean((difference - mean[:, None]).square(), valid)
+    # The root of an image without pixels, or fitted to the last digit, has no slope.
+    return (variance + 0.15 * mean.square() + 1e-8).sqrt().mean()
+
+
+def standardised(values: Float[Tensor, "b 1 h w"], valid: Bool[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+    """Free maps from their median and mean distance from it over valid pixels (Ranftl et al. 2020, eq. 5 and 6)."""
+    flat, known = values.flatten(1), valid.flatten(1)
+    median = torch.where(known, flat, torch.nan).nanmedian(1, keepdim=True).values.nan_to_num()
+    centred = flat - median
+    spread = masked_mean(centred.abs(), known)[:, None]
+    return (centred / spread.clamp(min=1e-6)).view_as(values)
+
+
+def gradient_loss(
+    difference: Float[Tensor, "b 1 h w"], valid: Bool[Tensor, "b 1 h w"], scales: int = 4
+) -> Float[Tensor, ""]:
+    """Mean absolute slope of the difference between neighbouring pixels, at full size and every 2nd, 4th and 8th pixel.
+
+    It is small where edges lie where they should (Li and Snavely 2018; Ranftl et al. 2020, equation 11). Mean over the
+    pairs of valid neighbours of each image along both axes, then over scales and images.
+    """
+    difference = torch.where(valid, difference, 0.0)
+    total = difference.new_zeros(())
+    for scale in range(scales):
+        step = 2**scale
+        part, known = difference[..., ::step, ::step], valid[..., ::step, ::step]
+        down = (part[..., 1:, :] - part[..., :-1, :]).abs().flatten(1)
+        across = (part[..., 1:] - part[..., :-1]).abs().flatten(1)
+        both_down = (known[..., 1:, :] & known[..., :-1, :]).flatten(1)
+        both_across = (known[..., 1:] & known[..., :-1]).flatten(1)
+        slopes = torch.cat([down, across], 1)
+        total = total + masked_mean(slopes, torch.cat([both_down, both_across], 1)).mean()
+    return total / scales
 
 
 def masked_mean(values: Float[Tensor, "*batch k"], valid: Bool[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:

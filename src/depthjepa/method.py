@@ -9,16 +9,18 @@ import torch
 from depthjepa import runtime
 from depthjepa.config import RunConfig
 from depthjepa.faults import BadInput
-from depthjepa.model.heads import GuidanceHead
-from depthjepa.model.jepa import JEPA, GuidanceConfig
+from depthjepa.model.heads import GuidanceConfig, GuidanceHead
+from depthjepa.model.jepa import JEPA
+from depthjepa.model.pixel_guidance import PixelGuidance
 from depthjepa.model.predictor import Predictor
 from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import Block, VisionTransformer, initialise
 from depthjepa.teachers.cache import CachedTeacher, different, made_of, open_cache
 from depthjepa.teachers.depthfm import load_depthfm
-from depthjepa.teachers.ground_truth import DepthTeacher
+from depthjepa.teachers.ground_truth import DepthPixels, DepthTeacher
 from depthjepa.teachers.huggingface import load_huggingface
 from depthjepa.teachers.latents import Teacher
+from depthjepa.teachers.loading import tiny_files
 
 
 def build_encoder(config: RunConfig) -> VisionTransformer:
@@ -39,6 +41,14 @@ def build_teacher(config: RunConfig, *, has_depth: bool) -> Teacher | None:
     guidance = config.guidance
     if guidance.kind == "none":
         return None
+    if guidance.kind == "pixel":
+        if not has_depth:
+            raise BadInput(
+                f"guidance.kind=pixel needs depth, but data.root={config.data.root} has none: give an RGB-D folder or "
+                f"`scenes`, or let a depth network teach (guidance.kind=feature)"
+            )
+        numbers = "log" if guidance.target == "bins" else guidance.target
+        return DepthPixels(numbers, guidance.nearest, guidance.farthest, guidance.zoom_aware)
     if guidance.cache is not None:
         return _cached_teacher(guidance)
     return load_network(guidance) or _depth_teacher(config, has_depth=has_depth)
@@ -52,14 +62,7 @@ def load_network(guidance: GuidanceConfig) -> Teacher | None:
                 "guidance.teacher=depthfm needs guidance.teacher_checkpoint (released as depthfm-v1.ckpt) and "
                 "guidance.teacher_vae (the autoencoder of Stable Diffusion 1.5: a folder or hub id)"
             )
-        return load_depthfm(
-            guidance.teacher_checkpoint,
-            guidance.teacher_vae,
-            steps=guidance.teacher_steps,
-            attention=guidance.teacher_attention,
-            seed=guidance.teacher_seed,
-            output=guidance.teacher_output,
-        )
+        return _depthfm(guidance, guidance.teacher_checkpoint, guidance.teacher_vae)
     if guidance.teacher == "huggingface":
         if guidance.teacher_checkpoint is None:
             raise BadInput(
@@ -74,7 +77,19 @@ def load_network(guidance: GuidanceConfig) -> Teacher | None:
             f"guidance.teacher_checkpoint and guidance.teacher_vae are for depthfm and huggingface, not for "
             f"guidance.teacher={guidance.teacher}"
         )
-    return None
+    return _depthfm(guidance, *tiny_files()) if guidance.teacher == "depthfm-tiny" else None
+
+
+def _depthfm(guidance: GuidanceConfig, checkpoint: str | Path, vae: str | Path) -> Teacher:
+    return load_depthfm(
+        checkpoint,
+        vae,
+        steps=guidance.teacher_steps,
+        attention=guidance.teacher_attention,
+        seed=guidance.teacher_seed,
+        output=guidance.teacher_output,
+        name=guidance.teacher,
+    )
 
 
 def _cached_teacher(guidance: GuidanceConfig) -> Teacher:
@@ -105,14 +120,9 @@ def build_method(config: RunConfig, teacher: Teacher | None, classes: int) -> JE
     from the same encoder and predictor.
     """
     encoder = build_encoder(config)
-    head = None
-    if teacher is not None:
-        kind = config.guidance.head if config.train.objective == "jepa" else "linear"
-        if kind == "linear" and config.guidance.fill == "learned":
-            raise BadInput("guidance.fill=learned needs guidance.head=conv: the linear head never reads absent patches")
-        head = GuidanceHead(kind, config.guidance.fill, encoder.width, teacher.describe().channels)
-        initialise(head, runtime.generator(config.seed, "head"))
+    head = None if teacher is None else build_head(config, encoder, teacher.describe().channels)
     if config.train.objective == "supervised":
+        assert not isinstance(head, PixelGuidance)
         if classes == 1:
             raise BadInput(f"train.objective=supervised needs at least two classes, and {config.data.root} has one")
         if head is None and not classes:
@@ -122,7 +132,7 @@ def build_method(config: RunConfig, teacher: Teacher | None, classes: int) -> JE
             initialise(method.head["classes"], runtime.generator(config.seed, "classes"))
         return method
     if not (config.loss.latent or config.loss.pixel or head):
-        raise BadInput("loss.latent=0 leaves nothing to learn: give loss.pixel or guidance.kind=feature")
+        raise BadInput("loss.latent=0 leaves nothing to learn: give loss.pixel or guidance.kind=feature or pixel")
     if config.loss.visible and not config.loss.latent:
         raise BadInput("loss.visible is the latent loss on visible tokens: it needs loss.latent above 0")
     predictor = Predictor(
@@ -135,6 +145,22 @@ def build_method(config: RunConfig, teacher: Teacher | None, classes: int) -> JE
     )
     initialise(predictor, runtime.generator(config.seed, "predictor"))
     return JEPA(encoder, predictor, head, config.guidance.weight, config.loss)
+
+
+def build_head(config: RunConfig, encoder: VisionTransformer, channels: int) -> GuidanceHead | PixelGuidance:
+    """Return the head of a guided run, or of a supervised one, at its initial weights."""
+    guidance = config.guidance
+    if guidance.kind == "pixel" and config.train.objective == "jepa":
+        # PyTorch's own initial weights, which keep a signal's size from layer to layer: the deviation of 0.02 that
+        # transformers start with would leave a thousandth of it behind five convolutions.
+        with runtime.seeded(config.seed, "head"):
+            return PixelGuidance(guidance, encoder, config.predictor.depth, config.predictor.width)
+    kind = guidance.feature_head if config.train.objective == "jepa" else "linear"
+    if kind == "linear" and guidance.fill == "learned":
+        raise BadInput("guidance.fill=learned needs guidance.head=conv: the linear head never reads absent patches")
+    head = GuidanceHead(kind, guidance.fill, encoder.width, channels)
+    initialise(head, runtime.generator(config.seed, "head"))
+    return head
 
 
 def compile_blocks(method: JEPA | Supervised) -> None:

@@ -31,7 +31,10 @@ def refuse_unusable_validation(config: RunConfig) -> None:
         if config.train.probe_every and not (held_out.classes or held_out.has_depth):
             raise BadInput(f"train.probe_every needs labels or depth, and {config.data.root} has neither")
     elif config.train.probe_every:
-        raise BadInput(f"train.probe_every needs validation data, and {config.data.root} has no val/")
+        raise BadInput(
+            f"train.probe_every needs validation data, and {config.data.root} has no val/ (of "
+            f"a folder of pairs, data.val_prefixes makes one)"
+        )
 
 
 def refuse_frozen_without_head(config: RunConfig) -> None:

@@ -32,13 +32,14 @@ from pydantic import ConfigDict, PositiveFloat, PositiveInt, TypeAdapter, Valida
 from pydantic.dataclasses import dataclass as configuration
 
 from depthjepa import runtime
-from depthjepa.config import RunConfig, build_config, differences, read_recipe, to_mapping
+from depthjepa.config import RunConfig, build_config, differences, to_mapping
 from depthjepa.data.loading import TrainingBatches, open_source
 from depthjepa.data.order import steps_per_epoch
 from depthjepa.faults import BadInput, RunStopped, nearest
 from depthjepa.logbook import plain, to_json, write_whole
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_method, build_teacher
+from depthjepa.recipe_files import read_recipe
 from depthjepa.starting import refuse_frozen_without_head, refuse_unusable_validation
 from depthjepa.study_runs import POLL, end, measure_seconds, spawn, why_failed
 from depthjepa.study_tables import (
@@ -53,7 +54,7 @@ from depthjepa.tables import BASELINES
 from depthjepa.warm_start import start_from
 
 LABELLED = ("knn", "linear", "attentive")
-TASKS = (*LABELLED, "depth", "diagnose")
+TASKS = (*LABELLED, "depth", "decode", "diagnose")
 FILES = ("study.yaml", "steps.json", "study.json", "study.md")
 NAME = re.compile(r"\w[\w.+=-]*", re.ASCII)
 TURNS = 2  # measurements of each arm
@@ -210,8 +211,10 @@ def _refuse_probes_without_data(config: RunConfig, tasks: Sequence[str]) -> None
     for task in tasks:
         if task in LABELLED and not train_source.classes:
             raise BadInput(f"the {task} probe needs labels, and {config.data.root} has none")
-        if task == "depth" and not (train_source.has_depth and val_source.has_depth):
-            raise BadInput(f"the depth probe needs depth, and {config.data.root} has none")
+        if task in ("depth", "decode") and not (train_source.has_depth and val_source.has_depth):
+            raise BadInput(f"the {task} probe needs depth, and {config.data.root} has none")
+        if task == "decode" and config.guidance.kind != "pixel":
+            raise BadInput("the decode probe reads a pixel head: it needs guidance.kind=pixel")
 
 
 def _of_length(config: RunConfig, steps: int | None) -> RunConfig:

@@ -19,11 +19,13 @@ from depthjepa.page import run_label, text
 BASELINES = ("mean map", "chance", "majority class", "random encoder")
 TASKS = {
     "depth": "Depth from frozen features",
+    "decode": "Depth as the run's own head decodes it",
     "knn": "Classification by nearest neighbours",
     "linear": "Linear classification",
     "mlp": "Classification with two layers",
     "attentive": "Classification with attentive pooling",
     "diagnose": "Diagnostics of the features",
+    "gates": "Gates: why depth decodes or does not",
 }
 MEANINGS = {
     "r2_within": "share of the disparity's variation within an image that is explained, once the training "
@@ -35,6 +37,10 @@ MEANINGS = {
     "delta1": "share of cells whose depth is wrong by less than a factor of 1.25",
     "aligned_absrel": "the same once scale and shift of each image are fitted to its ground truth",
     "aligned_delta1": "the same once scale and shift of each image are fitted to its ground truth",
+    "sqrel": "mean of (predicted − true depth)² ÷ true depth",
+    "rmselog": "root of the mean squared difference of the logarithms of depth",
+    "log10": "mean difference of the decimal logarithms of depth",
+    "silog": "100 times the deviation of the differences of the logarithms within an image",
     "rank_me": "effective number of dimensions of the features, their mean included",
     "effective_rank": "effective number of dimensions in which the features of images differ",
     "dead_dimensions": "share of the dimensions that do not vary over images",

@@ -165,8 +165,8 @@ def _compare(
         source=source, data=config.data, masks=None, grid=config.grid, seed=config.seed, batch_size=count, steps=1
     )
     batch = next(iter(batches)).to(where)
-    own = on_cells(teacher, batch, config.grid).values
-    ours = on_cells(CachedTeacher(cache.open_cache(folder)), batch, config.grid).values
+    own = on_cells(teacher, batch, config.target_cells).values
+    ours = on_cells(CachedTeacher(cache.open_cache(folder)), batch, config.target_cells).values
     own, ours = (values.transpose(0, 1).flatten(1).double() for values in (own, ours))
     deviation = own.std(1)
     together = ((own - own.mean(1, keepdim=True)) * (ours - ours.mean(1, keepdim=True))).mean(1)

@@ -38,6 +38,7 @@ from depthjepa.logbook import RunFolder
 from depthjepa.method import build_method, build_teacher, compile_blocks, parameter_count
 from depthjepa.model.heads import Latents
 from depthjepa.model.jepa import JEPA
+from depthjepa.model.pixel_guidance import PixelGuidance
 from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import normalise
 from depthjepa.starting import (
@@ -47,7 +48,7 @@ from depthjepa.starting import (
     settle_precision,
 )
 from depthjepa.teachers.cache import CachedTeacher, names_of
-from depthjepa.teachers.latents import Teacher, Whitening, fit_whitening, on_cells
+from depthjepa.teachers.latents import CLIP, Teacher, Whitening, fit_whitening, on_cells
 from depthjepa.warm_start import start_from
 
 UNREADABLE_SHARE = 0.01  # more than this share of unreadable images stops a run
@@ -188,7 +189,12 @@ def fit_teacher_statistics(state: State, source: Source) -> tuple[Whitening, flo
         steps=max(1, min(config.train.whitening_images, len(source)) // size),
     )
     moved = (batch.to(state.where) for batch in batches)
-    return fit_whitening(state.teacher, moved, config.grid)
+    head = state.method.head
+    if isinstance(head, PixelGuidance):
+        return fit_whitening(
+            state.teacher, moved, config.target_cells, centre=config.guidance.centre, clip=math.inf, loss=head.loss
+        )
+    return fit_whitening(state.teacher, moved, config.target_cells)
 
 
 def training_batches(state: State, source: Source) -> TrainingBatches:
@@ -286,11 +292,12 @@ def train_step(state: State, parts: list[Batch]) -> dict[str, Any]:
 
 
 def teacher_latents(state: State, batch: Batch) -> Latents | None:
-    """Whitened latents of a batch, None in an unguided run."""
+    """Whitened latents (or pixel values) of a batch, None in an unguided run."""
     if state.teacher is None or state.whitening is None:
         return None
+    clip = math.inf if isinstance(state.method.head, PixelGuidance) else CLIP
     with torch.no_grad():
-        return state.whitening.apply(on_cells(state.teacher, batch, state.config.grid))
+        return state.whitening.apply(on_cells(state.teacher, batch, state.config.target_cells), clip)
 
 
 def refuse_non_finite(state: State, totals: dict[str, Tensor], gradients: Tensor, parts: list[Batch]) -> None:

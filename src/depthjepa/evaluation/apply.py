@@ -21,10 +21,11 @@ from depthjepa.config import RunConfig, load_config
 from depthjepa.data.images import FlatFolder, image_names
 from depthjepa.data.loading import TrainingBatches, open_source, view_batches
 from depthjepa.data.samples import Batch
+from depthjepa.evaluation.decoded import dense_metres, load_pixel_guided
 from depthjepa.evaluation.features import pooled_features
 from depthjepa.evaluation.gathering import RANDOM, encode_with, size_text
 from depthjepa.evaluation.pictures import mask_arrays, picture_batch, pixels, token_maps
-from depthjepa.evaluation.readout import DepthReadout, patch_grid, read_origin
+from depthjepa.evaluation.readout import DepthReadout, Predict, read_origin
 from depthjepa.faults import BadInput
 from depthjepa.logbook import whole_file
 from depthjepa.method import build_encoder
@@ -87,13 +88,50 @@ def predict_folder(
 ) -> tuple[int, list[str]]:
     """Write `NAME.depth.png` (16 bits, millimetres, 0 = beyond 65.5 m) and `NAME.colour.png` for every image.
 
-    NAME is the photograph's path below the folder without its suffix. The readout is the depth probe's
-    (`depthjepa probe RUN depth`); depth is bilinear between its cells and metric only as far as camera and views
-    resemble those it was fitted on. Maps have the size of the photograph.
+    NAME is the photograph's path below the folder without its suffix. A pixel-guided run whose head reads whole images
+    decodes with that head, any other with the depth probe's readout (`depthjepa probe RUN depth`). Depth is bilinear
+    between pixels or cells and metric only as far as camera and views resemble those that it was fitted on. Maps have
+    the size of the photograph.
 
     Raises `BadInput` before the first write where a photograph or another map would be overwritten, and where the
     readout was fitted on other weights than these.
     """
+    guidance = saved.config.guidance
+    colours: tuple[float, float] | None = None
+    if guidance.kind == "pixel" and guidance.read != "predicted":
+        predict = _own_head(saved, where)
+    else:
+        predict, colours = _readout(saved, config, encoder, where)
+    _refuse_overwriting(Path(config.data.root), out)
+    root, count, skipped = Path(config.data.root), 0, list[str]()
+    for batch in _folder_views(config, skipped):
+        with torch.no_grad():
+            disparity = predict(batch.to(where)).cpu()
+        if colours is None:  # one scale for all maps: what the first ones span
+            low, high = torch.quantile(disparity.flatten()[: 10**6], torch.tensor([0.02, 0.98])).tolist()
+            colours = low, high
+        for name, cells in zip(batch.names, disparity, strict=True):
+            with Image.open(root / name) as photograph:
+                width, height = photograph.size
+                if photograph.getexif().get(0x0112, 1) >= 5:  # lies on its side: views are upright
+                    width, height = height, width
+            smooth = F.interpolate(cells[None], (height, width), mode="bilinear", align_corners=False)[0, 0]
+            _write_depth(*_targets(out, name), smooth, *colours)
+            count += 1
+    return count, skipped
+
+
+def _own_head(saved: Checkpoint, where: torch.device) -> Predict:
+    """Disparity [1/m] by the run's own pixel head."""
+    method, whitening = load_pixel_guided(saved, where), saved.whitening
+    assert whitening is not None
+    return lambda batch: 1 / dense_metres(method, whitening, batch)
+
+
+def _readout(
+    saved: Checkpoint, config: RunConfig, encoder: VisionTransformer, where: torch.device
+) -> tuple[Predict, tuple[float, float]]:
+    """Disparity [1/m] by the depth probe's readout, and the range of its training set."""
     if saved.run is None:
         raise BadInput(
             f"{saved.path} lies in no run folder, where its depth readout would be: make one with `depthjepa convert "
@@ -104,23 +142,8 @@ def predict_folder(
         raise BadInput(f"{file} is not there: fit a depth readout first with `depthjepa probe RUN depth --data DATA`")
     readout = DepthReadout.load(file)
     _refuse_other_weights(file, saved, config)
-    _refuse_overwriting(Path(config.data.root), out)
     encode = encode_with(encoder, where, config.evaluation.precision)
-    root, count, skipped = Path(config.data.root), 0, list[str]()
-    low, high = readout.mean_map.minimum, readout.mean_map.maximum
-    for batch in _folder_views(config, skipped):
-        with torch.no_grad():
-            grid = patch_grid(batch.images, encoder.patch_size)
-            disparity = readout.predict(encode(batch.images), *grid).cpu()
-        for name, cells in zip(batch.names, disparity, strict=True):
-            with Image.open(root / name) as photograph:
-                width, height = photograph.size
-                if photograph.getexif().get(0x0112, 1) >= 5:  # lies on its side: views are upright
-                    width, height = height, width
-            smooth = F.interpolate(cells[None], (height, width), mode="bilinear", align_corners=False)[0, 0]
-            _write_depth(*_targets(out, name), smooth, low, high)
-            count += 1
-    return count, skipped
+    return readout.on(encode, encoder.patch_size), (readout.mean_map.minimum, readout.mean_map.maximum)
 
 
 def _refuse_other_weights(file: Path, saved: Checkpoint, config: RunConfig) -> None:

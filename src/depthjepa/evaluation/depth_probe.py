@@ -26,9 +26,9 @@ from depthjepa.faults import BadInput
 class DepthScore:
     """Figures over a set of images, and the same image by image.
 
-    `figures`: r2_within, r2_position, r2_between; absrel, rmse [m] and delta1 of the cells, averaged over
-    images; aligned_absrel and aligned_delta1 after the best scale and shift of disparity in each image;
-    images (how many have valid depth).
+    `figures`: r2_within, r2_position, r2_between; the errors of `depth.metrics` of the cells, averaged over
+    images; aligned_absrel, aligned_rmse [m] and aligned_delta1 after the best scale and shift of disparity in each
+    image; images (how many have valid depth).
     `per_image` (float64, nan: no valid depth) holds the errors, and the sums of squares within_residual and
     within_total: r2_within of any resample of images is 1 - Σ within_residual / Σ within_total.
     """
@@ -96,7 +96,7 @@ def evaluate_depth(
         masks.append(known.cpu())
         for name, predict in predictors.items():
             with torch.no_grad():
-                guess = predict(batch.images).float().cpu().clamp(mean_map.minimum, mean_map.maximum)
+                guess = predict(batch).float().cpu().clamp(mean_map.minimum, mean_map.maximum)
             if not torch.isfinite(guess).all():
                 raise BadInput(f"{name} predicts disparities that are not finite")
             guesses[name].append(guess)
@@ -126,13 +126,7 @@ def _score(
     nearest, farthest = 1 / mean_map.maximum, 1 / mean_map.minimum
     errors = metrics(1 / guess, metres, known, nearest, farthest)
     aligned_errors = metrics(1 / aligned, metres, known, nearest, farthest)
-    averaged = {
-        "absrel": errors["absrel"],
-        "rmse": errors["rmse"],
-        "delta1": errors["delta1"],
-        "aligned_absrel": aligned_errors["absrel"],
-        "aligned_delta1": aligned_errors["delta1"],
-    }
+    averaged = errors | {f"aligned_{name}": aligned_errors[name] for name in ("absrel", "rmse", "delta1")}
     residual, total = within_sums(*flat)
     sums = {"within_residual": residual, "within_total": total}
     figures = {

@@ -9,11 +9,13 @@ from torch import Tensor
 from depthjepa.config import RunConfig
 from depthjepa.data.loading import has_validation, open_source
 from depthjepa.data.samples import Batch
+from depthjepa.evaluation.decoded import undone
 from depthjepa.evaluation.gathering import views
 from depthjepa.logbook import RunFolder
 from depthjepa.masks import Masks, sample_masks
 from depthjepa.method import build_encoder
 from depthjepa.model.jepa import JEPA
+from depthjepa.model.pixel_guidance import PixelGuidance
 from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import VisionTransformer
 from depthjepa.teachers.latents import Teacher, Whitening, on_cells
@@ -43,8 +45,10 @@ def write_pictures(
     }
     folder.save_arrays("figures/features", features)
     if teacher is not None and whitening is not None:
-        target = whitening.apply(on_cells(teacher, batch, config.grid))
+        target = whitening.apply(on_cells(teacher, batch, config.target_cells))
         predicted, judged = predicted_latents(method, batch, masks)
+        if isinstance(method.head, PixelGuidance):
+            predicted, target = undone(whitening, predicted), on_cells(teacher, batch, config.target_cells)
         arrays = {
             "images": pixels(batch),
             "teacher": torch.where(target.valid, target.values, torch.nan).cpu().numpy(),
@@ -73,6 +77,12 @@ def predicted_latents(method: JEPA | Supervised, batch: Batch, masks: Masks | No
     images = method.encoder.normalise(batch.images)
     if isinstance(method, JEPA):
         assert masks is not None
+        if isinstance(method.head, PixelGuidance):
+            if method.predictor.together:
+                masks = masks.joined(method.head.grid[0] * method.head.grid[1])
+            levels, predicted = method.predict(images, masks)
+            maps, judged = next(iter(method.depth_maps(images, levels, predicted, masks).values()))
+            return maps, torch.ones_like(maps, dtype=torch.bool) if judged is None else judged
         context = method.context_encoder(images, masks.context)
         return method.guide(context, method.predictor(context, masks).targets, masks)
     return method.depth_latents(method.context_encoder(images))

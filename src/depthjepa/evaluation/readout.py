@@ -37,7 +37,7 @@ FOLDS = 5
 FACTOR = 2  # cells a patch along each side; a patch's cells are ordered row by row
 ROUNDING = 1e-6  # below this share of a channel's magnitude, float32 tokens hold only rounding
 
-Predict = Callable[[Float[Tensor, "b 3 h w"]], Float[Tensor, "b 1 rows cols"]]
+Predict = Callable[[Batch], Float[Tensor, "b 1 rows cols"]]  # disparity [1/m]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +48,9 @@ class MeanMap:
     minimum: float
     maximum: float
 
-    def predict(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 rows cols"]:
+    def predict(self, batch: Batch) -> Float[Tensor, "b 1 rows cols"]:
         """Give every image the mean map: the zero of a table."""
-        return self.values.expand(len(images), 1, -1, -1)
+        return self.values.expand(len(batch.images), 1, -1, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +82,10 @@ class DepthReadout:
         return disparities.clamp(self.mean_map.minimum, self.mean_map.maximum)
 
     def on(self, encode: Encode, patch_size: int) -> Predict:
-        """Return the function from images to disparity: the encoder, then this readout."""
+        """Return the function from a batch to disparity: the encoder, then this readout."""
 
-        def predict(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 cell_rows cell_cols"]:
-            return self.predict(encode(images), *patch_grid(images, patch_size))
+        def predict(batch: Batch) -> Float[Tensor, "b 1 cell_rows cell_cols"]:
+            return self.predict(encode(batch.images), *patch_grid(batch.images, patch_size))
 
         return predict
 

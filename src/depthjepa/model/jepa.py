@@ -2,19 +2,20 @@
 
 A context encoder sees part of the image, a predictor guesses the embeddings that the target encoder (a moving
 average of the context encoder) gives to hidden blocks. With feature-level guidance, context and predicted tokens
-are put back on the patch grid and projected to the latents of a frozen depth teacher; that gradient reaches the
-context encoder and the predictor, never the target encoder.
+are put back on the patch grid and projected to the latents of a frozen depth teacher; with pixel-level guidance a head
+decodes the depth of every pixel. That gradient reaches the context encoder and the predictor, never the target encoder.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveInt, field_validator
 from pydantic.dataclasses import dataclass as configuration
 from torch import Tensor, nn
@@ -32,39 +33,11 @@ from depthjepa.losses import (
 )
 from depthjepa.masks import Masks
 from depthjepa.model.heads import GuidanceHead, Latents
-from depthjepa.model.predictor import Predictor
+from depthjepa.model.pixel_guidance import PixelGuidance
+from depthjepa.model.predictor import Predicted, Predictor
 from depthjepa.model.vit import VisionTransformer
 
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
-@configuration(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
-class GuidanceConfig:
-    """Whether and how depth guides.
-
-    `teacher` is `depth`, ground truth turned into latents, or a frozen network: `depthfm`, which needs
-    `teacher_checkpoint` (released as depthfm-v1.ckpt, or what `depthjepa fit-teacher` writes) and `teacher_vae` (a
-    folder or hub id), or `huggingface`, any depth network of transformers (`teacher_checkpoint`: a folder or hub id).
-    `teacher_output` is their depth (DepthFM: before decoding) or features: of DepthFM's middle block, or of
-    `teacher_layer`.
-    `cache` is a folder that `depthjepa teach` wrote: latents of whole images of `teacher_size` x `teacher_size` px,
-    from which those of crops are cut; the network is not needed then.
-    """
-
-    kind: Literal["none", "feature"] = "none"
-    weight: NonNegativeFloat = 1.0
-    head: Literal["linear", "conv"] = "linear"
-    fill: Literal["zero", "learned"] = "zero"
-    teacher: Literal["depth", "depthfm", "huggingface"] = "depth"
-    teacher_checkpoint: str | None = None
-    teacher_vae: str | None = None
-    teacher_steps: PositiveInt = 2  # Euler steps of depthfm
-    teacher_attention: Literal["plain", "rescaled"] = "plain"
-    teacher_seed: int = 0  # of depthfm's noise
-    teacher_output: Literal["depth", "features"] = "depth"
-    teacher_layer: int | None = None  # of huggingface's features; None: two thirds deep
-    teacher_size: PositiveInt = 512
-    cache: str | None = None
 
 
 @configuration(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -124,7 +97,7 @@ class JEPA(nn.Module):
         self,
         encoder: VisionTransformer,
         predictor: Predictor,
-        head: GuidanceHead | None,
+        head: GuidanceHead | PixelGuidance | None,
         weight: float,
         loss: LossConfig | None = None,
     ) -> None:
@@ -150,15 +123,15 @@ class JEPA(nn.Module):
         labels: Tensor | None = None,
         progress: float = 1.0,
     ) -> Losses:
-        """Losses of normalised images; `teacher` holds the whitened latents of a guided step.
+        """Losses of normalised images; `teacher` holds the whitened latents (or pixel values) of a guided step.
 
         `progress` is the share of the run that is done, in [0, 1].
         """
         config, visible = self.loss, self.loss.visible_weight(progress)
         if self.predictor.together:
             masks = masks.joined(self.context_encoder.grid[0] * self.context_encoder.grid[1])
-        context = self.context_encoder(images, masks.context)
-        predicted = self.predictor(context, masks)
+        levels, predicted = self.predict(images, masks)
+        context = levels[-1]
         terms: dict[str, tuple[float, Tensor]] = {}
         if config.latent or visible:
             targets = self.targets(images)
@@ -174,12 +147,47 @@ class JEPA(nn.Module):
             patches = patches.view(*masks.targets.shape, -1)
             terms["loss_pixel"] = config.pixel, pixel_loss(predicted.pixels.float(), patches, masks.valid)
         terms |= self.spread(context, progress)
-        if self.head is not None and teacher is not None:
+        if isinstance(self.head, GuidanceHead) and teacher is not None:
             latents, judged = self.guide(context, predicted.targets, masks)
             depth = feature_depth_loss(latents.float(), teacher.values, teacher.valid & judged)
             terms["loss_depth"] = self.weight, depth
+        if isinstance(self.head, PixelGuidance) and teacher is not None:
+            read = self.depth_maps(images, levels, predicted, masks)
+            each = [self.head.loss(maps, teacher, judged) for maps, judged in read.values()]
+            terms["loss_depth"] = self.weight, torch.stack(each).mean()
         total = sum((weight * value for weight, value in terms.values()), images.new_zeros(()))
         return Losses(total, {name: value for name, (_, value) in terms.items()})
+
+    def predict(self, images: Float[Tensor, "b 3 h w"], masks: Masks) -> tuple[list[Tensor], Predicted]:
+        """Context tokens [b, c, d], last those of the last layer, and the prediction; other layers where a head reads.
+
+        `masks` are joined already where the predictor has all blocks in one sequence.
+        """
+        if isinstance(self.head, PixelGuidance) and self.head.reads_prediction:
+            levels = self.context_encoder.features(images, self.head.encoder_layers, masks.context)
+            return levels, self.predictor(levels[-1], masks, self.head.predictor_layers)
+        context = self.context_encoder(images, masks.context)
+        return [context], self.predictor(context, masks)
+
+    def depth_maps(
+        self, images: Float[Tensor, "b 3 h w"], levels: Sequence[Tensor], predicted: Predicted, masks: Masks
+    ) -> dict[str, tuple[Float[Tensor, "b 1 h w"], Bool[Tensor, "b 1 h w"] | None]]:
+        """What a pixel head decodes, by what it reads (`predicted`, `dense`), whitened; and the pixels that count."""
+        assert isinstance(self.head, PixelGuidance)
+        found: dict[str, tuple[Tensor, Tensor | None]] = {}
+        if self.head.reads_prediction:
+            found["predicted"] = self.read_prediction(levels, predicted, masks)
+        if self.head.config.read != "predicted":
+            found["dense"] = self.head.read_dense(self.context_encoder, images), None
+        return found
+
+    def read_prediction(
+        self, levels: Sequence[Tensor], predicted: Predicted, masks: Masks
+    ) -> tuple[Float[Tensor, "b 1 h w"], Bool[Tensor, "b 1 h w"]]:
+        """Decode what `predict` gave; of several target layers the last one is read."""
+        assert isinstance(self.head, PixelGuidance)
+        width = self.context_encoder.width
+        return self.head.read_prediction(levels, predicted.levels or (predicted.targets[..., -width:],), masks)
 
     def spread(self, context: Float[Tensor, "b c d"], progress: float) -> dict[str, tuple[float, Tensor]]:
         """Terms against collapse, on the mean of each image's context tokens."""
@@ -217,7 +225,7 @@ class JEPA(nn.Module):
 
         Of several target layers the last one is read: it is what the context tokens are.
         """
-        assert self.head is not None
+        assert isinstance(self.head, GuidanceHead)
         grid, width = self.context_encoder.grid, self.context_encoder.width
         tokens = torch.cat([context, predicted[..., -width:].flatten(1, 2).to(context.dtype)], 1)
         index = torch.cat([masks.context, masks.targets.flatten(1)], 1)

@@ -8,6 +8,7 @@ masks: the context is read once instead of once a block, which is most of a pred
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -39,6 +40,7 @@ class Predicted(NamedTuple):
     targets: Float[Tensor, "b m k d"]
     pixels: Float[Tensor, "b m k pixels"] | None = None
     visible: Float[Tensor, "b m c d"] | None = None
+    levels: tuple[Float[Tensor, "b m k width"], ...] = ()  # of target patches inside the predictor, where asked for
 
 
 class Predictor(nn.Module):
@@ -72,7 +74,8 @@ class Predictor(nn.Module):
         self.predictor_proj = nn.Linear(config.width, layers * encoder.width)
         self.predictor_pixels = nn.Linear(config.width, pixels) if pixels else None
 
-    def forward(self, context: Float[Tensor, "b c d"], masks: Masks) -> Predicted:
+    def forward(self, context: Float[Tensor, "b c d"], masks: Masks, levels: Sequence[int] = ()) -> Predicted:
+        """Predict; `levels` are blocks (0-based) after which the tokens of target patches are wanted as well."""
         b, c, _ = context.shape
         m, k = masks.targets.shape[1:]
         positions = self.predictor_pos_embed[0]
@@ -83,12 +86,16 @@ class Predictor(nn.Module):
         if masks.valid is not None:
             valid = masks.valid.flatten(0, 1)
             readable = torch.cat([valid.new_ones(b * m, c), valid], 1)[:, None, None]
-        for block in self.predictor_blocks:
+        kept: dict[int, Tensor] = {}
+        for number, block in enumerate(self.predictor_blocks):
             tokens = block(tokens, readable)
+            if number in levels:
+                kept[number] = self.predictor_norm(tokens[:, c:]).reshape(b, m, k, -1)
         tokens = self.predictor_norm(tokens)
         predicted = tokens[:, c:].reshape(b, m, k, -1)
         return Predicted(
             self.predictor_proj(predicted),
             None if self.predictor_pixels is None else self.predictor_pixels(predicted),
             self.predictor_proj(tokens[:, :c]).view(b, m, c, -1) if self.visible else None,
+            tuple(kept[level] for level in levels),
         )

@@ -127,13 +127,15 @@ class VisionTransformer(nn.Module):
             return self.pos_embed
         return stretch(self.pos_embed, self.grid, grid)
 
-    def features(self, images: Float[Tensor, "b 3 h w"], layers: Sequence[int]) -> list[Float[Tensor, "b n d"]]:
+    def features(
+        self, images: Float[Tensor, "b 3 h w"], layers: Sequence[int], keep: Int64[Tensor, "b c"] | None = None
+    ) -> list[Float[Tensor, "b _ d"]]:
         """Tokens after the given blocks (0-based; negative counts from the end), each through the final norm."""
         depth = len(self.blocks)
         wanted = [layer + depth if layer < 0 else layer for layer in layers]
         if not all(0 <= layer < depth for layer in wanted):
             raise BadInput(f"layers {list(layers)} are not all in -{depth}..{depth - 1}")
-        tokens, kept = self.embed(images), {}
+        tokens, kept = self.embed(images, keep), {}
         for number, block in enumerate(self.blocks):
             tokens = block(tokens)
             if number in wanted:

@@ -31,13 +31,15 @@ from torchvision.ops import roi_align
 from depthjepa.data.samples import Batch, Source
 from depthjepa.faults import BadInput
 from depthjepa.logbook import to_json, write_whole, writing
-from depthjepa.model.heads import Latents
-from depthjepa.model.jepa import GuidanceConfig
+from depthjepa.model.heads import GuidanceConfig, Latents
 from depthjepa.teachers.latents import Description
+from depthjepa.teachers.loading import tiny_files
 
 FORMAT = 1
+_DEPTHFM = ("teacher_steps", "teacher_attention", "teacher_seed", "teacher_output")
 SETTINGS = {
-    "depthfm": ("teacher_steps", "teacher_attention", "teacher_seed", "teacher_output"),
+    "depthfm": _DEPTHFM,
+    "depthfm-tiny": _DEPTHFM,
     "huggingface": ("teacher_output", "teacher_layer"),
 }
 TOGETHER = 64  # images of a part: what is computed, checked and, after a kill, repeated together
@@ -152,6 +154,8 @@ def cut(
 def made_of(guidance: GuidanceConfig) -> dict[str, Any]:
     """All that the latents depend on beside the images: the teacher, its weights and settings, the size it sees."""
     places = {"teacher_checkpoint": guidance.teacher_checkpoint, "teacher_vae": guidance.teacher_vae}
+    if guidance.teacher == "depthfm-tiny":
+        places = dict(zip(places, map(str, tiny_files()), strict=True))
     weights = {key: fingerprint(place) for key, place in places.items() if place is not None}
     settings = {key: getattr(guidance, key) for key in SETTINGS.get(guidance.teacher, ())}
     return {"teacher": guidance.teacher, **weights, **settings, "size": guidance.teacher_size}

@@ -67,6 +67,7 @@ class DepthFM:
         ensemble: int = 1,
         seed: int = 0,
         output: Output = "depth",
+        name: str = "depthfm",
     ) -> None:
         self.unet = unet.eval().requires_grad_(False)
         self.vae = vae.eval().requires_grad_(False)
@@ -77,6 +78,7 @@ class DepthFM:
         self.ensemble = ensemble
         self.seed = seed
         self.output = output
+        self.name = name
 
     @property
     def device(self) -> torch.device:
@@ -99,7 +101,7 @@ class DepthFM:
             )
         else:
             unit, channels, stride = "latent of log depth (affine-unknown)", CHANNELS, STRIDE
-        return Description("depthfm", channels, stride, unit, "undirected", stochastic=True, needs_depth=False)
+        return Description(self.name, channels, stride, unit, "undirected", stochastic=True, needs_depth=False)
 
     def batch_latents(self, batch: Batch, cells: tuple[int, int]) -> Latents:
         """Latents (or features) of a batch's crops, resized to the sides nearest to a latent cell a cell (`sides`)."""
@@ -240,6 +242,7 @@ def load_depthfm(
     ensemble: int = 1,
     seed: int = 0,
     output: Output = "depth",
+    name: str = "depthfm",
 ) -> DepthFM:
     """Load a checkpoint in the layout of the released `depthfm-v1.ckpt`, and the autoencoder, on the CPU.
 
@@ -253,6 +256,7 @@ def load_depthfm(
         ensemble: how many noises are averaged.
         seed: of the noise.
         output: what guides: `depth`, the latent before decoding, or `features`, those of the UNet's middle block.
+        name: what the teacher calls itself.
 
     Raises `BadInput` for a file that is missing, truncated, unsafe or of another kind, for weights that do not fit
     the hyperparameters (which are named), for an autoencoder that cannot be had, and without diffusers.
@@ -280,6 +284,7 @@ def load_depthfm(
         ensemble=ensemble,
         seed=seed,
         output=output,
+        name=name,
     )
 
 

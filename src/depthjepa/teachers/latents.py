@@ -1,13 +1,14 @@
 """What a depth teacher is, and how its latents become a guidance target.
 
-A teacher is frozen. It gives latents [b, channels, rows, cols] at any resolution; `Whitening` brings them to twice
-the patch grid, removes the training set's mean map and divides each channel by its deviation (SCIENCE: a constant
-prediction then scores a known floor, and the mean map is no longer a shortcut), and clips at five deviations.
+A teacher is frozen. It gives latents [b, channels, rows, cols] at any resolution; they are brought to twice the patch
+grid. `Whitening` removes the training set's mean map and divides each channel by its deviation, so that a constant
+prediction scores a known floor and the mean map is no shortcut, and clips at five deviations. For pixel guidance the
+teacher is the depth itself, pixel by pixel, and nothing is clipped: a depth that is far off is to cost what it costs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -18,8 +19,8 @@ from torch import Tensor
 
 from depthjepa.data.samples import Batch
 from depthjepa.depth import pool_valid
-from depthjepa.losses import feature_depth_loss, masked_mean
-from depthjepa.model.heads import CELLS, Latents
+from depthjepa.losses import feature_depth_loss
+from depthjepa.model.heads import Centre, Latents
 
 CLIP = 5.0  # deviations
 
@@ -59,19 +60,18 @@ class Whitening:
     mean: Float[Tensor, "c rows cols"]
     deviation: Float[Tensor, " c"]
 
-    def apply(self, latents: Latents) -> Latents:
+    def apply(self, latents: Latents, clip: float = CLIP) -> Latents:
         """Whiten; invalid values become zero."""
         values = (latents.values - self.mean) / self.deviation[:, None, None]
-        return Latents(torch.where(latents.valid, values.clamp(-CLIP, CLIP), 0.0), latents.valid)
+        return Latents(torch.where(latents.valid, values.clamp(-clip, clip), 0.0), latents.valid)
 
     def undo(self, values: Float[Tensor, "b c rows cols"]) -> Float[Tensor, "b c rows cols"]:
         """Return from whitened values to the teacher's own."""
         return values * self.deviation[:, None, None] + self.mean
 
 
-def on_cells(teacher: Teacher, batch: Batch, grid: tuple[int, int]) -> Latents:
-    """The teacher's latents at twice the patch grid, not whitened."""
-    cells = CELLS * grid[0], CELLS * grid[1]
+def on_cells(teacher: Teacher, batch: Batch, cells: tuple[int, int]) -> Latents:
+    """The teacher's latents on `cells` (rows, columns), not whitened."""
     latents = teacher.batch_latents(batch, cells)
     if latents.values.shape[-2:] == cells:
         return latents
@@ -83,23 +83,46 @@ def on_cells(teacher: Teacher, batch: Batch, grid: tuple[int, int]) -> Latents:
     return Latents(values, (share > 0).expand_as(values))
 
 
-def fit_whitening(teacher: Teacher, batches: Iterable[Batch], grid: tuple[int, int]) -> tuple[Whitening, float]:
+def latents_loss(prediction: Float[Tensor, "b c rows cols"], target: Latents) -> Tensor:
+    """The loss of feature guidance."""
+    return feature_depth_loss(prediction, target.values, target.valid)
+
+
+def fit_whitening(
+    teacher: Teacher,
+    batches: Iterable[Batch],
+    cells: tuple[int, int],
+    *,
+    centre: Centre = "map",
+    clip: float = CLIP,
+    loss: Callable[[Tensor, Latents], Tensor] = latents_loss,
+) -> tuple[Whitening, float]:
     """Fit the whitening on training batches.
 
-    Returns it with the floor: the loss of the constant (zero) prediction on the same batches. A channel that does
-    not vary keeps deviation 1, so that it asks for nothing.
+    Returns it with the floor: the loss of predicting the mean map on the same batches. A channel that does not vary
+    keeps deviation 1, so that it asks for nothing. `centre` is what whitening takes away: the mean map, one mean, or
+    nothing (nor is anything divided then).
     """
-    found = [on_cells(teacher, batch, grid) for batch in batches]
-    values = torch.cat([latents.values for latents in found]).double()
-    valid = torch.cat([latents.valid for latents in found])
-    mean = masked_mean(values.permute(1, 2, 3, 0), valid.permute(1, 2, 3, 0))
+    found = [on_cells(teacher, batch, cells) for batch in batches]
+    device, shape = found[0].values.device, found[0].values.shape[1:]
+    total, count, square = (torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(3))
+    for latents in found:
+        total += torch.where(latents.valid, latents.values, 0.0).double().sum(0)
+        count += latents.valid.sum(0)
+    overall = total.sum((1, 2)) / count.sum((1, 2)).clamp(min=1)
+    mean = total / count.clamp(min=1)
     # Where no image of the fit is valid, the channel's mean over all cells stands in.
-    overall = masked_mean(values.transpose(0, 1).flatten(1), valid.transpose(0, 1).flatten(1))
-    mean = torch.where(valid.any(0), mean, overall[:, None, None])
-    square = torch.where(valid, (values - mean).square(), 0.0)
-    variance = square.sum((0, 2, 3)) / valid.sum((0, 2, 3)).clamp(min=1)
+    mean = torch.where(count > 0, mean, overall[:, None, None])
+    taken = overall[:, None, None].expand(shape) if centre == "mean" else mean
+    for latents in found:
+        square += torch.where(latents.valid, (latents.values.double() - taken).square(), 0.0).sum(0)
+    variance = square.sum((1, 2)) / count.sum((1, 2)).clamp(min=1)
     deviation = torch.where(variance > 1e-12, variance.sqrt(), 1.0)
-    whitening = Whitening(mean.float(), deviation.float())
-    white = whitening.apply(Latents(values.float(), valid))
-    floor = feature_depth_loss(torch.zeros_like(white.values), white.values, white.valid)
-    return whitening, float(floor)
+    if centre == "nothing":
+        taken, deviation = torch.zeros_like(mean), torch.ones_like(deviation)
+    whitening = Whitening(taken.float().contiguous(), deviation.float())
+    everywhere = torch.ones(1, *shape, dtype=torch.bool, device=device)
+    guess = whitening.apply(Latents(mean.float()[None], everywhere), clip).values
+    sizes = [len(each.values) for each in found]
+    losses = [float(loss(guess.expand_as(each.values), whitening.apply(each, clip))) for each in found]
+    return whitening, sum(size * each for size, each in zip(sizes, losses, strict=True)) / sum(sizes)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 
 from depthjepa.faults import BadInput, nearest
 from depthjepa.teachers.depthfm import Attention, DepthFM, load_depthfm
+from depthjepa.teachers.fit import AUTOENCODER, CHECKPOINT
 from depthjepa.teachers.huggingface import HuggingFaceDepth, Output, load_huggingface
 
-NETWORKS = ("depthfm", "huggingface")
+NETWORKS = ("depthfm", "depthfm-tiny", "huggingface")
+
+
+def tiny_files() -> tuple[Path, Path]:
+    """Checkpoint and autoencoder of `depthfm-tiny`, which this package brings along."""
+    place = Path(str(resources.files("depthjepa"))) / "teachers" / "depthfm-tiny"
+    return place / CHECKPOINT, place / AUTOENCODER
 
 
 def load_teacher(
@@ -26,8 +34,9 @@ def load_teacher(
 ) -> DepthFM | HuggingFaceDepth:
     """Load a frozen depth network: `teacher.describe()`, `teacher.latents(images)` of images [b, 3, h, w] in [0, 1].
 
-    `name` is `depthfm` (`checkpoint`, `vae`, `steps`, `attention`, `ensemble`, `seed`, `output`: see `load_depthfm`) or
-    `huggingface` (`checkpoint`: a folder or hub id; `output`, `layer`, `side`: see `load_huggingface`).
+    `name` is `depthfm` (`checkpoint`, `vae`, `steps`, `attention`, `ensemble`, `seed`, `output`: see `load_depthfm`),
+    `depthfm-tiny` (the same, with weights of its own) or `huggingface` (`checkpoint`: a folder or hub id; `output`,
+    `layer`, `side`: see `load_huggingface`).
 
     Raises `BadInput`, also for arguments of the other kind.
     """
@@ -44,9 +53,15 @@ def load_teacher(
         return load_huggingface(checkpoint, output=output, layer=layer, side=side)
     if (layer, side) != (None, None):
         raise BadInput(f"layer and side are for the teacher huggingface, not for {name}")
+    if name == "depthfm-tiny":
+        if checkpoint is not None or vae is not None:
+            raise BadInput("the teacher depthfm-tiny has weights of its own: others are for the teacher depthfm")
+        checkpoint, vae = tiny_files()
     if checkpoint is None or vae is None:
         raise BadInput(
             "the teacher depthfm needs checkpoint (released as depthfm-v1.ckpt) and vae (the autoencoder of Stable "
             "Diffusion 1.5: a folder or hub id)"
         )
-    return load_depthfm(checkpoint, vae, steps=steps, attention=attention, ensemble=ensemble, seed=seed, output=output)
+    return load_depthfm(
+        checkpoint, vae, steps=steps, attention=attention, ensemble=ensemble, seed=seed, output=output, name=name
+    )

@@ -1,0 +1,150 @@
+"""What a run's own pixel head says of held-out images, pixel by pixel, beside the mean map.
+
+This judges encoder, predictor and head together, as the paper looked at its maps; the depth probe judges the frozen
+encoder alone. Masks are drawn as in training, the same for every model of a seed. Under scope `target` only pixels of
+target patches are judged, the mean map's as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from depthjepa.checkpoint import Checkpoint
+from depthjepa.config import RunConfig
+from depthjepa.data.samples import Batch
+from depthjepa.depth import disparity, valid
+from depthjepa.evaluation.depth_probe import DepthTable, evaluate_depth
+from depthjepa.evaluation.gathering import Views
+from depthjepa.evaluation.readout import MeanMap, Predict
+from depthjepa.faults import BadInput
+from depthjepa.formats.weights import load_strictly
+from depthjepa.masks import sample_masks
+from depthjepa.method import build_method, build_teacher
+from depthjepa.model.jepa import JEPA
+from depthjepa.model.pixel_guidance import PixelGuidance
+from depthjepa.teachers.latents import Whitening
+
+
+def load_pixel_guided(saved: Checkpoint, where: torch.device) -> JEPA:
+    """The networks of a pixel-guided run, in eval mode; raises `BadInput` for any other."""
+    kind = saved.config.guidance.kind
+    if kind != "pixel" or saved.config.train.objective != "jepa" or saved.whitening is None:
+        raise BadInput(
+            f"{saved.path} has no pixel head to decode depth with (guidance.kind={kind}): probe its features with "
+            f"`depthjepa probe RUN depth`"
+        )
+    method = build_method(saved.config, build_teacher(saved.config, has_depth=True), len(saved.classes))
+    load_strictly(method, saved.model, saved.path)
+    assert isinstance(method, JEPA)
+    return method.to(where).eval()
+
+
+@torch.no_grad()
+def predicted_metres(
+    method: JEPA, whitening: Whitening, batch: Batch
+) -> tuple[Float[Tensor, "b 1 h w"], Bool[Tensor, "b 1 h w"]]:
+    """Depth [m] by a head that reads predicted tokens, under the batch's masks; and the pixels that count."""
+    head = method.head
+    assert isinstance(head, PixelGuidance) and batch.masks is not None
+    images = method.context_encoder.normalise(batch.images)
+    masks = batch.masks.joined(head.grid[0] * head.grid[1]) if method.predictor.together else batch.masks
+    levels, predicted = method.predict(images, masks)
+    maps, judged = method.read_prediction(levels, predicted, masks)
+    return head.metres(undone(whitening, maps)), judged
+
+
+@torch.no_grad()
+def dense_metres(method: JEPA, whitening: Whitening, batch: Batch) -> Float[Tensor, "b 1 h w"]:
+    """Depth [m] by a head that reads the tokens of the whole image; of any size that patches divide."""
+    head = method.head
+    assert isinstance(head, PixelGuidance)
+    maps = head.read_dense(method.context_encoder, method.context_encoder.normalise(batch.images))
+    return head.metres(undone(whitening, maps))
+
+
+def undone(whitening: Whitening, maps: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+    """Take the whitening from maps of any size: the mean map is resized to theirs."""
+    mean = whitening.mean.to(maps)
+    if mean.shape[1:] != maps.shape[2:]:
+        mean = F.interpolate(mean[None], maps.shape[2:], mode="bilinear", align_corners=False)[0]
+    return maps * whitening.deviation.to(maps)[:, None, None] + mean
+
+
+def decode_table(config: RunConfig, saved: Checkpoint, where: torch.device) -> tuple[DepthTable, Views, Views]:
+    """Score the head of a pixel-guided run on the validation images of `config`, with the views that were used.
+
+    The figures are those of the whole image's tokens where the head reads them, else of predicted tokens, of which
+    `predicted_r2_within` is the figure in either case.
+    """
+    method = load_pixel_guided(saved, where)
+    head, whitening = method.head, saved.whitening
+    assert isinstance(head, PixelGuidance) and whitening is not None
+    if head.reads_prediction and config.grid != saved.config.grid:
+        raise BadInput(
+            f"the predictor of {saved.path} knows {saved.config.grid} patches alone: leave data.image_size as it is"
+        )
+    train, val = Views(config, "train"), Views(config, "val")
+    for source in (train.source, val.source):
+        if not source.has_depth:
+            raise BadInput(f"maps are judged by depth, and {source.name} has none: give an RGB-D folder or `scenes`")
+    mean_map = pixel_mean_map(train(), config.data.size)
+    found = {}
+    for which in ("predicted", "dense") if head.config.read == "both" else (head.config.read,):
+        predictors: dict[str, Predict] = {"mean map": mean_map.predict, config.name: reading(method, whitening, which)}
+        batches = judged_by_masks(val(), config, method, where) if which == "predicted" else moved(val(), where)
+        found[which] = evaluate_depth(predictors, mean_map, batches, config.evaluation.pictures)
+    scores, shown = found.get("dense") or found["predicted"]
+    rows: list[dict[str, float | str]] = [{"name": name, **score.figures} for name, score in scores.items()]
+    if "predicted" in found:
+        for row, score in zip(rows, found["predicted"][0].values(), strict=True):
+            row["predicted_r2_within"] = score.figures["r2_within"]
+    return DepthTable(rows, scores, {}, mean_map, shown), train, val
+
+
+def reading(method: JEPA, whitening: Whitening, which: str) -> Predict:
+    """Disparity [1/m] from predicted tokens, or from the whole image."""
+    if which == "dense":
+        return lambda batch: 1 / dense_metres(method, whitening, batch)
+    return lambda batch: 1 / predicted_metres(method, whitening, batch)[0]
+
+
+def moved(batches: Iterable[Batch], where: torch.device) -> Iterator[Batch]:
+    """The batches on a device."""
+    for batch in batches:
+        yield batch.to(where)
+
+
+def judged_by_masks(batches: Iterable[Batch], config: RunConfig, method: JEPA, where: torch.device) -> Iterator[Batch]:
+    """Give batches masks as training draws them; take out depth that predictions are not judged on, for every row."""
+    head = method.head
+    assert isinstance(head, PixelGuidance)
+    for batch in moved(batches, where):
+        index = batch.index.cpu().numpy()
+        drawn = sample_masks(config.masks, config.grid, seed=config.seed, epoch=0, indices=index, batch_index=0)
+        masks = drawn.to(where)
+        assert batch.depth is not None
+        yield replace(batch, masks=masks, depth=torch.where(head.judged(masks), batch.depth, 0.0))
+
+
+def pixel_mean_map(batches: Iterable[Batch], size: tuple[int, int]) -> MeanMap:
+    """Mean disparity [1/m] of every pixel over the training images, and the range of disparities met."""
+    total, count = torch.zeros(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
+    low, high = torch.inf, 0.0
+    for batch in batches:
+        assert batch.depth is not None
+        known = valid(batch.depth)[:, 0].cpu()
+        near = disparity(batch.depth)[:, 0].cpu()
+        total += near.double().sum(0)
+        count += known.sum(0)
+        if known.any():
+            low, high = min(low, float(near[known].min())), max(high, float(near[known].max()))
+    if not count.any():
+        raise BadInput("there are no training images with valid depth")
+    values = torch.where(count > 0, total / count.clamp(min=1), total.sum() / count.sum())
+    return MeanMap(values.float(), low, high)

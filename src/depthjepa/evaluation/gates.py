@@ -1,0 +1,374 @@
+"""Gates: cheap tests that tell why depth does not decode, in the order in which a fault would spoil what follows.
+
+floor        does a readout of the frozen encoder beat the mean map at all
+overfit      can every head, trained end to end on a few images, repeat them: if not, it is a fault of code or capacity
+position     do tokens say where their patch lies
+input swap   the same readout on the target encoder's tokens, predicted tokens, raw patches, a random encoder
+layers       the same readout after every block
+
+Readouts are the depth probe's ridge. A gate has one figure, what is wanted of it, and whether it passed; a gate that
+fails names a cause.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from depthjepa import optim
+from depthjepa.checkpoint import Checkpoint
+from depthjepa.config import InitConfig, RunConfig
+from depthjepa.data.images import Split
+from depthjepa.data.samples import Batch
+from depthjepa.depth import disparity, r2_within, valid
+from depthjepa.evaluation.decoded import dense_metres, pixel_mean_map, predicted_metres
+from depthjepa.evaluation.depth_probe import depth_table
+from depthjepa.evaluation.features import Encode, tokens_of
+from depthjepa.evaluation.gathering import RANDOM, Views, encode_with, table, views_text
+from depthjepa.faults import BadInput
+from depthjepa.grid import patchify, reassemble
+from depthjepa.masks import Masks, sample_masks
+from depthjepa.method import build_encoder, build_method, build_teacher
+from depthjepa.model.heads import HEADS
+from depthjepa.model.jepa import JEPA
+from depthjepa.model.pixel_guidance import PixelGuidance
+from depthjepa.model.vit import VisionTransformer
+from depthjepa.teachers.latents import Whitening, fit_whitening, on_cells
+from depthjepa.warm_start import start_from
+
+IMAGES = 8
+WANTED = 0.95  # R2 within images of the overfitted
+ENOUGH = 0.97  # training stops there
+LOOK_EVERY = 100  # steps
+DRAWS = 4  # of masks that the overfitted are judged under
+LR = 2e-3
+POSITION = 0.9
+POSITION_IMAGES = 128
+MARGIN = 0.02
+
+COLUMNS = [
+    {"key": "figure", "label": "figure", "unit": ""},
+    {"key": "wanted", "label": "wanted", "unit": ""},
+    {"key": "passed", "label": "passed", "unit": ""},
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One test: `figure` is to be at least `wanted` (None: it stands beside others and cannot fail)."""
+
+    name: str
+    figure: float
+    wanted: float | None = None
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether it did."""
+        return None if self.wanted is None else self.figure >= self.wanted
+
+    def row(self) -> dict[str, Any]:
+        """As a row of a table."""
+        passed = {None: "", True: "yes", False: "NO"}[self.passed]
+        return {"name": self.name, "figure": self.figure, "wanted": self.wanted, "passed": passed}
+
+
+def gates_table(
+    config: RunConfig, saved: Checkpoint, where: torch.device
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Run all gates of a checkpoint on RGB-D data: a table with verdicts in words, and the overfitted maps."""
+    train, val = Views(config, "train"), Views(config, "val")
+    for source in (train.source, val.source):
+        if not source.has_depth:
+            raise BadInput(f"gates are judged by depth, and {source.name} has none: give an RGB-D folder or `scenes`")
+    encoder = saved.encoder(config.evaluation.which)
+    with Progress() as bar:
+        task = bar.add_task("gates: readouts", total=None)
+        found, words = readout_gates(config, saved, encoder, train, val, where)
+        found.insert(1, position_gate(config, encoder, where))
+        bar.remove_task(task)
+        batch = next(iter(few(config, "train", IMAGES)())).to(where)
+        fitted, maps = overfit_gates(config, saved, batch, where, bar)
+    protocol = (
+        f"readouts: ridge of 2 x 2 disparities a patch, R² within images, {views_text(train, val, ', whole views')}; "
+        f"overfit: R² within images, pixel by pixel, of {len(batch.images)} training images after at most "
+        f"{config.evaluation.gate_steps} steps, whole views, masks drawn anew each step and for judging"
+    )
+    gates = [*found, *fitted]
+    content = table("gates", train.source, protocol, COLUMNS, [gate.row() for gate in gates])
+    failed = [f"{gate.name}: {gate.figure:.3f}, wanted {gate.wanted:.3f}" for gate in gates if gate.passed is False]
+    return content | {"verdict": [*words, *(f"failed: {each}" for each in failed)]}, maps
+
+
+def few(config: RunConfig, split: Split, limit: int) -> Views:
+    """Views of an even spread of at most `limit` images, in one batch."""
+    evaluation = replace(config.evaluation, train_images=limit, val_images=limit, batch_size=limit)
+    return Views(replace(config, evaluation=evaluation), split)
+
+
+# readouts of frozen tokens --------------------------------------------------------------------------------
+
+
+def readout_gates(
+    config: RunConfig, saved: Checkpoint, encoder: VisionTransformer, train: Views, val: Views, where: torch.device
+) -> tuple[list[Gate], list[str]]:
+    """Floor, input swap and layer sweep, and what they say in words."""
+    encoder = encoder.to(where).eval()
+    whole = encode_with(encoder, where, config.evaluation.precision)
+    random = encode_with(build_encoder(config), where, config.evaluation.precision)
+    patch = config.model.patch_size
+    named: dict[str, Encode] = {
+        f"block {number + 1}": layer(encoder, number, where) for number in range(len(encoder.blocks))
+    }
+    rows = depth_table(named, train, val, patch, 0).scores
+    sweep = {name: rows[name].figures["r2_within"] for name in named}
+    floor = rows[f"block {len(encoder.blocks)}"].figures["r2_position"]
+    last, (best, highest) = sweep[f"block {len(encoder.blocks)}"], max(sweep.items(), key=lambda item: item[1])
+    gates = [Gate("floor: R² over the mean map of the last block", floor, 0.0)]
+
+    inputs: dict[str, Encode] = {
+        "target encoder, whole image": whole,
+        "raw patches": lambda images: patchify(images.to(where), patch),
+        RANDOM: random,
+    }
+    # The same patches count for all: those that the masks of an image hide.
+    seen = HiddenPatches(config, saved, where)
+    if seen.predicts:
+        inputs["predicted tokens"] = seen.encode
+    swapped = depth_table(inputs, lambda: seen(train()), lambda: seen(val()), patch, 0).scores
+    swap = {name: swapped[name].figures["r2_within"] for name in inputs}
+    base = max(swap["raw patches"], swap[RANDOM])
+    gates += [
+        Gate(f"input swap: {name}", figure) for name, figure in swap.items() if name != "target encoder, whole image"
+    ]
+    gates.append(Gate("input swap: target encoder, whole image", swap["target encoder, whole image"], base + MARGIN))
+    gates += [
+        Gate(f"layers: {name}", figure) for name, figure in sweep.items() if name != f"block {len(encoder.blocks)}"
+    ]
+    gates.append(Gate(f"layers: block {len(encoder.blocks)} (last)", last, highest - MARGIN))
+    words = [
+        f"depth is read best after {best} of {len(encoder.blocks)} (R² within images {highest:.3f}; last {last:.3f})"
+    ]
+    if seen.predicts:
+        words.append(
+            f"at hidden patches the target encoder's tokens tell {swap['target encoder, whole image']:.3f}, predicted "
+            f"tokens {swap['predicted tokens']:.3f}, raw patches {swap['raw patches']:.3f}, a random encoder "
+            f"{swap[RANDOM]:.3f} (R² within images)"
+        )
+    return gates, words
+
+
+def layer(encoder: VisionTransformer, number: int, where: torch.device) -> Encode:
+    """Tokens after one block, through the final norm."""
+    return lambda images: encoder.features(encoder.normalise(images.to(where)), [number])[0]
+
+
+class HiddenPatches:
+    """Batches whose depth is known at masked patches only, and the predictor's tokens there.
+
+    Masks are those that training would draw in its first epoch. `encode` knows the batch that was last given out: the
+    readout asks for tokens batch by batch.
+    """
+
+    def __init__(self, config: RunConfig, saved: Checkpoint, where: torch.device) -> None:
+        self._config, self._where = config, where
+        plain = replace(
+            config, guidance=replace(config.guidance, kind="none"), train=replace(config.train, objective="jepa")
+        )
+        self.predicts = bool(saved.part("predictor")) and config.grid == saved.config.grid
+        self._masks: Masks | None = None
+        if self.predicts:
+            method = build_method(replace(plain, init=InitConfig(checkpoint=str(saved.path))), None, 0)
+            start_from(method, replace(plain, init=InitConfig(checkpoint=str(saved.path))))
+            assert isinstance(method, JEPA)
+            self._method = method.to(where).eval()
+
+    def __call__(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Hide the depth of visible patches."""
+        config = self._config
+        cells = config.grid[0] * config.grid[1]
+        for batch in batches:
+            index = batch.index.cpu().numpy()
+            drawn = sample_masks(config.masks, config.grid, seed=config.seed, epoch=0, indices=index, batch_index=0)
+            if self.predicts and self._method.predictor.together:
+                drawn = drawn.joined(cells)
+            self._masks = drawn.to(self._where)
+            hidden = torch.zeros(len(index), cells, dtype=torch.bool)
+            masks = self._masks.to(torch.device("cpu"))
+            there = torch.ones_like(masks.targets, dtype=torch.bool) if masks.valid is None else masks.valid
+            for row, (places, known) in enumerate(zip(masks.targets.flatten(1), there.flatten(1), strict=True)):
+                hidden[row, places[known]] = True
+            wide = hidden.view(-1, 1, *config.grid).repeat_interleave(config.model.patch_size, 2)
+            wide = wide.repeat_interleave(config.model.patch_size, 3)
+            assert batch.depth is not None
+            yield replace(batch, depth=torch.where(wide.to(batch.depth.device), batch.depth, 0.0))
+
+    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
+        """Predicted tokens of the batch given out last; zero at patches that are not hidden."""
+        masks, method = self._masks, self._method
+        assert masks is not None
+        normal = method.context_encoder.normalise(images.to(self._where))
+        predicted = method.predictor(method.context_encoder(normal, masks.context), masks).targets
+        valid_tokens = None if masks.valid is None else masks.valid.flatten(1)
+        cells = self._config.grid[0] * self._config.grid[1]
+        width = method.context_encoder.width
+        return reassemble(predicted[..., -width:].flatten(1, 2), masks.targets.flatten(1), cells, valid_tokens)[0]
+
+
+def position_gate(config: RunConfig, encoder: VisionTransformer, where: torch.device) -> Gate:
+    """R² of a ridge from tokens to the row and column of their patch, on validation images."""
+    encode = encode_with(encoder, where, config.evaluation.precision)
+
+    def tokens(split: Split) -> Float[Tensor, "images n d"]:
+        views = few(config, split, POSITION_IMAGES)
+        return torch.cat([tokens_of(encode, batch).cpu().double() for batch in views()])
+
+    sides = (torch.arange(side, dtype=torch.float64) for side in config.grid)
+    place = torch.stack(torch.meshgrid(*sides, indexing="ij"), -1).view(-1, 2)
+    place = (place - place.mean(0)) / place.std(0).clamp(min=1e-9)
+    known, judged = tokens("train"), tokens("val")
+    centre = known.mean((0, 1))
+    deviations = (known - centre).flatten(0, 1)
+    gram = deviations.T @ deviations
+    ridge = 1e-4 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    weight = torch.linalg.solve(gram + ridge, deviations.T @ place.repeat(len(known), 1))
+    error = ((judged - centre) @ weight - place).square().sum() / (place.square().sum() * len(judged))
+    return Gate("position: R² of row and column", float(1 - error), POSITION)
+
+
+# overfitting ----------------------------------------------------------------------------------------------
+
+
+def overfit_gates(
+    config: RunConfig, saved: Checkpoint, batch: Batch, where: torch.device, bar: Progress
+) -> tuple[list[Gate], dict[str, np.ndarray]]:
+    """Every head on both scopes, end to end and with all but the head frozen; and the maps of the end-to-end ones."""
+    gates: list[Gate] = []
+    maps: dict[str, np.ndarray] = {}
+    for head in HEADS["pixel"]:
+        for scope in ("target", "full"):
+            name = f"overfit: {head}, {scope}"
+            reached, shown = overfit(_pixel(config, head, scope, "predicted"), saved, batch, where, bar, name)
+            gates.append(Gate(f"{name}, end to end", reached, WANTED))
+            maps[f"{head}, {scope}"] = shown
+            frozen = _pixel(config, head, scope, "predicted")
+            reached, _ = overfit(frozen, saved, batch, where, bar, f"{name}, frozen", frozen=True)
+            gates.append(Gate(f"{name}, frozen", reached))
+        if not all(gate.passed for gate in gates[-4::2]):
+            name = f"overfit: {head}, tokens of the whole image"
+            reached, _ = overfit(_pixel(config, head, "full", "dense"), saved, batch, where, bar, name)
+            gates.append(Gate(f"{name}, end to end", reached, WANTED))
+    assert batch.depth is not None
+    known = valid(batch.depth)
+    pictures = {
+        "images": (batch.images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy(),
+        "truth": torch.where(known, disparity(batch.depth), torch.nan)[:, 0].cpu().numpy(),
+        "names": np.array(list(maps)),
+        "maps": np.stack(list(maps.values())),
+    }
+    return gates, pictures
+
+
+def _pixel(config: RunConfig, head: str, scope: str, read: str) -> RunConfig:
+    guidance = replace(config.guidance, kind="pixel", head=head, scope=scope, read=read)  # type: ignore[arg-type]
+    masks = replace(config.masks, kind="mae" if scope == "full" else "multiblock")
+    return replace(config, guidance=guidance, masks=masks, train=replace(config.train, objective="jepa"))
+
+
+def overfit(
+    config: RunConfig,
+    saved: Checkpoint,
+    batch: Batch,
+    where: torch.device,
+    bar: Progress,
+    name: str,
+    *,
+    frozen: bool = False,
+) -> tuple[float, Float[np.ndarray, "images h w"]]:
+    """Train from the checkpoint on one batch until it is repeated; R² within images, and the disparities [1/m]."""
+    config = replace(config, init=InitConfig(checkpoint=str(saved.path)))
+    teacher = build_teacher(config, has_depth=True)
+    assert teacher is not None
+    method = build_method(config, teacher, 0)
+    start_from(method, config)
+    head = method.head
+    assert isinstance(method, JEPA) and isinstance(head, PixelGuidance)
+    method.to(where)
+    if frozen:
+        for part in (method.context_encoder, method.predictor):
+            part.requires_grad_(False)
+    whitening, _ = fit_whitening(
+        teacher, [batch], config.target_cells, centre=config.guidance.centre, clip=math.inf, loss=head.loss
+    )
+    truth = whitening.apply(on_cells(teacher, batch, config.target_cells), math.inf)
+    images = method.context_encoder.normalise(batch.images)
+    steps = config.evaluation.gate_steps
+    optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=LR, weight_decay=0.0)
+    judge = Judge(config, batch, where)
+    task = bar.add_task(name, total=steps)
+    reached, maps = -math.inf, np.zeros(0)
+    for step in range(steps):
+        rate = optim.learning_rate(step, start=LR / 20, peak=LR, final=LR / 50, warmup=steps // 20, steps=steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        losses = method(images, draw(config, batch, step, where), truth)
+        optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()
+        nn.utils.clip_grad_norm_(method.parameters(), 1.0)
+        optimizer.step()
+        bar.update(task, completed=step + 1)
+        if (step + 1) % LOOK_EVERY == 0 or step + 1 == steps:
+            method.eval()
+            reached, maps = judge(method, whitening)
+            method.train()
+            if reached >= ENOUGH:
+                break
+    bar.remove_task(task)
+    return reached, maps
+
+
+def draw(config: RunConfig, batch: Batch, epoch: int, where: torch.device) -> Masks:
+    """Masks of a batch, other ones each epoch."""
+    index = batch.index.cpu().numpy()
+    drawn = sample_masks(config.masks, config.grid, seed=config.seed, epoch=epoch, indices=index, batch_index=0)
+    return drawn.to(where)
+
+
+class Judge:
+    """R² within images of what a method decodes of one batch, under masks that it was not trained with."""
+
+    def __init__(self, config: RunConfig, batch: Batch, where: torch.device) -> None:
+        assert batch.depth is not None
+        self._config, self._batch, self._where = config, batch, where
+        self._truth = disparity(batch.depth).flatten(1).cpu()
+        self._known = valid(batch.depth).flatten(1).cpu()
+        self._mean = pixel_mean_map([batch], config.data.size).values.flatten()
+
+    def __call__(self, method: JEPA, whitening: Whitening) -> tuple[float, Float[np.ndarray, "images h w"]]:
+        guesses, masks = [], []
+        shown: Tensor | None = None
+        for number in range(DRAWS):
+            drawn = draw(self._config, self._batch, 10**6 + number, self._where)
+            metres, judged = self._decode(method, whitening, drawn)
+            guesses.append(disparity(metres).flatten(1).cpu())
+            masks.append(self._known & judged.flatten(1).cpu())
+            if shown is None:
+                shown = torch.where(judged, disparity(metres), torch.nan)[:, 0].cpu()
+        assert shown is not None
+        truth = self._truth.repeat(DRAWS, 1)
+        return r2_within(torch.cat(guesses), truth, torch.cat(masks), self._mean), shown.numpy()
+
+    def _decode(self, method: JEPA, whitening: Whitening, masks: Masks) -> tuple[Tensor, Tensor]:
+        head = method.head
+        assert isinstance(head, PixelGuidance)
+        if head.reads_prediction:
+            return predicted_metres(method, whitening, replace(self._batch, masks=masks))
+        metres = dense_metres(method, whitening, self._batch)
+        return metres, torch.ones_like(metres, dtype=torch.bool)

@@ -1,0 +1,187 @@
+"""Pixel heads: from tokens on the patch grid to numbers for every pixel (paper, section 4.2.2).
+
+`mlp`       two linear layers on each token by itself: a number for each pixel of its patch
+`cnn`       gathers along the width (1 x 1), projects to the pixels of a patch, then two 3 x 3 convolutions
+`deep-cnn`  five 3 x 3 convolutions, the map enlarged between them up to the image's size
+`dpt`       DINOv2's dense prediction module (Oquab et al. 2024, after Ranftl et al. 2021) on four depths of a network
+
+The paper calls DINOv2 hierarchical. It is not: its ViT is flat as I-JEPA's, and the module makes its pyramid by
+resizing. What differs is that I-JEPA has no class token to add to each patch, so the module's readout step is left
+out. Convolutions read absent patches (zeros, or a learned token); `mlp` never does.
+
+The paper gives no widths. `width` is that of the hidden layers, at most the token's; the published DPT has 256.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from depthjepa.grid import unfold_cells
+
+Kind = Literal["mlp", "cnn", "deep-cnn", "dpt"]
+
+DPT_LEVELS = 4
+PIXEL_CHANNELS = 16  # of the cnn head at full resolution
+STAGES = 4  # enlargements of the deep-cnn head
+
+Maps = Float[Tensor, "b c rows cols"]
+
+
+def dpt_depths(blocks: int) -> list[int]:
+    """Four blocks (0-based) at equal distances, the last one among them: 2, 5, 8, 11 of 12, as in DINOv2."""
+    return [max(0, -(-blocks * (level + 1) // DPT_LEVELS) - 1) for level in range(DPT_LEVELS)]
+
+
+def build_decoder(kind: Kind, token_width: int, outputs: int, patch: int, width: int) -> nn.Module:
+    """Return the network from token maps (a list, one a level) to [b, outputs, rows * patch, cols * patch]."""
+    if kind == "mlp":
+        return MLPHead(token_width, outputs, patch, width)
+    if kind == "cnn":
+        return CNNHead(token_width, outputs, patch, width)
+    if kind == "deep-cnn":
+        return DeepCNNHead(token_width, outputs, patch, width)
+    return DPTHead(token_width, outputs, patch, width)
+
+
+class MLPHead(nn.Module):
+    """Two linear layers: a token to the numbers of its patch's pixels."""
+
+    def __init__(self, token_width: int, outputs: int, patch: int, width: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.hidden = nn.Linear(token_width, width)
+        self.project = nn.Linear(width, outputs * patch**2)
+
+    def forward(self, levels: Sequence[Maps]) -> Maps:
+        (tokens,) = levels
+        grid = (tokens.shape[2], tokens.shape[3])
+        return unfold_cells(self.project(F.gelu(self.hidden(tokens.flatten(2).transpose(1, 2)))), grid, self.patch)
+
+
+class CNNHead(nn.Module):
+    """Gather along the width, project to pixels, two convolutions."""
+
+    def __init__(self, token_width: int, outputs: int, patch: int, width: int) -> None:
+        super().__init__()
+        self.gather = nn.Conv2d(token_width, width, 1)
+        self.to_pixels = nn.ConvTranspose2d(width, PIXEL_CHANNELS, patch, stride=patch)
+        self.refine = nn.Conv2d(PIXEL_CHANNELS, PIXEL_CHANNELS, 3, padding=1)
+        self.project = nn.Conv2d(PIXEL_CHANNELS, outputs, 3, padding=1)
+
+    def forward(self, levels: Sequence[Maps]) -> Maps:
+        (maps,) = levels
+        maps = F.gelu(self.to_pixels(F.gelu(self.gather(maps))))
+        projected: Tensor = self.project(F.gelu(self.refine(maps)))
+        return projected
+
+
+class DeepCNNHead(nn.Module):
+    """Five convolutions; before each but the first the map grows by the fourth root of the patch's side."""
+
+    def __init__(self, token_width: int, outputs: int, patch: int, width: int) -> None:
+        super().__init__()
+        self.patch = patch
+        widths = [token_width, *(max(16, width >> stage) for stage in range(STAGES))]
+        self.convolutions = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(widths))
+        self.project = nn.Conv2d(widths[-1], outputs, 3, padding=1)
+
+    def forward(self, levels: Sequence[Maps]) -> Maps:
+        (maps,) = levels
+        rows, columns = maps.shape[-2:]
+        for stage, convolution in enumerate(self.convolutions, 1):
+            maps = F.gelu(convolution(maps))
+            factor = self.patch ** (stage / STAGES)
+            size = (round(rows * factor), round(columns * factor))
+            maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
+        projected: Tensor = self.project(maps)
+        return projected
+
+
+class DPTHead(nn.Module):
+    """Four levels, resized to 4, 2, 1 and 1/2 times the patch grid, fused from the deepest up to 8 times the grid."""
+
+    def __init__(self, token_width: int, outputs: int, patch: int, width: int) -> None:
+        super().__init__()
+        self.patch = patch
+        narrow = [max(8, token_width >> (3 - level)) for level in range(DPT_LEVELS)]
+        self.narrow = nn.ModuleList(nn.Conv2d(token_width, channels, 1) for channels in narrow)
+        self.resize = nn.ModuleList(
+            [
+                nn.ConvTranspose2d(narrow[0], narrow[0], 4, stride=4),
+                nn.ConvTranspose2d(narrow[1], narrow[1], 2, stride=2),
+                nn.Identity(),
+                nn.Conv2d(narrow[3], narrow[3], 3, stride=2, padding=1),
+            ]
+        )
+        self.bring = nn.ModuleList(nn.Conv2d(channels, width, 3, padding=1, bias=False) for channels in narrow)
+        self.fuse = nn.ModuleList(Fusion(width, both=level < DPT_LEVELS - 1) for level in range(DPT_LEVELS))
+        self.refine = nn.Conv2d(width, width, 3, padding=1)
+        self.project = nn.Conv2d(width, outputs, 3, padding=1)
+
+    def forward(self, levels: Sequence[Maps]) -> Maps:
+        rows, columns = levels[0].shape[-2:]
+        steps = zip(levels, self.narrow, self.resize, self.bring, strict=True)
+        pyramid = [bring(resize(narrow(maps))) for maps, narrow, resize, bring in steps]
+        merged = None
+        for level in reversed(range(DPT_LEVELS)):
+            # Twice as fine each time; odd grids make the halves meet by size instead.
+            size = pyramid[level - 1].shape[-2:] if level else (8 * rows, 8 * columns)
+            merged = self.fuse[level](pyramid[level], merged, size)
+        maps = F.relu(self.refine(merged))
+        projected: Tensor = self.project(maps)
+        return F.interpolate(projected, (rows * self.patch, columns * self.patch), mode="bilinear", align_corners=False)
+
+
+class Fusion(nn.Module):
+    """Add a level to what comes from the deeper ones, refine, enlarge."""
+
+    def __init__(self, width: int, *, both: bool) -> None:
+        super().__init__()
+        self.level = Residual(width) if both else None
+        self.joint = Residual(width)
+        self.project = nn.Conv2d(width, width, 1)
+
+    def forward(self, level: Maps, deeper: Maps | None, size: tuple[int, int]) -> Maps:
+        joined = level if deeper is None or self.level is None else deeper + self.level(level)
+        maps = F.interpolate(self.joint(joined), size, mode="bilinear", align_corners=True)
+        projected: Tensor = self.project(maps)
+        return projected
+
+
+class Residual(nn.Module):
+    """Two convolutions with activations before them, and a way around."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, maps: Maps) -> Maps:
+        return maps + torch.as_tensor(self.second(F.relu(self.first(F.relu(maps)))))
+
+
+class TokenNorm(nn.Module):
+    """Normalise the tokens that are there, [b, n, d]: each by itself (`layer`), or each channel over them (`batch`)."""
+
+    def __init__(self, kind: Literal["none", "layer", "batch"], width: int) -> None:
+        super().__init__()
+        self.norm: nn.Module = {
+            "none": nn.Identity(),
+            "layer": nn.LayerNorm(width, eps=1e-6),
+            "batch": nn.BatchNorm1d(width),
+        }[kind]
+
+    def forward(self, tokens: Float[Tensor, "b n d"], coverage: Float[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+        if isinstance(self.norm, nn.Identity):
+            return tokens
+        there = coverage > 0
+        normed = torch.zeros_like(tokens)
+        normed[there] = self.norm(tokens[there].float()).to(tokens.dtype)
+        return normed
