@@ -27,7 +27,7 @@ from depthjepa.evaluation import probes
 from depthjepa.evaluation.readout import DepthReadout
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import RunFolder
-from depthjepa.recipe_files import recipe_names
+from depthjepa.recipe_files import families, recipe_names
 from tiny_runs import GUIDED, SETTINGS, millimetres, picture, run, save, start, write_classes, write_flat, write_pairs
 
 
@@ -486,8 +486,11 @@ def test_recipes_are_listed_with_their_price_and_can_be_printed_and_read_back(tm
     status, output, _ = call("recipes")
     assert status == 0
     assert {"demo", "photos", "rgbd"} <= set(recipe_names())
+    members = {name for names in families().values() for name in names}
+    assert len(members) == 48 and not any(name in output for name in members)  # a line for each family instead
+    assert all(output.count(f"{family} ") == 1 for family in families())
     for name in recipe_names():
-        assert name in output
+        assert name in output or name in members
         _, text, _ = call("recipes", name)
         (tmp_path / f"{name}.yaml").write_text(text)
         assert load_config(tmp_path / f"{name}.yaml") == load_config(name)

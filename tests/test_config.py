@@ -19,6 +19,7 @@ from depthjepa.config import (
 from depthjepa.faults import BadInput, nearest
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_method, build_teacher
+from depthjepa.recipe_files import recipe_names, recipe_text
 
 
 def refusal(*overrides: str, **content: object) -> str:
@@ -201,6 +202,29 @@ def test_every_shipped_recipe_loads_builds_and_draws_masks(recipe):
     build_method(config, teacher, classes=3)
     masks = sample_masks(config.masks, config.grid, seed=0, epoch=0, indices=np.arange(4), batch_index=0)
     assert len(masks.context) == 4
+
+
+def test_a_family_stands_for_every_choice_and_each_is_a_recipe_of_its_own():
+    names = [name for name in recipe_names() if name.startswith("paper-pixel-") and not name.endswith("-small")]
+    assert len(names) == 4 * 2 * 3
+    for name in names:
+        head, scope, beginning = name.removeprefix("paper-pixel-").replace("deep-cnn", "deep_cnn").split("-")
+        config = load_config(name)
+        assert config.guidance.head == head.replace("_", "-") and config.guidance.scope == scope
+        assert config.masks.kind == ("mae" if scope == "full" else "multiblock")
+        assert (config.init.checkpoint is None) == (beginning == "scratch")
+        paper = config.guidance
+        assert (paper.kind, paper.read, paper.target, paper.loss, paper.zoom_aware) == (
+            "pixel",
+            "predicted",
+            "metres",
+            "l1",
+            False,
+        )
+    # What is printed is the recipe itself, choices laid in.
+    text = recipe_text("paper-pixel-dpt-full-decoder-small")
+    assert "family" not in yaml.safe_load(text) and text.startswith("# paper-pixel in minutes")
+    assert build_config(yaml.safe_load(text)) == load_config("paper-pixel-dpt-full-decoder-small", ["name=run"])
 
 
 # resolved configurations ----------------------------------------------------------------------------------
