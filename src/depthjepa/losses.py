@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-
 def latent_loss(
     prediction: Float[Tensor, "b m k d"],
     target: Float[Tensor, "b m k d"],
@@ -149,8 +148,9 @@ def sig_loss(difference: Float[Tensor, "b k"], valid: Bool[Tensor, "b k"]) -> Fl
     """
     mean = masked_mean(difference, valid)
     variance = masked_mean((difference - mean[:, None]).square(), valid)
-    # The root of an image without pixels, or fitted to the last digit, has no slope.
-    return (variance + 0.15 * mean.square() + 1e-8).sqrt().mean()
+    # Without what is added the root of an image that is fitted to the last digit, or has no pixels, had no slope.
+    root = (variance + 0.15 * mean.square() + 1e-8).sqrt()
+    return torch.where(valid.any(1), root, 0.0).mean()
 
 
 def standardised(values: Float[Tensor, "b 1 h w"], valid: Bool[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:

@@ -24,6 +24,14 @@ def start_from(method: JEPA | Supervised, config: RunConfig) -> str:
     """
     assert config.init.checkpoint is not None
     saved = checkpoint.load(config.init.checkpoint, like=config)
+    return f"start from {config.init.checkpoint}: {take_over(method, config, saved)}"
+
+
+def take_over(method: JEPA | Supervised, config: RunConfig, saved: Checkpoint) -> str:
+    """Load the weights of a checkpoint into the networks of a run; see `start_from`.
+
+    The networks take the checkpoint's own tensors where they can: whoever trains them changes the checkpoint.
+    """
     _refuse_other_model(saved, config)
     grids = saved.config.grid, config.grid
     taken = [f"{saved.which('context')} encoder as context encoder"]
@@ -44,7 +52,7 @@ def start_from(method: JEPA | Supervised, config: RunConfig) -> str:
             predictor = "taken as well"
     stretched = "" if grids[0] == grids[1] else f"; positions stretched from {_by(grids[0])} to {_by(grids[1])} patches"
     assumed = "".join(f"; assumed: {what}" for what in saved.assumed)
-    return f"start from {config.init.checkpoint}: {', '.join(taken)}; predictor {predictor}{stretched}{assumed}"
+    return f"{', '.join(taken)}; predictor {predictor}{stretched}{assumed}"
 
 
 def _refuse_other_model(saved: Checkpoint, config: RunConfig) -> None:
@@ -66,7 +74,8 @@ def _refuse_other_model(saved: Checkpoint, config: RunConfig) -> None:
             if getattr(config.predictor, key) != getattr(saved.config.predictor, key)
         ]
     if faults:
-        raise BadInput(f"init.checkpoint={config.init.checkpoint} does not fit the run: {'; '.join(faults)}")
+        origin = f"init.checkpoint={config.init.checkpoint}" if config.init.checkpoint else saved.path
+        raise BadInput(f"{origin} does not fit the run: {'; '.join(faults)}")
 
 
 def _stretched(saved: Checkpoint, name: str, grids: tuple[tuple[int, int], tuple[int, int]]) -> Weights:

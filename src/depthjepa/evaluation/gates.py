@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from depthjepa import optim
 from depthjepa.checkpoint import Checkpoint
-from depthjepa.config import InitConfig, RunConfig
+from depthjepa.config import RunConfig
 from depthjepa.data.images import Split
 from depthjepa.data.samples import Batch
 from depthjepa.depth import disparity, r2_within, valid
@@ -42,7 +42,7 @@ from depthjepa.model.jepa import JEPA
 from depthjepa.model.pixel_guidance import PixelGuidance
 from depthjepa.model.vit import VisionTransformer
 from depthjepa.teachers.latents import Whitening, fit_whitening, on_cells
-from depthjepa.warm_start import start_from
+from depthjepa.warm_start import take_over
 
 IMAGES = 8
 WANTED = 0.95  # R2 within images of the overfitted
@@ -180,13 +180,16 @@ class HiddenPatches:
     def __init__(self, config: RunConfig, saved: Checkpoint, where: torch.device) -> None:
         self._config, self._where = config, where
         plain = replace(
-            config, guidance=replace(config.guidance, kind="none"), train=replace(config.train, objective="jepa")
+            config,
+            guidance=replace(config.guidance, kind="none"),
+            loss=replace(config.loss, latent=1.0),
+            train=replace(config.train, objective="jepa"),
         )
         self.predicts = bool(saved.part("predictor")) and config.grid == saved.config.grid
         self._masks: Masks | None = None
         if self.predicts:
-            method = build_method(replace(plain, init=InitConfig(checkpoint=str(saved.path))), None, 0)
-            start_from(method, replace(plain, init=InitConfig(checkpoint=str(saved.path))))
+            method = build_method(plain, None, 0)
+            take_over(method, plain, saved)
             assert isinstance(method, JEPA)
             self._method = method.to(where).eval()
 
@@ -277,7 +280,17 @@ def overfit_gates(
 
 
 def _pixel(config: RunConfig, head: str, scope: str, read: str) -> RunConfig:
-    guidance = replace(config.guidance, kind="pixel", head=head, scope=scope, read=read)  # type: ignore[arg-type]
+    """The run with a pixel head of its own; what a run may do without, or hide from metres, is put right."""
+    guidance = replace(
+        config.guidance,
+        kind="pixel",
+        head=head,  # type: ignore[arg-type]
+        scope=scope,  # type: ignore[arg-type]
+        read=read,  # type: ignore[arg-type]
+        layers=(1.0,),
+        weight=1.0,
+        loss="l1" if config.guidance.loss == "ssi" else config.guidance.loss,
+    )
     masks = replace(config.masks, kind="mae" if scope == "full" else "multiblock")
     return replace(config, guidance=guidance, masks=masks, train=replace(config.train, objective="jepa"))
 
@@ -293,11 +306,11 @@ def overfit(
     frozen: bool = False,
 ) -> tuple[float, Float[np.ndarray, "images h w"]]:
     """Train from the checkpoint on one batch until it is repeated; R² within images, and the disparities [1/m]."""
-    config = replace(config, init=InitConfig(checkpoint=str(saved.path)))
     teacher = build_teacher(config, has_depth=True)
     assert teacher is not None
     method = build_method(config, teacher, 0)
-    start_from(method, config)
+    # Its own copy: what is trained here is no more what was saved.
+    take_over(method, config, replace(saved, model={key: value.clone() for key, value in saved.model.items()}))
     head = method.head
     assert isinstance(method, JEPA) and isinstance(head, PixelGuidance)
     method.to(where)

@@ -59,7 +59,7 @@ class MLPHead(nn.Module):
         self.hidden = nn.Linear(token_width, width)
         self.project = nn.Linear(width, outputs * patch**2)
 
-    def forward(self, levels: Sequence[Maps]) -> Maps:
+    def forward(self, levels: Sequence[Maps]) -> Float[Tensor, "b outputs h w"]:
         (tokens,) = levels
         grid = (tokens.shape[2], tokens.shape[3])
         return unfold_cells(self.project(F.gelu(self.hidden(tokens.flatten(2).transpose(1, 2)))), grid, self.patch)
@@ -75,7 +75,7 @@ class CNNHead(nn.Module):
         self.refine = nn.Conv2d(PIXEL_CHANNELS, PIXEL_CHANNELS, 3, padding=1)
         self.project = nn.Conv2d(PIXEL_CHANNELS, outputs, 3, padding=1)
 
-    def forward(self, levels: Sequence[Maps]) -> Maps:
+    def forward(self, levels: Sequence[Maps]) -> Float[Tensor, "b outputs h w"]:
         (maps,) = levels
         maps = F.gelu(self.to_pixels(F.gelu(self.gather(maps))))
         projected: Tensor = self.project(F.gelu(self.refine(maps)))
@@ -92,7 +92,7 @@ class DeepCNNHead(nn.Module):
         self.convolutions = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(widths))
         self.project = nn.Conv2d(widths[-1], outputs, 3, padding=1)
 
-    def forward(self, levels: Sequence[Maps]) -> Maps:
+    def forward(self, levels: Sequence[Maps]) -> Float[Tensor, "b outputs h w"]:
         (maps,) = levels
         rows, columns = maps.shape[-2:]
         for stage, convolution in enumerate(self.convolutions, 1):
@@ -125,7 +125,7 @@ class DPTHead(nn.Module):
         self.refine = nn.Conv2d(width, width, 3, padding=1)
         self.project = nn.Conv2d(width, outputs, 3, padding=1)
 
-    def forward(self, levels: Sequence[Maps]) -> Maps:
+    def forward(self, levels: Sequence[Maps]) -> Float[Tensor, "b outputs h w"]:
         rows, columns = levels[0].shape[-2:]
         steps = zip(levels, self.narrow, self.resize, self.bring, strict=True)
         pyramid = [bring(resize(narrow(maps))) for maps, narrow, resize, bring in steps]
@@ -148,7 +148,7 @@ class Fusion(nn.Module):
         self.joint = Residual(width)
         self.project = nn.Conv2d(width, width, 1)
 
-    def forward(self, level: Maps, deeper: Maps | None, size: tuple[int, int]) -> Maps:
+    def forward(self, level: Maps, deeper: Maps | None, size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
         joined = level if deeper is None or self.level is None else deeper + self.level(level)
         maps = F.interpolate(self.joint(joined), size, mode="bilinear", align_corners=True)
         projected: Tensor = self.project(maps)
@@ -181,6 +181,8 @@ class TokenNorm(nn.Module):
     def forward(self, tokens: Float[Tensor, "b n d"], coverage: Float[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
         if isinstance(self.norm, nn.Identity):
             return tokens
+        if tokens.is_meta:  # where operations are counted, nothing is there or absent
+            return torch.as_tensor(self.norm(tokens.flatten(0, 1))).view_as(tokens)
         there = coverage > 0
         normed = torch.zeros_like(tokens)
         normed[there] = self.norm(tokens[there].float()).to(tokens.dtype)
