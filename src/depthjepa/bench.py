@@ -37,7 +37,7 @@ REPETITIONS = 5
 def bench(overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Measure and print; `overrides` change the configuration (`train.batch_size=64`, `guidance.kind=feature`, …)."""
     config = build_config(DEFAULTS, overrides)
-    runtime.set_threads(config.train.threads)
+    runtime.settle_cpu(config.train.threads)
     where = runtime.device(config.train.device)
     size = config.train.batch_size
     teacher = build_teacher(config, has_depth=open_source(config.data, "train").has_depth)

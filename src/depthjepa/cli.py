@@ -370,7 +370,7 @@ def _loaded(checkpoint: str, data: str | None, overrides: list[str] | None) -> A
     for what in saved.assumed:
         print(f"{checkpoint}: assumed {what}", file=sys.stderr)
     where = runtime.device(config.train.device)
-    runtime.set_threads(config.train.threads)
+    runtime.settle_cpu(config.train.threads)
     return saved, config, saved.encoder(which), where
 
 

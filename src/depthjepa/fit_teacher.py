@@ -67,7 +67,7 @@ def fit_teacher(
     """
     say = say or (lambda text: print(text, flush=True))
     folder, where = RunFolder(out), runtime.device(config.fit.device)
-    runtime.set_threads(config.fit.threads)
+    runtime.settle_cpu(config.fit.threads)
     source, held_out = _open(config)
     if folder.started and (changed := differences(folder.config(), plain(to_mapping(config)))):
         raise BadInput(f"{folder.path} holds a fit with other values of {', '.join(changed)}: choose another --out")

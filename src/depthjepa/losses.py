@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+
 def latent_loss(
     prediction: Float[Tensor, "b m k d"],
     target: Float[Tensor, "b m k d"],

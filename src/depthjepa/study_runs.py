@@ -95,7 +95,7 @@ def probe_run(config: RunConfig, place: Path, tasks: Sequence[str]) -> None:
     missing = missing_tables(place, tasks)
     if not missing:
         return
-    runtime.set_threads(config.train.threads)
+    runtime.settle_cpu(config.train.threads)
     probes.probe_run(config, checkpoint.load(place), missing)
 
 

@@ -45,7 +45,7 @@ def teach(config: RunConfig, out: str | Path, *, say: Callable[[str], None] | No
     """
     folder, place = Path(out), runtime.ranks()
     say = (say or (lambda text: print(text, flush=True))) if place.first else lambda _: None
-    runtime.set_threads(config.train.threads)
+    runtime.settle_cpu(config.train.threads)
     where = runtime.device(config.train.device, place)
     splits: tuple[Split, ...] = ("train", "val") if has_validation(config.data) else ("train",)
     sources = [open_source(config.data, split) for split in splits]

@@ -89,7 +89,7 @@ def train(
         refuse_mix_up(settle_precision(config, folder, where, place), folder, resume=True)
         return folder.summary()  # finished already
     say = say or (lambda text: print(text, flush=True))
-    runtime.set_threads(config.train.threads)
+    runtime.settle_cpu(config.train.threads)
     with runtime.distributed(place, where):
         config = settle_precision(config, folder, where, place)
         source = open_source(config.data, "train")

@@ -58,6 +58,7 @@ class FitConfig:
     blocks: PositiveInt = 1  # a level
     heads: PositiveInt = 4
     noising_step: Annotated[int, Field(ge=0, le=1000)] = 400  # of the image latent that the flow starts from
+    time_power: PositiveFloat = 1.0  # times of the flow are drawn as uniform ** power: above 1 its beginning counts more
     crops: PositiveInt = 16384  # whose latents are computed once; the flow learns from them
     steps: PositiveInt = 6000  # of the flow
     batch_size: PositiveInt = 32
@@ -242,7 +243,7 @@ def flow_loss(flow: Any, pairs: Pairs, config: FitConfig, seed: int, step: int) 
     """Mean squared error of the velocity at random times between the noised image latent and the depth latent."""
     draws = runtime.generator(seed, f"flow {step}")
     noise = torch.randn(pairs.image.shape, generator=draws).to(pairs.image)
-    time = torch.rand(len(noise), generator=draws).to(pairs.image)
+    time = torch.rand(len(noise), generator=draws).to(pairs.image) ** config.time_power
     share = signal_share(config.noising_step / 1000)
     start = math.sqrt(share) * pairs.image + math.sqrt(1 - share) * noise
     at = time[:, None, None, None]
@@ -327,7 +328,9 @@ class Learner:
 def encode_pair(autoencoder: Any, batch: Batch, config: FitConfig) -> Pairs:
     """Latents of a batch's crops and depth maps as the autoencoder gives them (not scaled), float16 on the CPU."""
     drawn, known = depth_picture(batch, config)
-    image, depth = (autoencoder.encode(each).latent_dist.mode().half().cpu() for each in (batch.images * 2 - 1, drawn))
+    with runtime.precision(config.precision, drawn.device):
+        image, depth = (autoencoder.encode(each).latent_dist.mode() for each in (batch.images * 2 - 1, drawn))
+    image, depth = image.half().cpu(), depth.half().cpu()
     return Pairs(image, depth, F.avg_pool2d(known.float(), STRIDE).half().cpu())
 
 
