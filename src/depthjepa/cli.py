@@ -27,6 +27,8 @@ prepare = typer.Typer(
 )
 app.add_typer(prepare, name="prepare")
 
+MANY = 8  # columns that a terminal has room for
+
 Checkpoint = Annotated[
     str,
     typer.Argument(
@@ -379,21 +381,28 @@ def _skipped(names: list[str]) -> str:
 
 
 def _print_table(table: dict[str, Any]) -> None:
+    """Print a probe's table: a line for each model, or for each measure where there are many of them."""
     from rich.console import Console
     from rich.table import Table
 
     arrows = {"higher": " ↑", "lower": " ↓"}
+    heads = [
+        column["label"]
+        + (f" \\[{column['unit']}]" if column["unit"] else "")
+        + arrows.get(column.get("better", ""), "")
+        for column in table["columns"]
+    ]
+    figures = [[row.get(column["key"]) for column in table["columns"]] for row in table["rows"]]
+    cells = [[f"{value:.3f}" if isinstance(value, float) else value for value in line] for line in figures]
+    names = [str(row["name"]) for row in table["rows"]]
+    if len(heads) > MANY:
+        heads, names, cells = names, heads, [list(line) for line in zip(*cells, strict=True)]
     grid = Table(title=f"{table['task']} on {table['data']}", caption=table["protocol"], title_justify="left")
     grid.add_column("")
-    for column in table["columns"]:
-        unit = f" [{column['unit']}]" if column["unit"] else ""
-        grid.add_column(
-            f"{column['label']}{unit.replace('[', chr(92) + '[')}{arrows.get(column.get('better', ''), '')}",
-            justify="right",
-        )
-    for row in table["rows"]:
-        values = [row.get(column["key"]) for column in table["columns"]]
-        grid.add_row(str(row["name"]), *(f"{value:.3f}" if isinstance(value, float) else value for value in values))
+    for head in heads:
+        grid.add_column(head, justify="right")
+    for name, line in zip(names, cells, strict=True):
+        grid.add_row(name, *line)
     Console(width=None if sys.stdout.isatty() else 140).print(grid)
     for sentence in table.get("verdict", []):
         print(sentence)

@@ -21,13 +21,17 @@ from depthjepa.config import RunConfig, build_config, to_mapping
 from depthjepa.data.loading import source_name
 from depthjepa.evaluation.classification import knn
 from depthjepa.evaluation.classification_tables import classification_tables
+from depthjepa.evaluation.decoded import decode_table
 from depthjepa.evaluation.depth_probe import DepthTable, depth_table
+from depthjepa.evaluation.depth_readouts import Plan, describe, encode_layers, layers_of, readout_table
 from depthjepa.evaluation.diagnostics import rank_me
 from depthjepa.evaluation.features import Encode
+from depthjepa.evaluation.gates import gates_table
 from depthjepa.evaluation.gathering import RANDOM, Views, encode_with, encoders, one_pass, table, views_text
 from depthjepa.evaluation.readout import DepthReadout
 from depthjepa.faults import BadInput, nearest
 from depthjepa.logbook import RunFolder, to_json, write_whole
+from depthjepa.method import build_encoder
 from depthjepa.model.vit import VisionTransformer
 
 DEPTH_COLUMNS = [
@@ -38,16 +42,34 @@ DEPTH_COLUMNS = [
     {"key": "delta1", "label": "δ < 1.25", "unit": "", "better": "higher"},
     {"key": "aligned_absrel", "label": "AbsRel, aligned", "unit": "", "better": "lower"},
     {"key": "aligned_delta1", "label": "δ < 1.25, aligned", "unit": "", "better": "higher"},
+    {"key": "aligned_rmse", "label": "RMSE, aligned", "unit": "m", "better": "lower"},
+    {"key": "sqrel", "label": "SqRel", "unit": "m", "better": "lower"},
+    {"key": "rmselog", "label": "RMSE log", "unit": "", "better": "lower"},
+    {"key": "log10", "label": "log10", "unit": "", "better": "lower"},
+    {"key": "silog", "label": "SILog", "unit": "", "better": "lower"},
+    {"key": "delta2", "label": "δ < 1.25²", "unit": "", "better": "higher"},
+    {"key": "delta3", "label": "δ < 1.25³", "unit": "", "better": "higher"},
 ]
+RATE_COLUMN = {"key": "rate", "label": "rate", "unit": ""}
+PREDICTED_COLUMN = {
+    "key": "predicted_r2_within",
+    "label": "R² within images, predicted tokens",
+    "unit": "",
+    "better": "higher",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A probe's table in the form that run folders keep, with arrays for pictures and a readout to predict with."""
+    """A probe's table in the form that run folders keep, with arrays for pictures and a readout to predict with.
+
+    `variant` tells its files from those of the same task by its default protocol.
+    """
 
     table: dict[str, Any]
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     readout: DepthReadout | None = None
+    variant: str = ""
 
     def value(self, row: str, key: str) -> float:
         """Return one figure."""
@@ -63,7 +85,7 @@ def probe(task: str, config: RunConfig, encoder: VisionTransformer, where: torch
     if task not in tasks:
         raise BadInput(f"there is no probe {task!r}{nearest(task, tasks)}: choose from {', '.join(tasks)}")
     if task == "depth":
-        return depth_probe(config, encoder, where)
+        return (depth_probe if config.evaluation.depth_readout == "ridge" else readout_probe)(config, encoder, where)
     return Probe(classification_tables(config, encoders(config, encoder, where), (task,))[task])
 
 
@@ -77,6 +99,7 @@ def probe_config(saved: Checkpoint, data: str | None, overrides: Iterable[str] =
     content = to_mapping(saved.config)
     if data is not None and data != content["data"]["root"]:
         content["data"] |= {"root": data, "kind": None, "classes": None, "images_per_class": None}
+        content["data"] |= {"val_prefixes": None, "val_list": None}
     config = build_config(content, list(overrides))
     own = replace(config.train, device=saved.config.train.device, threads=saved.config.train.threads)
     if own != saved.config.train:
@@ -100,24 +123,87 @@ def depth_probe(config: RunConfig, encoder: VisionTransformer, where: torch.devi
         f"its strength chosen on a fifth of the training data, averaged over cells of "
         f"{config.model.patch_size / 2:g} px; {views_text(train, val, ', whole views')}"
     )
+    result = table("depth", train.source, protocol, DEPTH_COLUMNS, found.rows)
+    return Probe(result, _depth_arrays(found, config.name), found.readouts[config.name])
+
+
+def readout_probe(config: RunConfig, encoder: VisionTransformer, where: torch.device) -> Probe:
+    """Depth as readouts of the field's kind tell it, pixel by pixel; see `evaluation.depth_readouts`."""
+    asked = config.evaluation
+    assert asked.depth_readout != "ridge"
+    plan = Plan(
+        kind=asked.depth_readout,
+        size=config.data.size,
+        patch_size=config.model.patch_size,
+        steps=asked.depth_steps,
+        seed=config.seed,
+        nearest=asked.nearest,
+        farthest=asked.farthest,
+        pictures=asked.pictures,
+    )
+    train, val = Views(config, "train"), Views(config, "val")
+    _refuse_without_depth(train, val)
+    blocks = len(encoder.blocks)
+    layers = layers_of(plan.kind, blocks)
+    named = {RANDOM: build_encoder(config), config.name: encoder}
+    found = readout_table(
+        {name: encode_layers(each, layers, where, asked.precision) for name, each in named.items()}, train, val, plan
+    )
+    protocol = (
+        f"{describe(plan, layers, blocks, found.mean_map)}, from the frozen {asked.which} encoder; averaged over "
+        f"pixels; {views_text(train, val, ', whole views')}"
+    )
+    result = table("depth", train.source, protocol, [*DEPTH_COLUMNS, RATE_COLUMN], found.rows)
+    return Probe(result, _depth_arrays(found, config.name), variant=f"-{plan.kind}")
+
+
+def _depth_arrays(found: DepthTable, name: str) -> dict[str, np.ndarray]:
+    """Pictures of a depth table as run folders keep them; `name` is the trained encoder's row."""
     shown = found.pictures
-    arrays = {
+    return {
         "images": shown.images,
         "truth": shown.truth,
         "mean_map": found.mean_map.values.numpy(),
         "random": shown.predictions[RANDOM],
-        "prediction": shown.predictions[config.name],
+        "prediction": shown.predictions[name],
     }
-    result = table("depth", train.source, protocol, DEPTH_COLUMNS, found.rows)
-    return Probe(result, arrays, found.readouts[config.name])
+
+
+def _refuse_without_depth(*sets: Views) -> None:
+    for source in (each.source for each in sets):
+        if not source.has_depth:
+            raise BadInput(f"the depth probe needs depth, and {source.name} has none: give an RGB-D folder or `scenes`")
 
 
 def depth_tables(config: RunConfig, train: Views, val: Views, named: Mapping[str, Encode]) -> DepthTable:
     """Depth table of encoders on two sets, in whole views."""
-    for source in (train.source, val.source):
-        if not source.has_depth:
-            raise BadInput(f"the depth probe needs depth, and {source.name} has none: give an RGB-D folder or `scenes`")
+    _refuse_without_depth(train, val)
     return depth_table(named, train, val, config.model.patch_size, config.evaluation.pictures)
+
+
+def decode_probe(config: RunConfig, saved: Checkpoint, where: torch.device) -> Probe:
+    """Depth as the run's own pixel head decodes it; see `evaluation.decoded`."""
+    found, train, val = decode_table(config, saved, where)
+    shown, guidance, columns = found.pictures, saved.config.guidance, list(DEPTH_COLUMNS)
+    read = "predicted tokens" if guidance.read == "predicted" else "the tokens of the whole image"
+    hidden = "pixels of target patches" if guidance.scope == "target" else "all pixels"
+    protocol = f"the run's own head from {read}{f' on {hidden}' if guidance.read == 'predicted' else ''}"
+    if guidance.read != "dense":
+        columns.append(PREDICTED_COLUMN)
+        protocol += f"; predicted tokens under masks as in training, judged on {hidden}"
+    protocol += f"; {views_text(train, val, ', whole views')}"
+    arrays = {
+        "images": shown.images,
+        "truth": shown.truth,
+        "mean_map": found.mean_map.values.numpy(),
+        "prediction": shown.predictions[config.name],
+    }
+    return Probe(table("decode", train.source, protocol, columns, found.rows), arrays)
+
+
+def gates_probe(config: RunConfig, saved: Checkpoint, where: torch.device) -> Probe:
+    """Cheap tests that tell why depth does not decode; see `evaluation.gates`."""
+    return Probe(*gates_table(config, saved, where))
 
 
 # during training ------------------------------------------------------------------------------------------
@@ -158,12 +244,16 @@ def probe_run(config: RunConfig, saved: Checkpoint, tasks: Sequence[str]) -> Non
     """Write the tables of several probes of a run (diagnose too): all that read tokens share one pass over the data."""
     where, which = runtime.device(config.train.device), config.evaluation.which
     encoder = saved.encoder(which)
-    together = [task for task in tasks if task != "depth"]
+    together = [task for task in tasks if task not in ("depth", "decode")]
     if together:
         for content in classification_tables(config, encoders(config, encoder, where), together).values():
             write_probe(Probe(content), saved, which)
     if "depth" in tasks:
-        write_probe(probe("depth", config, encoder, where), saved, which)
+        write_probe(depth_probe(config, encoder, where), saved, which)
+        if config.evaluation.depth_readout != "ridge":  # beside the ridge's, which runs are compared by
+            write_probe(readout_probe(config, encoder, where), saved, which)
+    if "decode" in tasks:
+        write_probe(decode_probe(config, saved, where), saved, which)
 
 
 def write_probe(result: Probe, saved: Checkpoint, which: str, out: Path | None = None) -> None:
@@ -179,7 +269,7 @@ def write_probe(result: Probe, saved: Checkpoint, which: str, out: Path | None =
         data = result.table["data"]
         own = source_name(build_config(RunFolder(folder).config()).data.root)
         elsewhere = "" if data == own else "-" + re.sub(r"\W+", "_", Path(data).name)
-        name = f"probes/{result.table['task']}{elsewhere}"
+        name = f"probes/{result.table['task']}{result.variant}{elsewhere}"
         write_whole(folder / f"{name}.json", to_json(result.table))
         if result.arrays:
             RunFolder(folder).save_arrays(name, result.arrays)

@@ -1,9 +1,13 @@
-"""The tokens of a set of images for a probe that walks over them many times: kept in memory, or computed anew."""
+"""The tokens of a set of images for a probe that walks over them many times: kept in memory, or computed anew.
+
+A set's tokens may go with the depth of its images (`Pairs`), which is then kept beside them, or read anew.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -11,6 +15,7 @@ from jaxtyping import Float, Float16, Int64
 from torch import Tensor
 
 from depthjepa.data.samples import Batch
+from depthjepa.depth import valid
 from depthjepa.evaluation.features import Encode, iterate_tokens
 from depthjepa.faults import BadInput
 
@@ -25,6 +30,47 @@ class Tokens(Protocol):
     def parts(self, places: Sequence[Int64[Tensor, " _"]]) -> Iterator[Float[Tensor, "b n d"]]:
         """Yield the tokens at the places of every part, in order, float32 on the encoder's device."""
         ...
+
+
+@runtime_checkable
+class ImageSet(Protocol):
+    """Images that can be read again and again, batch by batch: all in order, or some by their numbers."""
+
+    def __len__(self) -> int: ...
+
+    def __call__(self) -> Iterator[Batch]:
+        """Read all images in order."""
+        ...
+
+    def chosen(self, numbers: Int64[Tensor, " _"]) -> Iterator[Batch]:
+        """Read the images with these numbers (`Batch.index`), in this order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """A set of images whose depth [m] beyond a range is taken for unknown."""
+
+    images: ImageSet
+    nearest: float | None
+    farthest: float | None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __call__(self) -> Iterator[Batch]:
+        """Read all images in order."""
+        return self._limited(self.images())
+
+    def chosen(self, numbers: Int64[Tensor, " _"]) -> Iterator[Batch]:
+        """Read the images with these numbers, in this order."""
+        return self._limited(self.images.chosen(numbers))
+
+    def _limited(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            depth = _depth_of(batch)
+            known = valid(depth, self.nearest or 1e-3, self.farthest or math.inf)
+            yield replace(batch, depth=torch.where(known, depth, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,27 +107,116 @@ class ComputedTokens:
 
     def parts(self, places: Sequence[Int64[Tensor, " _"]]) -> Iterator[Float[Tensor, "b n d"]]:
         """Encode batch by batch, and cut the stream of tokens into the parts."""
-        waiting: list[Tensor] = []
-        stream = iterate_tokens(self.encode, self.read(self.index[torch.cat(list(places))]))
-        for part in places:
-            while sum(map(len, waiting)) < len(part):
-                batch, tokens = next(stream, (None, None))
-                if batch is None or tokens is None or batch.skipped:
-                    raise BadInput("images changed while they were probed: some that could be read no longer can")
-                waiting.append(tokens)
-            joined = torch.cat(waiting)
-            yield joined[: len(part)]
-            waiting = [joined[len(part) :]]
+        stream = ((tokens,) for _, tokens in _again(self.encode, self.read, self.index, places))
+        for (tokens,) in _cut(stream, places):
+            yield tokens
+
+
+@runtime_checkable
+class Pairs(Protocol):
+    """Tokens and depth [m] by place: 0 is the first image of the set that could be read."""
+
+    def parts(
+        self, places: Sequence[Int64[Tensor, " _"]]
+    ) -> Iterator[tuple[Float[Tensor, "b n d"], Float[Tensor, "b 1 h w"]]]:
+        """Yield both at the places of every part, in order, float32 on the encoder's device."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPairs:
+    """Tokens in half precision beside the depth of their images."""
+
+    tokens: KeptTokens
+    depth: Float[Tensor, "images 1 h w"]
+
+    def parts(
+        self, places: Sequence[Int64[Tensor, " _"]]
+    ) -> Iterator[tuple[Float[Tensor, "b n d"], Float[Tensor, "b 1 h w"]]]:
+        """Yield parts of what is kept."""
+        for part, tokens in zip(places, self.tokens.parts(places), strict=True):
+            yield tokens, self.depth[part].to(tokens.device)
+
+
+@dataclass(frozen=True, slots=True)
+class ComputedPairs:
+    """Images that are read and encoded anew on every walk; fields as in `ComputedTokens`."""
+
+    encode: Encode
+    read: Callable[[Int64[Tensor, " _"]], Iterable[Batch]]
+    index: Int64[Tensor, " images"]
+
+    def parts(
+        self, places: Sequence[Int64[Tensor, " _"]]
+    ) -> Iterator[tuple[Float[Tensor, "b n d"], Float[Tensor, "b 1 h w"]]]:
+        """Encode batch by batch, and cut the stream into the parts."""
+        stream = (
+            (tokens, _depth_of(batch).to(tokens.device))
+            for batch, tokens in _again(self.encode, self.read, self.index, places)
+        )
+        for part in _cut(stream, places):
+            yield part[0], part[1]
+
+
+def pairs_of(encode: Encode, images: ImageSet) -> tuple[Pairs, int]:
+    """Encode every image of a set once; its pairs, kept where they have room, and how many could be read."""
+    keeper: TokenKeeper | None = None
+    depths, index = list[Tensor](), list[Tensor]()
+    for batch, tokens in iterate_tokens(encode, images()):
+        depth = _depth_of(batch)
+        keeper = keeper or TokenKeeper(len(images), len(images), beside=depth[0].numel() * depth.element_size())
+        keeper.add(tokens)
+        if not keeper.full:
+            depths.append(depth.cpu())
+        index.append(batch.index.cpu())
+    count, kept = sum(map(len, index)), None if keeper is None else keeper.result()
+    if kept is not None:
+        return KeptPairs(kept, torch.cat(depths)), count
+    return ComputedPairs(encode, images.chosen, torch.cat(index) if index else torch.zeros(0, dtype=torch.long)), count
+
+
+def _depth_of(batch: Batch) -> Float[Tensor, "b 1 h w"]:
+    if batch.depth is None:
+        raise BadInput("a depth probe needs depth, and these images have none: use RGB-D folders or scenes")
+    return batch.depth
+
+
+def _again(
+    encode: Encode,
+    read: Callable[[Int64[Tensor, " _"]], Iterable[Batch]],
+    index: Int64[Tensor, " images"],
+    places: Sequence[Int64[Tensor, " _"]],
+) -> Iterator[tuple[Batch, Float[Tensor, "b n d"]]]:
+    """Read and encode the images at these places; ends where one cannot be read any more."""
+    for batch, tokens in iterate_tokens(encode, read(index[torch.cat(list(places))])):
+        if batch.skipped:
+            return
+        yield batch, tokens
+
+
+def _cut(stream: Iterator[tuple[Tensor, ...]], places: Sequence[Int64[Tensor, " _"]]) -> Iterator[tuple[Tensor, ...]]:
+    """Cut a stream of tensors (several of one length at a time) into parts as long as those of `places`."""
+    waiting: list[tuple[Tensor, ...]] = []
+    for part in places:
+        while sum(len(each[0]) for each in waiting) < len(part):
+            found = next(stream, None)
+            if found is None:
+                raise BadInput("images changed while they were probed: some that could be read no longer can")
+            waiting.append(found)
+        joined = [torch.cat(each) for each in zip(*waiting, strict=True)]
+        yield tuple(each[: len(part)] for each in joined)
+        waiting = [tuple(each[len(part) :] for each in joined)]
 
 
 class TokenKeeper:
     """Takes the tokens of a pass batch by batch and keeps them, if they have room.
 
-    `images` is how many the pass can bring, `sharing` how many the room has to hold in all.
+    `images` is how many the pass can bring, `sharing` how many the room has to hold in all, `beside` the bytes that an
+    image takes besides its tokens.
     """
 
-    def __init__(self, images: int, sharing: int) -> None:
-        self.images, self.sharing, self.count = images, sharing, 0
+    def __init__(self, images: int, sharing: int, beside: int = 0) -> None:
+        self.images, self.sharing, self.beside, self.count = images, sharing, beside, 0
         self.kept: KeptTokens | None = None
         self.full = False
 
@@ -90,7 +225,7 @@ class TokenKeeper:
         if self.full:
             return
         if self.kept is None:
-            if self.sharing * tokens[0].numel() * 2 > KEPT_BYTES:
+            if self.sharing * (tokens[0].numel() * 2 + self.beside) > KEPT_BYTES:
                 self.full = True
                 return
             flat = tokens.flatten(0, 1).cpu()

@@ -50,6 +50,13 @@ def build_decoder(kind: Kind, token_width: int, outputs: int, patch: int, width:
     return DPTHead(token_width, outputs, patch, width)
 
 
+def expected_depth(scores: Float[Tensor, "b bins h w"], centres: Float[Tensor, " bins"]) -> Float[Tensor, "b 1 h w"]:
+    """Mean of the bins' centres [m], weighted (relu(score) + 0.1) / sum (DINOv2, after AdaBins)."""
+    weights = F.relu(scores) + 0.1
+    depth: Tensor = torch.einsum("bkhw,k->bhw", weights, centres) / weights.sum(1)
+    return depth[:, None]
+
+
 class MLPHead(nn.Module):
     """Two linear layers: a token to the numbers of its patch's pixels."""
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
@@ -25,7 +24,7 @@ from depthjepa.faults import BadInput
 from depthjepa.grid import reassemble, to_map
 from depthjepa.losses import depth_loss
 from depthjepa.masks import Masks
-from depthjepa.model.depth_heads import DPT_LEVELS, TokenNorm, build_decoder, dpt_depths
+from depthjepa.model.depth_heads import DPT_LEVELS, TokenNorm, build_decoder, dpt_depths, expected_depth
 from depthjepa.model.heads import GuidanceConfig, Latents
 from depthjepa.model.vit import VisionTransformer
 
@@ -85,14 +84,9 @@ class PixelGuidance(nn.Module):
                 tokens = torch.where(coverage[..., None] > 0, tokens, self.fill.to(tokens.dtype))
             maps.append(to_map(tokens, grid))
         found = self.decoder(maps).float()
-        return self._expected(found) if self.config.target == "bins" else found
-
-    def _expected(self, scores: Float[Tensor, "b bins h w"]) -> Depths:
-        """Logarithm of the mean depth over bins, weighted by (relu(score) + 0.1) / sum (DINOv2's linear head)."""
-        weights = F.relu(scores) + 0.1
-        centres = self.get_buffer("centres")[:, None, None]
-        expected: Tensor = (weights * centres).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
-        return expected.log()
+        if self.config.target == "bins":
+            found = expected_depth(found, self.get_buffer("centres")).log()
+        return found
 
     def read_dense(self, encoder: VisionTransformer, images: Float[Tensor, "b 3 h w"]) -> Depths:
         """Decode the encoder's tokens of whole (normalised) images, of any size that patches divide."""

@@ -58,7 +58,9 @@ class FitConfig:
     blocks: PositiveInt = 1  # a level
     heads: PositiveInt = 4
     noising_step: Annotated[int, Field(ge=0, le=1000)] = 400  # of the image latent that the flow starts from
-    time_power: PositiveFloat = 1.0  # times of the flow are drawn as uniform ** power: above 1 its beginning counts more
+    time_power: PositiveFloat = (
+        1.0  # times of the flow are drawn as uniform ** power: above 1 its beginning counts more
+    )
     crops: PositiveInt = 16384  # whose latents are computed once; the flow learns from them
     steps: PositiveInt = 6000  # of the flow
     batch_size: PositiveInt = 32

@@ -1,0 +1,279 @@
+"""The field's depth readouts of frozen tokens, trained by gradient descent and judged pixel by pixel.
+
+`linear`   batch norm and a 1 x 1 convolution on the last layer (DINOv2, DINOv3)
+`linear4`  the same on four layers at equal distances, side by side (DINOv2's Lin. 4)
+`dpt`      the DPT head on the same four layers (Probe3D, El Banani et al. 2024)
+
+Each gives every place the scores x of 256 equal bins between the nearest and the farthest depth; the depth is the mean
+of the bins' centres, weighted (relu(x) + 0.1) / sum (DINOv2, after AdaBins), resized bilinearly to the image.
+
+Where we differ. DINOv2 enlarges the tokens by 4 before the convolution: bilinear weights add up to 1, so its scores can
+be enlarged instead, which is the same up to rounding and cheaper. Batch norm then sees the tokens as they are,
+and needs no scale of its own before a linear map; it stands before the DPT head as well, whose initial weights are made
+for inputs of about 1. There is no class token to add. DINOv2's DPT head predicts depth by
+regression; Probe3D's has bins, as here. Views are whole images without augmentation, so that tokens are computed once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from depthjepa import optim, runtime
+from depthjepa.data.samples import Batch
+from depthjepa.depth import valid
+from depthjepa.evaluation.decoded import pixel_mean_map
+from depthjepa.evaluation.depth_probe import DepthTable, evaluate_depth
+from depthjepa.evaluation.features import Encode
+from depthjepa.evaluation.readout import FOLDS, MeanMap, Predict, patch_grid
+from depthjepa.evaluation.tokens import ImageSet, Pairs, Within, pairs_of
+from depthjepa.faults import BadInput
+from depthjepa.grid import to_map
+from depthjepa.losses import depth_loss
+from depthjepa.model.depth_heads import DPT_LEVELS, DPTHead, dpt_depths, expected_depth
+from depthjepa.model.vit import VisionTransformer
+
+Kind = Literal["linear", "linear4", "dpt"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+BINS = 256
+BATCH = 16  # images of a step
+ENLARGED = 4  # times the patch grid, at which linear scores become depth
+DPT_ENLARGED = 8  # the same where the DPT head ends
+DPT_WIDTH = 256  # at most the tokens'
+# Adam moves a weight by about its rate a step, and the 0.1 of 256 bins is little only beside scores of hundreds and
+# more: DINOv3 goes 38,400 steps at 3e-4 with a thousand channels. Large scores change little, so large rates end well.
+RATES: dict[Kind, tuple[float, ...]] = {"linear": (0.01, 0.1, 1.0), "linear4": (0.01, 0.1, 1.0), "dpt": (1e-3, 3e-3)}
+SEARCH = 4  # the rates are compared after this part of the steps
+WARMUP = 0.1  # of the steps
+WEIGHT_DECAY = 1e-4
+# Probe3D weighs SigLoss 10 and its gradient loss 0.5; the latter is a sum over 4 scales and 2 axes, and ours a mean.
+GRADIENT = 0.5
+STRAY = 1e-3  # share of the training depths at either end that the range leaves out unless it is given
+LOG_STEPS, LOG_ORIGIN, LOG_COUNT = 1000, 7000, 20000  # log depth in thousandths, from 0.9 mm to 440 km
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a readout is fitted: depth beyond `nearest` and `farthest` [m] does not count, None: all depth does."""
+
+    kind: Kind
+    size: tuple[int, int]  # of the views, and of the maps that are judged
+    patch_size: int
+    steps: int
+    seed: int = 0
+    nearest: float | None = None
+    farthest: float | None = None
+    pictures: int = 6
+
+
+def layers_of(kind: Kind, blocks: int) -> list[int]:
+    """The blocks (0-based) of an encoder that a readout reads."""
+    return [blocks - 1] if kind == "linear" else dpt_depths(blocks)
+
+
+def encode_layers(encoder: VisionTransformer, layers: Sequence[int], where: torch.device, precision: str) -> Encode:
+    """Turn an encoder into a function of RGB images in [0, 1] to the tokens of several layers, side by side."""
+    encoder = encoder.to(where).eval()
+
+    def encode(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
+        with runtime.precision(precision, where):
+            levels = encoder.features(encoder.normalise(images.to(where)), layers)
+        return torch.cat(levels, -1).float()
+
+    return encode
+
+
+class BinReadout(nn.Module):
+    """Tokens, the layers side by side, to the depth [m] of every pixel, within the range of the bins."""
+
+    centres: Tensor
+
+    def __init__(self, kind: Kind, width: int, nearest: float, farthest: float) -> None:
+        super().__init__()
+        self.several = kind == "dpt"
+        # Frozen tokens do not drift: their statistics are averaged over all steps.
+        self.norm = nn.BatchNorm1d(width, affine=False, momentum=None)
+        if self.several:
+            level = width // DPT_LEVELS
+            self.scores: nn.Module = DPTHead(level, BINS, DPT_ENLARGED, min(DPT_WIDTH, level))
+        else:
+            self.scores = nn.Conv2d(width, BINS, 1)
+            for parameter in self.scores.parameters():
+                nn.init.normal_(parameter, std=0.01)
+        edges = torch.linspace(nearest, farthest, BINS + 1, dtype=torch.float64)
+        self.register_buffer("centres", ((edges[:-1] + edges[1:]) / 2).float())
+
+    def forward(
+        self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int], size: tuple[int, int]
+    ) -> Float[Tensor, "b 1 h w"]:
+        normed = self.norm(tokens.flatten(0, 1)).view_as(tokens)
+        if self.several:
+            scores = self.scores([to_map(level, grid) for level in normed.chunk(DPT_LEVELS, -1)])
+        else:
+            enlarged = (ENLARGED * grid[0], ENLARGED * grid[1])
+            scores = F.interpolate(self.scores(to_map(normed, grid)), enlarged, mode="bilinear", align_corners=False)
+        return F.interpolate(expected_depth(scores, self.centres), size, mode="bilinear", align_corners=False)
+
+    def on(self, encode: Encode, patch_size: int) -> Predict:
+        """Return the function from a batch to disparity [1/m]: the encoder, then this readout."""
+
+        def predict(batch: Batch) -> Float[Tensor, "b 1 h w"]:
+            grid, size = patch_grid(batch.images, patch_size), (batch.images.shape[2], batch.images.shape[3])
+            parts = [self(tokens, grid, size) for tokens in torch.split(encode(batch.images), BATCH)]
+            return 1 / torch.cat(parts)
+
+        return predict
+
+
+# the table ------------------------------------------------------------------------------------------------
+
+
+def readout_table(encoders: Mapping[str, Encode], train: ImageSet, val: ImageSet, plan: Plan) -> DepthTable:
+    """Fit a readout for every encoder on one set and score it on another, pixel by pixel, beside the mean map.
+
+    `encoders` give the layers of `layers_of` side by side. Every row says in `rate` which peak rate was chosen; the
+    range of the bins, to which all rows are clamped, is that of the mean map. Depth beyond a range that the plan gives
+    does not count in either set; without one, the range is that of all but a thousandth of the training depths at
+    either end, and all depth counts.
+
+    Raises `BadInput` where depth is missing or there are too few images to choose a rate.
+    """
+    train, val = Within(train, plan.nearest, plan.farthest), Within(val, plan.nearest, plan.farthest)
+    mean_map = _mean_map(train, plan)
+    rows: dict[str, Predict] = {"mean map": mean_map.predict}
+    rates: dict[str, str] = {}
+    for name, encode in encoders.items():
+        readout, rate = fit(encode, train, plan, 1 / mean_map.maximum, 1 / mean_map.minimum)
+        rows[name], rates[name] = readout.on(encode, plan.patch_size), f"{rate:g}"
+    scores, shown = evaluate_depth(rows, mean_map, val(), plan.pictures)
+    content: list[dict[str, float | str]] = [
+        {"name": name, **score.figures, "rate": rates.get(name, "–")} for name, score in scores.items()
+    ]
+    return DepthTable(content, scores, {}, mean_map, shown)
+
+
+def _mean_map(train: ImageSet, plan: Plan) -> MeanMap:
+    """Mean disparity [1/m] of every pixel, and the range of disparities that the bins stand for."""
+    counts = torch.zeros(LOG_COUNT, dtype=torch.int64)
+
+    def watched() -> Iterator[Batch]:
+        for batch in train():
+            assert batch.depth is not None
+            known = batch.depth[valid(batch.depth)].double().cpu()
+            steps = ((known.log() * LOG_STEPS).round().long() + LOG_ORIGIN).clamp(0, LOG_COUNT - 1)
+            counts.add_(torch.bincount(steps, minlength=LOG_COUNT))
+            yield batch
+
+    found = pixel_mean_map(watched(), plan.size)
+    shares = counts.cumsum(0).double() / counts.sum()
+    low, high = (math.exp((int((shares < s).sum()) - LOG_ORIGIN) / LOG_STEPS) for s in (STRAY, 1 - STRAY))
+    nearest, farthest = plan.nearest or low, plan.farthest or high
+    return MeanMap(found.values.clamp(1 / farthest, 1 / nearest), 1 / farthest, 1 / nearest)
+
+
+def describe(plan: Plan, layers: Sequence[int], blocks: int, mean_map: MeanMap) -> str:
+    """What a table's figures are of, for the sentence that says so; layers are counted from 1."""
+    which = "layer" if len(layers) == 1 else "layers"
+    head = (
+        f"{plan.kind} readout of {which} {', '.join(str(layer + 1) for layer in layers)} of {blocks} "
+        f"(batch norm, {'DPT head' if plan.kind == 'dpt' else '1 x 1 convolution'}) to {BINS} uniform bins"
+    )
+    given = [f"{name} given" for name in ("nearest", "farthest") if getattr(plan, name) is not None]
+    bounds = f"{1 / mean_map.maximum:.3g} to {1 / mean_map.minimum:.3g} m ({' and '.join(given) or 'met in training'})"
+    loss = f"SigLoss + {GRADIENT:g} x gradient loss" if plan.kind == "dpt" else "SigLoss"
+    rates = ", ".join(f"{rate:g}" for rate in RATES[plan.kind])
+    return (
+        f"{head} from {bounds}, {loss}, {plan.steps} steps of {BATCH} images, AdamW, its peak rate chosen among "
+        f"{rates} by a quarter of the steps and a fifth of the training data"
+    )
+
+
+# the fit --------------------------------------------------------------------------------------------------
+
+
+def fit(encode: Encode, train: ImageSet, plan: Plan, nearest: float, farthest: float) -> tuple[BinReadout, float]:
+    """Fit a readout with bins from `nearest` to `farthest` [m]; returns it with the peak rate that was chosen.
+
+    Each rate is tried for a quarter of the steps; the one with the lowest loss on every fifth training image, which
+    none of them saw, is taken, and the readout is trained anew on all.
+    """
+    pairs, count = pairs_of(encode, train)
+    if count < FOLDS:
+        raise BadInput(f"a depth probe needs at least {FOLDS} training images, and there are {count}")
+    places = torch.arange(count)
+    aside = places % FOLDS == FOLDS // 2
+    rates = RATES[plan.kind]
+    search = replace(plan, steps=-(-plan.steps // SEARCH))
+    candidates = _trained(pairs, places[~aside], rates, search, (nearest, farthest))
+    losses = [_loss_on(candidate, pairs, places[aside], plan) for candidate in candidates]
+    if not any(map(math.isfinite, losses)):
+        raise BadInput("the losses of all rates are not finite: the encoder's features are too large to fit a readout")
+    rate = rates[
+        min(range(len(rates)), key=lambda number: losses[number] if math.isfinite(losses[number]) else math.inf)
+    ]
+    (final,) = _trained(pairs, places, (rate,), plan, (nearest, farthest))
+    return final, rate
+
+
+def _trained(
+    pairs: Pairs, places: Int64[Tensor, " _"], rates: Sequence[float], plan: Plan, bounds: tuple[float, float]
+) -> list[BinReadout]:
+    """Train one readout for each peak rate on the images at `places`, side by side on the same batches.
+
+    AdamW with a linear warm-up over a tenth of the steps and a cosine to 0; the same initial weights for all.
+    """
+    tokens, _ = next(iter(pairs.parts([places[:1]])))
+    readouts: list[BinReadout] = []
+    for _ in rates:
+        with runtime.seeded(plan.seed, "depth readout"):
+            readouts.append(BinReadout(plan.kind, tokens.shape[2], *bounds).to(tokens.device))
+    groups = [
+        {"params": list(readout.parameters()), "peak": rate} for readout, rate in zip(readouts, rates, strict=True)
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=1.0, weight_decay=WEIGHT_DECAY)
+    warmup = int(WARMUP * plan.steps)
+    for step, (tokens, depth) in enumerate(_walks(pairs, places, plan), 1):
+        for group in optimiser.param_groups:
+            group["lr"] = optim.learning_rate(
+                step, start=0.0, peak=group["peak"], final=0.0, warmup=warmup, steps=plan.steps
+            )
+        optimiser.zero_grad()
+        for readout in readouts:  # one after the other: the graph of one is enough to hold
+            with torch.enable_grad():
+                torch.autograd.backward(_loss(readout, tokens, depth, plan))
+        optimiser.step()
+    return [readout.eval() for readout in readouts]
+
+
+def _walks(
+    pairs: Pairs, places: Int64[Tensor, " _"], plan: Plan
+) -> Iterator[tuple[Float[Tensor, "b n d"], Float[Tensor, "b 1 h w"]]]:
+    """As many batches as the plan has steps: walks over all images, each in an order of its own."""
+    per_walk = -(-len(places) // BATCH)
+    for walk, done in enumerate(range(0, plan.steps, per_walk)):
+        order = runtime.permutation(len(places), seed=plan.seed, stream="depth readout", epoch=walk)
+        yield from pairs.parts(places[torch.from_numpy(order)].tensor_split(per_walk)[: plan.steps - done])
+
+
+def _loss(
+    readout: BinReadout, tokens: Float[Tensor, "b n d"], depth: Float[Tensor, "b 1 h w"], plan: Plan
+) -> Float[Tensor, ""]:
+    known = valid(depth)
+    found = readout(tokens, (plan.size[0] // plan.patch_size, plan.size[1] // plan.patch_size), plan.size)
+    gradient = GRADIENT if plan.kind == "dpt" else 0.0
+    return depth_loss(found.log(), torch.where(known, depth, 1).log(), known, "sig", gradient)
+
+
+@torch.no_grad()
+def _loss_on(readout: BinReadout, pairs: Pairs, places: Int64[Tensor, " _"], plan: Plan) -> float:
+    parts = torch.split(places, BATCH)
+    walk = zip(parts, pairs.parts(parts), strict=True)
+    return sum(float(_loss(readout, tokens, depth, plan)) * len(part) for part, (tokens, depth) in walk) / len(places)
