@@ -126,7 +126,7 @@ class EvaluationConfig:
     def _range_ascends(self) -> EvaluationConfig:
         if self.nearest is not None and self.farthest is not None and self.nearest >= self.farthest:
             raise ValueError(f"nearest={self.nearest:g} m must be less than farthest={self.farthest:g} m")
-        if self.depth_readout == "ridge" and not self.nearest is self.farthest is None:
+        if self.depth_readout == "ridge" and (self.nearest, self.farthest) != (None, None):
             raise ValueError("nearest and farthest are for depth_readout=linear, linear4 or dpt, not for ridge")
         return self
 

@@ -83,7 +83,7 @@ class PixelGuidance(nn.Module):
             if self.fill is not None:
                 tokens = torch.where(coverage[..., None] > 0, tokens, self.fill.to(tokens.dtype))
             maps.append(to_map(tokens, grid))
-        found = self.decoder(maps).float()
+        found: Tensor = self.decoder(maps).float()
         if self.config.target == "bins":
             found = expected_depth(found, self.get_buffer("centres")).log()
         return found
