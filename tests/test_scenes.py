@@ -239,9 +239,11 @@ def test_a_source_keeps_what_it_rendered_and_splits_are_disjoint() -> None:
     assert train.name == "scenes:0" and train.classes == KINDS and train.has_depth and len(train) == 40
     sample = train.sample(33)
     alone = render(np.array([33]), seed=0, size=(16, 24))
-    assert sample.name == "scene-000033" and sample.label == int(alone.labels[0])
+    assert sample.name == train.name_of(33) == "scenes-0/train/000033" and sample.label == int(alone.labels[0])
     assert torch.equal(sample.image, alone.images[0]) and sample.depth is not None
     assert torch.equal(sample.depth, alone.depth[0])
+    # Names tell seeds and splits apart: a cache finds its latents by them.
+    assert len({Scenes(seed, split, 40, (16, 24)).name_of(0) for seed in (0, 1) for split in ("train", "val")}) == 4
     assert train.sample(33).image is not None and len(train._chunks) == 1
     pictures = {source.sample(index).image.numpy().tobytes() for source in (train, val) for index in range(40)}
     assert len(pictures) == 80

@@ -63,8 +63,8 @@ class Scenes:
         return self.count
 
     def name_of(self, index: int) -> str:
-        """The scene's number, as a name."""
-        return f"scene-{index:06d}"
+        """A name that no scene of another seed or split has: a cache finds latents by it."""
+        return f"scenes-{self.seed}/{self.split}/{index:06d}"
 
     def sample(self, index: int) -> Sample:
         """Return scene `index` of the split.
