@@ -26,7 +26,8 @@ FLOORS = (
     ("starting",),
     ("train",),
     ("study_runs",),
-    ("bench", "demo", "study", "teach", "fit_teacher"),
+    ("bench", "study", "teach", "fit_teacher"),
+    ("demo",),
     ("cli", "__init__"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

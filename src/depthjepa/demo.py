@@ -1,7 +1,9 @@
 """The whole way in minutes: twins with and without depth guidance, their ceiling, probes of all, a report.
 
 The twins start from the same weights and see the same images, crops and masks in the same order; they differ in
-the depth loss alone. The ceiling is the same encoder trained end to end on depth and labels.
+the depth loss alone. What guides is the compact depth network that comes with the package: it is asked once about every
+image, and neither it nor the twins see any depth. The ceiling is the same encoder trained end to end on depth and
+labels.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ from depthjepa.evaluation import probes
 from depthjepa.faults import BadInput
 from depthjepa.logbook import RunFolder, to_json, write_whole
 from depthjepa.report import write_report
+from depthjepa.teach import teach
 from depthjepa.train import train
 
+TEACHER = ("guidance.teacher=depthfm-tiny", "guidance.teacher_size=128", "guidance.teacher_steps=1")
 RUNS = {
-    "guided": (),
+    "guided": TEACHER,
     "unguided": ("guidance.kind=none",),
     "supervised": ("guidance.kind=none", "train.objective=supervised"),
 }
@@ -34,14 +38,27 @@ def demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     Runs that are finished already are kept; one that was cut off goes on.
     """
-    begin = time.perf_counter()
+    begin, latents = time.perf_counter(), out / "latents"
     configs = {
-        name: load_config("demo", [*overrides, *own, f"name={name}", f"seed={seed}"]) for name, own in RUNS.items()
+        name: load_config(
+            "demo",
+            [
+                *own,
+                *([f"guidance.cache={latents}"] if own is TEACHER else ()),
+                *overrides,
+                f"name={name}",
+                f"seed={seed}",
+            ],
+        )
+        for name, own in RUNS.items()
     }
     for name, config in configs.items():
         folder = RunFolder(out / name)
         if folder.started and (changed := differences(folder.config(), to_mapping(config))):
             raise BadInput(f"{out} holds a demo with other values of {', '.join(changed)}: choose another --out")
+    if configs["guided"].guidance.cache == str(latents):
+        print("asking the teacher about every image, once")
+        teach(configs["guided"], latents)
     for name, config in configs.items():
         print(f"training {name} ({list(configs).index(name) + 1} of {len(configs)})")
         folder = RunFolder(out / name)
