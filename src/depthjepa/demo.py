@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from depthjepa.teach import teach
 from depthjepa.train import train
 
 TEACHER = ("guidance.teacher=depthfm-tiny", "guidance.teacher_size=128", "guidance.teacher_steps=1")
-RUNS = {
+RUNS: dict[str, tuple[str, ...]] = {
     "guided": TEACHER,
     "unguided": ("guidance.kind=none",),
     "supervised": ("guidance.kind=none", "train.objective=supervised"),
@@ -40,23 +41,17 @@ def demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     begin, latents = time.perf_counter(), out / "latents"
     configs = {
-        name: load_config(
-            "demo",
-            [
-                *own,
-                *([f"guidance.cache={latents}"] if own is TEACHER else ()),
-                *overrides,
-                f"name={name}",
-                f"seed={seed}",
-            ],
-        )
-        for name, own in RUNS.items()
+        name: load_config("demo", [*own, *overrides, f"name={name}", f"seed={seed}"]) for name, own in RUNS.items()
     }
+    guided = configs["guided"]
+    ask = guided.guidance.kind == "feature" and guided.guidance.teacher != "depth" and guided.guidance.cache is None
+    if ask:
+        configs["guided"] = replace(guided, guidance=replace(guided.guidance, cache=str(latents)))
     for name, config in configs.items():
         folder = RunFolder(out / name)
         if folder.started and (changed := differences(folder.config(), to_mapping(config))):
             raise BadInput(f"{out} holds a demo with other values of {', '.join(changed)}: choose another --out")
-    if configs["guided"].guidance.cache == str(latents):
+    if ask:
         print("asking the teacher about every image, once")
         teach(configs["guided"], latents)
     for name, config in configs.items():
