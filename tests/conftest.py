@@ -1,6 +1,8 @@
 """Shapes in the signatures are checked while the tests run; places of the data that tests may read."""
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,18 @@ def real_data() -> Path:
 def parity() -> Path:
     """Numbers of the reference implementations."""
     return place("parity")
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process; its exit status, standard output and standard error."""
+    from depthjepa import cli  # after the import hook
+
+    def run_command(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["depthjepa", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return run_command

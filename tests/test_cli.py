@@ -21,36 +21,31 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import depthjepa
-from depthjepa import checkpoint, cli, cost, figures
+from depthjepa import checkpoint, cost, figures
 from depthjepa.config import load_config
 from depthjepa.evaluation import probes
 from depthjepa.evaluation.readout import DepthReadout
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import RunFolder
 from depthjepa.recipe_files import families, recipe_names
-from tiny_runs import GUIDED, SETTINGS, millimetres, picture, run, save, start, write_classes, write_flat, write_pairs
+from tiny_runs import (
+    GUIDED,
+    SETTINGS,
+    Call,
+    millimetres,
+    picture,
+    run,
+    save,
+    start,
+    write_classes,
+    write_flat,
+    write_pairs,
+)
 
 
 @pytest.fixture(autouse=True)
 def quick_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)
-
-
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run a command in this process; its exit status, standard output and standard error."""
-
-    def run_command(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["depthjepa", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
-    return run_command
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import depthjepa
-from depthjepa import checkpoint, cli, cost
+from depthjepa import checkpoint, cost
 from depthjepa.config import build_config, load_config, to_mapping
 from depthjepa.config import differences as other_keys
 from depthjepa.conversion import convert
@@ -36,7 +36,7 @@ from depthjepa.formats.weights import Weights, describe
 from depthjepa.logbook import RunFolder
 from depthjepa.method import build_encoder
 from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, SHAPES, Shape, VisionTransformer
-from tiny_runs import GUIDED, SETTINGS, differences, metrics, run, tiny, weights, write_flat, write_pairs
+from tiny_runs import GUIDED, SETTINGS, Call, differences, metrics, run, tiny, weights, write_flat, write_pairs
 
 SMALL = Shape(width=24, depth=2, heads=3, hidden=96)
 NARROW = 12  # width of the predictor
@@ -162,20 +162,6 @@ def close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
 
 
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run a command in this process; its exit status, standard output and standard error."""
-
-    def run_command(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["depthjepa", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
-    return run_command
-
-
 # what other libraries make of it --------------------------------------------------------------------------
 
 
@@ -202,7 +188,7 @@ def test_the_reference_s_target_encoder_is_the_one_that_is_loaded(
 
 
 def test_transformers_loads_a_converted_checkpoint(
-    released: tuple[Path, Weights, VisionTransformer], tmp_path: Path, call: Callable[..., tuple[int, str, str]]
+    released: tuple[Path, Weights, VisionTransformer], tmp_path: Path, call: Call
 ) -> None:
     transformers = pytest.importorskip("transformers")
     file, numbers, encoder = released
@@ -274,9 +260,7 @@ def test_timm_gets_every_width_of_the_hidden_layer(tmp_path: Path, shape: Shape)
     assert differences(dict(model.state_dict()), drawn(encoder_shapes(shape), 0)) == []
 
 
-def test_onnxruntime_gives_the_encoder_s_tokens_at_any_batch(
-    small: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_onnxruntime_gives_the_encoder_s_tokens_at_any_batch(small: Path, tmp_path: Path, call: Call) -> None:
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     file, encoder = tmp_path / "small.onnx", depthjepa.load_encoder(small)
@@ -497,7 +481,7 @@ def test_what_the_reference_s_layout_has_no_place_for_is_named(
 def test_which_chooses_the_encoder_and_the_file_says_which_it_holds(
     small: Path,
     tmp_path: Path,
-    call: Callable[..., tuple[int, str, str]],
+    call: Call,
     options: tuple[str, ...],
     part: str,
 ) -> None:
@@ -841,7 +825,7 @@ def pickled(content: Any, path: Path) -> None:
 @pytest.mark.parametrize("save", [torch.save, legacy, pickled])
 @pytest.mark.parametrize("place", ["part", "tensor", "training"])
 def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(
-    tmp_path: Path, save: Callable[[Any, Path], None], place: str, call: Callable[..., tuple[int, str, str]]
+    tmp_path: Path, save: Callable[[Any, Path], None], place: str, call: Call
 ) -> None:
     for function, argument in (
         (os.system, f"touch {tmp_path / 'ran'}"),
@@ -933,7 +917,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab29
 )
 def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(
     tmp_path: Path,
-    call: Callable[..., tuple[int, str, str]],
+    call: Call,
     name: str,
     make: Callable[[Path], object],
     said: str,
@@ -962,9 +946,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused(layouts: dict[str, Path], tmp
 # heads ----------------------------------------------------------------------------------------------------
 
 
-def test_heads_that_no_layout_says_are_assumed_aloud_and_can_be_given(
-    small: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_heads_that_no_layout_says_are_assumed_aloud_and_can_be_given(small: Path, tmp_path: Path, call: Call) -> None:
     note = "assumed: 3 attention heads (the layout does not say; model.heads=N if there are others)"
     status, said, _ = call("convert", small, tmp_path / "three.safetensors", "--to", "safetensors")
     assert (status, note in said.splitlines()) == (0, True)
@@ -1060,7 +1042,7 @@ def test_a_hub_id_is_read_from_the_cache_without_a_network(layouts: dict[str, Pa
 
 
 def test_a_timm_name_is_read_from_the_cache_of_torch_hub(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., tuple[int, str, str]]
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
 ) -> None:
     pytest.importorskip("timm")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -1079,7 +1061,7 @@ def test_a_timm_name_is_read_from_the_cache_of_torch_hub(
 
 @pytest.mark.parametrize("name", ["runs/nothing", "nothing", "nothing.pth.tar", "runs/nothing.safetensors", "/nothing"])
 def test_a_mistyped_path_is_told_that_there_is_no_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., tuple[int, str, str]], name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
@@ -1123,9 +1105,7 @@ def test_tensors_stay_in_their_file_and_an_encoder_is_built_from_them(layouts: d
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, "onnx"])
-def test_nothing_is_written_over(
-    small: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]], layout: str
-) -> None:
+def test_nothing_is_written_over(small: Path, tmp_path: Path, call: Call, layout: str) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_text("mine")
@@ -1138,9 +1118,7 @@ def test_nothing_is_written_over(
 
 
 @pytest.mark.parametrize("layout", ["reference", "safetensors", "hf", "timm", "depthjepa"])
-def test_an_empty_folder_is_filled_or_refused(
-    small: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]], layout: str
-) -> None:
+def test_an_empty_folder_is_filled_or_refused(small: Path, tmp_path: Path, call: Call, layout: str) -> None:
     (tmp_path / "empty").mkdir()
     status, _, errors = call("convert", small, tmp_path / "empty", "--to", layout)
     if layout in ENDINGS:  # a file cannot stand where a folder is
@@ -1160,9 +1138,7 @@ def test_a_file_is_recognised_whatever_its_name(small: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("to", "near"), [("hff", "hf"), ("safetensor", "safetensors"), ("Timm", "timm")])
-def test_an_unknown_layout_is_told_the_nearest(
-    small: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]], to: str, near: str
-) -> None:
+def test_an_unknown_layout_is_told_the_nearest(small: Path, tmp_path: Path, call: Call, to: str, near: str) -> None:
     status, _, errors = call("convert", small, tmp_path / "out", "--to", to)
     assert (status, errors.count("\n")) == (2, 1)
     assert f"there is no layout '{to}' (did you mean '{near}'?): choose from " in errors
@@ -1171,7 +1147,7 @@ def test_an_unknown_layout_is_told_the_nearest(
 
 
 def test_settings_are_for_other_layouts_and_are_checked(
-    small: Path, layouts: dict[str, Path], tmp_path: Path, call: Callable[..., tuple[int, str, str]]
+    small: Path, layouts: dict[str, Path], tmp_path: Path, call: Call
 ) -> None:
     status, _, errors = call("convert", layouts["depthjepa"], tmp_path / "out", "--to", "hf", "model.heads=2")
     assert (status, errors.count("\n")) == (2, 1)

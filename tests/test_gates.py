@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from depthjepa import checkpoint, cli, cost
+from depthjepa import checkpoint, cost
 from depthjepa.config import RunConfig, build_config, to_mapping
 from depthjepa.data.samples import Batch
 from depthjepa.depth import disparity, r2_within, valid
@@ -28,7 +27,7 @@ from depthjepa.logbook import RunFolder
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_encoder, build_method, build_teacher
 from depthjepa.model.vit import sine_cosine
-from tiny_runs import run, tiny, write_flat, write_pairs
+from tiny_runs import Call, run, tiny, write_flat, write_pairs
 
 CPU = torch.device("cpu")
 SIZE, CELLS, WIDTH = 48, 36, 32
@@ -300,20 +299,8 @@ def test_pixels_without_depth_are_not_judged(saved: Saved, monkeypatch: pytest.M
 # the command ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def run_command(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["depthjepa", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
-    return run_command
-
-
 def test_diagnose_gates_writes_every_gate_and_what_failed(
-    saved: Saved, call: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: Saved, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert gates.HEADS["pixel"] == ("mlp", "cnn", "deep-cnn", "dpt")
     monkeypatch.setattr(gates, "HEADS", {"pixel": ("mlp", "dpt")})  # the others take time and are made alike
@@ -357,7 +344,7 @@ def test_diagnose_gates_writes_every_gate_and_what_failed(
 
 
 def test_the_readouts_of_the_table_are_those_of_the_depth_probe(
-    saved: Saved, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+    saved: Saved, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gates, "overfit_gates", lambda *_: ([], {}))
     folder = saved(*TARGET).run
@@ -379,7 +366,7 @@ def test_the_readouts_of_the_table_are_those_of_the_depth_probe(
     ids=["depth alone", "layers"],
 )
 def test_gates_are_for_any_pixel_guided_run(
-    saved: Saved, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, asked: tuple[str, ...]
+    saved: Saved, call: Call, monkeypatch: pytest.MonkeyPatch, asked: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr(gates, "HEADS", {"pixel": ("mlp",)})
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import math
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from depthjepa import checkpoint, cli, cost, runtime
+from depthjepa import checkpoint, cost, runtime
 from depthjepa.config import RunConfig, build_config, to_mapping
 from depthjepa.data.samples import Batch
 from depthjepa.depth import disparity, r2_within, to_metres, to_numbers, valid
@@ -33,7 +32,7 @@ from depthjepa.model.jepa import JEPA
 from depthjepa.model.pixel_guidance import PixelGuidance
 from depthjepa.teachers.ground_truth import DepthPixels
 from depthjepa.teachers.latents import Whitening, fit_whitening
-from tiny_runs import SETTINGS, differences, metrics, run, weights, write_flat, write_pairs
+from tiny_runs import SETTINGS, Call, differences, metrics, run, weights, write_flat, write_pairs
 
 KINDS = HEADS["pixel"]
 GRID, PATCH, SIZE, WIDTH = (6, 6), 8, 48, 32
@@ -376,7 +375,7 @@ def images(count: int = 3) -> Tensor:
 
 
 def read(model: JEPA, masks: Masks) -> dict[str, tuple[Tensor, Tensor | None]]:
-    return model.depth_maps(images(), *model.predict(images(), masks), masks)
+    return model.depth_maps(images(), *model.predict(images(), masks))
 
 
 def test_the_masks_of_these_tests_overlap_and_are_padded() -> None:
@@ -415,7 +414,7 @@ def test_context_tokens_are_read_in_scope_full_alone(head: str) -> None:
     for scope, kind in (("target", "multiblock"), ("full", "mae")):
         model = method(f"guidance.head={head}", "guidance.read=predicted", f"guidance.scope={scope}", *DEEP)
         masks = drawn(kind)
-        context, predicted = model.predict(images(), masks)
+        context, predicted, _ = model.predict(images(), masks)
         told = predicted.levels or (predicted.targets,)
         plain, _ = head_of(model).read_prediction(context, told, masks)
         other, _ = head_of(model).read_prediction([7 * each + 3 for each in context], told, masks)
@@ -427,7 +426,7 @@ def test_context_tokens_are_read_in_scope_full_alone(head: str) -> None:
 def test_scope_full_puts_every_token_in_its_place() -> None:
     model, masks = method("guidance.read=predicted"), drawn("mae")
     assert masks.targets.shape[1:] == (1, 29)
-    context, predicted = model.predict(images(), masks)
+    context, predicted, _ = model.predict(images(), masks)
     found, judged = read(model, masks)["predicted"]
     assert judged is not None and judged.all()
     whole = torch.full((3, 36, WIDTH), math.nan)
@@ -442,7 +441,7 @@ def test_scope_full_puts_every_token_in_its_place() -> None:
 
 def test_overlapping_predictions_of_a_patch_are_averaged() -> None:
     model, masks = method("guidance.read=predicted", "guidance.scope=target"), drawn()
-    _, predicted = model.predict(images(), masks)
+    _, predicted, _ = model.predict(images(), masks)
     assert masks.valid is not None
     found, _ = read(model, masks)["predicted"]
     patch = next(p for p in range(36) if int(((masks.targets[0] == p) & masks.valid[0]).sum()) > 1)
@@ -514,7 +513,7 @@ def test_dpt_reads_four_depths_of_the_predictor_and_of_the_context_encoder() -> 
     ):
         for block in blocks:
             hooks.append(block.register_forward_hook(lambda _, __, out, part=part: seen[part].append(out)))
-    context, predicted = model.predict(images(), masks)
+    context, predicted, _ = model.predict(images(), masks)
     for hook in hooks:
         hook.remove()
     assert head_of(model).encoder_layers == [1, 2, 3, 4] and head_of(model).predictor_layers == [1, 2, 4, 5]
@@ -621,7 +620,7 @@ def test_blocks_in_one_sequence_are_read_as_their_union(head: str) -> None:
 def test_of_several_target_layers_the_last_one_is_read() -> None:
     model = method("guidance.read=predicted", "loss.target_layers=[0.5, 1.0]")
     masks = drawn("mae")
-    context, predicted = model.predict(images(), masks)
+    context, predicted, _ = model.predict(images(), masks)
     assert predicted.targets.shape[-1] == 2 * WIDTH
     last, _ = head_of(model).read_prediction(context, (predicted.targets[..., WIDTH:],), masks)
     assert torch.equal(read(model, masks)["predicted"][0], last)
@@ -933,7 +932,7 @@ def test_the_table_is_computed_pixel_by_pixel_beside_the_mean_map(saved: Saved, 
     hidden = pixels_of(target_patches(masks)) if asked == TARGET else torch.ones_like(val.depth, dtype=torch.bool)
     with torch.no_grad():
         normal = model.context_encoder.normalise(val.images)
-        read_maps = model.depth_maps(normal, *model.predict(normal, masks), masks)
+        read_maps = model.depth_maps(normal, *model.predict(normal, masks))
     low, high = float(near[known].min()), float(near[known].max())
     expected = {}
     for which, (maps, _) in read_maps.items():
@@ -1015,16 +1014,7 @@ def test_images_of_another_size_are_for_the_encoder_alone(saved: Saved) -> None:
         decoding.decode_table(build_config(to_mapping(target.config), wide), target, CPU)
 
 
-def test_decode_through_the_command_line(
-    saved: Saved, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["depthjepa", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
+def test_decode_through_the_command_line(saved: Saved, pairs: Path, tmp_path: Path, call: Call) -> None:
     folder = saved(*TARGET).run
     assert folder is not None
     status, out, _ = call("probe", folder, "decode")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +16,13 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from depthjepa import cli
 from depthjepa.data import nyuv2
 from depthjepa.data.kitti import GARG, prepare_kitti
 from depthjepa.data.loading import DataConfig, has_validation, open_source
 from depthjepa.data.nyuv2 import EIGEN, prepare_nyuv2
 from depthjepa.data.rgbd import PairedFolder
 from depthjepa.faults import BadInput
-from tiny_runs import millimetres, picture, save, start, write_flat, write_pairs
-
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run a command in this process; its exit status, standard output and standard error."""
-
-    def run_command(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["depthjepa", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
-    return run_command
+from tiny_runs import Call, millimetres, picture, save, start, write_flat, write_pairs
 
 
 def both(root: Path, **keys: Any) -> tuple[Any, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from PIL import Image
 from depthjepa.config import RunConfig, build_config, to_mapping
 from depthjepa.logbook import RunFolder
 from depthjepa.train import train
+
+Call = Callable[..., tuple[int, str, str]]  # the fixture `call`: arguments to exit status, output, errors
 
 SETTINGS = (
     "data.image_size=48",

@@ -53,9 +53,7 @@ def predicted_metres(
     head = method.head
     assert isinstance(head, PixelGuidance) and batch.masks is not None
     images = method.context_encoder.normalise(batch.images)
-    masks = batch.masks.joined(head.grid[0] * head.grid[1]) if method.predictor.together else batch.masks
-    levels, predicted = method.predict(images, masks)
-    maps, judged = method.read_prediction(levels, predicted, masks)
+    maps, judged = method.read_prediction(*method.predict(images, batch.masks))
     return head.metres(undone(whitening, maps)), judged
 
 

@@ -200,14 +200,12 @@ class HiddenPatches:
         for batch in batches:
             index = batch.index.cpu().numpy()
             drawn = sample_masks(config.masks, config.grid, seed=config.seed, epoch=0, indices=index, batch_index=0)
-            if self.predicts and self._method.predictor.together:
-                drawn = drawn.joined(cells)
             self._masks = drawn.to(self._where)
             hidden = torch.zeros(len(index), cells, dtype=torch.bool)
-            masks = self._masks.to(torch.device("cpu"))
-            there = torch.ones_like(masks.targets, dtype=torch.bool) if masks.valid is None else masks.valid
-            for row, (places, known) in enumerate(zip(masks.targets.flatten(1), there.flatten(1), strict=True)):
+            there = torch.ones_like(drawn.targets, dtype=torch.bool) if drawn.valid is None else drawn.valid
+            for row, (places, known) in enumerate(zip(drawn.targets.flatten(1), there.flatten(1), strict=True)):
                 hidden[row, places[known]] = True
+            hidden.scatter_(1, drawn.context, False)  # the `reference` sampler lets them overlap
             wide = hidden.view(-1, 1, *config.grid).repeat_interleave(config.model.patch_size, 2)
             wide = wide.repeat_interleave(config.model.patch_size, 3)
             assert batch.depth is not None
@@ -215,14 +213,13 @@ class HiddenPatches:
 
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
         """Predicted tokens of the batch given out last; zero at patches that are not hidden."""
-        masks, method = self._masks, self._method
-        assert masks is not None
-        normal = method.context_encoder.normalise(images.to(self._where))
-        predicted = method.predictor(method.context_encoder(normal, masks.context), masks).targets
-        valid_tokens = None if masks.valid is None else masks.valid.flatten(1)
+        assert self._masks is not None
+        method = self._method
+        _, predicted, masks = method.predict(method.context_encoder.normalise(images.to(self._where)), self._masks)
+        tokens = predicted.targets[..., -method.context_encoder.width :].flatten(1, 2)
         cells = self._config.grid[0] * self._config.grid[1]
-        width = method.context_encoder.width
-        return reassemble(predicted[..., -width:].flatten(1, 2), masks.targets.flatten(1), cells, valid_tokens)[0]
+        known = None if masks.valid is None else masks.valid.flatten(1)
+        return reassemble(tokens, masks.targets.flatten(1), cells, known)[0]
 
 
 def position_gate(config: RunConfig, encoder: VisionTransformer, where: torch.device) -> Gate:

@@ -78,13 +78,10 @@ def predicted_latents(method: JEPA | Supervised, batch: Batch, masks: Masks | No
     if isinstance(method, JEPA):
         assert masks is not None
         if isinstance(method.head, PixelGuidance):
-            if method.predictor.together:
-                masks = masks.joined(method.head.grid[0] * method.head.grid[1])
-            levels, predicted = method.predict(images, masks)
-            maps, judged = next(iter(method.depth_maps(images, levels, predicted, masks).values()))
+            maps, judged = next(iter(method.depth_maps(images, *method.predict(images, masks)).values()))
             return maps, torch.ones_like(maps, dtype=torch.bool) if judged is None else judged
-        context = method.context_encoder(images, masks.context)
-        return method.guide(context, method.predictor(context, masks).targets, masks)
+        levels, predicted, masks = method.predict(images, masks)
+        return method.guide(levels[-1], predicted.targets, masks)
     return method.depth_latents(method.context_encoder(images))
 
 

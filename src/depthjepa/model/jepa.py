@@ -128,9 +128,7 @@ class JEPA(nn.Module):
         `progress` is the share of the run that is done, in [0, 1].
         """
         config, visible = self.loss, self.loss.visible_weight(progress)
-        if self.predictor.together:
-            masks = masks.joined(self.context_encoder.grid[0] * self.context_encoder.grid[1])
-        levels, predicted = self.predict(images, masks)
+        levels, predicted, masks = self.predict(images, masks)
         context = levels[-1]
         terms: dict[str, tuple[float, Tensor]] = {}
         if config.latent or visible:
@@ -158,16 +156,18 @@ class JEPA(nn.Module):
         total = sum((weight * value for weight, value in terms.values()), images.new_zeros(()))
         return Losses(total, {name: value for name, (_, value) in terms.items()})
 
-    def predict(self, images: Float[Tensor, "b 3 h w"], masks: Masks) -> tuple[list[Tensor], Predicted]:
+    def predict(self, images: Float[Tensor, "b 3 h w"], masks: Masks) -> tuple[list[Tensor], Predicted, Masks]:
         """Context tokens [b, c, d], last those of the last layer, and the prediction; other layers where a head reads.
 
-        `masks` are joined already where the predictor has all blocks in one sequence.
+        With them the masks that the prediction is about: a predictor with one sequence has all blocks in one.
         """
+        if self.predictor.together:
+            masks = masks.joined(self.context_encoder.grid[0] * self.context_encoder.grid[1])
         if isinstance(self.head, PixelGuidance) and self.head.reads_prediction:
             levels = self.context_encoder.features(images, self.head.encoder_layers, masks.context)
-            return levels, self.predictor(levels[-1], masks, self.head.predictor_layers)
+            return levels, self.predictor(levels[-1], masks, self.head.predictor_layers), masks
         context = self.context_encoder(images, masks.context)
-        return [context], self.predictor(context, masks)
+        return [context], self.predictor(context, masks), masks
 
     def depth_maps(
         self, images: Float[Tensor, "b 3 h w"], levels: Sequence[Tensor], predicted: Predicted, masks: Masks
