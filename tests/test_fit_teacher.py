@@ -168,24 +168,28 @@ def test_an_image_without_measurements_is_drawn_but_does_not_count() -> None:
     batch = batch_of(torch.cat([torch.zeros(1, 1, 32, 32), torch.full((1, 1, 32, 32), 3.0)]))
     drawn, known = fit.depth_picture(batch, config)
     assert (drawn[0] == 0).all() and not known[0].any() and known[1].all()
-    autoencoder = fit.build_autoencoder(config, 0)
-    pairs = fit.encode_pair(autoencoder, batch, config)
+    hinted = hinted_autoencoder(config)
+    pairs = fit.encode_pair(hinted.autoencoder, batch, config)
     assert (pairs.weight[0] == 0).all() and (pairs.weight[1] == 1).all()
-    loss = fit.autoencoder_loss(autoencoder, batch, config, 0, 0)
+    loss = fit.autoencoder_loss(hinted, batch, config, 0, 0)
     loss.backward()  # type: ignore[no-untyped-call]
-    assert loss.isfinite() and all(each.grad.isfinite().all() for each in autoencoder.parameters())
+    assert loss.isfinite() and all(each.grad.isfinite().all() for each in hinted.parameters() if each.grad is not None)
 
 
 # the autoencoder
 
 
+def hinted_autoencoder(config: FitConfig) -> fit.Hinted:
+    return fit.Hinted(fit.build_autoencoder(config, 0), 0)
+
+
 def test_the_autoencoder_learns_a_fixed_batch() -> None:
-    config = FitConfig(autoencoder_widths=(8, 8, 8, 8), lr=5e-3)
-    autoencoder, batch = fit.build_autoencoder(config, 0), boxes()
-    learner = Learner(autoencoder, config, 40, averaged=False)
+    config = FitConfig(autoencoder_widths=(8, 8, 8, 8), lr=5e-3, hint=0.0)
+    hinted, batch = hinted_autoencoder(config), boxes()
+    learner = Learner(hinted, config, 40, averaged=False)
     losses = []
     for step in range(40):
-        loss = fit.autoencoder_loss(autoencoder, batch, config, 0, step)
+        loss = fit.autoencoder_loss(hinted, batch, config, 0, step)
         learner.update(loss)
         losses.append(loss.item())
     # What tells nothing of the picture, a grey of the best brightness, comes to 0.7 of what it begins with.
@@ -206,14 +210,18 @@ class Passed(nn.Module):
         return SimpleNamespace(sample=torch.zeros_like(self.seen))
 
 
+def passed(network: Passed) -> fit.Hinted:
+    return fit.Hinted(network, 0)
+
+
 def test_the_autoencoder_sees_one_random_part_of_images_and_depth() -> None:
-    config, batch, network = FitConfig(autoencoder_crop=16, kl=0.0), boxes(2), Passed()
+    config, batch, network = FitConfig(autoencoder_crop=16, kl=0.0, hint=0.0), boxes(2), Passed()
     batch = replace(batch, images=torch.rand(batch.images.shape, generator=torch.Generator().manual_seed(0)))
     pictures = torch.cat([batch.images * 2 - 1, fit.depth_picture(batch, config)[0]])
     windows = pictures.unfold(2, 16, 1).unfold(3, 16, 1)
     places, drawn = set(), []
     for step in range(8):
-        fit.autoencoder_loss(network, batch, config, 0, step)
+        fit.autoencoder_loss(passed(network), batch, config, 0, step)
         same = (windows == network.seen[:, :, None, None]).all(-1).all(-1).all(0).all(0)
         assert same.sum() == 1
         places.add(tuple(same.nonzero()[0].tolist()))
@@ -227,14 +235,62 @@ def test_the_autoencoder_sees_one_random_part_of_images_and_depth() -> None:
 def test_unmeasured_pixels_count_a_tenth_and_the_divergence_by_its_weight() -> None:
     depth = torch.full((1, 1, 16, 16), 2.0)
     depth[..., :4, :] = 0  # filled with 2 m, drawn as 0 of ±1, where black is given back
-    batch = batch_of(depth)
-    loss = float(fit.autoencoder_loss(Passed(), batch, FitConfig(nearest=2.0, farthest=8.0, kl=0.0), 0, 0))
+    batch, sizes = batch_of(depth), {"nearest": 2.0, "farthest": 8.0}
+    loss = float(fit.autoencoder_loss(passed(Passed()), batch, FitConfig(**sizes, kl=0.0, hint=0.0), 0, 0))
     image = float((batch.images * 2 - 1).abs().mean())
     counts = 0.75 + 0.25 * 0.1
     # A depth of `nearest` is drawn as -1: wherever it counts, the error is 1.
     assert loss == pytest.approx((image + counts) / (1 + counts), abs=1e-5)
-    more = float(fit.autoencoder_loss(Passed(), batch, FitConfig(nearest=2.0, farthest=8.0, kl=0.1), 0, 0))
+    more = float(fit.autoencoder_loss(passed(Passed()), batch, FitConfig(**sizes, kl=0.1, hint=0.0), 0, 0))
     assert more - loss == pytest.approx(0.7, abs=1e-5)
+
+
+class Saying(nn.Module):
+    """A hint that says the same of every image."""
+
+    def __init__(self, guess: Tensor) -> None:
+        super().__init__()
+        self.guess = guess
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.guess
+
+
+def test_the_hint_counts_what_it_misses_of_the_depth_latents_spread() -> None:
+    generator = torch.Generator().manual_seed(0)
+    latent = torch.randn(6, 4, 3, 2, generator=generator)
+    depth = latent[3:]
+    counts = torch.ones(6, 1, 24, 16)
+    constant = depth.mean((0, 2, 3), keepdim=True)
+
+    def said(guess: Tensor, counts: Tensor = counts) -> float:
+        return float(fit.untold(Saying(guess), latent, counts))
+
+    assert said(constant.expand_as(depth)) == pytest.approx(1, abs=1e-5)  # the floor: one latent for all
+    assert said(depth) == 0
+    assert said(constant + 0.5 * (depth - constant)) == pytest.approx(0.25, abs=1e-5)
+    # Cells without a measurement do not count, wherever they stand.
+    holes = counts.clone()
+    holes[3:, :, :8] = 0
+    spoilt = depth.clone()
+    spoilt[:, :, 0] = 50.0
+    assert said(spoilt, holes) == 0 and said(spoilt) > 100
+
+
+def test_the_hint_shapes_image_latents_and_no_others() -> None:
+    config = FitConfig(autoencoder_widths=(8, 8, 8, 8))
+    hinted = hinted_autoencoder(config)
+    latent = torch.randn(4, 4, 2, 2, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    fit.untold(hinted.hint, latent, torch.ones(4, 1, 16, 16)).backward()  # type: ignore[no-untyped-call]
+    assert latent.grad is not None
+    assert (latent.grad[:2] != 0).any() and (latent.grad[2:] == 0).all()
+    batch = boxes(2)
+    with torch.no_grad():
+        bare, told = (float(fit.autoencoder_loss(hinted, batch, replace(config, hint=w), 0, 0)) for w in (0.0, 1.0))
+    assert told > bare + 0.1
+    # Other draws than the autoencoder's: its initial weights are the same with and without a hint.
+    alone = fit.build_autoencoder(config, 0).state_dict()
+    assert all(torch.equal(alone[name], weight) for name, weight in hinted.autoencoder.state_dict().items())
 
 
 def test_latents_are_scaled_to_a_deviation_of_one() -> None:

@@ -105,6 +105,30 @@ def test_page_needs_nothing_but_itself(page: str) -> None:
     assert len(page.encode()) < 6_000_000
 
 
+def test_maps_of_own_heads_and_of_gates_have_sections_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = whole_run(tmp_path / "a", "guided", "pixel", own=0.4375, rmse=1.25)
+    before = written([run], tmp_path / "before.html")
+    truth = np.random.default_rng(2).random((2, 6, 8)) + 0.1
+    truth[0, 0] = np.nan
+    np.savez(
+        run / "probes/decode.npz", images=photographs(), truth=truth, prediction=truth / 2, mean_map=np.ones((6, 8))
+    )
+    maps = np.stack([truth, truth / 3])
+    np.savez(run / "probes/gates.npz", images=photographs(), truth=truth, names=np.array(["mlp, full", "x"]), maps=maps)
+    drawn: list[dict[str, np.ndarray]] = []
+    depth_rows = figures.depth_rows
+    monkeypatch.setattr(figures, "depth_rows", lambda *given: (drawn.append(given[2]), depth_rows(*given))[1])
+    page = written([run], tmp_path / "after.html")
+    assert page.count("<img") == before.count("<img") + 2
+    for heading in ("Depth as a run&#x27;s own head decodes it", "Why depth decodes or does not"):
+        assert heading in page and heading not in before
+    decoded, _, gates = drawn
+    assert list(decoded) == ["guided", "mean map"] and np.array_equal(decoded["guided"], truth / 2, equal_nan=True)
+    assert list(gates) == ["mlp, full", "x"] and np.array_equal(gates["x"], truth / 3, equal_nan=True)
+
+
 def test_the_teacher_and_the_error_of_cached_crops_are_told(tmp_path: Path) -> None:
     run = whole_run(tmp_path / "a", "guided", "feature", own=0.4375, rmse=1.25)
     summary = json.loads((run / "summary.json").read_text())

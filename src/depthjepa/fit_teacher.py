@@ -131,13 +131,14 @@ def _fit_autoencoder(
     where: torch.device,
     stopping: Callable[[], bool],
 ) -> None:
-    learner = Learner(autoencoder, config.fit, config.fit.autoencoder_steps, averaged=False)
+    hinted = fit.Hinted(autoencoder, config.seed).to(where)
+    learner = Learner(hinted, config.fit, config.fit.autoencoder_steps, averaged=False)
     _resume(learner, folder, "autoencoder")
     batches = iter(_batches(config, source, learner.steps, learner.step))
 
     def loss(step: int) -> Tensor:
         with runtime.precision(config.fit.precision, where):
-            return fit.autoencoder_loss(autoencoder, next(batches).to(where), config.fit, config.seed, step)
+            return fit.autoencoder_loss(hinted, next(batches).to(where), config.fit, config.seed, step)
 
     _learn(learner, loss, folder, "autoencoder", config, stopping)
     scale = fit.latent_scale(autoencoder, next(iter(_batches(config, source, 1))).to(where), config.fit)

@@ -24,7 +24,7 @@ from depthjepa.page import document, embed, plain_table, record_table, run_label
 from depthjepa.runs import Arrays, Run, flatten, read_arrays, read_runs
 from depthjepa.tables import ARROWS, Table, format_column, is_number, merge_tables, table_html
 
-PICTURES = {"depth": 6, "features": 5, "masks": 3, "guidance": 4}
+PICTURES = {"depth": 6, "gates": 4, "features": 5, "masks": 3, "guidance": 4}
 
 
 def write_report(runs: list[Path], out: Path) -> None:
@@ -51,7 +51,9 @@ def render(runs: Sequence[Run], out: Path) -> str:
             f'<p class="soft">depthjepa report</p>\n<h1>{text(title)}</h1>',
             f'<p class="lead">{text(summary_sentence(runs))}</p>',
             f'<p class="lead">{text(result)}</p>' if result else "",
+            section("Depth as a run's own head decodes it", decoded_figures(runs)),
             section("Depth read out of the features", depth_figures(runs)),
+            section("Why depth decodes or does not", gate_figures(runs)),
             section("What the features tell apart", feature_figures(runs)),
             section("What was hidden and what was to be predicted", mask_figures(runs)),
             section("Guidance maps", guidance_figures(runs)),
@@ -137,11 +139,36 @@ def _and(words: Sequence[str]) -> str:
 
 def depth_figures(runs: Sequence[Run]) -> list[str]:
     """Ground truth, each run, random encoder and mean map; one figure for each set of equal images."""
-    files = {f"probes/{file.name}": None for run in runs for file in sorted((run.path / "probes").glob("depth*.npz"))}
-    return [_depth_figure(group) for file in files for group in _same_images(runs, file, "truth", "prediction")]
+    seen = (
+        "Each row is one image of the evaluation set. The ground truth and what a readout of each model's "
+        "frozen features predicts are coloured by disparity (bright is near), all on the one scale of the "
+        "row; grey is without a measurement. The mean map is the average of the training set, the same for "
+        "every image; the random encoder was never trained."
+    )
+    failed = (
+        "a model's panels would look like the mean map (it knows where depth usually lies and nothing of "
+        "this image), or no better than the random encoder (the readout alone gets as much from the pixels)."
+    )
+    return [_depth_figure(group, seen, failed) for group in _depth_maps(runs, "depth*.npz")]
 
 
-def _depth_figure(group: list[tuple[Run, Arrays]]) -> str:
+def decoded_figures(runs: Sequence[Run]) -> list[str]:
+    """Ground truth, the map that each pixel-guided run decodes, and the mean map."""
+    seen = (
+        "Each row is one image that no run was trained on. The ground truth and what each run's own head decodes are "
+        "coloured by disparity (bright is near), all on the one scale of the row; grey is without a measurement, or "
+        "not judged (with scope `target` the head answers for hidden patches alone)."
+    )
+    failed = "a run's panels would look like the mean map, the average of the training set, in every row."
+    return [_depth_figure(group, seen, failed) for group in _depth_maps(runs, "decode*.npz")]
+
+
+def _depth_maps(runs: Sequence[Run], pattern: str) -> list[list[tuple[Run, Arrays]]]:
+    files = {f"probes/{file.name}": None for run in runs for file in sorted((run.path / "probes").glob(pattern))}
+    return [group for file in files for group in _same_images(runs, file, "truth", "prediction")]
+
+
+def _depth_figure(group: list[tuple[Run, Arrays]], seen: str, failed: str) -> str:
     images = group[0][1]["images"][: PICTURES["depth"]]
     truth = max((arrays["truth"] for _, arrays in group), key=np.size)
     maps = {run.name: arrays["prediction"] for run, arrays in group}
@@ -153,17 +180,34 @@ def _depth_figure(group: list[tuple[Run, Arrays]]) -> str:
     if "mean_map" in baselines:
         maps["mean map"] = np.repeat(baselines["mean_map"][None], len(images), axis=0)
     maps = {name: each[: len(images)] for name, each in maps.items()}
+    return embed(figures.depth_rows(images, truth[: len(images)], maps), seen, failed)
+
+
+def gate_figures(runs: Sequence[Run]) -> list[str]:
+    """What each pixel head makes of the few images that it was trained on, one figure for each `diagnose --gates`."""
+    files = {f"probes/{file.name}": None for run in runs for file in sorted((run.path / "probes").glob("gates*.npz"))}
+    return [
+        _gate_figure(run, arrays)
+        for file in files
+        for run in runs
+        if (arrays := read_arrays(run, file, "images", "truth", "names", "maps"))
+    ]
+
+
+def _gate_figure(run: Run, arrays: Arrays) -> str:
+    images, truth = (arrays[key][: PICTURES["gates"]] for key in ("images", "truth"))
+    maps = arrays["maps"][:, : PICTURES["gates"]]
     seen = (
-        "Each row is one image of the evaluation set. The ground truth and what a readout of each model's "
-        "frozen features predicts are coloured by disparity (bright is near), all on the one scale of the "
-        "row; grey is without a measurement. The mean map is the average of the training set, the same for "
-        "every image; the random encoder was never trained."
+        f"Run {run.name}: each pixel head with its scope, trained end to end on these very images with masks drawn "
+        "anew at each step, judged under masks that it was not trained with. Disparity (bright is near), one scale "
+        "a row; grey is without a measurement, or was not hidden by this mask (scope target)."
     )
     failed = (
-        "a model's panels would look like the mean map (it knows where depth usually lies and nothing of "
-        "this image), or no better than the random encoder (the readout alone gets as much from the pixels)."
+        "a head could not even repeat the images that it was trained on: what it reads does not hold their depth, or "
+        "the head cannot say it. Then more data or steps are no cure."
     )
-    return embed(figures.depth_rows(images, truth[: len(images)], maps), seen, failed)
+    names = [str(name) for name in arrays["names"]]
+    return embed(figures.depth_rows(images, truth, dict(zip(names, maps, strict=True))), seen, failed)
 
 
 def feature_figures(runs: Sequence[Run]) -> list[str]:

@@ -1,9 +1,11 @@
 """A compact teacher of DepthFM's kind from RGB-D pairs (Gui et al. 2024; DepthFM's own training code is not public).
 
 Two networks learn one after the other. An autoencoder (Rombach et al. 2022, without their adversarial loss) brings
-images, and depth maps drawn as grey images, to latents of four channels at an eighth of the sides. Then a network
-learns the velocity that carries a noised image latent to the depth latent of the same picture in a straight line
-(flow matching, Lipman et al. 2023; Gui et al., equations 4 to 7), given the clean image latent.
+images, and depth maps drawn as grey images, to latents of four channels at an eighth of the sides. Latents that copy
+colours best are not those that tell depth best: while it learns, a few convolutions guess the depth latent from the
+image latent, and what they miss counts as well (not in DepthFM, whose autoencoder had seen millions of photographs).
+Then a network learns the velocity that carries a noised image latent to the depth latent of the same picture in a
+straight line (flow matching, Lipman et al. 2023; Gui et al., equations 4 to 7), given the clean image latent.
 
 What is saved has the layout of the released DepthFM and is read by the same class. A depth map is drawn as the
 logarithm of depth / zoom [m] (what a crop's pixels can tell, see `Batch`), `nearest` as -1 and `farthest` as 1.
@@ -14,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +26,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 from pydantic.dataclasses import dataclass as configuration
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from depthjepa import runtime
@@ -38,6 +41,7 @@ from depthjepa.teachers.depthfm_layout import CHANNELS, released_keys, unet_conf
 CHECKPOINT, AUTOENCODER = "teacher.ckpt", "vae"  # what a fitted teacher is, in its folder
 TEXT_WIDTH = 16  # of the one word, all zeros, that stands for the empty text
 CHANNELS_A_GROUP = 4  # of the autoencoder's group normalisation, as in Stable Diffusion's
+HINT_WIDTH = 64
 MEMORY = 200  # steps over which the flow's weights are averaged
 
 
@@ -53,6 +57,7 @@ class FitConfig:
     autoencoder_steps: PositiveInt = 1000
     autoencoder_crop: PositiveInt = 64  # px: it learns from parts of this side
     kl: NonNegativeFloat = 1e-6  # weight of the divergence of its latents from a standard normal
+    hint: NonNegativeFloat = 0.1  # weight of what its image latents do not tell a few convolutions of depth latents
     width: Annotated[int, Field(gt=0, multiple_of=32)] = 64
     multiples: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 1, 1)  # of the width, level by level
     blocks: PositiveInt = 1  # a level
@@ -201,6 +206,18 @@ def build_autoencoder(config: FitConfig, seed: int) -> Any:
         )
 
 
+class Hinted(nn.Module):
+    """An autoencoder while it learns, and the convolutions that guess depth latents from image latents."""
+
+    def __init__(self, autoencoder: Any, seed: int) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        sizes = (CHANNELS, HINT_WIDTH, HINT_WIDTH, CHANNELS)
+        with runtime.seeded(seed, "hint"):
+            layers = [nn.Conv2d(each, following, 3, padding=1) for each, following in pairwise(sizes)]
+        self.hint = nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2])
+
+
 def build_flow(config: FitConfig, seed: int) -> Any:
     """Return diffusers' UNet2DConditionModel at its initial weights, a function of (config, seed)."""
     if any(config.width * multiple % config.heads for multiple in config.multiples):
@@ -216,11 +233,12 @@ def build_flow(config: FitConfig, seed: int) -> Any:
 # losses ---------------------------------------------------------------------------------------------------
 
 
-def autoencoder_loss(autoencoder: Any, batch: Batch, config: FitConfig, seed: int, step: int) -> Tensor:
-    """Mean absolute error of images and depth pictures after the autoencoder, and its divergence term.
+def autoencoder_loss(hinted: Hinted, batch: Batch, config: FitConfig, seed: int, step: int) -> Tensor:
+    """Mean absolute error of images and depth pictures after the autoencoder, its divergence term and the hint's.
 
     Both are cut to one random part of `autoencoder_crop` px: the network is convolutional.
     """
+    autoencoder = hinted.autoencoder
     drawn, known = depth_picture(batch, config)
     side = [min(config.autoencoder_crop, each) for each in drawn.shape[-2:]]
     numbers = runtime.uniforms(2, seed=seed, stream="autoencoder crop", epoch=0, indices=np.array([step]))[0]
@@ -238,7 +256,28 @@ def autoencoder_loss(autoencoder: Any, batch: Batch, config: FitConfig, seed: in
     # Unmeasured pixels count a little: a map without jumps at the holes is easier to tell.
     weight = 0.1 + 0.9 * counts
     loss: Tensor = (error * weight).mean() / weight.mean() + config.kl * posterior.kl().float().mean()
+    if config.hint:
+        loss = loss + config.hint * untold(hinted.hint, latent, counts)
     return loss
+
+
+def untold(
+    hint: nn.Module, latent: Float[Tensor, "pictures 4 rows cols"], counts: Float[Tensor, "pictures 1 h w"]
+) -> Float[Tensor, ""]:
+    """Share of the depth latents' variance that the hint does not tell from the image latents.
+
+    The first half of the pictures are images, the second their depth. No gradient reaches depth latents: they would
+    become easy to tell and stop saying depth.
+    """
+    image, depth = latent.float().chunk(2)
+    depth = depth.detach()
+    weight = F.avg_pool2d(counts[len(image) :], STRIDE)
+    total = weight.sum().clamp(min=1e-6)
+    mean = (depth * weight).sum((0, 2, 3), keepdim=True) / total
+    spread = ((depth - mean).square() * weight).sum() / total
+    missed = ((hint(image) - depth).square() * weight).sum() / total
+    share: Tensor = missed / spread.clamp(min=1e-6)
+    return share
 
 
 def flow_loss(flow: Any, pairs: Pairs, config: FitConfig, seed: int, step: int) -> Tensor:
