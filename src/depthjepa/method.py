@@ -16,6 +16,7 @@ from depthjepa.model.predictor import Predictor
 from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import Block, VisionTransformer, initialise
 from depthjepa.teachers.cache import CachedTeacher, different, made_of, open_cache
+from depthjepa.teachers.controls import build_control
 from depthjepa.teachers.depthfm import load_depthfm
 from depthjepa.teachers.ground_truth import DepthPixels, DepthTeacher
 from depthjepa.teachers.huggingface import load_huggingface
@@ -50,8 +51,10 @@ def build_teacher(config: RunConfig, *, has_depth: bool) -> Teacher | None:
         numbers = "log" if guidance.target == "bins" else guidance.target
         return DepthPixels(numbers, guidance.nearest, guidance.farthest, guidance.zoom_aware)
     if guidance.cache is not None:
-        return _cached_teacher(guidance)
-    return load_network(guidance) or _depth_teacher(config, has_depth=has_depth)
+        teacher = _cached_teacher(guidance)
+    else:
+        teacher = load_network(guidance) or _depth_teacher(config, has_depth=has_depth)
+    return build_control(teacher, guidance.control, config.seed)
 
 
 def load_network(guidance: GuidanceConfig) -> Teacher | None:
@@ -144,7 +147,7 @@ def build_method(config: RunConfig, teacher: Teacher | None, classes: int) -> JE
         visible=config.loss.visible > 0,
     )
     initialise(predictor, runtime.generator(config.seed, "predictor"))
-    return JEPA(encoder, predictor, head, config.guidance.weight, config.loss)
+    return JEPA(encoder, predictor, head, config.guidance.weight, config.loss, detached=config.guidance.detached)
 
 
 def build_head(config: RunConfig, encoder: VisionTransformer, channels: int) -> GuidanceHead | PixelGuidance:

@@ -48,6 +48,7 @@ from depthjepa.starting import (
     settle_precision,
 )
 from depthjepa.teachers.cache import CachedTeacher, names_of
+from depthjepa.teachers.controls import beneath
 from depthjepa.teachers.latents import CLIP, Teacher, Whitening, fit_whitening, on_cells
 from depthjepa.warm_start import start_from
 
@@ -120,8 +121,8 @@ def prepare(
     epoch_steps = steps_per_epoch(len(source), config.train.batch_size)
     steps = config.train.total_steps(epoch_steps)
     teacher = build_teacher(config, has_depth=source.has_depth)
-    if isinstance(teacher, CachedTeacher):
-        teacher.cache.rows(names_of(source))  # all are there, or it is said before the first step
+    if isinstance(cached := beneath(teacher), CachedTeacher):
+        cached.cache.rows(names_of(source))  # all are there, or it is said before the first step
     if teacher is not None:
         teacher = teacher.to(where)
     method = build_method(config, teacher, len(source.classes))
@@ -194,7 +195,7 @@ def fit_teacher_statistics(state: State, source: Source) -> tuple[Whitening, flo
         return fit_whitening(
             state.teacher, moved, config.target_cells, centre=config.guidance.centre, clip=math.inf, loss=head.loss
         )
-    return fit_whitening(state.teacher, moved, config.target_cells)
+    return fit_whitening(state.teacher, moved, config.target_cells, centre=config.guidance.centre)
 
 
 def training_batches(state: State, source: Source) -> TrainingBatches:
@@ -396,7 +397,7 @@ def finish(state: State, folder: RunFolder, source: Source) -> dict[str, Any]:
 
 def about_teacher(teacher: Teacher) -> dict[str, Any]:
     """What the teacher's latents are; of a cache also how those of crops differ from the teacher's own."""
-    crops = teacher.cache.facts.crops if isinstance(teacher, CachedTeacher) else None
+    crops = cached.cache.facts.crops if isinstance(cached := beneath(teacher), CachedTeacher) else None
     return asdict(teacher.describe()) | {"cached_crops": crops}
 
 

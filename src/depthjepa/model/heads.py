@@ -25,6 +25,7 @@ HEADS = {"feature": ("linear", "conv"), "pixel": ("mlp", "cnn", "deep-cnn", "dpt
 
 FeatureHead = Literal["linear", "conv"]
 Centre = Literal["map", "mean", "nothing"]
+Control = Literal["none", "image", "random", "another", "mean"]
 
 
 @configuration(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -37,6 +38,7 @@ class GuidanceConfig:
     (`teacher_checkpoint`: a folder or hub id). `teacher_output` is their depth (DepthFM: before decoding) or features:
     of DepthFM's middle block, or of `teacher_layer`. `cache` is a folder that `depthjepa teach` wrote: latents of whole
     images of `teacher_size` x `teacher_size` px, from which those of crops are cut; the network is not needed then.
+    `control` and `detached` make twins that show what depth itself did.
 
     Pixel guidance, by depth files. `read`, `scope` and `layers` say which tokens the head reads (see
     `model.pixel_guidance`), `target` what it says of a pixel: metres as the paper has it; log or disparity, of which
@@ -60,6 +62,8 @@ class GuidanceConfig:
     teacher_layer: int | None = None  # of huggingface's features; None: two thirds deep
     teacher_size: PositiveInt = 512
     cache: str | None = None
+    control: Control = "none"  # what stands in the teacher's place (see `teachers.controls`)
+    detached: bool = False  # the head learns, and its gradient stops before encoder and predictor
     read: Literal["predicted", "dense", "both"] = "dense"
     scope: Literal["target", "full"] = "full"
     layers: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0,)  # depths of the encoder as shares of its blocks
@@ -79,6 +83,8 @@ class GuidanceConfig:
             raise ValueError(f"nearest={self.nearest:g} m must be less than farthest={self.farthest:g} m")
         if self.head is not None and self.kind != "none" and self.head not in HEADS[self.kind]:
             raise ValueError(f"head={self.head} is not for kind={self.kind}: choose from {', '.join(HEADS[self.kind])}")
+        if self.control != "none" and self.kind != "feature":
+            raise ValueError(f"control={self.control} stands in a teacher's place: it needs kind=feature")
         if self.loss == "sig" and self.target not in ("log", "bins"):
             raise ValueError(f"loss=sig compares logarithms: it needs target=log or bins, not {self.target}")
         if not self.layers or sorted(set(self.layers)) != list(self.layers):
@@ -101,7 +107,7 @@ class GuidanceConfig:
     def centre(self) -> Centre:
         """What is taken from the target: nothing where it is to be the number itself."""
         if self.kind == "feature":
-            return "map"
+            return "mean" if self.control == "mean" else "map"
         if self.target in ("metres", "bins"):
             return "nothing"
         # A map taken from the truth is not free of scale and shift.

@@ -100,6 +100,8 @@ class JEPA(nn.Module):
         head: GuidanceHead | PixelGuidance | None,
         weight: float,
         loss: LossConfig | None = None,
+        *,
+        detached: bool = False,
     ) -> None:
         super().__init__()
         self.context_encoder = encoder
@@ -107,6 +109,7 @@ class JEPA(nn.Module):
         self.predictor = predictor
         self.head = head
         self.weight = weight
+        self.detached = detached  # guidance then teaches the head alone: a control
         self.loss = loss or LossConfig()
         self.layers = self.loss.layers(len(encoder.blocks))
 
@@ -145,8 +148,9 @@ class JEPA(nn.Module):
             patches = patches.view(*masks.targets.shape, -1)
             terms["loss_pixel"] = config.pixel, pixel_loss(predicted.pixels.float(), patches, masks.valid)
         terms |= self.spread(context, progress)
+        levels, predicted = self.heard(levels, predicted)
         if isinstance(self.head, GuidanceHead) and teacher is not None:
-            latents, judged = self.guide(context, predicted.targets, masks)
+            latents, judged = self.guide(levels[-1], predicted.targets, masks)
             depth = feature_depth_loss(latents.float(), teacher.values, teacher.valid & judged)
             terms["loss_depth"] = self.weight, depth
         if isinstance(self.head, PixelGuidance) and teacher is not None:
@@ -169,6 +173,15 @@ class JEPA(nn.Module):
         context = self.context_encoder(images, masks.context)
         return [context], self.predictor(context, masks), masks
 
+    def heard(self, levels: list[Tensor], predicted: Predicted) -> tuple[list[Tensor], Predicted]:
+        """What the head is given of `predict`; with `detached` its gradient ends here."""
+        if not self.detached:
+            return levels, predicted
+        inside = tuple(level.detach() for level in predicted.levels)
+        return [level.detach() for level in levels], predicted._replace(
+            targets=predicted.targets.detach(), levels=inside
+        )
+
     def depth_maps(
         self, images: Float[Tensor, "b 3 h w"], levels: Sequence[Tensor], predicted: Predicted, masks: Masks
     ) -> dict[str, tuple[Float[Tensor, "b 1 h w"], Bool[Tensor, "b 1 h w"] | None]]:
@@ -178,7 +191,7 @@ class JEPA(nn.Module):
         if self.head.reads_prediction:
             found["predicted"] = self.read_prediction(levels, predicted, masks)
         if self.head.config.read != "predicted":
-            found["dense"] = self.head.read_dense(self.context_encoder, images), None
+            found["dense"] = self.head.read_dense(self.context_encoder, images, detached=self.detached), None
         return found
 
     def read_prediction(

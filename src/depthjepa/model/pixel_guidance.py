@@ -88,9 +88,15 @@ class PixelGuidance(nn.Module):
             found = expected_depth(found, self.get_buffer("centres")).log()
         return found
 
-    def read_dense(self, encoder: VisionTransformer, images: Float[Tensor, "b 3 h w"]) -> Depths:
-        """Decode the encoder's tokens of whole (normalised) images, of any size that patches divide."""
-        levels = encoder.features(images, self.encoder_layers)
+    def read_dense(
+        self, encoder: VisionTransformer, images: Float[Tensor, "b 3 h w"], *, detached: bool = False
+    ) -> Depths:
+        """Decode the encoder's tokens of whole (normalised) images, of any size that patches divide.
+
+        `detached`: the gradient ends before the encoder.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not detached):
+            levels = encoder.features(images, self.encoder_layers)
         if not self.several:
             levels = [torch.cat(levels, -1)]
         grid = images.shape[-2] // self.patch, images.shape[-1] // self.patch

@@ -105,13 +105,17 @@ class DepthFM:
 
     def batch_latents(self, batch: Batch, cells: tuple[int, int]) -> Latents:
         """Latents (or features) of a batch's crops, resized to the sides nearest to a latent cell a cell (`sides`)."""
+        give = self.middle_block if self.output == "features" else self.latents
+        values = give(self.resized(batch, cells), index=batch.index)
+        return Latents(values, torch.ones_like(values, dtype=torch.bool))
+
+    def resized(self, batch: Batch, cells: tuple[int, int]) -> Float[Tensor, "b 3 h w"]:
+        """Crops of a batch at the sides nearest to a latent cell a cell."""
         size = sides(cells, self.multiple)
         images = batch.images.to(self.device, torch.float32)
-        if images.shape[-2:] != size:
-            images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
-        give = self.middle_block if self.output == "features" else self.latents
-        values = give(images, index=batch.index)
-        return Latents(values, torch.ones_like(values, dtype=torch.bool))
+        if images.shape[-2:] == size:
+            return images
+        return F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
 
     def latents(
         self,
