@@ -228,15 +228,25 @@ def diagnose(
         bool,
         typer.Option("--gates", help="Find out why depth does not decode: floor, overfit, position, inputs, layers."),
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Write the table as JSON.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="An unguided twin: did the encoder learn depth, or the head alone?")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the (first) table as JSON.")] = None,
 ) -> None:
-    """Measure collapse: effective rank, spread, and what position alone explains, beside the random encoder."""
+    """Measure collapse beside the random encoder; of a guided run also whether depth got into the features."""
+    from depthjepa.checkpoint import load
     from depthjepa.evaluation import probes
 
     saved, config, encoder, where = _loaded(checkpoint, data, overrides)
-    result = probes.gates_probe(config, saved, where) if gates else probes.diagnostics_probe(config, encoder, where)
-    probes.write_probe(result, saved, config.evaluation.which, out)
-    _print_table(result.table)
+    if gates:
+        results = [probes.gates_probe(config, saved, where)]
+    else:
+        twin = None if against is None else load(against)
+        results = [probes.diagnostics_probe(config, encoder, where)]
+        results += probes.guidance_probes(config, saved, twin, where)
+    for number, result in enumerate(results):
+        probes.write_probe(result, saved, config.evaluation.which, None if number else out)
+        _print_table(result.table)
 
 
 @app.command()

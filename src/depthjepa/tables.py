@@ -26,6 +26,9 @@ TASKS = {
     "attentive": "Classification with attentive pooling",
     "diagnose": "Diagnostics of the features",
     "gates": "Gates: why depth decodes or does not",
+    "guidance": "What the guidance head says of held-out images",
+    "guidance-layers": "What each block knows of the teacher's latents (R² within images)",
+    "guidance-alignment": "How the features of each block align with the teacher's (CKA less chance)",
 }
 MEANINGS = {
     "r2_within": "share of the disparity's variation within an image that is explained, once the training "
@@ -47,6 +50,15 @@ MEANINGS = {
     "position_share": "share of the tokens' variation that their place explains; near 1, they hardly depend "
     "on the image",
     "image_share": "share of the tokens' variation that the mean of their image explains",
+    "floor_ratio": "guidance loss over that of the mean map: 1 is nothing learned",
+    "channels_above_mean": "share of the teacher's channels that are told better than by their mean map",
+    "gradient_correlation": "do neighbouring cells differ as the teacher's do; 0 is no structure, 1 the same edges",
+    "gradient_energy": "size of the differences of neighbouring cells over the teacher's: below 0.3 a blur, above 1.5 "
+    "noise",
+    "specificity_auc": "how often the map is nearer to its own image's than to another's; 0.5 is chance",
+    "retrieval_top1": "how often the own image's map is the nearest of all candidates",
+    "pull": "size of the guidance loss's gradient at the context encoder over that of all other losses",
+    "pull_cosine": "cosine of the two gradients; below 0 they work against each other",
 }
 ARROWS = {"higher": "↑", "lower": "↓"}
 

@@ -140,6 +140,8 @@ def prepare(
         restore(state, folder)
     elif teacher is not None:
         state.whitening, state.floor = fit_teacher_statistics(state, source)
+        if not state.floor:
+            say("the teacher says the same of every image: there is nothing to learn from it")
     if isinstance(method, Supervised) and state.floor:
         method.floor = state.floor
     say(cost.estimate(config, method, teacher, steps - state.step, place.world, where))

@@ -28,6 +28,7 @@ from depthjepa.evaluation.diagnostics import rank_me
 from depthjepa.evaluation.features import Encode
 from depthjepa.evaluation.gates import gates_table
 from depthjepa.evaluation.gathering import RANDOM, Views, encode_with, encoders, one_pass, table, views_text
+from depthjepa.evaluation.guidance import guidance_tables
 from depthjepa.evaluation.readout import DepthReadout
 from depthjepa.faults import BadInput, nearest
 from depthjepa.logbook import RunFolder, to_json, write_whole
@@ -199,6 +200,21 @@ def decode_probe(config: RunConfig, saved: Checkpoint, where: torch.device) -> P
         "prediction": shown.predictions[config.name],
     }
     return Probe(table("decode", train.source, protocol, columns, found.rows), arrays)
+
+
+def guidance_probes(
+    config: RunConfig, saved: Checkpoint, against: Checkpoint | None, where: torch.device
+) -> list[Probe]:
+    """Whether depth got into the features of a guided run, or of any run `against` its twin; see `guidance`.
+
+    Nothing for an unguided run by itself, and where the teacher was ground truth and this data has no depth.
+    """
+    guided = config.guidance.kind != "none" and config.train.objective == "jepa"
+    network = config.guidance.kind == "feature" and config.guidance.teacher != "depth"
+    seeing = network or all(Views(config, split).source.has_depth for split in ("train", "val"))
+    if against is None and not (guided and seeing):
+        return []
+    return [Probe(content) for content in guidance_tables(config, saved, against, where)]
 
 
 def gates_probe(config: RunConfig, saved: Checkpoint, where: torch.device) -> Probe:

@@ -8,7 +8,7 @@ teacher is the depth itself, pixel by pixel, and nothing is clipped: a depth tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -104,6 +104,16 @@ def fit_whitening(
     nothing (nor is anything divided then).
     """
     found = [on_cells(teacher, batch, cells) for batch in batches]
+    whitening, mean = whitening_of(found, centre)
+    everywhere = torch.ones(1, *mean.shape, dtype=torch.bool, device=mean.device)
+    guess = whitening.apply(Latents(mean.float()[None], everywhere), clip).values
+    sizes = [len(each.values) for each in found]
+    losses = [float(loss(guess.expand_as(each.values), whitening.apply(each, clip))) for each in found]
+    return whitening, sum(size * each for size, each in zip(sizes, losses, strict=True)) / sum(sizes)
+
+
+def whitening_of(found: Sequence[Latents], centre: Centre = "map") -> tuple[Whitening, Float[Tensor, "c rows cols"]]:
+    """Whitening by what a teacher said of some batches, and its mean map there (float64)."""
     device, shape = found[0].values.device, found[0].values.shape[1:]
     total, count, square = (torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(3))
     for latents in found:
@@ -120,9 +130,4 @@ def fit_whitening(
     deviation = torch.where(variance > 1e-12, variance.sqrt(), 1.0)
     if centre == "nothing":
         taken, deviation = torch.zeros_like(mean), torch.ones_like(deviation)
-    whitening = Whitening(taken.float().contiguous(), deviation.float())
-    everywhere = torch.ones(1, *shape, dtype=torch.bool, device=device)
-    guess = whitening.apply(Latents(mean.float()[None], everywhere), clip).values
-    sizes = [len(each.values) for each in found]
-    losses = [float(loss(guess.expand_as(each.values), whitening.apply(each, clip))) for each in found]
-    return whitening, sum(size * each for size, each in zip(sizes, losses, strict=True)) / sum(sizes)
+    return Whitening(taken.float().contiguous(), deviation.float()), mean

@@ -1,0 +1,353 @@
+"""Did the depth get into the features? What the head of a guided run says of held-out images, and what features know.
+
+The head's maps are judged by `evaluation.shortcuts` (D0 to D4). Whether the encoder or the head alone has learned it
+(D5) is told by a fresh ridge from the frozen tokens of each block to the teacher's latents of whole views, beside the
+random encoder and, where one is given, an unguided twin; D6 is linear CKA, less what another image's latents give. How
+hard the guidance pulls is told by the gradient of its loss at the context encoder, against that of all other losses.
+
+D5 and D6 need no head: they are told of any run where a teacher can be asked, which is ground truth where a run had no
+teacher, supervised pixels or was taught a control.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from depthjepa.checkpoint import Checkpoint
+from depthjepa.config import RunConfig
+from depthjepa.data.samples import Batch
+from depthjepa.evaluation.gathering import RANDOM, Views, table, views_text
+from depthjepa.evaluation.pictures import picture_masks, predicted_latents
+from depthjepa.evaluation.readout import FOLDS, ROUNDING, STRENGTHS
+from depthjepa.evaluation.shortcuts import cka_selectivity, explained, measure, verdict
+from depthjepa.faults import BadInput
+from depthjepa.formats.weights import load_strictly
+from depthjepa.grid import to_map, to_tokens, unfold_cells
+from depthjepa.method import build_encoder, build_method, build_teacher
+from depthjepa.model.heads import CELLS, Latents
+from depthjepa.model.jepa import JEPA
+from depthjepa.model.vit import VisionTransformer
+from depthjepa.teachers.ground_truth import DepthTeacher
+from depthjepa.teachers.latents import Teacher, Whitening, on_cells, whitening_of
+
+TRAIN_IMAGES, VAL_IMAGES = 1000, 500  # at most
+SAID = 0.1  # R² within images from which a head says something
+OWN = 0.02  # R² within images by which an encoder is to beat the one beside it
+
+MAP_COLUMNS = [
+    {"key": "floor_ratio", "label": "loss / mean map's", "unit": "", "better": "lower"},
+    {"key": "r2_position", "label": "R² over the mean map", "unit": "", "better": "higher"},
+    {"key": "channels_above_mean", "label": "channels above it", "unit": "", "better": "higher"},
+    {"key": "r2_between", "label": "R² between images", "unit": "", "better": "higher"},
+    {"key": "r2_within", "label": "R² within images", "unit": "", "better": "higher"},
+    {"key": "gradient_correlation", "label": "gradients: correlation", "unit": "", "better": "higher"},
+    {"key": "gradient_energy", "label": "gradients: size", "unit": ""},
+    {"key": "specificity_auc", "label": "right image: AUC", "unit": "", "better": "higher"},
+    {"key": "retrieval_top1", "label": "right image: found", "unit": "", "better": "higher"},
+    {"key": "pull", "label": "pull on the encoder", "unit": ""},
+    {"key": "pull_cosine", "label": "its cosine", "unit": ""},
+]
+
+
+def guidance_tables(
+    config: RunConfig, saved: Checkpoint, against: Checkpoint | None, where: torch.device
+) -> list[dict[str, Any]]:
+    """Tables of the head's maps (where there is one), of what each block knows of depth, and of its alignment.
+
+    Raises `BadInput` where no teacher can be asked.
+    """
+    limits = replace(
+        config.evaluation,
+        train_images=min(config.evaluation.train_images or TRAIN_IMAGES, TRAIN_IMAGES),
+        val_images=min(config.evaluation.val_images or VAL_IMAGES, VAL_IMAGES),
+    )
+    config = replace(config, evaluation=limits)
+    train, val = Views(config, "train"), Views(config, "val")
+    teacher = _asked(config, has_depth=train.source.has_depth and val.source.has_depth).to(where)
+    known, judged = _heard(teacher, config, train, where), _heard(teacher, config, val, where)
+    twins = {RANDOM: build_encoder(config), config.name: saved.encoder(config.evaluation.which)}
+    if against is not None:
+        _refuse_other_kind(saved, against)
+        name = against.config.name if against.config.name not in twins else f"{against.config.name} (against)"
+        twins = {RANDOM: twins[RANDOM], name: against.encoder(config.evaluation.which), **twins}
+    layers = {name: layer_figures(each, config, train, val, known, judged, where) for name, each in twins.items()}
+    text = f"{teacher.describe().name}; {views_text(train, val, ', views')}"
+    tables = _layer_tables(layers, train, text)
+    if config.guidance.kind != "none" and saved.whitening is not None and config.guidance.control == "none":
+        figures = map_figures(config, saved, train, val, where)
+        beside = next(name for name in reversed(layers) if name != config.name)
+        words = [*verdict(figures), *alone(figures, layers[config.name], layers[beside], beside)]
+        nothing = {"name": "mean map", "floor_ratio": 1.0, "r2_position": 0.0, "r2_between": 0.0, "r2_within": 0.0}
+        nothing |= {"gradient_energy": 0.0, "specificity_auc": 0.5, "retrieval_top1": figures["retrieval_chance"]}
+        rows = [nothing, {"name": config.name, **figures}]
+        protocol = (
+            f"the run's own head under masks as in training, judged against its whitened targets ({text}); a found "
+            f"image is the nearest of {round(1 / figures['retrieval_chance'])}; pull: size of the guidance loss's "
+            f"gradient at the context encoder over that of the other losses"
+        )
+        tables.insert(0, table("guidance", train.source, protocol, MAP_COLUMNS, rows) | {"verdict": words})
+    return tables
+
+
+def alone(
+    figures: Mapping[str, float], own: Sequence[Mapping[str, float]], beside: Sequence[Mapping[str, float]], name: str
+) -> list[str]:
+    """Say if the head tells depth that the frozen tokens do not: then the head has learned it, not the encoder."""
+    best, other = (max(each["r2_within"] for each in layers) for layers in (own, beside))
+    if figures["r2_within"] > SAID and best - other < OWN:
+        return [
+            f"the head did it alone: its maps have R² {figures['r2_within']:.2f} within images, but a fresh readout "
+            f"tells {best:.3f} of the frozen tokens, and {other:.3f} of {name}'s"
+        ]
+    return []
+
+
+def _layer_tables(layers: Mapping[str, Sequence[Mapping[str, float]]], train: Views, text: str) -> list[dict[str, Any]]:
+    blocks = [f"block_{number + 1}" for number in range(max(map(len, layers.values())))]
+    columns = [{"key": key, "label": key.replace("_", " "), "unit": "", "better": "higher"} for key in blocks]
+    said = {
+        "guidance-layers": (
+            "r2_within",
+            f"R² within images of the teacher's latents, told by a fresh ridge from the frozen tokens of each block, "
+            f"its strength chosen on a fifth of the training images ({text})",
+        ),
+        "guidance-alignment": (
+            "cka_selectivity",
+            f"linear CKA of each block's tokens with the teacher's latents, each less its mean at every position, less "
+            f"the same with another image's latents ({text})",
+        ),
+    }
+    return [
+        table(
+            task,
+            train.source,
+            protocol,
+            columns,
+            [
+                {"name": name, **{block: figure[key] for block, figure in zip(blocks, each, strict=False)}}
+                for name, each in layers.items()
+            ],
+        )
+        for task, (key, protocol) in said.items()
+    ]
+
+
+# whom to ask ----------------------------------------------------------------------------------------------
+
+
+def _asked(config: RunConfig, *, has_depth: bool) -> Teacher:
+    """The run's teacher network, or ground truth; never a control, and never a cache, which may lack these images."""
+    guidance = replace(config.guidance, control="none", cache=None)
+    if guidance.kind == "feature" and guidance.teacher != "depth":
+        teacher = build_teacher(replace(config, guidance=guidance), has_depth=has_depth)
+        assert teacher is not None
+        return teacher
+    if not has_depth:
+        raise BadInput(
+            f"guidance is judged by depth, and {config.data.root} has none: give an RGB-D folder or `scenes`"
+        )
+    return DepthTeacher()
+
+
+def _refuse_other_kind(saved: Checkpoint, against: Checkpoint) -> None:
+    """Twins have one patch grid: their tokens lie on the same cells."""
+    if against.config.model.patch_size != saved.config.model.patch_size:
+        raise BadInput(
+            f"--against {against.path} has patches of {against.config.model.patch_size} px and {saved.path} of "
+            f"{saved.config.model.patch_size}: their tokens do not lie on the same cells"
+        )
+
+
+def _heard(teacher: Teacher, config: RunConfig, views: Views, where: torch.device) -> Latents:
+    """What the teacher says of all views, at twice the patch grid, on the CPU."""
+    cells = CELLS * config.grid[0], CELLS * config.grid[1]
+    found = [on_cells(teacher, batch.to(where), cells) for batch in views()]
+    valid = torch.cat([each.valid.expand_as(each.values).cpu() for each in found])
+    if not valid.any():
+        raise BadInput(f"the teacher has nothing to say of {views.source.name}")
+    return Latents(torch.cat([each.values.cpu() for each in found]), valid)
+
+
+# the head's maps (D0 to D4) -------------------------------------------------------------------------------
+
+
+def load_guided(saved: Checkpoint, where: torch.device) -> tuple[JEPA, Teacher]:
+    """The networks of a guided run in eval mode and its teacher; raises `BadInput` for any other."""
+    config = replace(saved.config, guidance=replace(saved.config.guidance, cache=None))
+    teacher = build_teacher(config, has_depth=True)
+    method = build_method(config, teacher, len(saved.classes))
+    if teacher is None or not isinstance(method, JEPA):
+        raise BadInput(f"{saved.path} is not of a guided I-JEPA run")
+    load_strictly(method, saved.model, saved.path)
+    return method.to(where).eval(), teacher.to(where)
+
+
+def map_figures(
+    config: RunConfig, saved: Checkpoint, train: Views, val: Views, where: torch.device
+) -> dict[str, float]:
+    """Figures of `shortcuts.measure` of the head's maps of held-out images, and the pull of the guidance loss."""
+    if config.grid != saved.config.grid:
+        raise BadInput(
+            f"the predictor of {saved.path} knows {saved.config.grid} patches alone: leave data.image_size as it is"
+        )
+    method, teacher = load_guided(saved, where)
+    assert saved.whitening is not None
+    whitening = Whitening(saved.whitening.mean.to(where), saved.whitening.deviation.to(where))
+    _, mean = whitening_of([on_cells(teacher, batch.to(where), config.target_cells) for batch in train()])
+    everywhere = torch.ones_like(mean, dtype=torch.bool)[None]
+    centre = whitening.apply(Latents(mean.float()[None], everywhere), math.inf).values[0]
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    pull: dict[str, float] = {}
+    for batch in val():
+        moved = batch.to(where)
+        truth = whitening.apply(on_cells(teacher, moved, config.target_cells), math.inf)
+        masks = picture_masks(config, batch).to(where)
+        with torch.no_grad():
+            guess, judged = predicted_latents(method, moved, masks)
+        valid = truth.valid & judged
+        found.append((truth.values.cpu(), guess.float().cpu(), valid.expand_as(truth.values).cpu()))
+        pull = pull or pull_on_encoder(method, replace(moved, masks=masks), truth)
+    truths, guesses, valids = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return measure(truths, guesses, valids, centre.cpu()) | pull
+
+
+def pull_on_encoder(method: JEPA, batch: Batch, truth: Latents) -> dict[str, float]:
+    """Gradient of the guidance loss at the context encoder against that of the other losses: ratio and cosine."""
+    assert batch.masks is not None
+    losses = method(method.context_encoder.normalise(batch.images), batch.masks, truth)
+    depth = method.weight * losses.parts["loss_depth"]
+    parameters = [each for each in method.context_encoder.parameters() if each.requires_grad]
+
+    def gradient(loss: Tensor) -> Tensor:
+        if not loss.requires_grad:
+            return torch.zeros(1)
+        parts = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        return torch.cat(
+            [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, parts, strict=True)]
+        )
+
+    guided, rest = gradient(depth), gradient(losses.total - depth)
+    if not guided.any() or not rest.any():
+        return {"pull": 0.0 if not guided.any() else math.inf, "pull_cosine": math.nan}
+    return {
+        "pull": float(guided.norm() / rest.norm()),
+        "pull_cosine": float(F.cosine_similarity(guided, rest, dim=0)),
+    }
+
+
+# what each block knows (D5, D6) ---------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Sums:
+    """Of tokens x (with a 1 at their end) and the teacher's cells y of the same patch: what a ridge needs, float64."""
+
+    xx: Float[Tensor, "d d"]
+    xy: Float[Tensor, "d c"]
+    yy: Float[Tensor, " c"]
+
+    @classmethod
+    def of(cls, tokens: Float[Tensor, "s d"], cells: Float[Tensor, "s c"]) -> Sums:
+        """Sums over samples."""
+        x, y = F.pad(tokens.double(), (0, 1), value=1.0), cells.double()
+        return cls(x.T @ x, x.T @ y, y.square().sum(0))
+
+    def __add__(self, other: Sums | None) -> Sums:
+        return self if other is None else Sums(self.xx + other.xx, self.xy + other.xy, self.yy + other.yy)
+
+    def solve(self, strength: float) -> Float[Tensor, "d c"]:
+        """Weights that minimise the mean squared error plus the strength times those of standardised tokens."""
+        count = self.xx[-1, -1]
+        mean, mean_cells = self.xx[-1, :-1] / count, self.xy[-1] / count
+        magnitude = (self.xx.diagonal()[:-1] / count).sqrt()
+        deviation = (magnitude.square() - mean.square()).clamp(min=0).sqrt()
+        # What float32 tokens vary by rounding alone tells nothing: infinite, so that it takes no part.
+        deviation = torch.where(deviation > ROUNDING * magnitude, deviation, torch.inf)
+        covariance = (self.xx[:-1, :-1] / count - mean[:, None] * mean) / deviation[:, None] / deviation
+        shared = (self.xy[:-1] / count - mean[:, None] * mean_cells) / deviation[:, None]
+        ridge = strength * torch.eye(len(mean), dtype=torch.float64)
+        weight = torch.linalg.solve(covariance + ridge, shared) / deviation[:, None]
+        return torch.cat([weight, (mean_cells - mean @ weight)[None]])
+
+    def error(self, weight: Float[Tensor, "d c"]) -> float:
+        """Sum of squared errors."""
+        return float(self.yy.sum() - 2 * (weight * self.xy).sum() + (weight * (self.xx @ weight)).sum())
+
+
+def layer_figures(
+    encoder: VisionTransformer,
+    config: RunConfig,
+    train: Views,
+    val: Views,
+    known: Latents,
+    judged: Latents,
+    where: torch.device,
+) -> list[dict[str, float]]:
+    """r2_within of a fresh ridge, and the CKA figures, after each block of an encoder."""
+    encoder = encoder.to(where).eval()
+    blocks, grid = list(range(len(encoder.blocks))), config.grid
+    whitening, _ = whitening_of([known])
+    fitted: dict[tuple[int, bool], Sums] = {}
+    for batch, first in _numbered(train):
+        cells, whole = _on_patches(whitening, known, first, len(batch.images))
+        aside = (torch.arange(first, first + len(cells)) % FOLDS == FOLDS // 2)[:, None] & whole
+        for number, tokens in enumerate(_features(encoder, batch, blocks, where)):
+            for held, chosen in ((True, aside), (False, whole & ~aside)):
+                fitted[number, held] = Sums.of(tokens[chosen], cells[chosen]) + fitted.get((number, held))
+    if any(not float(sums.xx[-1, -1]) for sums in fitted.values()):
+        raise BadInput(f"a readout of guidance needs at least {FOLDS} training images that the teacher knows")
+    weights = [_solved(fitted[number, False], fitted[number, True]) for number in blocks]
+    kept: list[list[Tensor]] = [[] for _ in blocks]
+    told: list[list[Tensor]] = [[] for _ in blocks]
+    for batch, _ in _numbered(val):
+        for number, tokens in enumerate(_features(encoder, batch, blocks, where)):
+            guess = F.pad(tokens.double(), (0, 1), value=1.0) @ weights[number]
+            told[number].append(unfold_cells(guess, grid, CELLS))
+            kept[number].append(tokens)
+    white = whitening.apply(judged, math.inf)
+    truth = white.values.double()
+    cells, whole = _on_patches(whitening, judged, 0, len(truth))
+    counted = to_map(whole[..., None].float(), grid).repeat_interleave(CELLS, 2).repeat_interleave(CELLS, 3).bool()
+    nothing = torch.zeros_like(truth[0])
+    return [
+        {"r2_within": explained(truth, torch.cat(told[number]), counted, nothing)["r2_within"]}
+        | cka_selectivity(torch.cat(kept[number]), cells, whole)
+        for number in blocks
+    ]
+
+
+def _on_patches(
+    whitening: Whitening, latents: Latents, first: int, count: int
+) -> tuple[Float[Tensor, "b n c"], Bool[Tensor, "b n"]]:
+    """Whitened cells of each patch of some images, and the patches all of whose cells are known."""
+    part = Latents(latents.values[first : first + count], latents.valid[first : first + count])
+    white = whitening.apply(part, math.inf)
+    cells = to_tokens(F.pixel_unshuffle(white.values, CELLS))
+    return cells, to_tokens(F.pixel_unshuffle(white.valid.float(), CELLS)).bool().all(2)
+
+
+def _numbered(views: Views) -> Iterator[tuple[Batch, int]]:
+    """Batches, with the number of the first image of each."""
+    first = 0
+    for batch in views():
+        yield batch, first
+        first += len(batch.images)
+
+
+@torch.no_grad()
+def _features(encoder: VisionTransformer, batch: Batch, blocks: list[int], where: torch.device) -> list[Tensor]:
+    return [tokens.float().cpu() for tokens in encoder.features(encoder.normalise(batch.images.to(where)), blocks)]
+
+
+def _solved(fitted: Sums, held: Sums) -> Float[Tensor, "d c"]:
+    """Choose the strength on the images held out, then solve on all of them."""
+    strength = min(STRENGTHS, key=lambda each: held.error(fitted.solve(each)))
+    return (fitted + held).solve(strength)

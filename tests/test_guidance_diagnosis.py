@@ -1,0 +1,183 @@
+"""Who has learned depth, the encoder or its head alone, is told by figures that planted runs are caught by."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from depthjepa import checkpoint, cost
+from depthjepa.evaluation import guidance
+from depthjepa.evaluation.gathering import Views
+from depthjepa.evaluation.guidance import Sums, alone, guidance_tables, layer_figures, load_guided, pull_on_encoder
+from depthjepa.evaluation.pictures import picture_masks
+from depthjepa.faults import BadInput
+from depthjepa.grid import to_tokens
+from depthjepa.logbook import RunFolder
+from depthjepa.method import build_encoder
+from depthjepa.teachers.ground_truth import DepthTeacher
+from depthjepa.teachers.latents import on_cells
+from tiny_runs import GUIDED, Call, run, tiny, write_classes, write_pairs
+
+CPU = torch.device("cpu")
+STRONG = (*GUIDED, "guidance.head=conv", "guidance.detached=true", "optim.lr=0.003", "train.steps=150", "data.crop_scale=[1.0, 1.0]")
+
+
+def noise(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("pairs"), 96, 12)
+
+
+@pytest.fixture(scope="module")
+def runs(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A head that learns alone, its unguided twin of as many steps, and short runs."""
+    place = tmp_path_factory.mktemp("runs")
+    wanted = {
+        "alone": (*STRONG, "name=alone"),
+        "twin": ("train.steps=150", "optim.lr=0.003", "data.crop_scale=[1.0, 1.0]", "name=twin"),
+        "guided": (*GUIDED, "train.steps=2", "name=guided"),
+        "pixel": ("guidance.kind=pixel", "guidance.weight=0.5", "train.steps=2", "name=pixel"),
+        "control": (*GUIDED, "guidance.control=random", "train.steps=2", "name=control"),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)
+        for name, settings in wanted.items():
+            run(pairs, place / name, *settings)
+    return {name: place / name for name in wanted}
+
+
+# the ridge ------------------------------------------------------------------------------------------------
+
+
+def test_sums_are_those_of_a_ridge_on_standardised_tokens() -> None:
+    tokens, cells = 3 * noise(0, 200, 5) + 1, noise(1, 200, 2)
+    tokens[:, 4] = 7.0  # a channel that does not vary changes nothing
+    sums = Sums.of(tokens[:120], cells[:120]) + Sums.of(tokens[120:], cells[120:])
+    weight = sums.solve(0.3)
+    x, y = tokens[:, :4].double(), cells.double()
+    z, centred = (x - x.mean(0)) / x.std(0, correction=0), y - y.mean(0)
+    expected = torch.linalg.solve(z.T @ z / 200 + 0.3 * torch.eye(4), z.T @ centred / 200)
+    told = F.pad(tokens.double(), (0, 1), value=1.0) @ weight
+    torch.testing.assert_close(told, z @ expected + y.mean(0), atol=1e-6, rtol=1e-5)
+    assert sums.error(weight) == pytest.approx(float((told - y).square().sum()), rel=1e-8)
+
+
+def planted(pairs: Path, monkeypatch: pytest.MonkeyPatch, features: Any) -> list[dict[str, float]]:
+    config = tiny(pairs)
+    train, val = Views(config, "train"), Views(config, "val")
+    cells = 2 * config.grid[0], 2 * config.grid[1]
+    found = [torch.cat([on_cells(DepthTeacher(), batch, cells).values for batch in views()]) for views in (train, val)]
+    valid = [torch.cat([on_cells(DepthTeacher(), batch, cells).valid for batch in views()]) for views in (train, val)]
+    heard = [guidance.Latents(*each) for each in zip(found, valid, strict=True)]
+    monkeypatch.setattr(guidance, "_features", features)
+    return layer_figures(build_encoder(config), config, train, val, heard[0], heard[1], CPU)
+
+
+def test_a_block_that_holds_the_latents_is_told_from_one_that_holds_none(
+    pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def features(encoder: Any, batch: Any, blocks: Any, where: Any) -> list[Tensor]:
+        config = tiny(pairs)
+        cells = 2 * config.grid[0], 2 * config.grid[1]
+        latents = to_tokens(F.pixel_unshuffle(on_cells(DepthTeacher(), batch, cells).values, 2))
+        place = torch.eye(latents.shape[1]).expand(len(latents), -1, -1)
+        return [torch.cat([noise(int(batch.index[0]), *latents.shape), place], -1), torch.cat([latents, place], -1)]
+
+    without, holding = planted(pairs, monkeypatch, features)
+    assert holding["r2_within"] > 0.99 and without["r2_within"] < 0.05
+    assert holding["cka_selectivity"] > 0.5 and abs(without["cka_selectivity"]) < 0.1
+
+
+# who learned it -------------------------------------------------------------------------------------------
+
+
+def test_a_head_that_did_it_alone_is_named_with_both_figures() -> None:
+    own, other = [{"r2_within": 0.11}, {"r2_within": 0.2}], [{"r2_within": 0.19}]
+    (said,) = alone({"r2_within": 0.5}, own, other, "twin")
+    assert "the head did it alone" in said and "0.50" in said and "0.200" in said and "0.190 of twin's" in said
+    assert alone({"r2_within": 0.5}, own, [{"r2_within": 0.1}], "twin") == []  # the encoder knows more
+    assert alone({"r2_within": 0.05}, own, other, "twin") == []  # nobody has learned anything
+
+
+def test_a_strong_head_on_a_frozen_gradient_is_caught(pairs: Path, runs: dict[str, Path]) -> None:
+    """The planted failure: the loss falls and the maps are good, and the encoder is that of the unguided twin."""
+    saved, twin = checkpoint.load(runs["alone"]), checkpoint.load(runs["twin"])
+    maps, layers, alignment = guidance_tables(saved.config, saved, twin, CPU)
+    row = {entry["name"]: entry for entry in maps["rows"]}["alone"]
+    assert row["floor_ratio"] < 0.9 and row["r2_within"] > guidance.SAID
+    assert row["pull"] == 0
+    assert any("the head did it alone" in sentence for sentence in maps["verdict"])
+    for table in (layers, alignment):
+        rows = {entry["name"]: entry for entry in table["rows"]}
+        assert list(rows) == ["random encoder", "twin", "alone"]
+        for block in ("block_1", "block_2"):
+            assert rows["alone"][block] == pytest.approx(rows["twin"][block], abs=1e-3)
+
+
+def test_the_pull_grows_with_the_weight(runs: dict[str, Path]) -> None:
+    saved = checkpoint.load(runs["guided"])
+    (batch,) = Views(saved.config, "val")()
+    batch = replace(batch, masks=picture_masks(saved.config, batch))
+    found = []
+    for factor in (1.0, 2.0):
+        method, teacher = load_guided(saved, CPU)
+        method.weight *= factor
+        truth = on_cells(teacher, batch, saved.config.target_cells)
+        found.append(pull_on_encoder(method, batch, truth))
+    assert found[1]["pull"] == pytest.approx(2 * found[0]["pull"], rel=1e-4)
+    assert found[1]["pull_cosine"] == pytest.approx(found[0]["pull_cosine"], abs=1e-5)
+    assert -1 <= found[0]["pull_cosine"] <= 1
+
+
+def test_pixel_heads_are_judged_pixel_by_pixel_and_controls_by_their_features_alone(runs: dict[str, Path]) -> None:
+    pixel = checkpoint.load(runs["pixel"])
+    assert [table["task"] for table in guidance_tables(pixel.config, pixel, None, CPU)] == [
+        "guidance",
+        "guidance-layers",
+        "guidance-alignment",
+    ]
+    control = checkpoint.load(runs["control"])
+    tables = guidance_tables(control.config, control, None, CPU)
+    assert [table["task"] for table in tables] == ["guidance-layers", "guidance-alignment"]
+    assert "(depth; " in tables[0]["protocol"]  # the truth, not the random network
+
+
+# through the command line ---------------------------------------------------------------------------------
+
+
+def test_diagnose_writes_what_guidance_did(runs: dict[str, Path], tmp_path: Path, call: Call) -> None:
+    status, output, _ = call("diagnose", runs["guided"], "--against", runs["twin"])
+    assert status == 0
+    for task in ("diagnose", "guidance", "guidance-layers", "guidance-alignment"):
+        assert RunFolder(runs["guided"]).probe(task)["task"] == task
+        assert f"{task} on " in output
+    assert "own head under masks" in RunFolder(runs["guided"]).probe("guidance")["protocol"]
+    status, output, _ = call("diagnose", runs["twin"])
+    assert status == 0 and "guidance" not in output
+    status, output, _ = call("diagnose", runs["twin"], "--against", runs["guided"])
+    assert status == 0 and "guidance-layers" in output and "guidance on " not in output
+
+
+def test_what_cannot_be_judged_is_left_out_or_named(
+    runs: dict[str, Path], pairs: Path, tmp_path: Path, call: Call
+) -> None:
+    classes = write_classes(tmp_path / "classes")
+    status, output, _ = call("diagnose", runs["guided"], "--data", classes)
+    assert status == 0 and "guidance" not in output  # ground truth taught, and here there is none
+    status, _, errors = call("diagnose", runs["guided"], "--against", runs["twin"], "--data", classes)
+    assert status == 2 and "guidance is judged by depth" in errors
+    run(pairs, tmp_path / "coarse", "train.steps=1", "model.patch_size=16", "data.image_size=96")
+    status, _, errors = call("diagnose", runs["guided"], "--against", tmp_path / "coarse")
+    assert status == 2 and "patches of 16 px" in errors and "same cells" in errors
+    saved = checkpoint.load(runs["guided"])
+    with pytest.raises(BadInput, match=r"knows \(6, 6\) patches alone"):
+        guidance_tables(tiny(pairs, *GUIDED, "data.image_size=32"), saved, None, CPU)
