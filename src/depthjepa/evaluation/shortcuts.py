@@ -378,8 +378,8 @@ def verdict(figures: Mapping[str, float], floors: Floors = PROPOSED) -> list[str
     """Say in words by which shortcut or fault the figures of `measure` came about, the most damning first.
 
     One failure has one sentence, though it spoils several figures; only wrong offsets can stand beside another fault.
-    An empty list: nothing was found. The limits are
-    proposals from one simulation, not calibrated: a figure that lies near one is no proof.
+    An empty list: nothing was found. The limits are proposals from one simulation, not calibrated: a figure that lies
+    near one is no proof.
     """
     named = _shortcut(figures, floors)
     faults = [named] if named else []
@@ -433,7 +433,9 @@ def _shortcut(figures: Mapping[str, float], floors: Floors) -> str:
         return (
             f"{kind}: gradients have {energy:.2f} times the teacher's size and correlate by {correlation:.2f} with it"
         )
-    if not flat and (p > CHANCE or (auc < SAME and correlation < floors.gradient_correlation)):
+    # A map that explains something of its own image is weak, but not another one's.
+    strange = p > CHANCE or (auc < SAME and correlation < floors.gradient_correlation)
+    if not flat and strange and within <= NOTHING:
         return (
             f"another image's map, or one map for all: sharp (gradient energy {energy:.2f}), but the right image is "
             f"found in {found:.0%} of cases (chance {figures['retrieval_chance']:.0%}, p = {p:.3f}), AUC {auc:.2f}"
