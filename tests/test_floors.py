@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "depthjepa"
 FLOORS = (
     ("faults",),
     ("grid", "depth", "runtime", "optim", "logbook", "recipe_files"),
-    ("masks", "losses", "figures", "page", "tables", "runs", "report", "study_tables"),
+    ("masks", "losses", "figures", "page", "tables", "runs", "report", "study_page", "study_tables"),
     ("data", "model"),
     ("formats",),
     ("teachers",),
@@ -25,7 +25,7 @@ FLOORS = (
     ("evaluation", "cost"),
     ("starting",),
     ("train",),
-    ("study_runs",),
+    ("study_runs", "study_claims"),
     ("bench", "study", "teach", "fit_teacher"),
     ("demo",),
     ("cli", "__init__"),

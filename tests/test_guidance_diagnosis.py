@@ -25,7 +25,8 @@ from depthjepa.teachers.latents import on_cells
 from tiny_runs import GUIDED, Call, run, tiny, write_classes, write_pairs
 
 CPU = torch.device("cpu")
-STRONG = (*GUIDED, "guidance.head=conv", "guidance.detached=true", "optim.lr=0.003", "train.steps=150", "data.crop_scale=[1.0, 1.0]")
+WHOLE = ("optim.lr=0.003", "train.steps=150", "data.crop_scale=[1.0, 1.0]")
+STRONG = (*GUIDED, "guidance.head=conv", "guidance.detached=true", *WHOLE)
 
 
 def noise(seed: int, *shape: int) -> Tensor:
@@ -43,7 +44,7 @@ def runs(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     place = tmp_path_factory.mktemp("runs")
     wanted = {
         "alone": (*STRONG, "name=alone"),
-        "twin": ("train.steps=150", "optim.lr=0.003", "data.crop_scale=[1.0, 1.0]", "name=twin"),
+        "twin": (*WHOLE, "name=twin"),
         "guided": (*GUIDED, "train.steps=2", "name=guided"),
         "pixel": ("guidance.kind=pixel", "guidance.weight=0.5", "train.steps=2", "name=pixel"),
         "control": (*GUIDED, "guidance.control=random", "train.steps=2", "name=control"),

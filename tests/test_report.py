@@ -13,6 +13,7 @@ from PIL import Image
 from depthjepa import figures
 from depthjepa.faults import BadInput
 from depthjepa.report import write_report
+from depthjepa.study_page import interval
 from depthjepa.tables import best_rows, format_column, merge_tables
 
 COLUMNS = [
@@ -127,6 +128,52 @@ def test_maps_of_own_heads_and_of_gates_have_sections_of_their_own(
     decoded, _, gates = drawn
     assert list(decoded) == ["guided", "mean map"] and np.array_equal(decoded["guided"], truth / 2, equal_nan=True)
     assert list(gates) == ["mlp, full", "x"] and np.array_equal(gates["x"], truth / 3, equal_nan=True)
+
+
+def test_a_study_shows_its_claims_and_its_arms_as_dots(tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    for arm in ("G", "U"):
+        for seed in (0, 1):
+            whole_run(study / arm / f"seed-{seed}", f"{arm} of seed {seed}", "feature", own=0.4375, rmse=1.25)
+    content = {
+        "name": "twins",
+        "about": "Depth, or <none>",
+        "arms": {"G": [], "U": []},
+        "seeds": [0, 1],
+        "columns": [{"key": "depth.r2_within", "label": "R² within images", "better": "higher"}],
+        "runs": [
+            {"arm": arm, "seed": seed, "figures": {"depth.r2_within": 0.1 * seed + 0.2 * (arm == "G")}}
+            for arm in ("G", "U")
+            for seed in (0, 1)
+        ],
+        "baselines": [{"name": "random encoder", "figures": {"depth.r2_within": {"mean": 0.05}}}],
+        "claims": [{"measure": "depth.r2_within"}],
+        "sentences": ["- G is better than U & more."],
+    }
+    (study / "study.json").write_text(json.dumps(content))
+    page = written([study], tmp_path / "study.html")
+    assert "Study twins" in page and "G is better than U &amp; more." in page and "Depth, or &lt;none&gt;" in page
+    assert "G of seed 0" in page and "U of seed 0" in page and "of seed 1" not in page  # pictures of one seed
+    without = written([study / "G/seed-0", study / "U/seed-0"], tmp_path / "runs.html")
+    assert page.count("<img") == without.count("<img") + 1
+    (study / "study.json").write_text("{")
+    with pytest.raises(BadInput, match=r"study\.json is damaged"):
+        write_report([study], tmp_path / "study.html")
+
+
+def test_an_arms_bar_is_its_t_interval() -> None:
+    from scipy.stats import ttest_1samp
+
+    values = [0.1, 0.3, 0.2, 0.25]
+    expected = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert interval(values) == pytest.approx((expected.low, expected.high))
+    assert interval([0.5]) == (0.5, 0.5)
+    figure = figures.arm_dots({"G": values, "U": [0.1]}, {"G": interval(values), "U": (0.1, 0.1)}, {"x": 0.0}, "R²")
+    (axis,) = figure.axes
+    bar = axis.lines[0].get_xdata()
+    assert list(bar) == pytest.approx([expected.low, expected.high])
+    assert sorted(axis.collections[0].get_offsets()[:, 0]) == sorted(values)
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["G", "U"]
 
 
 def test_the_teacher_and_the_error_of_cached_crops_are_told(tmp_path: Path) -> None:

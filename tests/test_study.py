@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -32,6 +33,7 @@ from depthjepa.study import (
     run_study,
     study_names,
 )
+from depthjepa.study_claims import Comparison, claims_of, lines
 from depthjepa.study_runs import measure_seconds, probe_run, spawn
 from depthjepa.study_tables import Finished, baseline_rows, keep_results, markdown, spread, write_tables
 from depthjepa.train import train
@@ -65,6 +67,7 @@ def twins(root: Path, **changes: Any) -> Study:
         "name": "twins",
         "settings": (f"data.root={root}", *SETTINGS, f"train.steps={STEPS}"),
         "probes": ("depth", "diagnose"),
+        "claims": (Comparison("depth.r2_within", "guided", ("unguided",), 0.02),),
     }
     return Study(**content | changes)
 
@@ -237,7 +240,8 @@ def test_a_finished_study_resumes_to_the_same_files_without_a_process(
 def test_another_study_in_the_folder_is_refused_and_what_differs_is_named(cut: Cut, pairs: Path) -> None:
     with pytest.raises(BadInput, match="is there already: go on with --resume, or choose another --out"):
         run_study(twins(pairs), cut.folder)
-    changed = twins(pairs, seeds=(0, 2), arms={"guided": (*GUIDED, "optim.lr=0.1"), "more": ()}, side_by_side=2)
+    arms = {"guided": (*GUIDED, "optim.lr=0.1"), "more": ()}
+    changed = twins(pairs, seeds=(0, 2), arms=arms, side_by_side=2, claims=())
     with pytest.raises(BadInput) as fault:
         run_study(changed, cut.folder, resume=True)
     assert "changed study: seeds, arms.unguided, arms.more, arms.guided.optim.lr;" in str(fault.value)
@@ -524,8 +528,113 @@ def test_random_encoders_of_unlike_arms_stand_apart() -> None:
 
 
 def test_a_study_without_finished_runs_has_its_table(pairs: Path, tmp_path: Path) -> None:
-    content = write_tables(plain(asdict(twins(pairs))), tmp_path, {("guided", 1): "no memory"})
+    content = write_tables(
+        plain(asdict(twins(pairs))), tmp_path, {("guided", 1): "no memory"}, lambda content: ([], ["- Nothing."])
+    )
     assert (content["runs"], content["baselines"]) == ([], [])
     text = (tmp_path / "study.md").read_text()
     assert "| guided   |" in text and "0 of 4 runs finished" in text
     assert "- guided, seed 1 failed: no memory" in text
+
+
+# claims ---------------------------------------------------------------------------------------------------
+
+
+def test_a_study_says_what_may_be_claimed(cut: Cut) -> None:
+    (claimed,) = cut.content["claimed"]
+    figures = {(run["arm"], run["seed"]): run["figures"]["depth.r2_within"] for run in cut.content["runs"]}
+    expected = [figures["guided", seed] - figures["unguided", seed] for seed in (0, 1)]
+    assert claimed["differences"] == pytest.approx(expected) and claimed["seeds"] == [0, 1]
+    assert claimed["mean"] == pytest.approx(np.mean(expected)) and claimed["p"] >= 0.5  # two seeds prove nothing
+    assert claimed["images"] == 8 and claimed["bootstrap_low"] <= claimed["mean"] <= claimed["bootstrap_high"]
+    assert claimed["sentence"] in (cut.folder / "study.md").read_text()
+    assert "guided" in claimed["sentence"] and "2 paired seeds" in claimed["sentence"]
+
+
+def test_the_figures_of_single_images_add_up_to_the_difference(cut: Cut) -> None:
+    """What the bootstrap draws from has the mean that the tables have."""
+    from depthjepa.study_claims import _by_image
+
+    found = _by_image(cut.folder, "guided", "unguided", (0, 1))
+    assert found is not None
+    assert found.mean(1) == pytest.approx(cut.content["claimed"][0]["differences"], abs=1e-6)
+
+
+def made_up(figures: dict[str, list[float]], better: str = "higher") -> dict[str, Any]:
+    runs = [
+        {"arm": arm, "seed": seed, "figures": {"knn.accuracy": value}}
+        for arm, values in figures.items()
+        for seed, value in enumerate(values)
+    ]
+    columns = [{"key": "knn.accuracy", "label": "accuracy", "better": better}]
+    return {"columns": columns, "runs": runs, "seeds": list(range(8))}
+
+
+def test_comparisons_are_paired_by_seed_and_corrected_together(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(size=8) * 0.01
+    shared = np.random.default_rng(1).normal(size=8)  # between seeds, which pairing takes away
+    content = made_up(
+        {
+            "G": (shared + 0.1 + noise).tolist(),
+            "U": shared.tolist(),
+            "P": (shared + 0.1 + noise[::-1] * 0.1).tolist(),
+            "S": shared[:1].tolist(),  # one seed in common is too few
+        }
+    )
+    comparison = Comparison("knn.accuracy", "G", ("U", "P", "S"), 0.05)
+    against_u, against_p = claims_of(comparison, content, tmp_path)
+    assert against_u["p"] == pytest.approx(2 / 256) and against_u["p_adjusted"] == pytest.approx(4 / 256)
+    assert against_u["sentence"].startswith("G is better than U in accuracy (knn)")
+    assert against_p["equivalent"] and against_p["not_inferior"]
+    assert "G and P are equivalent in accuracy (knn) within ±0.05" in against_p["sentence"]
+    assert "images" not in against_u  # no figures of single images are kept
+    (upside_down,) = claims_of(
+        Comparison("knn.accuracy", "G", ("U",), 0.05), content | {"columns": made_up({}, "lower")["columns"]}, tmp_path
+    )
+    assert upside_down["sentence"].startswith("G is worse than U") and not upside_down["not_inferior"]
+    assert lines([against_u]) == [f"- {against_u['sentence']}"]
+
+
+@pytest.mark.parametrize(
+    ("claim", "said"),
+    [
+        (("depth.r2_within", "gided", ("unguided",), 0.02), "there is no arm 'gided' (did you mean 'guided'?)"),
+        (("depth.r2_within", "guided", ("guided",), 0.02), "guided is to stand against others, not against itself"),
+        (("knn.accuracy", "guided", ("unguided",), 0.02), "knn.accuracy is no figure of a probe of the study"),
+    ],
+)
+def test_claims_name_arms_and_figures_of_the_study(pairs: Path, claim: Any, said: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(said)):
+        resolve(twins(pairs, claims=(Comparison(*claim),)))
+
+
+# shards ---------------------------------------------------------------------------------------------------
+
+
+def test_shards_do_every_run_once_and_the_last_one_has_them_all(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def spawn(content: dict[str, Any], place: Path, tasks: Sequence[str]) -> Ended:
+        done.append(f"{place.parent.name}/{place.name}")
+        return inside(content, place, tasks)
+
+    monkeypatch.setattr("depthjepa.study.spawn", spawn)
+    study = twins(pairs, settings=(f"data.root={pairs}", *SETTINGS, "train.steps=1"), probes=("depth",))
+    first = run_study(study, tmp_path / "study", shard=(0, 3), say=lambda _: None)
+    assert done == ["guided/seed-0", "unguided/seed-1"] and len(first["runs"]) == 2 and not first["claimed"]
+    for number in (1, 2):
+        last = run_study(study, tmp_path / "study", shard=(number, 3), say=lambda _: None)
+    assert sorted(done) == sorted(f"{arm}/seed-{seed}" for arm in ("guided", "unguided") for seed in (0, 1))
+    assert len(last["runs"]) == 4 and len(last["claimed"]) == 1
+
+
+def test_shards_that_do_not_exist_or_would_measure_anew_are_refused(pairs: Path, tmp_path: Path) -> None:
+    for shard in ((3, 3), (0, 0)):
+        with pytest.raises(BadInput, match="--shard"):
+            run_study(twins(pairs), tmp_path / "study", shard=shard)
+    timed = twins(pairs, minutes=1.0, settings=(f"data.root={pairs}", *SETTINGS))
+    with pytest.raises(BadInput, match="as many steps as one machine measures"):
+        run_study(timed, tmp_path / "study", shard=(0, 2))
+    assert not (tmp_path / "study").exists()

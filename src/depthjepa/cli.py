@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -281,7 +282,7 @@ def predict(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, in the order to show.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders and folders of studies, in the order to show.")],
     out: Annotated[Path, typer.Option(help="The page to write.")],
 ) -> None:
     """Write one self-contained HTML page about runs: pictures, losses, tables."""
@@ -338,13 +339,19 @@ def study(
     out: Annotated[Path | None, typer.Option(help="Folder of the study; default studies/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study that is in the folder.")] = False,
     keep: Annotated[Path | None, typer.Option(help="Copy tables and configurations there at the end.")] = None,
+    shard: Annotated[
+        str, typer.Option(metavar="I/N", help="Do every N-th run from the I-th on (from 0): one machine of N.")
+    ] = "0/1",
 ) -> None:
-    """Train and probe arms with several seeds, and write one table of means and deviations."""
+    """Train and probe arms with several seeds; write means and deviations, and what may be claimed."""
     from depthjepa.study import load_study, run_study
     from depthjepa.study_tables import markdown
 
     asked = load_study(study)
-    content = run_study(asked, out or Path("studies") / asked.name, resume=resume, keep=keep)
+    if not (given := re.fullmatch(r"(\d+)/(\d+)", shard)):
+        raise BadInput(f"--shard {shard!r}: give I/N, such as 0/4 for the first of four machines")
+    part = int(given[1]), int(given[2])
+    content = run_study(asked, out or Path("studies") / asked.name, resume=resume, keep=keep, shard=part)
     print(f"\n{markdown(content)}", end="")
     if content["failed"]:
         raise RunStopped(f"{len(content['failed'])} of {len(asked.arms) * len(asked.seeds)} runs failed")

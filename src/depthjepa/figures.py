@@ -297,6 +297,39 @@ def latent_rows(
     return figure
 
 
+def arm_dots(
+    values: Mapping[str, Sequence[float]],
+    intervals: Mapping[str, tuple[float, float]],
+    baselines: Mapping[str, float],
+    label: str,
+) -> Figure:
+    """Draw the arms of a study one below the other: each run a dot, the mean's interval a bar, yardsticks as lines."""
+    figure = Figure(figsize=(PAGE_WIDTH, 1.3 + 0.42 * len(values)), layout="constrained")
+    axis: Any = figure.subplots()
+    for row, (arm, found) in enumerate(values.items()):
+        low, high = intervals[arm]
+        axis.plot([low, high], [row, row], color=run_colour(row), linewidth=5, alpha=0.3, solid_capstyle="butt")
+        axis.plot([sum(found) / len(found)], [row], marker="|", markersize=16, color=run_colour(row), markeredgewidth=2)
+        # Spread by place, not by chance: a picture that is drawn again is the same.
+        spread = [row + 0.24 * (((7 * place) % 5) / 2 - 1) for place in range(len(found))]
+        axis.scatter(found, spread, s=22, color=run_colour(row), edgecolors="white", linewidths=0.6, zorder=3)
+    for place, (name, value) in enumerate(baselines.items()):
+        axis.axvline(value, color=INK, linewidth=1.1, linestyle=(0, (5, 3)) if place % 2 else (0, (1, 2)), label=name)
+    axis.set_yticks(range(len(values)), list(values))
+    axis.set_ylim(len(values) - 0.4, -0.6)
+    axis.set_xlabel(label, fontsize=9, color=INK)
+    axis.grid(axis="x", color="#e1e5ea", linewidth=0.8)
+    axis.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axis.spines[side].set_visible(False)
+    axis.tick_params(labelsize=9, colors=INK, length=0)
+    if baselines:
+        axis.legend(
+            fontsize=8, framealpha=0.9, edgecolor="none", loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=4
+        )
+    return figure
+
+
 def batch_grid(
     images: UInt8[np.ndarray, "b h w 3"], depth: Float[np.ndarray, "b h w"] | None, columns: int = 8
 ) -> Figure:

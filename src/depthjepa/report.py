@@ -22,13 +22,16 @@ from depthjepa.faults import BadInput
 from depthjepa.logbook import write_whole
 from depthjepa.page import document, embed, plain_table, record_table, run_label, section, text
 from depthjepa.runs import Arrays, Run, flatten, read_arrays, read_runs
+from depthjepa.study_page import first_runs, is_study, read_study, study_section
 from depthjepa.tables import ARROWS, Table, format_column, is_number, merge_tables, table_html
 
 PICTURES = {"depth": 6, "gates": 4, "features": 5, "masks": 3, "guidance": 4}
 
 
 def write_report(runs: list[Path], out: Path) -> None:
-    """Write one self-contained HTML page about run folders, in the order given.
+    """Write one self-contained HTML page about run folders and folders of studies, in the order given.
+
+    Of a study its claims are shown, its arms, and the runs of its first seed.
 
     Raises:
         BadInput: no run, a run that does not exist or has no `config.yaml`, one given twice, a damaged file
@@ -36,10 +39,12 @@ def write_report(runs: list[Path], out: Path) -> None:
     """
     if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
         raise BadInput(f"{out}: a report is one HTML file; give a path that ends in .html")
-    write_whole(out, render(read_runs(runs), out))
+    studies = [read_study(folder) for folder in runs if is_study(folder)]
+    shown = [each for path in runs for each in (first_runs(path, read_study(path)) if is_study(path) else [path])]
+    write_whole(out, render(read_runs(shown), out, studies))
 
 
-def render(runs: Sequence[Run], out: Path) -> str:
+def render(runs: Sequence[Run], out: Path, studies: Sequence[Mapping[str, Any]] = ()) -> str:
     """Return the page; `out` appears in the command that writes it again."""
     tables = merge_tables({run.name: run.probes for run in runs})
     names = [run.name for run in runs]
@@ -50,7 +55,8 @@ def render(runs: Sequence[Run], out: Path) -> str:
         [
             f'<p class="soft">depthjepa report</p>\n<h1>{text(title)}</h1>',
             f'<p class="lead">{text(summary_sentence(runs))}</p>',
-            f'<p class="lead">{text(result)}</p>' if result else "",
+            f'<p class="lead">{text(result)}</p>' if result and not studies else "",
+            *(study_section(content) for content in studies),
             section("Depth as a run's own head decodes it", decoded_figures(runs)),
             section("Depth read out of the features", depth_figures(runs)),
             section("Why depth decodes or does not", gate_figures(runs)),

@@ -5,7 +5,7 @@ of its own, DIR/ARM/seed-N, so a study that was cut off goes on where it stopped
 
 study.yaml          the study as it was asked for, with the resolved configuration of each arm
 steps.json          where the arms have equal time: the steps of each arm, settled once
-study.json, .md     all figures and their table, rewritten after every run
+study.json, .md     all figures, their table and what may be claimed, rewritten after every run
 ARM/seed-N.log      what the run said
 
 With equal time, the arms differ in steps instead (a cheaper step is taken more often). What is equal is the time of
@@ -41,6 +41,7 @@ from depthjepa.masks import sample_masks
 from depthjepa.method import build_method, build_teacher
 from depthjepa.recipe_files import read_recipe
 from depthjepa.starting import refuse_frozen_without_head, refuse_unusable_validation
+from depthjepa.study_claims import Comparison, compare, lines
 from depthjepa.study_runs import POLL, end, measure_seconds, spawn, why_failed
 from depthjepa.study_tables import (
     is_done,
@@ -75,6 +76,7 @@ class Study:
     minutes: PositiveFloat | None = None  # equal training time for each arm; None: as long as its configuration says
     side_by_side: PositiveInt = 1  # runs at a time; they share the threads of the machine
     probes: tuple[str, ...] = ()
+    claims: tuple[Comparison, ...] = ()
 
     @field_validator("arms", mode="before")
     @classmethod
@@ -134,6 +136,7 @@ def resolve(study: Study) -> dict[str, RunConfig]:
         for task in study.probes
         if task not in TASKS
     ]
+    faults += _claim_faults(study)
     content = read_recipe(study.base)
     found: dict[str, RunConfig] = {}
     for arm, settings in study.arms.items():
@@ -157,6 +160,22 @@ def resolve(study: Study) -> dict[str, RunConfig]:
 def _repeated(study: Study) -> Iterator[tuple[str, object]]:
     for what, values in (("seed", study.seeds), ("probe", study.probes)):
         yield from ((what, value) for value in dict.fromkeys(values) if values.count(value) > 1)
+
+
+def _claim_faults(study: Study) -> Iterator[str]:
+    """What is compared has to be an arm and a figure of the study."""
+    for each in study.claims:
+        for arm in (each.first, *each.against):
+            if arm not in study.arms:
+                yield f"claims: there is no arm {arm!r}{nearest(arm, study.arms)}"
+        if each.first in each.against:
+            yield f"claims: {each.first} is to stand against others, not against itself"
+        task = each.measure.partition(".")[0]
+        if task not in study.probes:
+            yield (
+                f"claims: {each.measure} is no figure of a probe of the study{nearest(task, study.probes)}: give "
+                f"PROBE.KEY with one of {', '.join(study.probes) or 'its probes (there are none)'}"
+            )
 
 
 def _refuse_name(arm: str) -> None:
@@ -230,13 +249,16 @@ def run_study(
     *,
     resume: bool = False,
     keep: str | Path | None = None,
+    shard: tuple[int, int] = (0, 1),
     measure: Measure | None = None,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Run all arms with all seeds, the arms of one seed before the next seed; return the content of `study.json`.
 
     A run that fails is listed under `failed` with its reason, and the others go on. `keep` is a folder that gets a
-    copy of what a repository keeps. `measure` gives the seconds of a step where the study has `minutes`.
+    copy of what a repository keeps. `measure` gives the seconds of a step where the study has `minutes`. `shard` =
+    (i, n) does every n-th run from the i-th on: one machine of n, with a folder that all see; the last one to end
+    writes tables of all runs.
 
     Raises:
         BadInput: the study or one of its arms is at fault (before any run starts), or `out` holds something else.
@@ -246,22 +268,42 @@ def run_study(
     asked: dict[str, Any] = plain(asdict(study))
     configs = resolve(study)
     refuse_other_kept(asked, keep)
-    _claim(study, configs, folder, resume=resume)
+    _refuse_shard(study, folder, shard)
+    _claim(study, configs, folder, resume=resume or shard[1] > 1)
     with runtime.interruptions() as stopping:
         failed = _measure_steps(study, configs, folder, measure or measure_seconds, stopping, say)
         order = [(arm, seed) for seed in study.seeds for arm in study.arms]
-        left = [run for run in order if run[0] not in failed and not is_done(run_place(folder, *run), study.probes)]
+        mine = order[shard[0] :: shard[1]]
+        left = [run for run in mine if run[0] not in failed and not is_done(run_place(folder, *run), study.probes)]
         reasons = {(arm, seed): failed[arm] for arm, seed in order if arm in failed}
-        content = write_tables(asked, folder, reasons)
+
+        def claimed(content: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
+            found = compare(study.claims, content, folder)
+            return found, lines(found)
+
+        content = write_tables(asked, folder, reasons, claimed)
         ends = _run_all(study, _with_steps(study, configs, folder), folder, left, stopping, say)
         with contextlib.closing(ends):  # whatever happens here, no run is left behind
             for run, reason in ends:
                 if reason is not None:
                     reasons[run] = reason
-                content = write_tables(asked, folder, reasons)
+                content = write_tables(asked, folder, reasons, claimed)
     if keep is not None:
         keep_results(asked, folder, Path(keep))
     return content
+
+
+def _refuse_shard(study: Study, folder: Path, shard: tuple[int, int]) -> None:
+    number, count = shard
+    if not 0 <= number < count:
+        raise BadInput(
+            f"--shard {number}/{count}: the first of {count} parts is 0/{count}, the last {count - 1}/{count}"
+        )
+    if count > 1 and study.minutes is not None and not set(study.arms) <= set(known_steps(folder)):
+        raise BadInput(
+            f"arms of equal time ({study.minutes:g} min) have as many steps as one machine measures: start the study "
+            f"on one machine, stop it when it trains, and share the folder {folder} (steps.json) with the shards"
+        )
 
 
 def _claim(study: Study, configs: Mapping[str, RunConfig], folder: Path, *, resume: bool) -> None:

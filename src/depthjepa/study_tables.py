@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,16 @@ def known_steps(folder: Path) -> dict[str, dict[str, Any]]:
 # the table ------------------------------------------------------------------------------------------------
 
 
-def write_tables(asked: Mapping[str, Any], folder: Path, failed: Mapping[tuple[str, int], str]) -> dict[str, Any]:
-    """Write `study.json` and `study.md` from what the finished runs have on disk; return the former's content."""
+def write_tables(
+    asked: Mapping[str, Any],
+    folder: Path,
+    failed: Mapping[tuple[str, int], str],
+    claim: Callable[[Mapping[str, Any]], tuple[list[dict[str, Any]], list[str]]],
+) -> dict[str, Any]:
+    """Write `study.json` and `study.md` from what the finished runs have on disk; return the former's content.
+
+    `claim` makes of the content what may be claimed, for the former, and its sentences, for the latter.
+    """
     runs = [
         read_finished(run_place(folder, arm, seed), arm, seed, asked["probes"])
         for seed in asked["seeds"]
@@ -86,9 +94,10 @@ def write_tables(asked: Mapping[str, Any], folder: Path, failed: Mapping[tuple[s
             "failed": [{"arm": arm, "seed": seed, "reason": why} for (arm, seed), why in sorted(failed.items())],
         }
     )
-    write_whole(folder / "study.json", to_json(content))
-    write_whole(folder / "study.md", markdown(content))
-    found: dict[str, Any] = content
+    claims, sentences = claim(content)
+    found: dict[str, Any] = plain(content | {"claimed": claims, "sentences": sentences})
+    write_whole(folder / "study.json", to_json(found))
+    write_whole(folder / "study.md", markdown(found))
     return found
 
 
@@ -170,7 +179,8 @@ def markdown(content: Mapping[str, Any]) -> str:
         1, "|" + "|".join(f"{'-' * (width + 1)}:" if n else "-" * (width + 2) for n, width in enumerate(widths)) + "|"
     )
     lost = [f"- {each['arm']}, seed {each['seed']} failed: {each['reason']}" for each in content["failed"]]
-    parts = [f"# {content['name']}", content["about"], _sentence(content), "\n".join(lines), "\n".join(lost)]
+    said = "\n".join(content["sentences"])
+    parts = [f"# {content['name']}", content["about"], said, _sentence(content), "\n".join(lines), "\n".join(lost)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -167,6 +167,7 @@ def _depth_arrays(found: DepthTable, name: str) -> dict[str, np.ndarray]:
         "mean_map": found.mean_map.values.numpy(),
         "random": shown.predictions[RANDOM],
         "prediction": shown.predictions[name],
+        **{key: found.scores[name].per_image[key] for key in ("within_residual", "within_total")},
     }
 
 
