@@ -56,9 +56,9 @@ def _one_of(what: str, *choices: str) -> Callable[[str], str]:
 Task = Annotated[
     str,
     typer.Argument(
-        parser=_one_of("probe", "knn", "linear", "attentive", "depth", "decode"),
+        parser=_one_of("probe", "knn", "linear", "mlp", "attentive", "depth", "decode"),
         metavar="TASK",
-        help="knn, linear, attentive, depth, or decode (the depth that a pixel-guided run's own head gives).",
+        help="knn, linear, mlp, attentive, depth, or decode (the depth that a pixel-guided run's own head gives).",
     ),
 ]
 Picture = Annotated[

@@ -101,6 +101,8 @@ class EvaluationConfig:
     batch_size: PositiveInt = 64
     precision: Literal["fp32", "bf16"] = "fp32"
     neighbours: tuple[PositiveInt, ...] = (10, 20, 100)  # of kNN, a column each; the middle one ranks checkpoints
+    linear_protocol: Literal["convex", "sweep"] = "convex"  # sweep: of the I-JEPA paper, trained in many settings
+    probe_epochs: PositiveInt = 100  # of that sweep and of the mlp probe
     attentive_epochs: PositiveInt = 20  # of the attentive probe
     attentive_lr: PositiveFloat = 1e-3  # its peak, on batches of 128 images
     gate_steps: PositiveInt = 2000  # at most, of each head that `diagnose --gates` overfits

@@ -54,7 +54,7 @@ from depthjepa.study_tables import (
 from depthjepa.tables import BASELINES
 from depthjepa.warm_start import start_from
 
-LABELLED = ("knn", "linear", "attentive")
+LABELLED = ("knn", "linear", "mlp", "attentive")
 TASKS = (*LABELLED, "depth", "decode", "diagnose")
 FILES = ("study.yaml", "steps.json", "study.json", "study.md")
 NAME = re.compile(r"\w[\w.+=-]*", re.ASCII)

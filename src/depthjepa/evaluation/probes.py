@@ -19,17 +19,18 @@ from depthjepa import runtime
 from depthjepa.checkpoint import Checkpoint
 from depthjepa.config import RunConfig, build_config, to_mapping
 from depthjepa.data.loading import source_name
-from depthjepa.evaluation.classification import knn
-from depthjepa.evaluation.classification_tables import classification_tables
+from depthjepa.evaluation.classification import chance, knn
+from depthjepa.evaluation.classification_tables import ACCURACY, classification_tables
 from depthjepa.evaluation.decoded import decode_table
 from depthjepa.evaluation.depth_probe import DepthTable, depth_table
 from depthjepa.evaluation.depth_readouts import Plan, describe, encode_layers, layers_of, readout_table
 from depthjepa.evaluation.diagnostics import rank_me
-from depthjepa.evaluation.features import Encode
+from depthjepa.evaluation.features import Encode, pooled_features
 from depthjepa.evaluation.gates import gates_table
 from depthjepa.evaluation.gathering import RANDOM, Views, encode_with, encoders, one_pass, table, views_text
 from depthjepa.evaluation.guidance import guidance_tables
 from depthjepa.evaluation.readout import DepthReadout
+from depthjepa.evaluation.trained_probes import HIDDEN, SETTINGS, TOGETHER, mlp, sweep
 from depthjepa.faults import BadInput, nearest
 from depthjepa.logbook import RunFolder, to_json, write_whole
 from depthjepa.method import build_encoder
@@ -51,6 +52,7 @@ DEPTH_COLUMNS = [
     {"key": "delta2", "label": "δ < 1.25²", "unit": "", "better": "higher"},
     {"key": "delta3", "label": "δ < 1.25³", "unit": "", "better": "higher"},
 ]
+SETTING_COLUMN = {"key": "setting", "label": "layers, rate, weight decay", "unit": ""}
 RATE_COLUMN = {"key": "rate", "label": "rate", "unit": ""}
 PREDICTED_COLUMN = {
     "key": "predicted_r2_within",
@@ -78,16 +80,63 @@ class Probe:
 
 
 def probe(task: str, config: RunConfig, encoder: VisionTransformer, where: torch.device) -> Probe:
-    """Run the probe `task` (knn, linear, attentive or depth) on a trained encoder; `config` says on which data.
+    """Run the probe `task` (knn, linear, mlp, attentive or depth) on a trained encoder; `config` says on which data.
 
     The baselines are computed on the same images.
     """
-    tasks = ("knn", "linear", "attentive", "depth")
+    tasks = ("knn", "linear", "mlp", "attentive", "depth")
     if task not in tasks:
         raise BadInput(f"there is no probe {task!r}{nearest(task, tasks)}: choose from {', '.join(tasks)}")
+    if task == "mlp" or (task == "linear" and config.evaluation.linear_protocol == "sweep"):
+        return trained_probe(task, config, encoder, where)
     if task == "depth":
         return (depth_probe if config.evaluation.depth_readout == "ridge" else readout_probe)(config, encoder, where)
     return Probe(classification_tables(config, encoders(config, encoder, where), (task,))[task])
+
+
+def trained_probe(task: str, config: RunConfig, encoder: VisionTransformer, where: torch.device) -> Probe:
+    """The I-JEPA protocol's linear sweep, or the paper's head with its accuracy after each epoch."""
+    train, val = Views(config, "train"), Views(config, "val")
+    rows: list[dict[str, Any]] = []
+    arrays: dict[str, np.ndarray] = {}
+    if not train.source.classes:
+        raise BadInput(
+            f"the {task} probe needs labels, and {config.data.root} has none: give a class folder or `scenes`"
+        )
+    epochs, layers = config.evaluation.probe_epochs, min(TOGETHER, len(encoder.blocks))
+    blocks = list(range(len(encoder.blocks) - layers, len(encoder.blocks)))
+    for name, each in ((RANDOM, build_encoder(config)), (config.name, encoder)):
+        encode = encode_layers(each, blocks, where, config.evaluation.precision)
+        seen, unseen = (pooled_features(encode, views()) for views in (train, val))
+        if not rows:
+            rows.append({"name": "chance", "val_accuracy": 100 * chance(seen, unseen)})
+        if task == "mlp":
+            curves = mlp(seen, unseen, encoder.width, epochs=epochs, seed=config.seed)
+            own = {"train_accuracy": curves.train_accuracy[-1], "val_accuracy": curves.val_accuracy[-1]}
+            short = "random_" if name == RANDOM else ""
+            arrays |= {f"{short}train": curves.train_accuracy, f"{short}val": curves.val_accuracy}
+            rows.append({"name": name, **{key: 100 * float(value) for key, value in own.items()}})
+        else:
+            found = sweep(seen, unseen, encoder.width, epochs=epochs, seed=config.seed)
+            best = found.chosen
+            rows.append(
+                {
+                    "name": name,
+                    "train_accuracy": 100 * found.train_accuracy,
+                    "val_accuracy": 100 * found.val_accuracy,
+                    "setting": f"{best.layers}, {best.lr:g}, {best.weight_decay:g}",
+                }
+            )
+    how = (
+        f"two layers ({HIDDEN} hidden) on standardised mean-pooled tokens"
+        if task == "mlp"
+        else f"linear classifier on standardised mean-pooled tokens of the last or the last {layers} layers, the best "
+        f"of {len(SETTINGS)} settings by a fifth of the training data"
+    )
+    protocol = f"{how} of the frozen {config.evaluation.which} encoder, {epochs} epochs; {views_text(train, val)}"
+    columns = [*ACCURACY, *([SETTING_COLUMN] if task == "linear" else [])]
+    variant = "-sweep" if task == "linear" else ""
+    return Probe(table(task, train.source, protocol, columns, rows), arrays, variant=variant)
 
 
 def diagnostics_probe(config: RunConfig, encoder: VisionTransformer, where: torch.device) -> Probe:
@@ -261,10 +310,14 @@ def probe_run(config: RunConfig, saved: Checkpoint, tasks: Sequence[str]) -> Non
     """Write the tables of several probes of a run (diagnose too): all that read tokens share one pass over the data."""
     where, which = runtime.device(config.train.device), config.evaluation.which
     encoder = saved.encoder(which)
-    together = [task for task in tasks if task not in ("depth", "decode")]
+    together = [task for task in tasks if task not in ("depth", "decode", "mlp")]
     if together:
         for content in classification_tables(config, encoders(config, encoder, where), together).values():
             write_probe(Probe(content), saved, which)
+    if "mlp" in tasks:
+        write_probe(trained_probe("mlp", config, encoder, where), saved, which)
+    if "linear" in tasks and config.evaluation.linear_protocol == "sweep":  # beside the one that runs are compared by
+        write_probe(trained_probe("linear", config, encoder, where), saved, which)
     if "depth" in tasks:
         write_probe(depth_probe(config, encoder, where), saved, which)
         if config.evaluation.depth_readout != "ridge":  # beside the ridge's, which runs are compared by
