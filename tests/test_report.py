@@ -130,6 +130,24 @@ def test_maps_of_own_heads_and_of_gates_have_sections_of_their_own(
     assert list(gates) == ["mlp, full", "x"] and np.array_equal(gates["x"], truth / 3, equal_nan=True)
 
 
+def test_accuracies_by_the_epoch_share_a_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [whole_run(tmp_path / name, name, "feature", own=0.4375, rmse=1.25) for name in ("a", "b")]
+    before = written(runs, tmp_path / "before.html")
+    for number, run in enumerate(runs):
+        rising = np.linspace(0.1, 0.5 + 0.1 * number, 5)
+        np.savez(run / "probes/mlp.npz", train=rising, val=rising / 2, random_train=rising / 3, random_val=rising / 4)
+    drawn: list[dict[str, tuple[np.ndarray, np.ndarray]]] = []
+    draw = figures.accuracy_curves
+    monkeypatch.setattr(figures, "accuracy_curves", lambda curves: (drawn.append(curves), draw(curves))[1])
+    page = written(runs, tmp_path / "after.html")
+    assert page.count("<img") == before.count("<img") + 1 and "How a classifier learns on frozen features" in page
+    (curves,) = drawn
+    assert list(curves) == ["a", "random encoder", "b"] and curves["b"][1][-1] == pytest.approx(0.3)
+    panels = draw(curves).axes
+    assert [panel.get_title(loc="left") for panel in panels] == ["training images", "validation images"]
+    assert list(panels[1].lines[2].get_ydata()) == pytest.approx(100 * curves["b"][1])
+
+
 def test_a_study_shows_its_claims_and_its_arms_as_dots(tmp_path: Path) -> None:
     study = tmp_path / "study"
     for arm in ("G", "U"):

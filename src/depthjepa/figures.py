@@ -297,6 +297,25 @@ def latent_rows(
     return figure
 
 
+def accuracy_curves(curves: Mapping[str, tuple[Float[np.ndarray, " epochs"], Float[np.ndarray, " epochs"]]]) -> Figure:
+    """Draw accuracy against the epoch of a classifier: on training images in one panel, on validation images beside it.
+
+    Args:
+        curves: name -> accuracies in [0, 1] on training and on validation images; `random encoder` is drawn in grey.
+    """
+    figure = Figure(figsize=(PAGE_WIDTH, 3.8), layout="constrained")
+    panels: Any = figure.subplots(1, 2, sharey=True)
+    for axis, place, title in zip(panels, (0, 1), ("training images", "validation images"), strict=True):
+        for row, (name, each) in enumerate(curves.items()):
+            epochs = np.arange(1, len(each[place]) + 1)
+            colour, dash = (FAINT, (0, (5, 3))) if name == "random encoder" else (run_colour(row), "solid")
+            axis.plot(epochs, 100 * each[place], color=colour, linestyle=dash, linewidth=1.8, label=name)
+        _style(axis, title, "accuracy [%]" if place == 0 else "")
+        axis.set_xlabel("epoch of the classifier", fontsize=8, color=FAINT)
+    panels[1].legend(fontsize=8, framealpha=0.9, edgecolor="none")
+    return figure
+
+
 def arm_dots(
     values: Mapping[str, Sequence[float]],
     intervals: Mapping[str, tuple[float, float]],

@@ -61,6 +61,7 @@ def render(runs: Sequence[Run], out: Path, studies: Sequence[Mapping[str, Any]] 
             section("Depth read out of the features", depth_figures(runs)),
             section("Why depth decodes or does not", gate_figures(runs)),
             section("What the features tell apart", feature_figures(runs)),
+            section("How a classifier learns on frozen features", accuracy_figures(runs)),
             section("What was hidden and what was to be predicted", mask_figures(runs)),
             section("Guidance maps", guidance_figures(runs)),
             section("Losses", loss_figure(runs)),
@@ -250,6 +251,29 @@ OWN_BASIS = (
     "Models of equal width share one basis and one scale; each width has its own, so that colours cannot be "
     "compared between widths."
 )
+
+
+def accuracy_figures(runs: Sequence[Run]) -> list[str]:
+    """Accuracy of the two-layer head after each epoch, all runs in one figure for each set of data."""
+    groups: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+    for run in runs:
+        for file in sorted((run.path / "probes").glob("mlp*.npz")):
+            arrays = read_arrays(run, f"probes/{file.name}", "train", "val")
+            assert arrays is not None
+            curves = groups.setdefault(file.name, {})
+            curves[run.name] = arrays["train"], arrays["val"]
+            if "random_train" in arrays:
+                curves.setdefault("random encoder", (arrays["random_train"], arrays["random_val"]))
+    seen = (
+        "Two layers on the pooled features of the frozen encoder, as in figure 4 of the source paper: accuracy after "
+        "each epoch on the images that they are trained on (all that the paper shows) and on others. The random "
+        "encoder was never trained."
+    )
+    failed = (
+        "a run's curve on validation images would lie on the random encoder's, however high that on training images: "
+        "images can be learned by heart from any features."
+    )
+    return [embed(figures.accuracy_curves(curves), seen, failed) for curves in groups.values()]
 
 
 def mask_figures(runs: Sequence[Run]) -> list[str]:
