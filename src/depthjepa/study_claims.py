@@ -136,10 +136,10 @@ def _by_image(
     rows = []
     for seed in seeds:
         sums = [_sums(run_place(folder, arm, seed) / "probes" / "depth.npz") for arm in (first, second)]
-        if sums[0] is None or sums[1] is None or not np.array_equal(sums[0][1], sums[1][1]):
+        if sums[0] is None or sums[1] is None or not np.array_equal(sums[0][1], sums[1][1], equal_nan=True):
             return None
         (one, total), (other, _) = sums[0], sums[1]
-        rows.append((other - one) / total.mean())
+        rows.append((other - one) / np.nanmean(total))  # nan for an image without depth
     return np.stack(rows) if len({len(row) for row in rows}) == 1 else None
 
 
