@@ -39,9 +39,9 @@ def write_report(runs: list[Path], out: Path) -> None:
     """
     if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
         raise BadInput(f"{out}: a report is one HTML file; give a path that ends in .html")
-    studies = [read_study(folder) for folder in runs if is_study(folder)]
-    shown = [each for path in runs for each in (first_runs(path, read_study(path)) if is_study(path) else [path])]
-    write_whole(out, render(read_runs(shown), out, studies))
+    studies = {folder: read_study(folder) for folder in runs if is_study(folder)}
+    shown = [each for path in runs for each in (first_runs(path, studies[path]) if path in studies else [path])]
+    write_whole(out, render(read_runs(shown), out, list(studies.values())))
 
 
 def render(runs: Sequence[Run], out: Path, studies: Sequence[Mapping[str, Any]] = ()) -> str:
