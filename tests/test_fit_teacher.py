@@ -28,7 +28,7 @@ from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import RunFolder
 from depthjepa.teachers import fit
 from depthjepa.teachers.depthfm import DepthFM, load_autoencoder, load_depthfm
-from depthjepa.teachers.fit import FitConfig, Learner, Pairs
+from depthjepa.teachers.fit import AUTOENCODER, CHECKPOINT, FitConfig, Learner, Pairs
 from tiny_runs import differences, millimetres, picture, write_classes, write_pairs
 
 pytest.importorskip("diffusers", reason="the depthfm teacher needs the extra `teachers`")
@@ -590,6 +590,39 @@ def test_a_fit_cut_short_goes_on_to_bit_by_bit_the_same_teacher(
     expected = [(part, step) for part in ("autoencoder", "flow") for step in (*range(at + 1), *range(again, 4))]
     assert watch.steps == expected
     assert content(out) == content(fitted)
+
+
+def test_a_fit_goes_on_from_an_earlier_one_and_keeps_its_autoencoder(
+    data: Path, tmp_path: Path, fitted: Path, watch: Watch, unpainted: None
+) -> None:
+    out = tmp_path / "on"
+    fitted_to(data, out, f"fit.start={fitted}", "fit.lr=1e-9", "fit.crops=12")
+    assert {part for part, _ in watch.steps} == {"flow"}
+    earlier, later = (load_depthfm(place / CHECKPOINT, place / AUTOENCODER) for place in (fitted, out))
+    assert not differences(earlier.vae.state_dict(), later.vae.state_dict())
+    for name, weight in earlier.unet.state_dict().items():
+        # float16 on the way out; at this rate nothing moves further.
+        assert torch.allclose(later.unet.state_dict()[name], weight, rtol=1e-3, atol=1e-6), name
+    moved = tmp_path / "moved"
+    fitted_to(data, moved, f"fit.start={fitted}", "fit.crops=12")
+    further = load_depthfm(moved / CHECKPOINT, moved / AUTOENCODER)
+    assert differences(earlier.unet.state_dict(), further.unet.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("fit.start={fitted}", "fit.width=64"), r"another network: block_out_channels=.*32.* there and .*64.* here"),
+        (("fit.start={nowhere}",), r"holds no fitted teacher \(teacher.ckpt, vae is not there\): give the folder"),
+    ],
+)
+def test_a_fit_that_cannot_go_on_from_another_says_why(
+    data: Path, tmp_path: Path, fitted: Path, settings: tuple[str, ...], said: str
+) -> None:
+    asked = [each.format(fitted=fitted, nowhere=tmp_path / "nowhere") for each in settings]
+    with pytest.raises(BadInput, match=said):
+        fitted_to(data, tmp_path / "out", *asked)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_finished_fit_is_returned_and_not_fitted_anew(data: Path, fitted: Path, watch: Watch) -> None:

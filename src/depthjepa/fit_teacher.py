@@ -38,6 +38,7 @@ from depthjepa.logbook import RunFolder, plain, whole_file, write_whole
 from depthjepa.teachers import fit
 from depthjepa.teachers.depthfm import DepthFM, load_autoencoder, load_depthfm
 from depthjepa.teachers.fit import AUTOENCODER, CHECKPOINT, Learner, Pairs
+from depthjepa.teachers.loading import tiny_files
 
 # What crops of RGB-D pairs a compact teacher learns from, unless it is told otherwise.
 DEFAULTS: Mapping[str, Any] = {"data": {"image_size": 128, "crop_scale": [0.25, 1.0], "flip": True}}
@@ -74,9 +75,16 @@ def fit_teacher(
     if folder.summary():
         return folder.summary()
     autoencoder, flow = fit.build_autoencoder(config.fit, config.seed), fit.build_flow(config.fit, config.seed)
+    if config.fit.start is not None:
+        checkpoint, vae = _earlier(config.fit.start)
+        earlier = load_depthfm(checkpoint, vae)
+        fit.begin_at(flow, earlier.unet, checkpoint)
+        autoencoder = earlier.vae
     say(f"autoencoder {_millions(autoencoder)}, flow {_millions(flow)}; {len(source)} training pairs of {source.name}")
     folder.begin(to_mapping(config), runtime.environment())
     with runtime.interruptions() as stopping:
+        if config.fit.start is not None and not (folder.path / AUTOENCODER).exists():
+            fit.save_autoencoder(autoencoder, float(autoencoder.config.scaling_factor), folder.path / AUTOENCODER)
         if not (folder.path / AUTOENCODER).exists():
             _fit_autoencoder(config, folder, autoencoder.to(where), source, where, stopping)
         if not (folder.path / CHECKPOINT).exists():
@@ -108,6 +116,17 @@ def _open(config: TeacherFitConfig) -> tuple[Source, Source]:
                 f"of {len(config.fit.multiples)} levels; the nearest to {side} is {near}"
             )
     return source, open_source(config.data, "val")
+
+
+def _earlier(place: str) -> tuple[Path, Path]:
+    """Checkpoint and autoencoder of the fitted teacher that a fit begins at."""
+    files = tiny_files() if place == "depthfm-tiny" else (Path(place) / CHECKPOINT, Path(place) / AUTOENCODER)
+    if lacking := [file.name for file in files if not file.exists()]:
+        raise BadInput(
+            f"fit.start={place} holds no fitted teacher ({', '.join(lacking)} is not there): give the folder of a "
+            f"fit that has ended, or depthfm-tiny"
+        )
+    return files
 
 
 def _batches(config: TeacherFitConfig, source: Source, steps: int, start: int = 0) -> TrainingBatches:

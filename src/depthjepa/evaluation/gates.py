@@ -13,6 +13,7 @@ fails names a cause.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -252,19 +253,21 @@ def overfit_gates(
     """Every head on both scopes, end to end and with all but the head frozen; and the maps of the end-to-end ones."""
     gates: list[Gate] = []
     maps: dict[str, np.ndarray] = {}
+
+    def gate(head: str, scope: str, read: str, name: str, *, frozen: bool = False) -> Float[np.ndarray, "images h w"]:
+        name, started = f"overfit: {name}, {'frozen' if frozen else 'end to end'}", time.monotonic()
+        reached, shown = overfit(_pixel(config, head, scope, read), saved, batch, where, bar, name, frozen=frozen)
+        gates.append(Gate(name, reached, None if frozen else WANTED))
+        # There are many and each takes a while: each is told as it ends.
+        bar.console.print(f"{name}: {reached:.3f} ({time.monotonic() - started:.0f} s)", highlight=False)
+        return shown
+
     for head in HEADS["pixel"]:
         for scope in ("target", "full"):
-            name = f"overfit: {head}, {scope}"
-            reached, shown = overfit(_pixel(config, head, scope, "predicted"), saved, batch, where, bar, name)
-            gates.append(Gate(f"{name}, end to end", reached, WANTED))
-            maps[f"{head}, {scope}"] = shown
-            frozen = _pixel(config, head, scope, "predicted")
-            reached, _ = overfit(frozen, saved, batch, where, bar, f"{name}, frozen", frozen=True)
-            gates.append(Gate(f"{name}, frozen", reached))
-        if not all(gate.passed for gate in gates[-4::2]):
-            name = f"overfit: {head}, tokens of the whole image"
-            reached, _ = overfit(_pixel(config, head, "full", "dense"), saved, batch, where, bar, name)
-            gates.append(Gate(f"{name}, end to end", reached, WANTED))
+            maps[f"{head}, {scope}"] = gate(head, scope, "predicted", f"{head}, {scope}")
+            gate(head, scope, "predicted", f"{head}, {scope}", frozen=True)
+        if not all(each.passed for each in gates[-4::2]):
+            gate(head, "full", "dense", f"{head}, tokens of the whole image")
     assert batch.depth is not None
     known = valid(batch.depth)
     pictures = {

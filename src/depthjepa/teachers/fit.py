@@ -53,6 +53,7 @@ class FitConfig:
     320 with multiples 1, 2, 4, 4 and 2 blocks. Widths of the flow are multiples of 32 (its group normalisation).
     """
 
+    start: str | None = None  # a fitted teacher to go on from, its folder or `depthfm-tiny`; its autoencoder is kept
     autoencoder_widths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (16, 32, 48, 48)
     autoencoder_steps: PositiveInt = 1000
     autoencoder_crop: PositiveInt = 64  # px: it learns from parts of this side
@@ -227,7 +228,21 @@ def build_flow(config: FitConfig, seed: int) -> Any:
         # As diffusion models begin: what is predicted at first is nothing, not noise.
         torch.nn.init.zeros_(network.conv_out.weight)
         torch.nn.init.zeros_(network.conv_out.bias)
+    # On a CPU torch's fused attention goes back slowly: written out, a step takes a fifth less.
+    network.set_attn_processor(diffusers_library().models.attention_processor.AttnProcessor())
     return network
+
+
+def begin_at(flow: Any, earlier: Any, place: Path) -> None:
+    """Give a flow the weights of an earlier one; raises `BadInput`, with what differs, for another network."""
+    differing = [
+        f"{key}={earlier.config[key]} there and {value} here"
+        for key, value in flow.config.items()
+        if not key.startswith("_") and earlier.config[key] != value
+    ]
+    if differing:
+        raise BadInput(f"fit.start={place} is another network: {', '.join(differing)}")
+    flow.load_state_dict(earlier.state_dict())
 
 
 # losses ---------------------------------------------------------------------------------------------------
