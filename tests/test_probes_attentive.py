@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -252,7 +253,7 @@ def test_all_tables_come_from_one_pass_and_say_what_single_probes_say(classes: P
             parameter.mul_(1.5)
     seen: Counter[float] = Counter()
     named = {name: counted(encode, seen) for name, encode in encoders(config, encoder, CPU).items()}
-    found = classification_tables(config, named)
+    found = {task: content for task, (content, _) in classification_tables(config, named).items()}
     assert len(seen) == 48 and set(seen.values()) == {2}  # every image once by each of two encoders
     assert list(found) == ["knn", "linear", "attentive", "diagnose"]
     for task in ("knn", "linear", "attentive"):
@@ -273,15 +274,36 @@ def test_all_tables_come_from_one_pass_and_say_what_single_probes_say(classes: P
     assert found["diagnose"]["rows"][1] == {"name": config.name, **figures}
 
 
+def test_nearest_images_are_shown_for_each_encoder_and_framed_by_class(classes: Path) -> None:
+    config = config_of(classes, "evaluation.batch_size=7")
+
+    def colour(images: torch.Tensor) -> torch.Tensor:
+        return images.mean((2, 3))[:, None].expand(-1, 4, -1).contiguous()
+
+    def nothing(images: torch.Tensor) -> torch.Tensor:
+        return torch.randn(len(images), 4, 3, generator=source(int(images.sum())))
+
+    _, shown = classification_tables(config, {RANDOM: nothing, "a": colour}, ["knn"])["knn"]
+    assert shown["images"].shape == (4, 48, 48, 3) and shown["found"].shape == (4, 6, 48, 48, 3)
+    assert shown["alike"].all() and not shown["random_alike"].all()  # red against blue
+    np.testing.assert_array_equal(shown["images"], shown["random_images"])
+    red = shown["images"][..., 0].mean((1, 2)) > shown["images"][..., 2].mean((1, 2))
+    found = shown["found"][..., 0].mean((2, 3)) > shown["found"][..., 2].mean((2, 3))
+    np.testing.assert_array_equal(found, np.repeat(red[:, None], 6, 1))
+    held = build_encoder(config)
+    result = probe("knn", config, held, CPU)
+    assert {"images", "found", "alike", "random_found", "random_alike"} <= set(result.arrays)
+
+
 def test_tokens_that_do_not_fit_give_the_same_table(classes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(classes)
     encoder = build_encoder(config)
     seen: Counter[float] = Counter()
     named = {"encoder": counted(encoders(config, encoder, CPU)[RANDOM], seen)}
-    kept = classification_tables(config, named, ["attentive"])["attentive"]
+    kept = classification_tables(config, named, ["attentive"])["attentive"][0]
     assert set(seen.values()) == {1}
     monkeypatch.setattr(tokens, "KEPT_BYTES", 0)
-    computed = classification_tables(config, named, ["attentive"])["attentive"]
+    computed = classification_tables(config, named, ["attentive"])["attentive"][0]
     assert max(seen.values()) == 1 + 1 + 2 * 4 + 3  # once to begin with, 2 x epochs, and what is walked over besides
     assert kept == computed
 
@@ -309,11 +331,11 @@ def test_verdicts_name_their_encoder_where_there_are_several(classes: Path) -> N
     def constant(images: torch.Tensor) -> torch.Tensor:
         return torch.arange(32.0).expand(len(images), 36, 32)
 
-    one = classification_tables(config, {RANDOM: healthy, "a": constant}, ["diagnose"])["diagnose"]["verdict"]
-    two = classification_tables(config, {RANDOM: healthy, "a": constant, "b": constant}, ["diagnose"])["diagnose"]
+    one = classification_tables(config, {RANDOM: healthy, "a": constant}, ["diagnose"])["diagnose"][0]["verdict"]
+    two = classification_tables(config, {RANDOM: healthy, "a": constant, "b": constant}, ["diagnose"])["diagnose"][0]
     assert len(one) == 3 and one[0].startswith("dimensional collapse")
     assert two["verdict"] == [f"a: {sentence}" for sentence in one] + [f"b: {sentence}" for sentence in one]
-    assert classification_tables(config, {"a": constant}, ["diagnose"])["diagnose"]["verdict"] == []
+    assert classification_tables(config, {"a": constant}, ["diagnose"])["diagnose"][0]["verdict"] == []
 
 
 def test_diagnostics_need_no_labels_and_the_others_do(tmp_path: Path) -> None:

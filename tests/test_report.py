@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from PIL import Image
 
 from depthjepa import figures
@@ -102,7 +104,7 @@ def cells(page: str, row: str) -> list[str]:
 def test_page_needs_nothing_but_itself(page: str) -> None:
     assert re.search(r"https?:|<script|<link|@import|url\(", page) is None
     sources = re.findall(r'src="([^"]{0,30})', page)
-    assert len(sources) == 6 and all(source.startswith("data:image/png;base64,") for source in sources)
+    assert len(sources) == 5 and all(source.startswith("data:image/png;base64,") for source in sources)
     assert len(page.encode()) < 6_000_000
 
 
@@ -128,6 +130,63 @@ def test_maps_of_own_heads_and_of_gates_have_sections_of_their_own(
     decoded, _, gates = drawn
     assert list(decoded) == ["guided", "mean map"] and np.array_equal(decoded["guided"], truth / 2, equal_nan=True)
     assert list(gates) == ["mlp, full", "x"] and np.array_equal(gates["x"], truth / 3, equal_nan=True)
+
+
+def test_heads_with_one_teacher_stand_side_by_side_and_others_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [whole_run(tmp_path / name, name, "feature", 0.5, 1.0) for name in ("a", "b", "c")]
+    other = np.ones((2, 1, 3, 4))
+    np.savez(runs[2] / "figures/guidance.npz", images=photographs(), teacher=other, predicted=other)
+    drawn: list[list[str]] = []
+    monkeypatch.setattr(figures, "latent_rows", lambda _i, _t, maps, _n: drawn.append(list(maps)) or Figure())
+    written(runs, tmp_path / "page.html")
+    assert drawn == [["a", "b"], ["c"]]
+
+
+def test_input_swap_layers_and_nearest_images_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = whole_run(tmp_path / "a", "a", "pixel", 0.5, 1.0)
+    gates = {"input swap: raw patches": 0.25, "layers: block 1": 0.5, "layers: block 2 (last)": 0.125, "floor: x": 9.0}
+    layers = [
+        {"name": "a", "block_1": 0.5, "block_2": 0.75},
+        {"name": "random encoder", "block_1": 0.0, "block_2": 0.25},
+    ]
+    for task, rows in (
+        ("gates", [{"name": name, "figure": figure} for name, figure in gates.items()]),
+        ("guidance-layers", layers),
+    ):
+        content = {"task": task, "data": "scenes:0", "protocol": "", "columns": [], "rows": rows}
+        (run / f"probes/{task}.json").write_text(json.dumps(content))
+    found, alike = np.zeros((2, 3, 24, 32, 3), dtype=np.uint8), np.ones((2, 3), dtype=bool)
+    arrays = {"found": found, "alike": alike, "random_found": found, "random_alike": ~alike}
+    np.savez(run / "probes/knn.npz", images=photographs(), **arrays)
+    bars: list[dict[str, float]] = []
+    lines: list[dict[str, list[float]]] = []
+    monkeypatch.setattr(figures, "named_bars", lambda values, _: bars.append(values) or Figure())
+    monkeypatch.setattr(figures, "layer_curves", lambda values, _: lines.append(values) or Figure())
+    page = written([run], tmp_path / "page.html")
+    assert bars == [{"raw patches": 0.25}]
+    assert lines == [{"a": [0.5, 0.125]}, {"a": [0.5, 0.75], "random encoder": [0.0, 0.25]}]
+    assert "What the features find alike" in page and "What each block tells" in page
+
+
+def test_frames_tell_the_class_of_nearest_images() -> None:
+    found = np.zeros((2, 3, 24, 32, 3), dtype=np.uint8)
+    alike = np.array([[True, False, True], [False, False, True]])
+    figure = figures.neighbour_rows(photographs(), {"a": found, "b": found}, {"a": alike, "b": ~alike})
+    axes = np.array(figure.axes).reshape(4, 4)
+    assert [axis.get_ylabel() for axis in axes[:, 0]] == ["a", "b", "a", "b"]
+    for row, same in enumerate((alike[0], ~alike[0], alike[1], ~alike[1])):
+        colours = [to_hex(axis.spines["left"].get_edgecolor()) for axis in axes[row, 1:]]
+        assert colours == [figures.SAME if each else figures.OTHER for each in same]
+
+
+def test_lines_and_bars_show_their_figures() -> None:
+    (axis,) = figures.layer_curves({"a": [0.5, 0.25], "random encoder": [0.0, 0.125]}, "measure").axes
+    np.testing.assert_array_equal(np.asarray(axis.get_lines()[0].get_ydata()), [0.5, 0.25])
+    assert axis.get_lines()[1].get_color() == figures.FAINT
+    (axis,) = figures.named_bars({"a": 0.5, "b": -0.25}, "measure").axes
+    assert [round(patch.get_width(), 3) for patch in axis.patches] == [0.5, -0.25]
 
 
 def test_accuracies_by_the_epoch_share_a_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,12 +256,14 @@ def test_an_arms_bar_is_its_t_interval() -> None:
 def test_the_teacher_and_the_error_of_cached_crops_are_told(tmp_path: Path) -> None:
     run = whole_run(tmp_path / "a", "guided", "feature", own=0.4375, rmse=1.25)
     summary = json.loads((run / "summary.json").read_text())
-    assert "(teacher) and what it gives" in written([run], tmp_path / "older.html")  # a run that did not say
+    assert "(teacher) and what those of guided give" in written(
+        [run], tmp_path / "older.html"
+    )  # a run that did not say
     crops = {"crops": 64.0, "correlation": 0.8125, "difference": 0.625}
     summary["teacher"] = {"name": "depthfm", "unit": "latent of log depth", "cached_crops": crops}
     (run / "summary.json").write_text(json.dumps(summary))
     page = written([run], tmp_path / "cached.html")
-    assert "(teacher: depthfm, latent of log depth) and what it gives" in page
+    assert "(teacher: depthfm, latent of log depth) and what those of guided give" in page
     assert "on 64 crops they correlate with the teacher&#x27;s own at 0.812 and differ by 0.625 deviations" in page
     summary["teacher"]["cached_crops"] = None
     (run / "summary.json").write_text(json.dumps(summary))
@@ -471,7 +532,7 @@ def test_masks_show_exactly_their_patches() -> None:
 def test_teacher_and_prediction_share_a_scale_symmetric_about_zero() -> None:
     teacher = np.random.default_rng(0).normal(size=(2, 1, 3, 4))
     teacher[0, 0, 0, 0] = np.nan
-    figure = figures.latent_rows(photographs(), teacher, teacher.copy())
+    figure = figures.latent_rows(photographs(), teacher, {"predicted": teacher.copy()})
     left, right = (np.asarray(figure.axes[column].images[0].get_array()) for column in (1, 2))
     np.testing.assert_array_equal(left, right)
     np.testing.assert_array_equal(left[0, 0], figures.INVALID)
@@ -484,6 +545,9 @@ def test_loss_figure_has_a_panel_a_loss_a_floor_and_fixed_colours() -> None:
     unguided = [{"step": s, "loss_jepa": 50.0 / s, "lr": 0.1} for s in range(1, 60)]
     figure = figures.loss_curves({"unguided": unguided, "guided": guided}, {"guided": 0.75})
     latent, depth, rate = figure.axes
+    assert not depth.patches
+    thawed = figures.loss_curves({"unguided": unguided, "guided": guided}, {}, {"guided": 20}).axes[1].patches
+    assert len(thawed) == 1 and thawed[0].get_x() == 0 and thawed[0].get_width() == 20
     assert latent.get_yscale() == "log" and depth.get_yscale() == "linear"
     assert rate.get_title(loc="left") == "learning rate"
     labels = {str(line.get_label()): line for line in depth.get_lines()}

@@ -33,6 +33,7 @@ LATENT_MAP = "RdBu_r"
 INVALID = (0.72, 0.72, 0.72)
 INK = "#1f2933"
 FAINT = "#7b8794"
+SAME, OTHER = "#009e73", "#d55e00"
 RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a5195", "#5f6b6d")
 PAGE_WIDTH = 10.0  # inches
 SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
@@ -70,13 +71,18 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(file, format=suffix[1:], dpi=150)
 
 
-def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], floors: Mapping[str, float] | None = None) -> Figure:
+def loss_curves(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    floors: Mapping[str, float] | None = None,
+    thawed: Mapping[str, int] | None = None,
+) -> Figure:
     """Draw one panel a loss, and small ones for learning rate and momentum, against the step.
 
     Args:
         runs: name -> logged steps, each with `step` and any of `loss_*`, `loss`, `lr`, `momentum`. A run
             without a quantity is left out of its panel.
         floors: name -> depth loss of the best constant prediction, drawn into the panel of `loss_depth`.
+        thawed: name -> steps in which the head alone learned, marked in the same panel.
     """
     logged = list(dict.fromkeys(key for rows in runs.values() for row in rows for key in row))
     losses = sorted((key for key in logged if key.startswith("loss_")), key=_loss_order) or ["loss"]
@@ -93,6 +99,9 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], floors: Mapping
         _curves(axis, runs, key, smooth=True)
         if key == "loss_depth":
             _floor_lines(axis, list(runs), floors or {})
+            for name, steps in (thawed or {}).items():
+                colour = run_colour(list(runs).index(name))
+                axis.axvspan(0, steps, color=colour, alpha=0.12, linewidth=0, label=f"head alone learns, {name}")
         _style(axis, LOSS_TITLES.get(key, key.replace("_", " ")), "loss (no unit)")
         axis.legend(fontsize=8, framealpha=0.9, edgecolor="none")
     if schedules:
@@ -273,24 +282,25 @@ def _span(values: np.ndarray) -> tuple[float, float]:
 def latent_rows(
     images: UInt8[np.ndarray, "k h w 3"],
     teacher: Float[np.ndarray, "k c rows cols"],
-    predicted: Float[np.ndarray, "k c rows cols"],
+    predicted: Mapping[str, Float[np.ndarray, "k c rows cols"]],
     channels: int = 4,
 ) -> Figure:
-    """Draw the first `channels` maps of the teacher, each beside the prediction; nan is grey.
+    """Draw the first `channels` maps of the teacher, each beside the predictions by their names; nan is grey.
 
     All panels share one scale, symmetric about 0: the 98th percentile of the teacher's absolute values.
     """
     shown = min(channels, teacher.shape[1])
+    columns = {"teacher": teacher, **predicted}
     names = ["image"]
     for channel in range(shown):
         number = f" {channel + 1}" if teacher.shape[1] > 1 else ""
-        names += [f"teacher{number}", f"predicted{number}"]
+        names += [f"{name}{number}" for name in columns]
     figure, axes = _panels(len(images), names, images.shape[1:3], bar=True)
     limit = _span(np.abs(teacher[:, :shown]))[1]
     for row, image in enumerate(images):
         _show(axes[row][0], image, image.shape[:2])
         for channel in range(shown):
-            for axis, panel in zip(axes[row][1 + 2 * channel :], (teacher, predicted), strict=False):
+            for axis, panel in zip(axes[row][1 + len(columns) * channel :], columns.values(), strict=False):
                 colours = _colour(panel[row, channel], LATENT_MAP, -limit, limit)
                 _show(axis, colours, image.shape[:2])
     _bar(figure, axes, LATENT_MAP, -limit, limit, "value (no unit)")
@@ -313,6 +323,60 @@ def accuracy_curves(curves: Mapping[str, tuple[Float[np.ndarray, " epochs"], Flo
         _style(axis, title, "accuracy [%]" if place == 0 else "")
         axis.set_xlabel("epoch of the classifier", fontsize=8, color=FAINT)
     panels[1].legend(fontsize=8, framealpha=0.9, edgecolor="none")
+    return figure
+
+
+def neighbour_rows(
+    queries: UInt8[np.ndarray, "q h w 3"],
+    found: Mapping[str, UInt8[np.ndarray, "q k h w 3"]],
+    alike: Mapping[str, Bool[np.ndarray, "q k"]],
+) -> Figure:
+    """Draw queries with the nearest images that each model finds, a row for each query and model.
+
+    `alike` tells which have the class of the query: they have a green frame, the others an orange one.
+    """
+    count = next(iter(found.values())).shape[1]
+    figure, axes = _panels(
+        len(queries) * len(found), ["image", *(f"nearest {k + 1}" for k in range(count))], queries.shape[1:3]
+    )
+    for row, axis_row in enumerate(axes):
+        query, place = divmod(row, len(found))
+        name = list(found)[place]
+        _show(axis_row[0], queries[query], queries.shape[1:3])
+        axis_row[0].set_ylabel(_wrapped(name, 12), fontsize=8, color=INK)
+        for axis, image, same in zip(axis_row[1:], found[name][query], alike[name][query], strict=True):
+            _show(axis, image, queries.shape[1:3])
+            for spine in axis.spines.values():
+                spine.set(visible=True, color=SAME if same else OTHER, linewidth=2.5)
+    return figure
+
+
+def layer_curves(values: Mapping[str, Sequence[float]], label: str) -> Figure:
+    """Draw a figure of each block's tokens against the block's number, a line for each model."""
+    figure = Figure(figsize=(0.6 * PAGE_WIDTH, 3.2), layout="constrained")
+    axis: Any = figure.subplots()
+    for row, (name, each) in enumerate(values.items()):
+        colour, dash = (FAINT, (0, (5, 3))) if name == "random encoder" else (run_colour(row), "solid")
+        axis.plot(range(1, len(each) + 1), each, "o", color=colour, linestyle=dash, linewidth=1.8, label=name)
+    _style(axis, label, "")
+    axis.set_xlabel("block", fontsize=8, color=FAINT)
+    axis.set_xticks(range(1, max(map(len, values.values())) + 1))
+    axis.legend(fontsize=8, framealpha=0.9, edgecolor="none")
+    return figure
+
+
+def named_bars(values: Mapping[str, float], label: str) -> Figure:
+    """Draw one bar for each name, with its figure."""
+    figure = Figure(figsize=(0.8 * PAGE_WIDTH, 0.9 + 0.36 * len(values)), layout="constrained")
+    axis: Any = figure.subplots()
+    bars = axis.barh(list(values), list(values.values()), color=run_colour(0), height=0.6)
+    axis.bar_label(bars, fmt="%.3f", fontsize=8, color=INK, padding=3)
+    axis.invert_yaxis()
+    axis.margins(x=0.12)
+    axis.axvline(0, color=INK, linewidth=0.8)
+    axis.set_xlabel(label, fontsize=9, color=INK)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(labelsize=9, colors=INK, length=0)
     return figure
 
 

@@ -61,9 +61,11 @@ def render(runs: Sequence[Run], out: Path, studies: Sequence[Mapping[str, Any]] 
             section("Depth read out of the features", depth_figures(runs)),
             section("Why depth decodes or does not", gate_figures(runs)),
             section("What the features tell apart", feature_figures(runs)),
+            section("What the features find alike", neighbour_figures(runs)),
             section("How a classifier learns on frozen features", accuracy_figures(runs)),
             section("What was hidden and what was to be predicted", mask_figures(runs)),
             section("Guidance maps", guidance_figures(runs)),
+            section("What each block tells of the teacher's depth", layer_figures(runs)),
             section("Losses", loss_figure(runs)),
             section("In numbers", [READING, *(table_html(table, names) for table in tables)] if tables else []),
             section("What was run", what_was_run(runs, out)),
@@ -191,14 +193,39 @@ def _depth_figure(group: list[tuple[Run, Arrays]], seen: str, failed: str) -> st
 
 
 def gate_figures(runs: Sequence[Run]) -> list[str]:
-    """What each pixel head makes of the few images that it was trained on, one figure for each `diagnose --gates`."""
+    """What `diagnose --gates` found of each run: input swap, layer sweep, and what each head makes of a few images."""
     files = {f"probes/{file.name}": None for run in runs for file in sorted((run.path / "probes").glob("gates*.npz"))}
-    return [
+    maps = [
         _gate_figure(run, arrays)
         for file in files
         for run in runs
         if (arrays := read_arrays(run, file, "images", "truth", "names", "maps"))
     ]
+    return [*(drawn for run in runs for drawn in _readout_gates(run)), *maps]
+
+
+def _readout_gates(run: Run) -> list[str]:
+    """Bars of the input swap and the curve of the layer sweep."""
+    rows = {row["name"]: row["figure"] for content in _tables(run, "gates") for row in content["rows"]}
+    swap, layers = (
+        {name.removeprefix(begin): figure for name, figure in rows.items() if name.startswith(begin)}
+        for begin in ("input swap: ", "layers: ")
+    )
+    measured = "R² within images of a ridge readout"
+    drawn = []
+    if swap:
+        seen = (
+            f"Run {run.name}: depth of the same hidden patches as the same ridge reads it from different inputs (1: "
+            "perfect, 0: no more than the mean map). The target encoder sees the whole image, predicted tokens come "
+            "from the visible patches alone."
+        )
+        failed = "the target encoder's bar would be no longer than those of raw patches and of the random encoder."
+        drawn.append(embed(figures.named_bars(swap, measured), seen, failed))
+    if layers:
+        seen = f"Run {run.name}: the same readout from the tokens after each block, all patches seen."
+        failed = "the last block would tell less than those before it: what the loss needs is not what depth takes."
+        drawn.append(embed(figures.layer_curves({run.name: list(layers.values())}, measured), seen, failed))
+    return drawn
 
 
 def _gate_figure(run: Run, arrays: Arrays) -> str:
@@ -276,6 +303,55 @@ def accuracy_figures(runs: Sequence[Run]) -> list[str]:
     return [embed(figures.accuracy_curves(curves), seen, failed) for curves in groups.values()]
 
 
+def neighbour_figures(runs: Sequence[Run]) -> list[str]:
+    """Images and those that each model holds for nearest; one figure for each set of equal images."""
+    files = {f"probes/{file.name}": None for run in runs for file in sorted((run.path / "probes").glob("knn*.npz"))}
+    seen = (
+        "Validation images, and the training images whose pooled features are nearest by cosine, model by model. Green "
+        "frames have the image's class, orange ones another."
+    )
+    failed = "a run would find what the random encoder finds: images of like colours and brightness, of any class."
+    needed = ("found", "alike", "random_found", "random_alike")
+    drawn = []
+    for file in files:
+        for group in _same_images(runs, file, *needed):
+            first = group[0][1]
+            found = {run.name: arrays["found"] for run, arrays in group} | {"random encoder": first["random_found"]}
+            alike = {run.name: arrays["alike"] for run, arrays in group} | {"random encoder": first["random_alike"]}
+            drawn.append(embed(figures.neighbour_rows(first["images"], found, alike), seen, failed))
+    return drawn
+
+
+def layer_figures(runs: Sequence[Run]) -> list[str]:
+    """How well a fresh readout of each block tells the teacher's latents, and how like them its tokens are."""
+    said = {
+        "guidance-layers": (
+            "R² within images of a fresh ridge",
+            "the run's line would lie on its twin's or the random encoder's: depth went into the head alone",
+        ),
+        "guidance-alignment": (
+            "linear CKA with the teacher's latents, less chance",
+            "all lines would lie near 0: no block has come nearer to the teacher than chance would bring it",
+        ),
+    }
+    drawn = []
+    for run in runs:
+        for task, (label, failed) in said.items():
+            for content in _tables(run, task):
+                values = {
+                    row["name"]: [value for key, value in row.items() if key.startswith("block_")]
+                    for row in content["rows"]
+                }
+                seen = f"Diagnosis of {run.name} on {content['data']}: {label}, block by block, on validation images."
+                drawn.append(embed(figures.layer_curves(values, label), seen, f"{failed}."))
+    return drawn
+
+
+def _tables(run: Run, task: str) -> list[dict[str, Any]]:
+    """A run's tables of one task: one for each set of data."""
+    return [content for content in run.probes if content.get("task") == task]
+
+
 def mask_figures(runs: Sequence[Run]) -> list[str]:
     """One figure for each setting of the masks."""
     settings: dict[str, list[Run]] = {}
@@ -299,28 +375,38 @@ def _mask_figure(group: list[Run], several: bool) -> str:
 
 
 def guidance_figures(runs: Sequence[Run]) -> list[str]:
-    """Teacher and prediction of the guidance head, one figure a guided run."""
-    return [
-        _guidance_figure(run, arrays)
-        for run in runs
-        if (arrays := read_arrays(run, "figures/guidance.npz", "images", "teacher", "predicted"))
-    ]
+    """Teacher and prediction of the guidance heads: runs side by side where images and teacher are the same."""
+    groups: list[list[tuple[Run, Arrays]]] = []
+    for group in _same_images(runs, "figures/guidance.npz", "teacher", "predicted"):
+        same: list[list[tuple[Run, Arrays]]] = []
+        for run, arrays in group:
+            for others in same:
+                if np.array_equal(others[0][1]["teacher"], arrays["teacher"], equal_nan=True):
+                    others.append((run, arrays))
+                    break
+            else:
+                same.append([(run, arrays)])
+        groups += same
+    return [_guidance_figure(group) for group in groups]
 
 
-def _guidance_figure(run: Run, arrays: Arrays) -> str:
-    names = ("images", "teacher", "predicted")
-    images, teacher, predicted = (arrays[key][: PICTURES["guidance"]] for key in names)
+def _guidance_figure(group: list[tuple[Run, Arrays]]) -> str:
+    run, arrays = group[0]
+    images, teacher = (arrays[key][: PICTURES["guidance"]] for key in ("images", "teacher"))
+    predicted = {each.name: found["predicted"][: PICTURES["guidance"]] for each, found in group}
     channels = teacher.shape[1]
-    shown = f"; the first 4 of {channels} channels are shown" if channels > 4 else ""
+    # A row has room for about nine panels.
+    most = max(1, min(4, 8 // (1 + len(group))))
+    shown = f"; the first {most} of {channels} channels are shown" if channels > most else ""
     seen = (
-        f"Run {run.name}: what the guidance head is to give (teacher{_teacher_words(run)}) and what it gives "
-        f"(predicted), all on one scale; grey is without a value{shown}.{_crop_words(run)}"
+        f"What guidance heads are to give (teacher{_teacher_words(run)}) and what those of {_and(list(predicted))} "
+        f"give, all on one scale; grey is without a value{shown}.{_crop_words(run)}"
     )
     failed = (
         "the prediction would be the same in every row: the head then gives the teacher's average map, a "
         "shortcut that lowers the loss without looking at the image."
     )
-    return embed(figures.latent_rows(images, teacher, predicted), seen, failed)
+    return embed(figures.latent_rows(images, teacher, predicted, most), seen, failed)
 
 
 def _teacher_words(run: Run) -> str:
@@ -346,7 +432,16 @@ def loss_figure(runs: Sequence[Run]) -> list[str]:
     if not any(curves.values()):
         return []
     floors = {r.name: r.summary["depth_floor"] for r in runs if is_number(r.summary.get("depth_floor"))}
+    thawed = {
+        run.name: steps
+        for run in runs
+        if (steps := flatten(run.config).get("init.frozen_steps"))
+        and flatten(run.config).get("init.checkpoint")
+        and any("loss_depth" in row for row in run.metrics)
+    }
     seen = "Strong lines are running means, pale ones the logged values."
+    if thawed:
+        seen += " Where the depth loss is shaded, the head alone learned and the rest was frozen."
     failed = []
     if any("loss_jepa" in row for run in runs for row in run.metrics):
         seen += (
@@ -357,7 +452,7 @@ def loss_figure(runs: Sequence[Run]) -> list[str]:
     if floors:
         failed.append("the depth loss would settle on the dashed line, which one map for all images reaches")
     wrong = "; ".join(failed) or "the loss would stay where it began, or rise"
-    return [embed(figures.loss_curves(curves, floors), seen, f"{wrong}.")]
+    return [embed(figures.loss_curves(curves, floors, thawed), seen, f"{wrong}.")]
 
 
 def _same_images(runs: Sequence[Run], file: str, *needed: str) -> list[list[tuple[Run, Arrays]]]:

@@ -10,7 +10,7 @@ strength is chosen on a held-out part of the training images. No validation imag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,17 +65,25 @@ def knn_predictions(
     all of them vote. The test set is walked in chunks, so memory is bounded.
     """
     classes = classes_of(train, test)
-    centre = train.values.mean(0)
-    anchors = F.normalize(train.values - centre, dim=1)
     predictions: dict[int, list[Tensor]] = {k: [] for k in neighbours}
-    for chunk in torch.split(test.values, max(1, SIMILARITIES // len(anchors))):
-        similarities = F.normalize(chunk - centre, dim=1) @ anchors.T
-        cosine, nearest = similarities.topk(min(max(neighbours), len(anchors)))  # the nearest first
+    for cosine, nearest in nearest_images(train, test, max(neighbours)):
         weights, voted = ((cosine - 1) / temperature).exp(), train.labels[nearest]
         for k, predicted in predictions.items():
-            votes = torch.zeros(len(chunk), classes).scatter_add_(1, voted[:, :k], weights[:, :k])
+            votes = torch.zeros(len(nearest), classes).scatter_add_(1, voted[:, :k], weights[:, :k])
             predicted.append(votes.argmax(1))
     return {k: torch.cat(predicted) for k, predicted in predictions.items()}
+
+
+def nearest_images(
+    train: Pooled, test: Pooled, most: int
+) -> Iterator[tuple[Float[Tensor, "chunk k"], Int64[Tensor, "chunk k"]]]:
+    """Cosines and places of the `most` nearest training images, the nearest first; the test set comes in chunks."""
+    centre = train.values.mean(0)
+    anchors = F.normalize(train.values - centre, dim=1)
+    for chunk in torch.split(test.values, max(1, SIMILARITIES // len(anchors))):
+        similarities = F.normalize(chunk - centre, dim=1) @ anchors.T
+        cosine, nearest = similarities.topk(min(most, len(anchors)))
+        yield cosine, nearest
 
 
 def linear(train: Pooled, test: Pooled, seed: int = 0) -> ClassifierResult:

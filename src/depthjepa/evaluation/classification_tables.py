@@ -9,11 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
 from depthjepa.config import EvaluationConfig, RunConfig
 from depthjepa.evaluation.attentive_probe import attentive
-from depthjepa.evaluation.classification import ClassifierResult, chance, knn_accuracies, linear
+from depthjepa.evaluation.classification import ClassifierResult, chance, knn_accuracies, linear, nearest_images
 from depthjepa.evaluation.diagnostics import verdict
-from depthjepa.evaluation.features import Encode
+from depthjepa.evaluation.features import Encode, Pooled
 from depthjepa.evaluation.gathering import (
     RANDOM,
     Features,
@@ -28,6 +34,8 @@ from depthjepa.evaluation.gathering import (
 from depthjepa.faults import BadInput, nearest
 
 TASKS = ("knn", "linear", "attentive", "diagnose")
+QUERIES, SHOWN, THUMBNAIL = 4, 6, 64  # of the pictures of nearest images: rows, columns, px
+Tables = dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]]
 ACCURACY = [
     {"key": "train_accuracy", "label": "training accuracy", "unit": "%", "better": "higher"},
     {"key": "val_accuracy", "label": "validation accuracy", "unit": "%", "better": "higher"},
@@ -41,13 +49,12 @@ DIAGNOSTIC_COLUMNS = [
 ]
 
 
-def classification_tables(
-    config: RunConfig, encoders: Mapping[str, Encode], tasks: Sequence[str] = TASKS
-) -> dict[str, dict[str, Any]]:
+def classification_tables(config: RunConfig, encoders: Mapping[str, Encode], tasks: Sequence[str] = TASKS) -> Tables:
     """One table for each task (knn, linear, attentive, diagnose), a row for each encoder after that of chance.
 
-    `diagnose` measures the validation images alone, and is the only task that needs no labels. Where one of the
-    encoders is the random one, its table says in words which of the others are collapsed.
+    With the table of knn come pictures of nearest images (see `neighbours`); those of the random encoder have names
+    that begin with `random_`. `diagnose` measures the validation images alone, and is the only task that needs no
+    labels. Where one of the encoders is the random one, its table says in words which of the others are collapsed.
     """
     for task in tasks:
         if task not in TASKS:
@@ -61,26 +68,30 @@ def classification_tables(
             f"val/CLASS/*) or `scenes`"
         )
     rows: dict[str, list[dict[str, Any]]] = {task: [] for task in tasks}
+    pictures: dict[str, np.ndarray] = {}
     for name, encode in encoders.items():
-        for task, own in _rows(config, name, encode, train, val, tasks).items():
-            rows[task] += own if not rows[task] else own[-1:]  # chance once
-    found = {}
+        own, shown = _rows(config, name, encode, train, val, tasks)
+        for task, each in own.items():
+            rows[task] += each if not rows[task] else each[-1:]  # chance once
+        pictures |= {f"random_{key}": array for key, array in shown.items()} if name == RANDOM else shown
+    found: Tables = {}
     for task in tasks:
         if train is None or task == "diagnose":
-            found[task] = table(task, val.source, _diagnostics(config, val, rows[task]), DIAGNOSTIC_COLUMNS, rows[task])
-            found[task]["verdict"] = _verdicts(rows[task])
+            content = table(task, val.source, _diagnostics(config, val, rows[task]), DIAGNOSTIC_COLUMNS, rows[task])
+            found[task] = content | {"verdict": _verdicts(rows[task])}, {}
         else:
             columns = _columns(task, config.evaluation)
-            found[task] = table(task, train.source, _protocol(task, config, train, val), columns, rows[task])
+            content = table(task, train.source, _protocol(task, config, train, val), columns, rows[task])
+            found[task] = content, pictures if task == "knn" else {}
     return found
 
 
 def _rows(
     config: RunConfig, name: str, encode: Encode, train: Views | None, val: Views, tasks: Sequence[str]
-) -> dict[str, list[dict[str, Any]]]:
-    """Encode once; the row of one encoder in every table, after that of chance where there is one."""
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, np.ndarray]]:
+    """Encode once; the row of one encoder in every table, after that of chance where there is one; and pictures."""
     if train is None:
-        return {"diagnose": [{"name": name, **one_pass(encode, val).diagnosis.figures()}]}
+        return {"diagnose": [{"name": name, **one_pass(encode, val).diagnosis.figures()}]}, {}
     fitted, seen = split_features(encode, train, val, tokens="attentive" in tasks)
     rows: dict[str, list[dict[str, Any]]] = {}
     for task in tasks:
@@ -91,7 +102,35 @@ def _rows(
         keys = [column["key"] for column in _columns(task, config.evaluation) if column["key"] != "train_accuracy"]
         own = _accuracies(task, config, fitted, seen)
         rows[task] = [{"name": "chance", **dict.fromkeys(keys, guess)}, {"name": name, **own}]
-    return rows
+    return rows, neighbours(fitted, seen, train, val) if "knn" in tasks else {}
+
+
+def neighbours(fitted: Features, seen: Features, train: Views, val: Views) -> dict[str, np.ndarray]:
+    """A few validation images, evenly spread, and the training images whose pooled features are nearest to theirs.
+
+    Returns `images` [queries, h, w, 3], `found` [queries, k, h, w, 3] and `alike` [queries, k]: of the query's class.
+    """
+    count = len(seen.numbers)
+    rows = torch.arange(min(QUERIES, count))
+    queries = (2 * rows + 1) * count // (2 * len(rows))
+    asked = Pooled(seen.pooled.values[queries], seen.pooled.labels[queries], ())
+    near = torch.cat([places for _, places in nearest_images(fitted.pooled, asked, SHOWN)])
+    found = thumbnails(train, fitted.numbers[near.flatten()])
+    return {
+        "images": thumbnails(val, seen.numbers[queries]),
+        "found": found.reshape(*near.shape, *found.shape[1:]),
+        "alike": (fitted.pooled.labels[near] == asked.labels[:, None]).numpy(),
+    }
+
+
+def thumbnails(split: Views, numbers: Int64[Tensor, " n"]) -> UInt8[np.ndarray, "n h w 3"]:
+    """Small views of images by their numbers in the source."""
+    images = torch.cat([batch.images.cpu() for batch in split.chosen(numbers)])
+    factor = min(1.0, THUMBNAIL / max(images.shape[-2:]))
+    if factor < 1:
+        images = F.interpolate(images, scale_factor=factor, mode="bilinear", antialias=True)
+    small: UInt8[np.ndarray, "n h w 3"] = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return small
 
 
 def _accuracies(task: str, config: RunConfig, train: Features, val: Features) -> dict[str, float]:

@@ -34,10 +34,11 @@ class Features:
     """What an encoder says about one set of images: their means, all tokens (None: not asked for), and its figures.
 
     The diagnosis is of tokens that are layer-normalised as the targets of training are. Images that could not be read
-    are left out.
+    are left out; `numbers` are those of the others in their source.
     """
 
     pooled: Pooled
+    numbers: Int64[Tensor, " images"]
     tokens: Tokens | None
     diagnosis: Diagnosis
 
@@ -134,7 +135,7 @@ def one_pass(encode: Encode, split: Views, sharing: int = 0) -> Features:
     held: Tokens | None = None
     if keeper is not None:
         held = keeper.result() or ComputedTokens(encode, split.chosen, torch.cat(index))
-    return Features(pooled.joined(), held, diagnosis)
+    return Features(pooled.joined(), torch.cat(index), held, diagnosis)
 
 
 def views_text(train: Views, val: Views, kind: str = "") -> str:

@@ -91,7 +91,7 @@ def probe(task: str, config: RunConfig, encoder: VisionTransformer, where: torch
         return trained_probe(task, config, encoder, where)
     if task == "depth":
         return (depth_probe if config.evaluation.depth_readout == "ridge" else readout_probe)(config, encoder, where)
-    return Probe(classification_tables(config, encoders(config, encoder, where), (task,))[task])
+    return Probe(*classification_tables(config, encoders(config, encoder, where), (task,))[task])
 
 
 def trained_probe(task: str, config: RunConfig, encoder: VisionTransformer, where: torch.device) -> Probe:
@@ -141,7 +141,7 @@ def trained_probe(task: str, config: RunConfig, encoder: VisionTransformer, wher
 
 def diagnostics_probe(config: RunConfig, encoder: VisionTransformer, where: torch.device) -> Probe:
     """Rank, spread and position share of the embeddings that training predicts; no labels, no depth needed."""
-    return Probe(classification_tables(config, encoders(config, encoder, where), ("diagnose",))["diagnose"])
+    return Probe(*classification_tables(config, encoders(config, encoder, where), ("diagnose",))["diagnose"])
 
 
 def probe_config(saved: Checkpoint, data: str | None, overrides: Iterable[str] = ()) -> RunConfig:
@@ -312,8 +312,8 @@ def probe_run(config: RunConfig, saved: Checkpoint, tasks: Sequence[str]) -> Non
     encoder = saved.encoder(which)
     together = [task for task in tasks if task not in ("depth", "decode", "mlp")]
     if together:
-        for content in classification_tables(config, encoders(config, encoder, where), together).values():
-            write_probe(Probe(content), saved, which)
+        for content, arrays in classification_tables(config, encoders(config, encoder, where), together).values():
+            write_probe(Probe(content, arrays), saved, which)
     if "mlp" in tasks:
         write_probe(trained_probe("mlp", config, encoder, where), saved, which)
     if "linear" in tasks and config.evaluation.linear_protocol == "sweep":  # beside the one that runs are compared by
