@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "depthjepa"
 # Names of files and of folders (rooms) directly below the package, from the ground up.
 FLOORS = (
     ("faults",),
-    ("grid", "depth", "runtime", "optim", "logbook", "recipe_files"),
+    ("grid", "depth", "runtime", "optim", "statistics", "logbook", "recipe_files"),
     ("masks", "losses", "figures", "page", "tables", "runs", "report", "study_page", "study_tables"),
     ("data", "model"),
     ("formats",),

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from scipy.stats import ttest_1samp
 
 from depthjepa import checkpoint, cli, cost
 from depthjepa.config import RunConfig, build_config, load_config, to_mapping
@@ -36,8 +37,9 @@ from depthjepa.study import (
 from depthjepa.study_claims import Comparison, claims_of, lines
 from depthjepa.study_runs import measure_seconds, probe_run, spawn
 from depthjepa.study_tables import Finished, baseline_rows, keep_results, markdown, spread, write_tables
+from depthjepa.teach import teach
 from depthjepa.train import train
-from tiny_runs import GUIDED, SETTINGS, metrics, start, weights, write_classes, write_flat, write_pairs
+from tiny_runs import GUIDED, SETTINGS, metrics, picture, save, start, weights, write_classes, write_flat, write_pairs
 
 FAILING = ("optim.lr=1e30", "optim.start_lr=1e30")
 STEPS = 60
@@ -470,13 +472,43 @@ def test_a_study_file_reads_seeds_as_a_count_and_its_base_beside_it(tmp_path: Pa
         load_study("demo-arm")
 
 
-@pytest.mark.parametrize("name", study_names())
+LARGE = {  # what they need cannot be here; what is not there is all that may be wrong with them
+    "paper-figures-2-3": "(IN1K-vit|depthfm-v1|stable-diffusion)",
+    "paper-figure-4": "(IN1K-vit|depthfm-v1|stable-diffusion)",
+    "paper-pixel-table": "IN1K-vit",
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_arms_of_full_size_lack_nothing_but_downloads(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(100):
+        for split in ("train", "val"):
+            save(tmp_path / "imagenet100" / split / f"class-{number}" / "1.png", picture(number))
+    write_pairs(tmp_path / "nyuv2")
+    monkeypatch.chdir(tmp_path)
+    study = load_study(name)
+    with pytest.raises(BadInput) as caught:
+        resolve(study)
+    faults = str(caught.value).split("; arm ")
+    assert 0 < len(faults) <= len(study.arms)
+    assert all(re.search(LARGE[name], fault) for fault in faults), faults
+
+
+@pytest.mark.parametrize("name", sorted(set(study_names()) - set(LARGE)))
 def test_shipped_studies_resolve(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_classes(tmp_path / "imagenette128")  # where their data are expected: here
+    write_classes(tmp_path / "imagenet100")
     for name_of_pairs in ("indoor160", "kitti2015"):
         write_pairs(tmp_path / name_of_pairs)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "releases").symlink_to(Path(__file__).parents[1] / "releases")
     study = load_study(name)
+    if "guidance.cache=latents" in study.settings:  # which is to be computed first
+        pytest.importorskip("diffusers", reason="depthfm-tiny needs the extra `teachers`")
+        settings = ("guidance.kind=feature", "guidance.teacher=depthfm-tiny", "guidance.teacher_size=128")
+        teach(build_config({}, ["data.root=imagenette128", *settings]), tmp_path / "latents")
     if "runs/imagenette-small" in str(study.arms):  # which is to be trained first
         once = ("train.steps=1", "train.batch_size=4", "train.threads=1", "train.precision=fp32")
         train(load_config("imagenette-small", once), tmp_path / "runs" / "imagenette-small", say=lambda _: None)
@@ -507,10 +539,12 @@ def test_runs_side_by_side_share_the_threads(pairs: Path) -> None:
 def test_spread_is_numpys_mean_and_sample_deviation() -> None:
     values = np.random.default_rng(0).normal(3, 2, 7)
     found = spread(values.tolist())
+    ends = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (found["low"], found["high"]) == (pytest.approx(ends.low), pytest.approx(ends.high))
     assert (found["mean"], found["deviation"], found["n"]) == (
         pytest.approx(values.mean()), pytest.approx(values.std(ddof=1)), 7
     )  # fmt: skip
-    assert spread([2.5]) == {"mean": 2.5, "deviation": None, "n": 1}
+    assert spread([2.5]) == {"mean": 2.5, "deviation": None, "n": 1, "low": None, "high": None}
 
 
 def test_random_encoders_of_unlike_arms_stand_apart() -> None:
@@ -524,7 +558,7 @@ def test_random_encoders_of_unlike_arms_stand_apart() -> None:
     assert (small["arms"], small["runs"], large["arms"]) == (["a", "b"], 2, ["large"])
     expected = np.array([1.5, 4.0])
     assert small["figures"]["depth.rmse"] == spread(expected.tolist())
-    assert large["figures"]["depth.rmse"] == {"mean": 9.0, "deviation": None, "n": 1}
+    assert large["figures"]["depth.rmse"] == spread([9.0])
 
 
 def test_a_study_without_finished_runs_has_its_table(pairs: Path, tmp_path: Path) -> None:

@@ -336,6 +336,10 @@ def convert(
 @app.command()
 def study(
     study: Annotated[str, typer.Argument(help="Name of a shipped study, or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings of all arms, such as data.root=FOLDER; an arm's own stay."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study; default studies/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study that is in the folder.")] = False,
     keep: Annotated[Path | None, typer.Option(help="Copy tables and configurations there at the end.")] = None,
@@ -348,6 +352,7 @@ def study(
     from depthjepa.study_tables import markdown
 
     asked = load_study(study)
+    asked = replace(asked, settings=(*asked.settings, *(overrides or [])))
     if not (given := re.fullmatch(r"(\d+)/(\d+)", shard)):
         raise BadInput(f"--shard {shard!r}: give I/N, such as 0/4 for the first of four machines")
     part = int(given[1]), int(given[2])

@@ -72,6 +72,7 @@ class Study:
     seeds: tuple[int, ...]  # or how many: 3 is 0, 1, 2
     name: str = "study"
     about: str = ""
+    printed: str = ""  # what the source paper has in the place of these figures
     settings: tuple[str, ...] = ()
     minutes: PositiveFloat | None = None  # equal training time for each arm; None: as long as its configuration says
     side_by_side: PositiveInt = 1  # runs at a time; they share the threads of the machine

@@ -16,7 +16,8 @@ from jaxtyping import Float64
 from pydantic import ConfigDict, Field, PositiveFloat
 from pydantic.dataclasses import dataclass as configuration
 
-from depthjepa.evaluation.statistics import (
+from depthjepa.faults import nearest
+from depthjepa.statistics import (
     bootstrap_interval,
     claim,
     equivalence,
@@ -25,7 +26,6 @@ from depthjepa.evaluation.statistics import (
     paired_interval,
     sign_flip,
 )
-from depthjepa.faults import nearest
 from depthjepa.study_tables import run_place
 
 FEWEST = 2  # seeds that a deviation takes

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from depthjepa.page import embed, section, text
 
 FILE = "study.json"
 MOST = 4  # figures
-LEVEL = 0.95
 
 
 def is_study(folder: Path) -> bool:
@@ -43,6 +40,7 @@ def study_section(content: Mapping[str, Any]) -> str:
     """What the study says: sentences, then dots."""
     said = [line.removeprefix("- ") for line in content.get("sentences", [])]
     parts = [f"<p>{text(content['about'])}</p>"] if content["about"] else []
+    parts += [f"<p><b>The source paper printed:</b> {text(content['printed'])}</p>"] if content.get("printed") else []
     parts += [f"<ul>{''.join(f'<li>{text(line)}</li>' for line in said)}</ul>"] if said else []
     keys = list(dict.fromkeys(claim["measure"] for claim in content.get("claims", [])))
     # Not how well a readout fits what it was fitted on.
@@ -67,21 +65,17 @@ def _dots(content: Mapping[str, Any], column: Mapping[str, Any]) -> str:
     }
     unit = f" [{column['unit']}]" if column.get("unit") else ""
     label = f"{key.partition('.')[0]}: {column.get('label', key)}{unit}"
-    figure = figures.arm_dots(values, {arm: interval(each) for arm, each in values.items()}, baselines, label)
+    intervals = {arm: _interval(content["means"][arm]["figures"][key]) for arm in values}
+    figure = figures.arm_dots(values, intervals, baselines, label)
     seen = (
         f"{label} ({column.get('better', '')} is better). Each dot is a run, its colour the arm; the bar is the "
-        f"{LEVEL:.0%} t interval of the mean over seeds. Lines are yardsticks that took no pretraining. Arms of a seed "
+        f"95 % t interval of the mean over seeds. Lines are yardsticks that took no pretraining. Arms of a seed "
         f"share weights, order and masks, and claims are made of their paired differences, so bars may overlap."
     )
     return embed(figure, seen, "the dots of all arms would lie in one cloud, or left of the yardsticks' lines.")
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean's t interval; of one value the value itself."""
-    from scipy.stats import t
-
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, mean
-    half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return mean - half, mean + half
+def _interval(figure: Mapping[str, Any]) -> tuple[float, float]:
+    """The ends of the mean's interval; the mean itself where a study has a single seed, or told none."""
+    ends = [figure["mean"] if figure.get(end) is None else figure[end] for end in ("low", "high")]
+    return ends[0], ends[1]

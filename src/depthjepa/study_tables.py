@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from depthjepa.faults import BadInput
 from depthjepa.logbook import RunFolder, plain, to_json, write_whole, writing
+from depthjepa.statistics import paired_interval
 from depthjepa.tables import ARROWS, BASELINES, format_column, is_number
 
 KEPT_BYTES = 100_000  # of one run, in the repository
@@ -120,9 +122,11 @@ def read_finished(place: Path, arm: str, seed: int, tasks: Sequence[str]) -> Fin
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, sample deviation (divided by n - 1; None for a single value) and n."""
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "deviation": deviation, "n": len(values)}
+    """Mean, n, and, None of a single value, sample deviation (n - 1) and the ends of the mean's 95 % t interval."""
+    if len(values) < 2:
+        return {"mean": values[0], "deviation": None, "n": len(values), "low": None, "high": None}
+    found = paired_interval(np.asarray(values, dtype=np.float64))
+    return {"mean": found.mean, "deviation": found.deviation, "n": found.n, "low": found.low, "high": found.high}
 
 
 def _spreads(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
@@ -180,7 +184,9 @@ def markdown(content: Mapping[str, Any]) -> str:
     )
     lost = [f"- {each['arm']}, seed {each['seed']} failed: {each['reason']}" for each in content["failed"]]
     said = "\n".join(content["sentences"])
-    parts = [f"# {content['name']}", content["about"], said, _sentence(content), "\n".join(lines), "\n".join(lost)]
+    printed = f"The source paper printed: {content['printed']}" if content.get("printed") else ""
+    words = [f"# {content['name']}", content["about"], printed, said, _sentence(content)]
+    parts = [*words, "\n".join(lines), "\n".join(lost)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

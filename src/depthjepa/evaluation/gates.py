@@ -100,7 +100,8 @@ def gates_table(
     protocol = (
         f"readouts: ridge of 2 x 2 disparities a patch, R² within images, {views_text(train, val, ', whole views')}; "
         f"overfit: R² within images, pixel by pixel, of {len(batch.images)} training images after at most "
-        f"{config.evaluation.gate_steps} steps, whole views, masks drawn anew each step and for judging"
+        f"{config.evaluation.gate_steps} steps, heads {config.evaluation.gate_head_width} wide, whole views, masks "
+        f"drawn anew each step and for judging"
     )
     gates = [*found, *fitted]
     content = table("gates", train.source, protocol, COLUMNS, [gate.row() for gate in gates])
@@ -285,6 +286,7 @@ def _pixel(config: RunConfig, head: str, scope: str, read: str) -> RunConfig:
         config.guidance,
         kind="pixel",
         head=head,  # type: ignore[arg-type]
+        head_width=config.evaluation.gate_head_width,
         scope=scope,  # type: ignore[arg-type]
         read=read,  # type: ignore[arg-type]
         layers=(1.0,),
