@@ -342,6 +342,17 @@ def method(*overrides: str) -> JEPA:
     return built
 
 
+@pytest.mark.parametrize(("read", "apart"), [("both", True), ("dense", False)])
+def test_predicted_tokens_and_those_of_whole_images_have_batch_norms_of_their_own(read: str, apart: bool) -> None:
+    model = method(f"guidance.read={read}", "guidance.norm=batch")
+    head = head_of(model)
+    before = {name: value.clone() for name, value in head.named_buffers() if "running_mean" in name}
+    head.read_dense(model.context_encoder, noise(2, 3, 48, 48))
+    moved = {name for name, value in head.named_buffers() if name in before and not torch.equal(value, before[name])}
+    assert moved == ({"dense_norms.0.norm.running_mean"} if apart else {"norms.0.norm.running_mean"})
+    assert len(before) == 1 + apart
+
+
 def head_of(model: JEPA) -> PixelGuidance:
     assert isinstance(model.head, PixelGuidance)
     return model.head

@@ -21,6 +21,7 @@ import pytest
 import torch
 import yaml
 from scipy.stats import ttest_1samp
+from typer.testing import CliRunner
 
 from depthjepa import checkpoint, cli, cost
 from depthjepa.config import RunConfig, build_config, load_config, to_mapping
@@ -513,6 +514,21 @@ def test_shipped_studies_resolve(name: str, tmp_path: Path, monkeypatch: pytest.
         once = ("train.steps=1", "train.batch_size=4", "train.threads=1", "train.precision=fp32")
         train(load_config("imagenette-small", once), tmp_path / "runs" / "imagenette-small", say=lambda _: None)
     assert resolve(study).keys() == study.arms.keys()
+
+
+def test_settings_behind_a_studys_name_are_for_all_arms(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = study_file(tmp_path / "ours.yaml", {"base": "rgbd", "arms": {"a": None}, "seeds": 1, "settings": ["seed=1"]})
+    asked: list[Any] = []
+
+    def run(study: Any, *_: Any, **__: Any) -> Any:
+        asked.append(study)
+        raise RunStopped("enough")
+
+    monkeypatch.setattr("depthjepa.study.run_study", run)
+    found = CliRunner().invoke(cli.app, ["study", str(file), f"data.root={pairs}", "--out", str(tmp_path / "out")])
+    assert found.exit_code != 0 and asked[0].settings == ("seed=1", f"data.root={pairs}")
 
 
 def test_runs_side_by_side_share_the_threads(pairs: Path) -> None:

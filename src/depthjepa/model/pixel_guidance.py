@@ -56,6 +56,9 @@ class PixelGuidance(nn.Module):
         levels = DPT_LEVELS if self.several else 1
         self.from_predictor = nn.ModuleList(nn.Linear(predictor_width, encoder.width) for _ in self.predictor_layers)
         self.norms = nn.ModuleList(TokenNorm(config.norm, token_width) for _ in range(levels))
+        # Predicted tokens vary less than those of whole images: a batch norm of both would fit neither.
+        apart = config.read == "both" and config.norm == "batch"
+        self.dense_norms = nn.ModuleList(TokenNorm(config.norm, token_width) for _ in range(levels * apart))
         self.fill = nn.Parameter(torch.zeros(1, 1, token_width)) if config.fill == "learned" else None
         width = min(config.head_width, token_width)
         outputs = config.bins if config.target == "bins" else 1
@@ -74,11 +77,20 @@ class PixelGuidance(nn.Module):
         return self.config.read != "dense"
 
     def forward(
-        self, levels: Sequence[Float[Tensor, "b n d"]], coverage: Float[Tensor, "b n"], grid: tuple[int, int]
+        self,
+        levels: Sequence[Float[Tensor, "b n d"]],
+        coverage: Float[Tensor, "b n"],
+        grid: tuple[int, int],
+        *,
+        dense: bool = False,
     ) -> Depths:
-        """Decode token grids, one a level, to a map; patches with coverage 0 are absent."""
+        """Decode token grids, one a level, to a map; patches with coverage 0 are absent.
+
+        `dense`: they are the encoder's of whole images, which may have norms of their own.
+        """
         maps = []
-        for tokens, norm in zip(levels, self.norms, strict=True):
+        norms = self.dense_norms if dense and len(self.dense_norms) else self.norms
+        for tokens, norm in zip(levels, norms, strict=True):
             tokens = norm(tokens, coverage)
             if self.fill is not None:
                 tokens = torch.where(coverage[..., None] > 0, tokens, self.fill.to(tokens.dtype))
@@ -100,7 +112,7 @@ class PixelGuidance(nn.Module):
         if not self.several:
             levels = [torch.cat(levels, -1)]
         grid = images.shape[-2] // self.patch, images.shape[-1] // self.patch
-        maps: Tensor = self(levels, torch.ones(levels[0].shape[:2], device=images.device), grid)
+        maps: Tensor = self(levels, torch.ones(levels[0].shape[:2], device=images.device), grid, dense=True)
         return maps
 
     def read_prediction(
