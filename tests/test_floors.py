@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "depthjepa"
 FLOORS = (
     ("faults",),
     ("grid", "depth", "runtime", "optim", "statistics", "logbook", "recipe_files"),
-    ("masks", "losses", "figures", "page", "tables", "runs", "report", "study_page", "study_tables"),
+    ("masks", "losses", "figures", "page", "tables", "runs", "report", "report_figures", "study_page", "study_tables"),
     ("data", "model"),
     ("formats",),
     ("teachers",),

@@ -104,3 +104,8 @@ def record_table(records: Mapping[str, Mapping[str, str]]) -> str:
     header = list(dict.fromkeys(key for record in records.values() for key in record))
     rows = {name: [record.get(key, "–") for key in header] for name, record in records.items()}
     return plain_table(header, rows, list(records)) if header else "<p>Nothing was recorded.</p>"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words as a list in a sentence: a, b and c."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
