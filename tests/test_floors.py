@@ -13,8 +13,20 @@ PACKAGE = Path(__file__).parents[1] / "src" / "depthjepa"
 # Names of files and of folders (rooms) directly below the package, from the ground up.
 FLOORS = (
     ("faults",),
-    ("grid", "depth", "runtime", "optim", "statistics", "logbook", "recipe_files"),
-    ("masks", "losses", "figures", "page", "tables", "runs", "report", "report_figures", "study_page", "study_tables"),
+    ("grid", "depth", "runtime", "optim", "statistics", "wording", "logbook", "recipe_files"),
+    (
+        "masks",
+        "losses",
+        "figures",
+        "charts",
+        "page",
+        "tables",
+        "runs",
+        "report",
+        "report_figures",
+        "study_page",
+        "study_tables",
+    ),
     ("data", "model"),
     ("formats",),
     ("teachers",),

@@ -286,7 +286,7 @@ def test_nearest_images_are_shown_for_each_encoder_and_framed_by_class(classes: 
     _, shown = classification_tables(config, {RANDOM: nothing, "a": colour}, ["knn"])["knn"]
     assert shown["images"].shape == (4, 48, 48, 3) and shown["found"].shape == (4, 6, 48, 48, 3)
     assert shown["alike"].all() and not shown["random_alike"].all()  # red against blue
-    np.testing.assert_array_equal(shown["images"], shown["random_images"])
+    assert "random_images" not in shown
     red = shown["images"][..., 0].mean((1, 2)) > shown["images"][..., 2].mean((1, 2))
     found = shown["found"][..., 0].mean((2, 3)) > shown["found"][..., 2].mean((2, 3))
     np.testing.assert_array_equal(found, np.repeat(red[:, None], 6, 1))

@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from depthjepa import figures
+from depthjepa import charts, figures
 from depthjepa.faults import BadInput
 from depthjepa.report import write_report
 from depthjepa.tables import best_rows, format_column, merge_tables
@@ -161,12 +161,25 @@ def test_input_swap_layers_and_nearest_images_are_drawn(tmp_path: Path, monkeypa
     np.savez(run / "probes/knn.npz", images=photographs(), **arrays)
     bars: list[dict[str, float]] = []
     lines: list[dict[str, list[float]]] = []
-    monkeypatch.setattr(figures, "named_bars", lambda values, _: bars.append(values) or Figure())
-    monkeypatch.setattr(figures, "layer_curves", lambda values, _: lines.append(values) or Figure())
+    monkeypatch.setattr(charts, "named_bars", lambda values, _: bars.append(values) or Figure())
+    monkeypatch.setattr(charts, "layer_curves", lambda values, _: lines.append(values) or Figure())
     page = written([run], tmp_path / "page.html")
     assert bars == [{"raw patches": 0.25}]
     assert lines == [{"a": [0.5, 0.125]}, {"a": [0.5, 0.75], "random encoder": [0.0, 0.25]}]
     assert "What the features find alike" in page and "What each block tells" in page
+
+
+def test_gates_of_two_sets_of_data_are_drawn_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = whole_run(tmp_path / "a", "a", "pixel", 0.5, 1.0)
+    for data, figure in (("indoor", 0.25), ("streets", 0.5)):
+        rows = [{"name": "input swap: raw patches", "figure": figure}]
+        content = {"task": "gates", "data": data, "protocol": "", "columns": [], "rows": rows}
+        (run / f"probes/gates-{data}.json").write_text(json.dumps(content))
+    bars: list[dict[str, float]] = []
+    monkeypatch.setattr(charts, "named_bars", lambda values, _: bars.append(values) or Figure())
+    page = written([run], tmp_path / "page.html")
+    assert bars == [{"raw patches": 0.25}, {"raw patches": 0.5}]
+    assert "Run a on indoor" in page and "Run a on streets" in page
 
 
 def test_frames_tell_the_class_of_nearest_images() -> None:
@@ -181,10 +194,10 @@ def test_frames_tell_the_class_of_nearest_images() -> None:
 
 
 def test_lines_and_bars_show_their_figures() -> None:
-    (axis,) = figures.layer_curves({"a": [0.5, 0.25], "random encoder": [0.0, 0.125]}, "measure").axes
+    (axis,) = charts.layer_curves({"a": [0.5, 0.25], "random encoder": [0.0, 0.125]}, "measure").axes
     np.testing.assert_array_equal(np.asarray(axis.get_lines()[0].get_ydata()), [0.5, 0.25])
     assert axis.get_lines()[1].get_color() == figures.FAINT
-    (axis,) = figures.named_bars({"a": 0.5, "b": -0.25}, "measure").axes
+    (axis,) = charts.named_bars({"a": 0.5, "b": -0.25}, "measure").axes
     assert [round(patch.get_width(), 3) for patch in axis.patches] == [0.5, -0.25]
 
 
@@ -195,8 +208,8 @@ def test_accuracies_by_the_epoch_share_a_figure(tmp_path: Path, monkeypatch: pyt
         rising = np.linspace(0.1, 0.5 + 0.1 * number, 5)
         np.savez(run / "probes/mlp.npz", train=rising, val=rising / 2, random_train=rising / 3, random_val=rising / 4)
     drawn: list[dict[str, tuple[np.ndarray, np.ndarray]]] = []
-    draw = figures.accuracy_curves
-    monkeypatch.setattr(figures, "accuracy_curves", lambda curves: (drawn.append(curves), draw(curves))[1])
+    draw = charts.accuracy_curves
+    monkeypatch.setattr(charts, "accuracy_curves", lambda curves: (drawn.append(curves), draw(curves))[1])
     page = written(runs, tmp_path / "after.html")
     assert page.count("<img") == before.count("<img") + 1 and "How a classifier learns on frozen features" in page
     (curves,) = drawn
@@ -233,8 +246,8 @@ def test_a_study_shows_its_claims_and_its_arms_as_dots(tmp_path: Path, monkeypat
     }
     (study / "study.json").write_text(json.dumps(content))
     intervals: list[dict[str, tuple[float, float]]] = []
-    draw = figures.arm_dots
-    monkeypatch.setattr(figures, "arm_dots", lambda *given: (intervals.append(given[1]), draw(*given))[1])
+    draw = charts.arm_dots
+    monkeypatch.setattr(charts, "arm_dots", lambda *given: (intervals.append(given[1]), draw(*given))[1])
     page = written([study], tmp_path / "study.html")
     assert intervals == [{"G": (0.125, 0.375), "U": (0.05, 0.05)}]
     assert "The source paper printed:</b> less than 10 %" in page
@@ -249,7 +262,7 @@ def test_a_study_shows_its_claims_and_its_arms_as_dots(tmp_path: Path, monkeypat
 
 def test_an_arm_has_a_bar_from_end_to_end_and_a_dot_a_run() -> None:
     values = [0.1, 0.3, 0.2, 0.25]
-    figure = figures.arm_dots({"G": values, "U": [0.1]}, {"G": (0.08, 0.35), "U": (0.1, 0.1)}, {"x": 0.0}, "R²")
+    figure = charts.arm_dots({"G": values, "U": [0.1]}, {"G": (0.08, 0.35), "U": (0.1, 0.1)}, {"x": 0.0}, "R²")
     (axis,) = figure.axes
     assert list(axis.lines[0].get_xdata()) == [0.08, 0.35]
     assert sorted(axis.collections[0].get_offsets()[:, 0]) == sorted(values)
@@ -545,11 +558,11 @@ def test_teacher_and_prediction_share_a_scale_symmetric_about_zero() -> None:
 def test_loss_figure_has_a_panel_a_loss_a_floor_and_fixed_colours() -> None:
     guided = [{"step": s, "loss_depth": 1.0, "loss_jepa": 100.0 / s, "lr": 0.1} for s in range(1, 60)]
     unguided = [{"step": s, "loss_jepa": 50.0 / s, "lr": 0.1} for s in range(1, 60)]
-    figure = figures.loss_curves({"unguided": unguided, "guided": guided}, {"guided": 0.75})
+    figure = charts.loss_curves({"unguided": unguided, "guided": guided}, {"guided": 0.75})
     latent, depth, rate = figure.axes
     assert not depth.patches
-    thawed = figures.loss_curves({"unguided": unguided, "guided": guided}, {}, {"guided": 20}).axes[1].patches
-    assert len(thawed) == 1 and thawed[0].get_x() == 0 and thawed[0].get_width() == 20
+    frozen = charts.loss_curves({"unguided": unguided, "guided": guided}, {}, {"guided": 20}).axes[1].patches
+    assert len(frozen) == 1 and frozen[0].get_x() == 0 and frozen[0].get_width() == 20
     assert latent.get_yscale() == "log" and depth.get_yscale() == "linear"
     assert rate.get_title(loc="left") == "learning rate"
     labels = {str(line.get_label()): line for line in depth.get_lines()}
@@ -562,7 +575,7 @@ def test_loss_figure_has_a_panel_a_loss_a_floor_and_fixed_colours() -> None:
 def test_running_mean_is_the_mean_of_the_neighbours_that_exist() -> None:
     values = np.random.default_rng(0).normal(size=20)
     slow = [values[max(0, place - 3) : place + 4].mean() for place in range(20)]
-    np.testing.assert_allclose(figures.running_mean(values, 3), slow, atol=1e-12)
+    np.testing.assert_allclose(charts.running_mean(values, 3), slow, atol=1e-12)
 
 
 def test_batch_grid_ignores_invalid_depth() -> None:

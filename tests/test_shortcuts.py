@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from depthjepa.evaluation.alignment import cka_selectivity
 from depthjepa.evaluation.shortcuts import (
     Floors,
     attainable_energy,
     blurred_to,
-    cka_selectivity,
     explained,
     floor_ratio,
     gradients,

@@ -14,7 +14,6 @@ from scipy import stats
 from depthjepa.faults import BadInput
 from depthjepa.statistics import (
     bootstrap_interval,
-    claim,
     equivalence,
     holm,
     non_inferiority,
@@ -22,6 +21,7 @@ from depthjepa.statistics import (
     required_seeds,
     sign_flip,
 )
+from depthjepa.wording import claim
 
 SEEDS = 8
 FIRST = np.array([0.412, 0.398, 0.431, 0.405, 0.420, 0.388, 0.417, 0.409])

@@ -30,6 +30,7 @@ from depthjepa import runtime
 from depthjepa.config import TeacherFitConfig, differences, to_mapping
 from depthjepa.data.loading import TrainingBatches, has_validation, open_source, view_batches
 from depthjepa.data.samples import Batch, Source
+from depthjepa.data.transforms import as_bytes
 from depthjepa.depth import align_scale_shift, metrics, valid
 from depthjepa.evaluation.gathering import table
 from depthjepa.faults import BadInput, RunStopped
@@ -83,13 +84,14 @@ def fit_teacher(
     say(f"autoencoder {_millions(autoencoder)}, flow {_millions(flow)}; {len(source)} training pairs of {source.name}")
     folder.begin(to_mapping(config), runtime.environment())
     with runtime.interruptions() as stopping:
-        if config.fit.start is not None and not (folder.path / AUTOENCODER).exists():
-            fit.save_autoencoder(autoencoder, float(autoencoder.config.scaling_factor), folder.path / AUTOENCODER)
-        if not (folder.path / AUTOENCODER).exists():
-            _fit_autoencoder(config, folder, autoencoder.to(where), source, where, stopping)
+        if not (place := folder.path / AUTOENCODER).exists():
+            if config.fit.start is None:
+                _fit_autoencoder(config, folder, autoencoder.to(where), source, where, stopping)
+            else:
+                fit.save_autoencoder(autoencoder, float(autoencoder.config.scaling_factor), place)
         if not (folder.path / CHECKPOINT).exists():
             # From here on with the weights that were saved: the flow fits the autoencoder that it will be used with.
-            autoencoder = load_autoencoder(folder.path / AUTOENCODER).to(where)
+            autoencoder = load_autoencoder(place).to(where)
             pairs = _latents(config, folder, autoencoder, source, where, stopping)
             _fit_flow(config, folder, flow.to(where), pairs, float(autoencoder.config.scaling_factor), where, stopping)
     for name in (PROGRESS, LATENTS):  # a kill may have come between the last writing and this
@@ -338,8 +340,7 @@ def judge(
         rows.append({"name": name, **figures})
     depth = first.depth[:shown, 0].cpu()
     truth = torch.where(valid(depth, low, high), 1 / depth, torch.nan)
-    images = (first.images[:shown] * 255).round().byte().permute(0, 2, 3, 1).cpu()
-    return rows, (images.numpy(), truth.numpy(), {name: maps.numpy() for name, maps in drawn.items()})
+    return rows, (as_bytes(first.images[:shown]), truth.numpy(), {name: maps.numpy() for name, maps in drawn.items()})
 
 
 def mean_log_depth(batches: Iterable[Batch], config: TeacherFitConfig) -> Float[Tensor, "1 1 h w"]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from depthjepa import figures
+from depthjepa import charts
 from depthjepa.faults import BadInput
 from depthjepa.logbook import write_whole
 from depthjepa.page import document, listed, plain_table, record_table, run_label, section, text
@@ -203,7 +203,7 @@ def _cost(summary: Mapping[str, Any]) -> dict[str, str]:
 def _end(run: Run) -> dict[str, str]:
     last = {key: value for row in run.metrics for key, value in row.items()} | run.summary
     known = {
-        figures.LOSS_TITLES.get(key, key): f"{value:.4f}"
+        charts.LOSS_TITLES.get(key, key): f"{value:.4f}"
         for key, value in last.items()
         if key.startswith("loss_") and is_number(value)
     }

@@ -6,14 +6,14 @@ Runs stand side by side where the images are the same; every caption says what w
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from depthjepa import figures
+from depthjepa import charts, figures
 from depthjepa.page import embed, listed
-from depthjepa.runs import Arrays, Run, flatten, read_arrays
+from depthjepa.runs import Arrays, Run, read_arrays
 from depthjepa.tables import is_number
 
 PICTURES = {"depth": 6, "gates": 4, "features": 5, "masks": 3, "guidance": 4}
@@ -46,8 +46,7 @@ def decoded_figures(runs: Sequence[Run]) -> list[str]:
 
 
 def _depth_maps(runs: Sequence[Run], pattern: str) -> list[list[tuple[Run, Arrays]]]:
-    files = {f"probes/{file.name}": None for run in runs for file in sorted((run.path / "probes").glob(pattern))}
-    return [group for file in files for group in _same_images(runs, file, "truth", "prediction")]
+    return [group for file in _probe_files(runs, pattern) for group in _same_images(runs, file, "truth", "prediction")]
 
 
 def _depth_figure(group: list[tuple[Run, Arrays]], seen: str, failed: str) -> str:
@@ -67,37 +66,39 @@ def _depth_figure(group: list[tuple[Run, Arrays]], seen: str, failed: str) -> st
 
 def gate_figures(runs: Sequence[Run]) -> list[str]:
     """What `diagnose --gates` found of each run: input swap, layer sweep, and what each head makes of a few images."""
-    files = {f"probes/{file.name}": None for run in runs for file in sorted((run.path / "probes").glob("gates*.npz"))}
     maps = [
         _gate_figure(run, arrays)
-        for file in files
+        for file in _probe_files(runs, "gates*.npz")
         for run in runs
         if (arrays := read_arrays(run, file, "images", "truth", "names", "maps"))
     ]
-    return [*(drawn for run in runs for drawn in _readout_gates(run)), *maps]
+    readouts = [
+        drawn for run in runs for content in _tables(run, "gates") for drawn in _readout_gates(run.name, content)
+    ]
+    return [*readouts, *maps]
 
 
-def _readout_gates(run: Run) -> list[str]:
-    """Bars of the input swap and the curve of the layer sweep."""
-    rows = {row["name"]: row["figure"] for content in _tables(run, "gates") for row in content["rows"]}
+def _readout_gates(name: str, content: Mapping[str, Any]) -> list[str]:
+    """Bars of the input swap and the curve of the layer sweep of one table of gates."""
+    rows = {row["name"]: row["figure"] for row in content["rows"]}
     swap, layers = (
-        {name.removeprefix(begin): figure for name, figure in rows.items() if name.startswith(begin)}
+        {gate.removeprefix(begin): figure for gate, figure in rows.items() if gate.startswith(begin)}
         for begin in ("input swap: ", "layers: ")
     )
     measured = "R² within images of a ridge readout"
     drawn = []
     if swap:
         seen = (
-            f"Run {run.name}: depth of the same hidden patches as the same ridge reads it from different inputs (1: "
-            "perfect, 0: no more than the mean map). The target encoder sees the whole image, predicted tokens come "
-            "from the visible patches alone."
+            f"Run {name} on {content['data']}: depth of the same hidden patches as the same ridge reads it from "
+            "different inputs (1: perfect, 0: no more than the mean map). The target encoder sees the whole image, "
+            "predicted tokens come from the visible patches alone."
         )
         failed = "the target encoder's bar would be no longer than those of raw patches and of the random encoder."
-        drawn.append(embed(figures.named_bars(swap, measured), seen, failed))
+        drawn.append(embed(charts.named_bars(swap, measured), seen, failed))
     if layers:
-        seen = f"Run {run.name}: the same readout from the tokens after each block, all patches seen."
+        seen = f"Run {name} on {content['data']}: the same readout from the tokens after each block, all patches seen."
         failed = "the last block would tell less than those before it: what the loss needs is not what depth takes."
-        drawn.append(embed(figures.layer_curves({run.name: list(layers.values())}, measured), seen, failed))
+        drawn.append(embed(charts.layer_curves({name: list(layers.values())}, measured), seen, failed))
     return drawn
 
 
@@ -156,11 +157,11 @@ OWN_BASIS = (
 def accuracy_figures(runs: Sequence[Run]) -> list[str]:
     """Accuracy of the two-layer head after each epoch, all runs in one figure for each set of data."""
     groups: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
-    for run in runs:
-        for file in sorted((run.path / "probes").glob("mlp*.npz")):
-            arrays = read_arrays(run, f"probes/{file.name}", "train", "val")
-            assert arrays is not None
-            curves = groups.setdefault(file.name, {})
+    for file in _probe_files(runs, "mlp*.npz"):
+        for run in runs:
+            if (arrays := read_arrays(run, file, "train", "val")) is None:
+                continue
+            curves = groups.setdefault(file, {})
             curves[run.name] = arrays["train"], arrays["val"]
             if "random_train" in arrays:
                 curves.setdefault("random encoder", (arrays["random_train"], arrays["random_val"]))
@@ -173,12 +174,11 @@ def accuracy_figures(runs: Sequence[Run]) -> list[str]:
         "a run's curve on validation images would lie on the random encoder's, however high that on training images: "
         "images can be learned by heart from any features."
     )
-    return [embed(figures.accuracy_curves(curves), seen, failed) for curves in groups.values()]
+    return [embed(charts.accuracy_curves(curves), seen, failed) for curves in groups.values()]
 
 
 def neighbour_figures(runs: Sequence[Run]) -> list[str]:
     """Images and those that each model holds for nearest; one figure for each set of equal images."""
-    files = {f"probes/{file.name}": None for run in runs for file in sorted((run.path / "probes").glob("knn*.npz"))}
     seen = (
         "Validation images, and the training images whose pooled features are nearest by cosine, model by model. Green "
         "frames have the image's class, orange ones another."
@@ -186,7 +186,7 @@ def neighbour_figures(runs: Sequence[Run]) -> list[str]:
     failed = "a run would find what the random encoder finds: images of like colours and brightness, of any class."
     needed = ("found", "alike", "random_found", "random_alike")
     drawn = []
-    for file in files:
+    for file in _probe_files(runs, "knn*.npz"):
         for group in _same_images(runs, file, *needed):
             first = group[0][1]
             found = {run.name: arrays["found"] for run, arrays in group} | {"random encoder": first["random_found"]}
@@ -216,7 +216,7 @@ def layer_figures(runs: Sequence[Run]) -> list[str]:
                     for row in content["rows"]
                 }
                 seen = f"Diagnosis of {run.name} on {content['data']}: {label}, block by block, on validation images."
-                drawn.append(embed(figures.layer_curves(values, label), seen, f"{failed}."))
+                drawn.append(embed(charts.layer_curves(values, label), seen, f"{failed}."))
     return drawn
 
 
@@ -249,17 +249,7 @@ def _mask_figure(group: list[Run], several: bool) -> str:
 
 def guidance_figures(runs: Sequence[Run]) -> list[str]:
     """Teacher and prediction of the guidance heads: runs side by side where images and teacher are the same."""
-    groups: list[list[tuple[Run, Arrays]]] = []
-    for group in _same_images(runs, "figures/guidance.npz", "teacher", "predicted"):
-        same: list[list[tuple[Run, Arrays]]] = []
-        for run, arrays in group:
-            for others in same:
-                if np.array_equal(others[0][1]["teacher"], arrays["teacher"], equal_nan=True):
-                    others.append((run, arrays))
-                    break
-            else:
-                same.append([(run, arrays)])
-        groups += same
+    groups = _same_images(runs, "figures/guidance.npz", "teacher", "predicted", same=("images", "teacher"))
     return [_guidance_figure(group) for group in groups]
 
 
@@ -305,15 +295,10 @@ def loss_figure(runs: Sequence[Run]) -> list[str]:
     if not any(curves.values()):
         return []
     floors = {r.name: r.summary["depth_floor"] for r in runs if is_number(r.summary.get("depth_floor"))}
-    thawed = {
-        run.name: steps
-        for run in runs
-        if (steps := flatten(run.config).get("init.frozen_steps"))
-        and flatten(run.config).get("init.checkpoint")
-        and any("loss_depth" in row for row in run.metrics)
-    }
+    starts = {run.name: run.config.get("init") or {} for run in runs if any("loss_depth" in row for row in run.metrics)}
+    frozen = {name: steps for name, init in starts.items() if (steps := init.get("frozen_steps"))}
     seen = "Strong lines are running means, pale ones the logged values."
-    if thawed:
+    if frozen:
         seen += " Where the depth loss is shaded, the head alone learned and the rest was frozen."
     failed = []
     if any("loss_jepa" in row for run in runs for row in run.metrics):
@@ -325,17 +310,25 @@ def loss_figure(runs: Sequence[Run]) -> list[str]:
     if floors:
         failed.append("the depth loss would settle on the dashed line, which one map for all images reaches")
     wrong = "; ".join(failed) or "the loss would stay where it began, or rise"
-    return [embed(figures.loss_curves(curves, floors, thawed), seen, f"{wrong}.")]
+    return [embed(charts.loss_curves(curves, floors, frozen), seen, f"{wrong}.")]
 
 
-def _same_images(runs: Sequence[Run], file: str, *needed: str) -> list[list[tuple[Run, Arrays]]]:
+def _probe_files(runs: Sequence[Run], pattern: str) -> list[str]:
+    """Files of arrays that probes wrote, each once: a run may have one for each set of data."""
+    return list({f"probes/{file.name}": None for run in runs for file in sorted((run.path / "probes").glob(pattern))})
+
+
+def _same_images(
+    runs: Sequence[Run], file: str, *needed: str, same: Sequence[str] = ("images",)
+) -> list[list[tuple[Run, Arrays]]]:
+    """Runs that have the file with the arrays `needed`, together where those that are to be the `same` are equal."""
     groups: list[list[tuple[Run, Arrays]]] = []
     for run in runs:
         arrays = read_arrays(run, file, "images", *needed)
         if arrays is None:
             continue
         for group in groups:
-            if np.array_equal(group[0][1]["images"], arrays["images"]):
+            if all(np.array_equal(group[0][1][name], arrays[name], equal_nan=True) for name in same):
                 group.append((run, arrays))
                 break
         else:

@@ -4,7 +4,7 @@ Runs of a seed start from the same weights and see the same images, order and ma
 compared by their differences, seed by seed: `differences` are always first arm minus second. A claim rests on the
 t interval of their mean (`paired_interval`), on a test that asks for symmetry alone (`sign_flip`), corrected where
 several arms are compared (`holm`), and on a margin fixed beforehand, within which two arms count as equivalent
-(`equivalence`), so that finding no difference can be a result too. `claim` says it in a sentence.
+(`equivalence`), so that finding no difference can be a result too. `wording.claim` says it in a sentence.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -22,9 +21,7 @@ from depthjepa.faults import BadInput
 EXACT_SEEDS = 16  # 65,536 patterns of signs
 ROUNDING = 1e-12  # sums that differ by less than this share of the sum of magnitudes are the same sum
 CHUNK = 2**22  # numbers drawn at once: 32 MiB
-SMALLEST_P = 1e-9  # to reckon sizes with
 SMALLEST_EFFECT, LARGEST_EFFECT = 0.01, 10.0  # deviations
-MOST_SEEDS = 1000  # beyond which a sentence names no number
 
 Differences = Float64[np.ndarray, " seeds"]
 
@@ -231,7 +228,7 @@ def holm(p_values: Sequence[float] | Float64[np.ndarray, " comparisons"]) -> Flo
     """
     p = np.asarray(p_values, dtype=np.float64)
     for each in p:
-        _check_p(float(each))
+        check_p(float(each))
     order = np.argsort(p, kind="stable")
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
@@ -252,7 +249,7 @@ def equivalence(differences: Differences, margin: float, level: float = 0.95) ->
     """
     _check_margin(margin, level)
     interval = paired_interval(differences, 2 * level - 1)
-    p = max(_tail(interval, margin + interval.mean), _tail(interval, margin - interval.mean))
+    p = max(tail(interval, margin + interval.mean), tail(interval, margin - interval.mean))
     holds = -margin < interval.low and interval.high < margin
     return Equivalence(p, margin, interval.low, interval.high, interval.level, holds)
 
@@ -269,10 +266,10 @@ def non_inferiority(differences: Differences, margin: float, level: float = 0.95
     """
     _check_margin(margin, level)
     interval = paired_interval(differences, 2 * level - 1)
-    return NonInferiority(_tail(interval, margin + interval.mean), margin, interval.low, level, interval.low > -margin)
+    return NonInferiority(tail(interval, margin + interval.mean), margin, interval.low, level, interval.low > -margin)
 
 
-def _tail(interval: Interval, excess: float) -> float:
+def tail(interval: Interval, excess: float) -> float:
     """P of the one-sided t test against a bound that the mean exceeds by `excess`."""
     from scipy.special import stdtr
 
@@ -324,94 +321,6 @@ def _power(seeds: int, effect: float, level: float) -> float:
     return float(nct.sf(t.ppf((1 + level) / 2, seeds - 1), seeds - 1, abs(effect) * math.sqrt(seeds)))
 
 
-# in words -------------------------------------------------------------------------------------------------
-
-
-def claim(
-    first: str,
-    second: str,
-    measure: str,
-    differences: Differences,
-    margin: float,
-    p_adjusted: float,
-    better: Literal["higher", "lower"] = "higher",
-    level: float = 0.95,
-) -> str:
-    """Say in one sentence what may be claimed of two arms: better, worse, equivalent, or nothing.
-
-    `differences` are first minus second, in the units of `measure` and `margin`. A difference is claimed where the
-    adjusted p is below 1 − level and the t interval leaves out zero; equivalence where the two one-sided tests hold,
-    which no correction enters; both are said where both hold. Where neither does, the sentence names the largest
-    difference that the interval leaves open, and how many seeds would find a true difference of the size seen with
-    80 % power, at the level that the correction leaves for it. That number follows from a difference and a deviation
-    that are themselves uncertain.
-
-    Raises:
-        BadInput: as `equivalence`; a p outside [0, 1], or a `better` that is neither higher nor lower.
-    """
-    if better not in ("higher", "lower"):
-        raise BadInput(f"better {better!r}: give 'higher' or 'lower'")
-    _check_p(p_adjusted)
-    interval, within = paired_interval(differences, level), equivalence(differences, margin, level)
-    rejects, leaves_out_zero = p_adjusted < 1 - level, interval.low > 0 or interval.high < 0
-    direction = 1 if better == "higher" else -1
-    verdict = "better" if direction * interval.mean > 0 else "worse"
-    named = measure if better == "higher" else f"{measure} (lower is better)"
-    number = _Numbers((interval.high - interval.low) / 2 or abs(interval.mean))
-    narrow = f"{within.level * 100:g} % interval {number(within.low)} to {number(within.high)}, within the margin"
-    seen = (
-        f"the mean difference is {number(interval.mean)} ({level * 100:g} % interval {number(interval.low)} to "
-        f"{number(interval.high)}, {interval.n} paired seeds, adjusted {_p_text(p_adjusted)}"
-    )
-    if rejects and leaves_out_zero and within.holds:
-        return (
-            f"{first} is {verdict} than {second} in {named}, but by so little that the two are equivalent within "
-            f"±{margin:g}: {seen}; {narrow})."
-        )
-    if rejects and leaves_out_zero:
-        return f"{first} is {verdict} than {second} in {named}: {seen})."
-    if within.holds:
-        return f"{first} and {second} are equivalent in {named} within ±{margin:g}: {seen}; {narrow})."
-    furthest = max(interval.low, interval.high, key=abs)
-    side = "an advantage" if direction * furthest > 0 else "a disadvantage"
-    contrary = ", although the interval holds zero" if rejects else ""
-    return (
-        f"It cannot be told whether {first} is better than {second} in {named}, worse, or equivalent within "
-        f"±{margin:g}: {seen}{contrary}), {side} of {first} as large as {number(abs(furthest))} is not ruled out, and "
-        f"{_seeds_text(interval, p_adjusted)}."
-    )
-
-
-def _seeds_text(interval: Interval, p_adjusted: float) -> str:
-    if interval.deviation == 0:
-        return "how many seeds would be needed cannot be reckoned from differences that are all equal"
-    effect = min(abs(interval.mean) / interval.deviation, LARGEST_EFFECT)
-    p = 2 * _tail(interval, abs(interval.mean))
-    # What the correction made of this p, it would make of the next study's: the single test has to meet less.
-    alpha = (1 - interval.level) * min(1.0, max(p, SMALLEST_P) / max(p_adjusted, SMALLEST_P))
-    # A mean of no more than its standard error with so many seeds is not found with them.
-    within_reach = effect * math.sqrt(MOST_SEEDS) > 1
-    # No fewer than there were, which did not do: p may be of another test than the t test that is reckoned with.
-    seeds = max(interval.n + 1, required_seeds(effect, level=1 - alpha)) if within_reach else math.inf
-    count = f"about {seeds}" if seeds <= MOST_SEEDS else f"more than {MOST_SEEDS}"
-    return f"to find a difference of the size seen in four of five studies would take {count} paired seeds"
-
-
-@dataclass(frozen=True, slots=True)
-class _Numbers:
-    """Write numbers with as many decimals as show two digits of the precision."""
-
-    precision: float
-
-    def __call__(self, value: float) -> str:
-        decimals = 3 if self.precision == 0 else min(12, max(0, 1 - math.floor(math.log10(self.precision))))
-        return f"{round(value, decimals) + 0.0:.{decimals}f}".replace("-", "−")  # + 0.0: no −0
-
-
-def _p_text(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-
-
 # what is asked of the input -------------------------------------------------------------------------------
 
 
@@ -452,6 +361,6 @@ def _check_share(name: str, value: float) -> None:
         raise BadInput(f"{name} {value}: give a number between 0 and 1, such as {0.95 if name == 'level' else 0.8}")
 
 
-def _check_p(p: float) -> None:
+def check_p(p: float) -> None:
     if not 0 <= p <= 1:
         raise BadInput(f"a p of {p}: give numbers from 0 to 1")

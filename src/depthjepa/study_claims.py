@@ -19,7 +19,6 @@ from pydantic.dataclasses import dataclass as configuration
 from depthjepa.faults import nearest
 from depthjepa.statistics import (
     bootstrap_interval,
-    claim,
     equivalence,
     holm,
     non_inferiority,
@@ -27,6 +26,7 @@ from depthjepa.statistics import (
     sign_flip,
 )
 from depthjepa.study_tables import run_place
+from depthjepa.wording import claim
 
 FEWEST = 2  # seeds that a deviation takes
 SUMS = ("within_residual", "within_total")  # of each image, as the depth probe keeps them

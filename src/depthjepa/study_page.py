@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from depthjepa import figures
+from depthjepa import charts
 from depthjepa.faults import BadInput
 from depthjepa.page import embed, section, text
 
@@ -66,7 +66,7 @@ def _dots(content: Mapping[str, Any], column: Mapping[str, Any]) -> str:
     unit = f" [{column['unit']}]" if column.get("unit") else ""
     label = f"{key.partition('.')[0]}: {column.get('label', key)}{unit}"
     intervals = {arm: _interval(content["means"][arm]["figures"][key]) for arm in values}
-    figure = figures.arm_dots(values, intervals, baselines, label)
+    figure = charts.arm_dots(values, intervals, baselines, label)
     seen = (
         f"{label} ({column.get('better', '')} is better). Each dot is a run, its colour the arm; the bar is the "
         f"95 % t interval of the mean over seeds. Lines are yardsticks that took no pretraining. Arms of a seed "

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from depthjepa import runtime
 from depthjepa.data.images import ClassFolder, FlatFolder, Split, is_flat_rgbd, layout_of
 from depthjepa.data.memory import first_readable, in_memory
-from depthjepa.data.order import Mixture, draw_keys, epoch_order, steps_per_epoch, weighted_root
+from depthjepa.data.order import Mixture, draw_keys, epoch_order, evenly, steps_per_epoch, weighted_root
 from depthjepa.data.reading import read
 from depthjepa.data.rgbd import MILLIMETRES, PairedFolder
 from depthjepa.data.samples import Batch, Sample, Source, UnreadableImage
@@ -340,9 +340,8 @@ def view_batches(
 
     Raises `BadInput` when no image can be read (unless that `may_be_empty`), or a file is at fault.
     """
-    count = len(source) if limit is None else min(limit, len(source))
-    indices = (2 * np.arange(count, dtype=np.int64) + 1) * len(source) // (2 * count)
-    requests = (indices[first : first + batch_size] for first in range(0, count, batch_size))
+    indices = evenly(len(source) if limit is None else limit, len(source))
+    requests = (indices[first : first + batch_size] for first in range(0, len(indices), batch_size))
     skipped: tuple[str, ...] = ()
     held: Batch | None = None  # a batch waits for the next one, which may be empty and then only adds to `skipped`
     for batch in read(_ViewReader(source, size, view), requests, workers):
@@ -356,7 +355,7 @@ def view_batches(
     if held is None and may_be_empty:
         return
     if held is None:
-        raise BadInput(f"none of the {count} images of {source.name} can be read; the first fault: {skipped[0]}")
+        raise BadInput(f"none of the {len(indices)} images of {source.name} can be read; the first fault: {skipped[0]}")
     yield replace(held, skipped=held.skipped + skipped)
 
 

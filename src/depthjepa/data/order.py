@@ -14,6 +14,12 @@ from depthjepa.data.samples import Sample, Source
 from depthjepa.faults import BadInput
 
 
+def evenly(count: int, total: int) -> Int64[np.ndarray, " count"]:
+    """Numbers of `count` samples (at most all) spread evenly over `total`, so that sorted classes are all covered."""
+    count = min(count, total)
+    return (2 * np.arange(count, dtype=np.int64) + 1) * total // (2 * max(1, count))
+
+
 class Mixture:
     """Several sources one after the other; with `weights`, training draws from each by its weight.
 

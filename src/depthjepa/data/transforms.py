@@ -123,6 +123,12 @@ def centre_view(sample: Sample, size: Size) -> View:
     return training_view(sample, _central_box(height, width, (aspect, aspect)), False, size)
 
 
+def as_bytes(images: Float[Tensor, "k 3 h w"]) -> UInt8[ndarray, "k h w 3"]:
+    """Return images in [0, 1] as pictures are kept and drawn."""
+    pixels: UInt8[ndarray, "k h w 3"] = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return pixels
+
+
 def _nearest(depth: Float[Tensor, "1 rows columns"], box: Box, size: Size) -> Float[Tensor, "1 h w"]:
     # The centre of output pixel i lies at (i + 1/2) * side / size.
     rows = box.top + (2 * torch.arange(size[0]) + 1) * box.height // (2 * size[0])

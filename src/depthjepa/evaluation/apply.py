@@ -21,10 +21,11 @@ from depthjepa.config import RunConfig, load_config
 from depthjepa.data.images import FlatFolder, image_names
 from depthjepa.data.loading import TrainingBatches, open_source, view_batches
 from depthjepa.data.samples import Batch
+from depthjepa.data.transforms import as_bytes
 from depthjepa.evaluation.decoded import dense_metres, load_pixel_guided
 from depthjepa.evaluation.features import pooled_features
 from depthjepa.evaluation.gathering import RANDOM, encode_with, size_text
-from depthjepa.evaluation.pictures import mask_arrays, picture_batch, pixels, token_maps
+from depthjepa.evaluation.pictures import mask_arrays, picture_batch, token_maps
 from depthjepa.evaluation.readout import DepthReadout, Predict, read_origin
 from depthjepa.faults import BadInput
 from depthjepa.logbook import whole_file
@@ -219,7 +220,7 @@ def _draw_batch(what: str, config: RunConfig) -> Figure:
     assert batch.masks is not None
     if what == "masks":
         return figures.masks_figure(**mask_arrays(batch, batch.masks, config.grid))
-    return figures.batch_grid(pixels(batch), None if batch.depth is None else batch.depth[:, 0].numpy())
+    return figures.batch_grid(as_bytes(batch.images), None if batch.depth is None else batch.depth[:, 0].numpy())
 
 
 def _draw_features(runs: list[str]) -> Figure:
@@ -235,7 +236,7 @@ def _draw_features(runs: list[str]) -> Figure:
     named |= {RANDOM: (build_encoder(config), config.grid)}
     with torch.no_grad():
         maps = {name: token_maps(encoder.to(where), batch, grid) for name, (encoder, grid) in named.items()}
-    return figures.feature_pca(pixels(batch), maps)
+    return figures.feature_pca(as_bytes(batch.images), maps)
 
 
 def run_names(runs: Sequence[str]) -> list[str]:

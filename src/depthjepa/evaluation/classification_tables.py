@@ -16,6 +16,8 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from depthjepa.config import EvaluationConfig, RunConfig
+from depthjepa.data.order import evenly
+from depthjepa.data.transforms import as_bytes
 from depthjepa.evaluation.attentive_probe import attentive
 from depthjepa.evaluation.classification import ClassifierResult, chance, knn_accuracies, linear, nearest_images
 from depthjepa.evaluation.diagnostics import verdict
@@ -52,7 +54,7 @@ DIAGNOSTIC_COLUMNS = [
 def classification_tables(config: RunConfig, encoders: Mapping[str, Encode], tasks: Sequence[str] = TASKS) -> Tables:
     """One table for each task (knn, linear, attentive, diagnose), a row for each encoder after that of chance.
 
-    With the table of knn come pictures of nearest images (see `neighbours`); those of the random encoder have names
+    With the table of knn come pictures of nearest images (see `neighbours`); what the random encoder found has names
     that begin with `random_`. `diagnose` measures the validation images alone, and is the only task that needs no
     labels. Where one of the encoders is the random one, its table says in words which of the others are collapsed.
     """
@@ -73,7 +75,8 @@ def classification_tables(config: RunConfig, encoders: Mapping[str, Encode], tas
         own, shown = _rows(config, name, encode, train, val, tasks)
         for task, each in own.items():
             rows[task] += each if not rows[task] else each[-1:]  # chance once
-        pictures |= {f"random_{key}": array for key, array in shown.items()} if name == RANDOM else shown
+        # The images asked about are the same for all.
+        pictures |= {f"random_{key}" if name == RANDOM and key != "images" else key: shown[key] for key in shown}
     found: Tables = {}
     for task in tasks:
         if train is None or task == "diagnose":
@@ -110,9 +113,7 @@ def neighbours(fitted: Features, seen: Features, train: Views, val: Views) -> di
 
     Returns `images` [queries, h, w, 3], `found` [queries, k, h, w, 3] and `alike` [queries, k]: of the query's class.
     """
-    count = len(seen.numbers)
-    rows = torch.arange(min(QUERIES, count))
-    queries = (2 * rows + 1) * count // (2 * len(rows))
+    queries = torch.from_numpy(evenly(QUERIES, len(seen.numbers)))
     asked = Pooled(seen.pooled.values[queries], seen.pooled.labels[queries], ())
     near = torch.cat([places for _, places in nearest_images(fitted.pooled, asked, SHOWN)])
     found = thumbnails(train, fitted.numbers[near.flatten()])
@@ -129,8 +130,7 @@ def thumbnails(split: Views, numbers: Int64[Tensor, " n"]) -> UInt8[np.ndarray, 
     factor = min(1.0, THUMBNAIL / max(images.shape[-2:]))
     if factor < 1:
         images = F.interpolate(images, scale_factor=factor, mode="bilinear", antialias=True)
-    small: UInt8[np.ndarray, "n h w 3"] = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    return small
+    return as_bytes(images)
 
 
 def _accuracies(task: str, config: RunConfig, train: Features, val: Features) -> dict[str, float]:

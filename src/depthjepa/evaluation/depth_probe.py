@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from depthjepa.data.samples import Batch
+from depthjepa.data.transforms import as_bytes
 from depthjepa.depth import align_scale_shift, metrics, r2_between, r2_position, r2_within, within_sums
 from depthjepa.evaluation.features import Encode
 from depthjepa.evaluation.readout import DepthReadout, MeanMap, Predict, cells_of, fit_readouts
@@ -107,7 +108,7 @@ def evaluate_depth(
     joined = {name: torch.cat(parts) for name, parts in guesses.items()}
     scores = {name: _score(guess, truth, known, mean_map) for name, guess in joined.items()}
     kept = Pictures(
-        images=(torch.cat(shown).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy(),
+        images=as_bytes(torch.cat(shown)),
         truth=torch.where(known, truth, torch.nan)[:pictures, 0].numpy(),
         predictions={name: guess[:pictures, 0].numpy() for name, guess in joined.items()},
     )

@@ -29,6 +29,7 @@ from depthjepa.checkpoint import Checkpoint
 from depthjepa.config import RunConfig
 from depthjepa.data.images import Split
 from depthjepa.data.samples import Batch
+from depthjepa.data.transforms import as_bytes
 from depthjepa.depth import disparity, r2_within, valid
 from depthjepa.evaluation.decoded import dense_metres, pixel_mean_map, predicted_metres
 from depthjepa.evaluation.depth_probe import depth_table
@@ -272,7 +273,7 @@ def overfit_gates(
     assert batch.depth is not None
     known = valid(batch.depth)
     pictures = {
-        "images": (batch.images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy(),
+        "images": as_bytes(batch.images),
         "truth": torch.where(known, disparity(batch.depth), torch.nan)[:, 0].cpu().numpy(),
         "names": np.array(list(maps)),
         "maps": np.stack(list(maps.values())),

@@ -24,10 +24,11 @@ from torch import Tensor
 from depthjepa.checkpoint import Checkpoint
 from depthjepa.config import RunConfig
 from depthjepa.data.samples import Batch
+from depthjepa.evaluation.alignment import cka_selectivity
 from depthjepa.evaluation.gathering import RANDOM, Views, table, views_text
 from depthjepa.evaluation.pictures import picture_masks, predicted_latents
 from depthjepa.evaluation.readout import FOLDS, ROUNDING, STRENGTHS
-from depthjepa.evaluation.shortcuts import cka_selectivity, explained, measure, verdict
+from depthjepa.evaluation.shortcuts import explained, measure, verdict
 from depthjepa.faults import BadInput
 from depthjepa.formats.weights import load_strictly
 from depthjepa.grid import to_map, to_tokens, unfold_cells

@@ -9,6 +9,7 @@ from torch import Tensor
 from depthjepa.config import RunConfig
 from depthjepa.data.loading import has_validation, open_source
 from depthjepa.data.samples import Batch
+from depthjepa.data.transforms import as_bytes
 from depthjepa.evaluation.decoded import undone
 from depthjepa.evaluation.gathering import views
 from depthjepa.logbook import RunFolder
@@ -39,7 +40,7 @@ def write_pictures(
         folder.save_arrays("figures/masks", mask_arrays(batch, masks, config.grid))
     random = build_encoder(config).to(where)
     features = {
-        "images": pixels(batch),
+        "images": as_bytes(batch.images),
         "tokens": token_maps(method.encoder, batch, config.grid),
         "random": token_maps(random, batch, config.grid),
     }
@@ -50,7 +51,7 @@ def write_pictures(
         if isinstance(method.head, PixelGuidance):
             predicted, target = undone(whitening, predicted), on_cells(teacher, batch, config.target_cells)
         arrays = {
-            "images": pixels(batch),
+            "images": as_bytes(batch.images),
             "teacher": torch.where(target.valid, target.values, torch.nan).cpu().numpy(),
             "predicted": torch.where(judged, predicted.float(), torch.nan).cpu().numpy(),
         }
@@ -90,7 +91,7 @@ def mask_arrays(batch: Batch, masks: Masks, grid: tuple[int, int]) -> dict[str, 
     cells = torch.arange(grid[0] * grid[1], device=masks.context.device)
     context = (masks.context[..., None] == cells).any(1).view(-1, *grid)
     targets = (masks.targets[..., None] == cells).any(2).view(*masks.targets.shape[:2], *grid)
-    return {"images": pixels(batch), "context": context.cpu().numpy(), "targets": targets.cpu().numpy()}
+    return {"images": as_bytes(batch.images), "context": context.cpu().numpy(), "targets": targets.cpu().numpy()}
 
 
 def token_maps(encoder: VisionTransformer, batch: Batch, grid: tuple[int, int]) -> np.ndarray:
@@ -98,8 +99,3 @@ def token_maps(encoder: VisionTransformer, batch: Batch, grid: tuple[int, int]) 
     tokens: Tensor = encoder.eval()(encoder.normalise(batch.images))
     maps: np.ndarray = tokens.view(len(tokens), *grid, encoder.width).half().cpu().numpy()
     return maps
-
-
-def pixels(batch: Batch) -> np.ndarray:
-    """Images as uint8 [k, h, w, 3]."""
-    return (batch.images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()

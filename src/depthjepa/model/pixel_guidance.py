@@ -58,7 +58,7 @@ class PixelGuidance(nn.Module):
         self.norms = nn.ModuleList(TokenNorm(config.norm, token_width) for _ in range(levels))
         # Predicted tokens vary less than those of whole images: a batch norm of both would fit neither.
         apart = config.read == "both" and config.norm == "batch"
-        self.dense_norms = nn.ModuleList(TokenNorm(config.norm, token_width) for _ in range(levels * apart))
+        self.dense_norms = nn.ModuleList(TokenNorm(config.norm, token_width) for _ in range(levels if apart else 0))
         self.fill = nn.Parameter(torch.zeros(1, 1, token_width)) if config.fill == "learned" else None
         width = min(config.head_width, token_width)
         outputs = config.bins if config.target == "bins" else 1
