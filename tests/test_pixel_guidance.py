@@ -26,8 +26,8 @@ from depthjepa.logbook import RunFolder
 from depthjepa.losses import depth_loss, gradient_loss, sig_loss
 from depthjepa.masks import MaskConfig, Masks, sample_masks
 from depthjepa.method import build_method, build_teacher
-from depthjepa.model.depth_heads import DPTHead, TokenNorm, build_decoder, dpt_depths
-from depthjepa.model.heads import HEADS, Latents
+from depthjepa.model.depth_heads import DPTHead, TokenNorm, build_decoder, dpt_depths, enlargements
+from depthjepa.model.heads import HEADS, GuidanceConfig, Latents
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.pixel_guidance import PixelGuidance
 from depthjepa.teachers.ground_truth import DepthPixels
@@ -38,6 +38,7 @@ KINDS = HEADS["pixel"]
 GRID, PATCH, SIZE, WIDTH = (6, 6), 8, 48, 32
 DEEP = ("model.depth=5", "predictor.depth=6")
 CPU = torch.device("cpu")
+GRADIENT = GuidanceConfig().gradient
 
 Numbers = Any
 
@@ -242,6 +243,14 @@ def test_heads_give_every_pixel_whatever_patch_and_grid(kind: str, patch: int, g
     assert found.shape == (2, 3, patch * grid[0], patch * grid[1]) and torch.isfinite(found).all()
 
 
+@pytest.mark.parametrize(
+    ("patch", "factors"),
+    [(1, [1, 1, 1, 1]), (8, [1, 2, 2, 2]), (14, [1, 1, 2, 7]), (16, [2, 2, 2, 2]), (64, [2, 2, 4, 4])],
+)
+def test_deep_cnn_enlarges_by_whole_numbers_up_to_the_patch(patch: int, factors: list[int]) -> None:
+    assert enlargements(patch) == factors and math.prod(factors) == patch
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_of_a_head_learns(kind: str) -> None:
     head, levels = decoder(kind), token_maps(kind, 2, (5, 7))
@@ -408,7 +417,7 @@ def test_scope_target_judges_exactly_the_pixels_of_target_patches(head: str) -> 
     elsewhere = Latents(torch.where(expected, depth.values, 1e6), depth.valid | ~expected)
     part = model(images(), masks, depth).parts["loss_depth"]
     assert torch.equal(model(images(), masks, elsewhere).parts["loss_depth"], part)
-    torch.testing.assert_close(part, depth_loss(found, depth.values, depth.valid & expected))
+    torch.testing.assert_close(part, depth_loss(found, depth.values, depth.valid & expected, gradient=GRADIENT))
 
 
 def test_what_pads_a_target_changes_nothing() -> None:
@@ -625,7 +634,8 @@ def test_blocks_in_one_sequence_are_read_as_their_union(head: str) -> None:
     expected = pixels_of(target_patches(masks))
     assert judged is not None and torch.equal(judged, expected)
     depth = truth()
-    torch.testing.assert_close(losses.parts["loss_depth"], depth_loss(maps, depth.values, depth.valid & expected))
+    wanted = depth_loss(maps, depth.values, depth.valid & expected, gradient=GRADIENT)
+    torch.testing.assert_close(losses.parts["loss_depth"], wanted)
 
 
 def test_of_several_target_layers_the_last_one_is_read() -> None:

@@ -2,7 +2,7 @@
 
 `mlp`       two linear layers on each token by itself: a number for each pixel of its patch
 `cnn`       gathers along the width (1 x 1), projects to the pixels of a patch, then two 3 x 3 convolutions
-`deep-cnn`  five 3 x 3 convolutions, the map enlarged between them up to the image's size
+`deep-cnn`  five convolutions that look at 3 x 3 places each; most of the first four enlarge the map, up to the image
 `dpt`       DINOv2's dense prediction module (Oquab et al. 2024, after Ranftl et al. 2021) on four depths of a network
 
 The paper calls DINOv2 hierarchical. It is not: its ViT is flat as I-JEPA's, and the module makes its pyramid by
@@ -29,7 +29,7 @@ Kind = Literal["mlp", "cnn", "deep-cnn", "dpt"]
 
 DPT_LEVELS = 4
 PIXEL_CHANNELS = 16  # of the cnn head at full resolution
-STAGES = 4  # enlargements of the deep-cnn head
+STAGES = 4  # convolutions of the deep-cnn head before the last
 
 Maps = Float[Tensor, "b c rows cols"]
 
@@ -90,25 +90,42 @@ class CNNHead(nn.Module):
 
 
 class DeepCNNHead(nn.Module):
-    """Five convolutions; before each but the first the map grows by the fourth root of the patch's side."""
+    """Five convolutions, the last at the image's resolution; the four before it enlarge the map by `enlargements`.
+
+    A convolution that enlarges has weights of its own for each of the cells that a place becomes. Between 3 x 3
+    convolutions the map could be enlarged bilinearly as well, but then the head says little that is finer than the map
+    halfway: eight images that it was to learn by heart stayed at an R2 within images of 0.93, where this has 0.97.
+    """
 
     def __init__(self, token_width: int, outputs: int, patch: int, width: int) -> None:
         super().__init__()
-        self.patch = patch
         widths = [token_width, *(max(16, width >> stage) for stage in range(STAGES))]
-        self.convolutions = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(widths))
+        self.convolutions = nn.ModuleList(
+            nn.ConvTranspose2d(before, after, 3 * factor, stride=factor, padding=factor)
+            for (before, after), factor in zip(pairwise(widths), enlargements(patch), strict=True)
+        )
         self.project = nn.Conv2d(widths[-1], outputs, 3, padding=1)
 
     def forward(self, levels: Sequence[Maps]) -> Float[Tensor, "b outputs h w"]:
         (maps,) = levels
-        rows, columns = maps.shape[-2:]
-        for stage, convolution in enumerate(self.convolutions, 1):
+        for convolution in self.convolutions:
             maps = F.gelu(convolution(maps))
-            factor = self.patch ** (stage / STAGES)
-            size = (round(rows * factor), round(columns * factor))
-            maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
         projected: Tensor = self.project(maps)
         return projected
+
+
+def enlargements(patch: int) -> list[int]:
+    """Four whole numbers in ascending order whose product is `patch`: 1, 2, 2, 2 for 8 and 1, 1, 2, 7 for 14."""
+    factors, divisor = list[int](), 2
+    while patch > 1:
+        if patch % divisor:
+            divisor += 1
+        else:
+            factors.append(divisor)
+            patch //= divisor
+    while len(factors) > STAGES:  # the two smallest as one
+        factors = sorted([factors[0] * factors[1], *factors[2:]])
+    return [1] * (STAGES - len(factors)) + factors
 
 
 class DPTHead(nn.Module):

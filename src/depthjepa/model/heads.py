@@ -72,7 +72,7 @@ class GuidanceConfig:
     target: Literal["metres", "log", "disparity", "bins"] = "log"
     bins: Annotated[int, Field(ge=2)] = 256
     loss: Literal["l1", "sig", "ssi"] = "l1"
-    gradient: NonNegativeFloat = 0.0
+    gradient: NonNegativeFloat = 0.5  # MiDaS's weight
     zoom_aware: bool = True
     nearest: PositiveFloat = 0.1
     farthest: PositiveFloat = 100.0
