@@ -343,15 +343,13 @@ def test_diagnose_gates_writes_every_gate_and_what_failed(
     assert all((share == 1) == name.endswith("full") for name, share in finite.items())
 
 
-def test_the_readouts_of_the_table_are_those_of_the_depth_probe(
-    saved: Saved, call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gates, "overfit_gates", lambda *_: ([], {}))
+def test_the_readouts_of_the_table_are_those_of_the_depth_probe(saved: Saved, call: Call) -> None:
     folder = saved(*TARGET).run
     assert folder is not None
     assert call("probe", folder, "depth")[0] == 0
-    assert call("diagnose", folder, "--gates")[0] == 0
+    assert call("diagnose", folder, "--gates", "evaluation.gate_steps=0")[0] == 0
     rows = {row["name"]: row["figure"] for row in RunFolder(folder).probe("gates")["rows"]}
+    assert not any(name.startswith("overfit") for name in rows)
     own = next(row for row in RunFolder(folder).probe("depth")["rows"] if row["name"] == "tiny")
     assert rows["layers: block 2 (last)"] == pytest.approx(own["r2_within"], abs=1e-6)
     assert rows["floor: R² over the mean map of the last block"] == pytest.approx(own["r2_position"], abs=1e-6)

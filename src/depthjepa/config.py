@@ -105,7 +105,7 @@ class EvaluationConfig:
     probe_epochs: PositiveInt = 100  # of that sweep and of the mlp probe
     attentive_epochs: PositiveInt = 20  # of the attentive probe
     attentive_lr: PositiveFloat = 1e-3  # its peak, on batches of 128 images
-    gate_steps: PositiveInt = 2000  # at most, of each head that `diagnose --gates` overfits
+    gate_steps: NonNegativeInt = 2000  # at most, of each head that `diagnose --gates` overfits; 0: none of them
     gate_head_width: PositiveInt = 128  # of their hidden layers
     depth_readout: Literal["ridge", "linear", "linear4", "dpt"] = "ridge"  # of the depth probe
     depth_steps: PositiveInt = 2000  # of a readout other than ridge, on batches of 16 images

@@ -96,17 +96,21 @@ def gates_table(
         found, words = readout_gates(config, saved, encoder, train, val, where)
         found.insert(1, position_gate(config, encoder, where))
         bar.remove_task(task)
-        batch = next(iter(few(config, "train", IMAGES)())).to(where)
-        fitted, maps = overfit_gates(config, saved, batch, where, bar)
-    protocol = (
-        f"readouts: ridge of 2 x 2 disparities a patch, R² within images, {views_text(train, val, ', whole views')}; "
-        f"overfit: R² within images, pixel by pixel, of {len(batch.images)} training images after at most "
-        f"{config.evaluation.gate_steps} steps, heads {config.evaluation.gate_head_width} wide, whole views, masks "
-        f"drawn anew each step and for judging"
-    )
-    gates = [*found, *fitted]
-    content = table("gates", train.source, protocol, COLUMNS, [gate.row() for gate in gates])
-    failed = [f"{gate.name}: {gate.figure:.3f}, wanted {gate.wanted:.3f}" for gate in gates if gate.passed is False]
+        protocol = (
+            f"readouts: ridge of 2 x 2 disparities a patch, R² within images, {views_text(train, val, ', whole views')}"
+        )
+        maps: dict[str, np.ndarray] = {}
+        if config.evaluation.gate_steps:
+            batch = next(iter(few(config, "train", IMAGES)())).to(where)
+            fitted, maps = overfit_gates(config, saved, batch, where, bar)
+            found += fitted
+            protocol += (
+                f"; overfit: R² within images, pixel by pixel, of {len(batch.images)} training images after at most "
+                f"{config.evaluation.gate_steps} steps, heads {config.evaluation.gate_head_width} wide, whole "
+                f"views, masks drawn anew each step and for judging"
+            )
+    content = table("gates", train.source, protocol, COLUMNS, [gate.row() for gate in found])
+    failed = [f"{gate.name}: {gate.figure:.3f}, wanted {gate.wanted:.3f}" for gate in found if gate.passed is False]
     return content | {"verdict": [*words, *(f"failed: {each}" for each in failed)]}, maps
 
 
