@@ -600,6 +600,8 @@ def test_a_fit_goes_on_from_an_earlier_one_and_keeps_its_autoencoder(
     assert {part for part, _ in watch.steps} == {"flow"}
     earlier, later = (load_depthfm(place / CHECKPOINT, place / AUTOENCODER) for place in (fitted, out))
     assert not differences(earlier.vae.state_dict(), later.vae.state_dict())
+    for file in (fitted / AUTOENCODER).iterdir():  # nor does it tell where it was read from
+        assert (out / AUTOENCODER / file.name).read_bytes() == file.read_bytes()
     for name, weight in earlier.unet.state_dict().items():
         # float16 on the way out; at this rate nothing moves further.
         assert torch.allclose(later.unet.state_dict()[name], weight, rtol=1e-3, atol=1e-6), name

@@ -88,7 +88,7 @@ def fit_teacher(
             if config.fit.start is None:
                 _fit_autoencoder(config, folder, autoencoder.to(where), source, where, stopping)
             else:
-                fit.save_autoencoder(autoencoder, float(autoencoder.config.scaling_factor), place)
+                fit.copy_autoencoder(_earlier(config.fit.start)[1], place)
         if not (folder.path / CHECKPOINT).exists():
             # From here on with the weights that were saved: the flow fits the autoencoder that it will be used with.
             autoencoder = load_autoencoder(place).to(where)

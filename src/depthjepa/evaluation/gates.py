@@ -24,7 +24,7 @@ from jaxtyping import Float
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from depthjepa import optim
+from depthjepa import optim, runtime
 from depthjepa.checkpoint import Checkpoint
 from depthjepa.config import RunConfig
 from depthjepa.data.images import Split
@@ -338,7 +338,8 @@ def overfit(
         rate = optim.learning_rate(step, start=LR / 20, peak=LR, final=LR / 50, warmup=steps // 20, steps=steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        losses = method(images, draw(config, batch, step, where), truth)
+        with runtime.precision(config.train.precision, where):
+            losses = method(images, draw(config, batch, step, where), truth)
         optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         nn.utils.clip_grad_norm_(method.parameters(), 1.0)

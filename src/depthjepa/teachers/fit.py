@@ -14,6 +14,7 @@ logarithm of depth / zoom [m] (what a crop's pixels can tell, see `Batch`), `nea
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -405,6 +406,14 @@ def save_autoencoder(autoencoder: Any, scale: float, folder: Path) -> None:
     partial = folder.with_name(folder.name + ".partial")
     with writing(folder):
         autoencoder.half().save_pretrained(partial)
+        partial.replace(folder)
+
+
+def copy_autoencoder(earlier: Path, folder: Path) -> None:
+    """Copy the autoencoder of an earlier fit, file by file (diffusers would write down where it was read from)."""
+    partial = folder.with_name(folder.name + ".partial")
+    with writing(folder):
+        shutil.copytree(earlier, partial, dirs_exist_ok=True)
         partial.replace(folder)
 
 
