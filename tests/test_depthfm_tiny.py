@@ -29,7 +29,7 @@ def test_it_takes_at_most_six_megabytes() -> None:
 
 
 def test_it_knows_the_depth_of_scenes_that_it_has_never_seen() -> None:
-    """A part of the 500 scenes of docs/teachers.md, where δ1 is 0.762 (mean map 0.548)."""
+    """A part of the 500 scenes of docs/teachers.md, where δ1 is 0.806 in two steps (mean map 0.545)."""
     teacher = depthjepa.load_teacher("depthfm-tiny")
     assert isinstance(teacher, DepthFM)
     config = build_fit({}, ["data.image_size=128", "fit.holes=farthest", "fit.nearest=1", "fit.farthest=80"])
@@ -42,8 +42,8 @@ def test_it_knows_the_depth_of_scenes_that_it_has_never_seen() -> None:
     }
     rows, _ = judge(predictors, unseen, (1.0, 60.0))
     delta1 = {row["name"]: row["delta1"] for row in rows}
-    assert delta1["teacher"] > delta1["mean map"] + 0.15
-    assert delta1["teacher"] > 0.7
+    assert delta1["teacher"] > delta1["mean map"] + 0.2
+    assert delta1["teacher"] > 0.75
 
 
 def test_it_is_a_depthfm_by_another_name_and_needs_nothing() -> None:
