@@ -473,6 +473,15 @@ def test_a_study_file_reads_seeds_as_a_count_and_its_base_beside_it(tmp_path: Pa
         load_study("demo-arm")
 
 
+def test_arms_share_settings_by_anchors(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("base: demo\nseeds: 1\narms:\n  a: &a [x=1, y=2]\n  b: &b z=3\n  both: [*a, *b, w=4]\n")
+    with pytest.raises(BadInput, match=r"arms\.b: Input should be a valid tuple, got 'z=3'"):
+        load_study(file)
+    file.write_text(file.read_text().replace("&b z=3", "[&b z=3]"))
+    assert load_study(file).arms == {"a": ("x=1", "y=2"), "b": ("z=3",), "both": ("x=1", "y=2", "z=3", "w=4")}
+
+
 LARGE = {  # what they need cannot be here; what is not there is all that may be wrong with them
     "paper-figures-2-3": "(IN1K-vit|depthfm-v1|stable-diffusion)",
     "paper-figure-4": "(IN1K-vit|depthfm-v1|stable-diffusion)",

@@ -81,13 +81,22 @@ class Study:
 
     @field_validator("arms", mode="before")
     @classmethod
-    def _empty_arms_change_nothing(cls, value: object) -> object:
-        return {key: () if arm is None else arm for key, arm in value.items()} if isinstance(value, dict) else value
+    def _lists_of_lists_are_one(cls, value: object) -> object:
+        """Arms that share settings name them once in the file, by an anchor: `[*paper, *dense]`; none change nothing."""
+        return {key: _flat(arm) for key, arm in value.items()} if isinstance(value, dict) else value
 
     @field_validator("seeds", mode="before")
     @classmethod
     def _count_or_list(cls, value: object) -> object:
         return tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _flat(arm: object) -> object:
+    if arm is None:
+        return ()
+    if not isinstance(arm, list):
+        return arm
+    return [setting for each in arm for setting in (each if isinstance(each, list) else [each])]
 
 
 # reading and refusing -------------------------------------------------------------------------------------
