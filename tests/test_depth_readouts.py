@@ -331,7 +331,7 @@ def test_the_command_writes_the_table_beside_the_ridges(
         assert all(float(row["rate"]) in depth_readouts.RATES[kind] for row in found["rows"][1:])  # type: ignore[index]
         for fact in (f"{kind} readout of layers 1, 1, 2, 2 of 2", "256 uniform bins", "to 3.5 m", "SigLoss", "2 steps"):
             assert fact in found["protocol"], fact
-        assert found["protocol"].endswith("12 training and 4 validation images, whole views at 48 px")
+        assert "12 training and 4 validation images, whole views at 48 px; depth is relative" in found["protocol"]
     assert {name: (trained / "probes" / name).read_bytes() for name in ridge} == ridge
     assert DepthReadout.load(trained / "probes" / "depth.safetensors").mean_map.values.shape == (12, 12)
     assert "depth on" in capsys.readouterr().out

@@ -21,7 +21,7 @@ from depthjepa.evaluation.classification import ClassifierResult, Standardiser, 
 from depthjepa.evaluation.classification_tables import classification_tables
 from depthjepa.evaluation.diagnostics import diagnose
 from depthjepa.evaluation.features import Encode, Pooled
-from depthjepa.evaluation.gathering import RANDOM, Views, encoders, features_of, views
+from depthjepa.evaluation.gathering import RANDOM, Views, encoders, features_of, views, whole_views_text
 from depthjepa.evaluation.probes import diagnostics_probe, probe, probe_during_training
 from depthjepa.evaluation.tokens import ComputedTokens, KeptTokens, TokenKeeper, Tokens
 from depthjepa.faults import BadInput
@@ -354,9 +354,16 @@ def test_the_depth_table_counts_what_it_could_not_read(tmp_path: Path) -> None:
     (root / "train" / "rgb" / "0003.png").write_bytes(b"no picture")
     config = config_of(root)
     table = probe("depth", config, build_encoder(config), CPU).table
-    assert table["protocol"].endswith(
-        "; 7 training and 4 validation images, whole views at 48 px; 1 unreadable left out"
-    )
+    assert "; 7 training and 4 validation images, whole views at 48 px; 1 unreadable left out" in table["protocol"]
+
+
+def test_metres_of_unknown_cameras_are_called_relative(tmp_path: Path) -> None:
+    known, unknown = (write_pairs(tmp_path / name, train_images=8, val_images=4) for name in ("known", "unknown"))
+    (known / "dataset.json").write_text('{"focal_length": 40}')
+    for data, relative in ((f"{known}", False), (f"{unknown}", True), (f"{known},{unknown}", True), ("scenes", False)):
+        config = config_of(Path(data))
+        train, val = Views(config, "train"), Views(config, "val")
+        assert ("relative" in whole_views_text(train, val)) == relative, data
 
 
 def test_probing_during_training_ranks_by_the_middle_number_of_neighbours(

@@ -106,7 +106,7 @@ class EvaluationConfig:
     attentive_epochs: PositiveInt = 20  # of the attentive probe
     attentive_lr: PositiveFloat = 1e-3  # its peak, on batches of 128 images
     gate_steps: NonNegativeInt = 2000  # at most, of each head that `diagnose --gates` overfits; 0: none of them
-    gate_head_width: PositiveInt = 128  # of their hidden layers
+    gate_head_width: PositiveInt = 128  # of their hidden layers; dpt's is half of it
     depth_readout: Literal["ridge", "linear", "linear4", "dpt"] = "ridge"  # of the depth probe
     depth_steps: PositiveInt = 2000  # of a readout other than ridge, on batches of 16 images
     nearest: PositiveFloat | None = None  # metres; range of a readout's bins, beyond which depth does not count;

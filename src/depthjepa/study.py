@@ -82,7 +82,7 @@ class Study:
     @field_validator("arms", mode="before")
     @classmethod
     def _lists_of_lists_are_one(cls, value: object) -> object:
-        """Arms that share settings name them once in the file, by an anchor: `[*paper, *dense]`; none change nothing."""
+        """Arms that share settings name them once, by an anchor: `[*paper, *dense]`; an empty arm changes nothing."""
         return {key: _flat(arm) for key, arm in value.items()} if isinstance(value, dict) else value
 
     @field_validator("seeds", mode="before")

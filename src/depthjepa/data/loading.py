@@ -143,6 +143,13 @@ def source_name(root: str) -> str:
     )
 
 
+def knows_focal_lengths(source: Source) -> bool:
+    """Whether the cameras of all depth of a source are known: only then are its metres those of any other camera."""
+    if isinstance(source, Mixture):
+        return all(map(knows_focal_lengths, source.sources))
+    return isinstance(source, Scenes) or (isinstance(source, PairedFolder) and source.focal_length is not None)
+
+
 def has_validation(config: DataConfig) -> bool:
     """Whether every root has validation data.
 

@@ -35,7 +35,7 @@ class Mixture:
         self.classes = sources[0].classes if len({source.classes for source in sources}) == 1 else ()
         self.has_depth = all(source.has_depth for source in sources)
         self.weights = weights
-        self._sources = tuple(sources)
+        self.sources = tuple(sources)
         self._ends = np.cumsum([len(source) for source in sources])
 
     def __len__(self) -> int:
@@ -59,14 +59,14 @@ class Mixture:
 
     def _part(self, index: int) -> tuple[Source, int]:
         which = int(np.searchsorted(self._ends, index, side="right"))
-        source = self._sources[which]
+        source = self.sources[which]
         return source, index - int(self._ends[which]) + len(source)
 
     def weighted_order(self, weights: Sequence[float], seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
         """Return one epoch of sample indices in which each source has the share of its weight."""
         parts = []
         shares = _apportion(len(self), weights)
-        for which, (source, share) in enumerate(zip(self._sources, shares, strict=True)):
+        for which, (source, share) in enumerate(zip(self.sources, shares, strict=True)):
             first = int(self._ends[which]) - len(source)
             parts.append(first + _passes(len(source), share, seed, f"order/{which}", epoch))
         together = np.concatenate(parts)

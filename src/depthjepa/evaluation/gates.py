@@ -34,7 +34,7 @@ from depthjepa.depth import disparity, r2_within, valid
 from depthjepa.evaluation.decoded import dense_metres, pixel_mean_map, predicted_metres
 from depthjepa.evaluation.depth_probe import depth_table
 from depthjepa.evaluation.features import Encode, tokens_of
-from depthjepa.evaluation.gathering import RANDOM, Views, encode_with, table, views_text
+from depthjepa.evaluation.gathering import RANDOM, Views, encode_with, table, whole_views_text
 from depthjepa.faults import BadInput
 from depthjepa.grid import patchify, reassemble
 from depthjepa.masks import Masks, sample_masks
@@ -96,9 +96,7 @@ def gates_table(
         found, words = readout_gates(config, saved, encoder, train, val, where)
         found.insert(1, position_gate(config, encoder, where))
         bar.remove_task(task)
-        protocol = (
-            f"readouts: ridge of 2 x 2 disparities a patch, R² within images, {views_text(train, val, ', whole views')}"
-        )
+        protocol = f"readouts: ridge of 2 x 2 disparities a patch, R² within images, {whole_views_text(train, val)}"
         maps: dict[str, np.ndarray] = {}
         if config.evaluation.gate_steps:
             batch = next(iter(few(config, "train", IMAGES)())).to(where)
@@ -106,8 +104,8 @@ def gates_table(
             found += fitted
             protocol += (
                 f"; overfit: R² within images, pixel by pixel, of {len(batch.images)} training images after at most "
-                f"{config.evaluation.gate_steps} steps, heads {config.evaluation.gate_head_width} wide, whole "
-                f"views, masks drawn anew each step and for judging"
+                f"{config.evaluation.gate_steps} steps, heads {config.evaluation.gate_head_width} wide (dpt "
+                f"half of that), whole views, masks drawn anew each step and for judging"
             )
     content = table("gates", train.source, protocol, COLUMNS, [gate.row() for gate in found])
     failed = [f"{gate.name}: {gate.figure:.3f}, wanted {gate.wanted:.3f}" for gate in found if gate.passed is False]
@@ -286,12 +284,16 @@ def overfit_gates(
 
 
 def _pixel(config: RunConfig, head: str, scope: str, read: str) -> RunConfig:
-    """The run with a pixel head of its own; what a run may do without, or hide from metres, is put right."""
+    """The run with a pixel head of its own; what a run may do without, or hide from metres, is put right.
+
+    dpt, the costliest by far, is half as wide: its four levels of convolutions learn the images by heart all the same.
+    """
+    width = config.evaluation.gate_head_width
     guidance = replace(
         config.guidance,
         kind="pixel",
         head=head,  # type: ignore[arg-type]
-        head_width=config.evaluation.gate_head_width,
+        head_width=max(1, width // 2) if head == "dpt" else width,
         scope=scope,  # type: ignore[arg-type]
         read=read,  # type: ignore[arg-type]
         layers=(1.0,),

@@ -18,7 +18,7 @@ from torch import Tensor
 from depthjepa import runtime
 from depthjepa.config import RunConfig
 from depthjepa.data.images import Split
-from depthjepa.data.loading import open_source, view_batches
+from depthjepa.data.loading import knows_focal_lengths, open_source, view_batches
 from depthjepa.data.samples import Batch, Chosen, Source
 from depthjepa.evaluation.diagnostics import Diagnosis
 from depthjepa.evaluation.features import Encode, Pooled, PooledParts, iterate_tokens
@@ -144,6 +144,15 @@ def views_text(train: Views, val: Views, kind: str = "") -> str:
         f"{train.used} training and {val.used} validation images{kind} at {size_text(train.config)}"
         f"{unreadable_text(train, val)}"
     )
+
+
+def whole_views_text(train: Views, val: Views) -> str:
+    """The same for what is judged by depth; metres of cameras that nobody described are called relative."""
+    metric = all(knows_focal_lengths(each.source) for each in (train, val))
+    scale = (
+        "" if metric else "; depth is relative: dataset.json gives no focal length, so metres hold for these cameras"
+    )
+    return f"{views_text(train, val, ', whole views')}{scale}"
 
 
 def unreadable_text(*sets: Views) -> str:

@@ -27,7 +27,16 @@ from depthjepa.evaluation.depth_readouts import Plan, describe, encode_layers, l
 from depthjepa.evaluation.diagnostics import rank_me
 from depthjepa.evaluation.features import Encode, pooled_features
 from depthjepa.evaluation.gates import gates_table
-from depthjepa.evaluation.gathering import RANDOM, Views, encode_with, encoders, one_pass, table, views_text
+from depthjepa.evaluation.gathering import (
+    RANDOM,
+    Views,
+    encode_with,
+    encoders,
+    one_pass,
+    table,
+    views_text,
+    whole_views_text,
+)
 from depthjepa.evaluation.guidance import guidance_tables
 from depthjepa.evaluation.readout import DepthReadout
 from depthjepa.evaluation.trained_probes import HIDDEN, SETTINGS, TOGETHER, mlp, sweep
@@ -171,7 +180,7 @@ def depth_probe(config: RunConfig, encoder: VisionTransformer, where: torch.devi
     protocol = (
         f"ridge readout of 2 x 2 disparities a patch from the frozen {config.evaluation.which} encoder's last layer, "
         f"its strength chosen on a fifth of the training data, averaged over cells of "
-        f"{config.model.patch_size / 2:g} px; {views_text(train, val, ', whole views')}"
+        f"{config.model.patch_size / 2:g} px; {whole_views_text(train, val)}"
     )
     result = table("depth", train.source, protocol, DEPTH_COLUMNS, found.rows)
     return Probe(result, _depth_arrays(found, config.name), found.readouts[config.name])
@@ -201,7 +210,7 @@ def readout_probe(config: RunConfig, encoder: VisionTransformer, where: torch.de
     )
     protocol = (
         f"{describe(plan, layers, blocks, found.mean_map)}, from the frozen {asked.which} encoder; averaged over "
-        f"pixels; {views_text(train, val, ', whole views')}"
+        f"pixels; {whole_views_text(train, val)}"
     )
     result = table("depth", train.source, protocol, [*DEPTH_COLUMNS, RATE_COLUMN], found.rows)
     return Probe(result, _depth_arrays(found, config.name), variant=f"-{plan.kind}")
@@ -242,7 +251,7 @@ def decode_probe(config: RunConfig, saved: Checkpoint, where: torch.device) -> P
     if guidance.read != "dense":
         columns.append(PREDICTED_COLUMN)
         protocol += f"; predicted tokens under masks as in training, judged on {hidden}"
-    protocol += f"; {views_text(train, val, ', whole views')}"
+    protocol += f"; {whole_views_text(train, val)}"
     arrays = {
         "images": shown.images,
         "truth": shown.truth,
