@@ -14,7 +14,7 @@ from PIL import Image
 
 from depthjepa import charts, figures
 from depthjepa.faults import BadInput
-from depthjepa.report import write_report
+from depthjepa.report import headline, write_report
 from depthjepa.tables import best_rows, format_column, merge_tables
 
 COLUMNS = [
@@ -596,3 +596,16 @@ def test_figures_are_saved_where_asked_or_refused(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "new" / "batch.png").size[0] > 100
     with pytest.raises(BadInput, match=r"'\.pgn' \(did you mean '\.png'\?\)"):
         figures.save_figure(figure, tmp_path / "batch.pgn")
+
+
+def test_the_headline_ranks_models_and_nothing_else() -> None:
+    gates = {
+        "task": "gates",
+        "data": "x",
+        "protocol": "y",
+        "columns": [{"key": "figure", "label": "figure", "unit": ""}],
+        "rows": [{"name": "floor", "figure": 0.5}],
+    }
+    assert headline([]) == headline(merge_tables({"run": [gates]})) == ""
+    both = merge_tables({"run": [gates, depth_result(0.25, 1.5) | {"rows": [{"name": "run", "r2_within": 0.25}]}]})
+    assert headline(both) == "R² within (higher is better): run 0.250."

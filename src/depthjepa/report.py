@@ -132,18 +132,22 @@ def _kind(run: Run) -> str:
 
 
 def headline(tables: Sequence[Table]) -> str:
-    """Say the first column of the first table in one sentence; empty without tables."""
-    if not tables or not tables[0].columns:
+    """Say the first column of the first table that ranks models in one sentence; empty without any."""
+    ranking = (
+        (table, key, column)
+        for table in tables
+        for key, column in [*table.columns.items()][:1]
+        if column.get("better") in ARROWS
+    )
+    table, key, column = next(ranking, (None, "", {}))
+    if table is None:
         return ""
-    table = tables[0]
-    key, column = next(iter(table.columns.items()))
     rows = {name: values[key] for name, values in table.rows.items() if is_number(values.get(key))}
     written = dict(zip(rows, format_column(list(rows.values())), strict=True))
-    better = column.get("better")
+    better = column["better"]
     names = sorted(rows, key=lambda name: rows[name], reverse=better == "higher")
     unit = f" [{column['unit']}]" if column.get("unit") else ""
-    hint = f" ({better} is better)" if better in ARROWS else ""
-    return f"{column.get('label', key)}{unit}{hint}: {listed([f'{name} {written[name]}' for name in names])}."
+    return f"{column.get('label', key)}{unit} ({better} is better): {listed([f'{name} {written[name]}' for name in names])}."
 
 
 def _shared(runs: Sequence[Run], key: str) -> Any:
