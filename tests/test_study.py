@@ -586,6 +586,15 @@ def test_random_encoders_of_unlike_arms_stand_apart() -> None:
     assert large["figures"]["depth.rmse"] == spread([9.0])
 
 
+def test_a_baseline_of_many_arms_does_not_list_them_all() -> None:
+    rows = [{"name": "mean map", "arms": arms, "runs": 1, "figures": {}} for arms in ([*"abcde"], ["f", "g"])]
+    content: dict[str, Any] = {"name": "many", "about": "", "minutes": None, "seeds": [0], "side_by_side": 1}
+    content |= {"arms": {}, "runs": [], "failed": [], "sentences": [], "columns": [], "means": {}, "baselines": rows}
+    table = markdown(content)
+    assert "| mean map (a and 4 more) |" in table
+    assert "| mean map (f, g) " in table
+
+
 def test_a_study_without_finished_runs_has_its_table(pairs: Path, tmp_path: Path) -> None:
     content = write_tables(
         plain(asdict(twins(pairs))), tmp_path, {("guided", 1): "no memory"}, lambda content: ([], ["- Nothing."])

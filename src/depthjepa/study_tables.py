@@ -21,6 +21,7 @@ from depthjepa.statistics import paired_interval
 from depthjepa.tables import ARROWS, BASELINES, format_column, is_number
 
 KEPT_BYTES = 100_000  # of one run, in the repository
+NAMED_ARMS = 3  # in the name of a baseline's row
 
 
 @dataclass(slots=True)
@@ -167,7 +168,7 @@ def markdown(content: Mapping[str, Any]) -> str:
     """The content of `study.json` as a Markdown table of means ± deviations, one column a measure."""
     baselines, arms = content["baselines"], content["means"]
     several = len({tuple(row["arms"]) for row in baselines}) > 1
-    rows = {row["name"] + (f" ({', '.join(row['arms'])})" if several else ""): row for row in baselines} | arms
+    rows = {row["name"] + (f" ({_some(row['arms'])})" if several else ""): row for row in baselines} | arms
     columns = {"": list(rows), "runs": [str(row["runs"]) for row in rows.values()]}
     columns["steps"] = format_column([row.get("steps") for row in rows.values()])
     columns["images/s"] = _plus_minus([row.get("images_per_second") for row in rows.values()])
@@ -188,6 +189,11 @@ def markdown(content: Mapping[str, Any]) -> str:
     words = [f"# {content['name']}", content["about"], printed, said, _sentence(content)]
     parts = [*words, "\n".join(lines), "\n".join(lost)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _some(arms: Sequence[str]) -> str:
+    """A few names, or the first and how many more: the name of a row is to fit into a table."""
+    return ", ".join(arms) if len(arms) <= NAMED_ARMS else f"{arms[0]} and {len(arms) - 1} more"
 
 
 def _plus_minus(cells: Sequence[Mapping[str, Any] | None]) -> list[str]:
