@@ -147,7 +147,8 @@ def headline(tables: Sequence[Table]) -> str:
     better = column["better"]
     names = sorted(rows, key=lambda name: rows[name], reverse=better == "higher")
     unit = f" [{column['unit']}]" if column.get("unit") else ""
-    return f"{column.get('label', key)}{unit} ({better} is better): {listed([f'{name} {written[name]}' for name in names])}."
+    ranked = listed([f"{name} {written[name]}" for name in names])
+    return f"{column.get('label', key)}{unit} ({better} is better): {ranked}."
 
 
 def _shared(runs: Sequence[Run], key: str) -> Any:
