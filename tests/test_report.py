@@ -159,13 +159,13 @@ def test_input_swap_layers_and_nearest_images_are_drawn(tmp_path: Path, monkeypa
     found, alike = np.zeros((2, 3, 24, 32, 3), dtype=np.uint8), np.ones((2, 3), dtype=bool)
     arrays = {"found": found, "alike": alike, "random_found": found, "random_alike": ~alike}
     np.savez(run / "probes/knn.npz", images=photographs(), **arrays)
-    bars: list[dict[str, float]] = []
+    panels: list[dict[str, dict[str, float]]] = []
     lines: list[dict[str, list[float]]] = []
-    monkeypatch.setattr(charts, "named_bars", lambda values, _: bars.append(values) or Figure())
+    monkeypatch.setattr(charts, "gate_panels", lambda values: panels.append(values) or Figure())
     monkeypatch.setattr(charts, "layer_curves", lambda values, _: lines.append(values) or Figure())
     page = written([run], tmp_path / "page.html")
-    assert bars == [{"raw patches": 0.25}]
-    assert lines == [{"a": [0.5, 0.125]}, {"a": [0.5, 0.75], "random encoder": [0.0, 0.25]}]
+    assert panels == [{"a": gates}]
+    assert lines == [{"a": [0.5, 0.75], "random encoder": [0.0, 0.25]}]
     assert "What the features find alike" in page and "What each block tells" in page
 
 
@@ -175,10 +175,10 @@ def test_gates_of_two_sets_of_data_are_drawn_apart(tmp_path: Path, monkeypatch: 
         rows = [{"name": "input swap: raw patches", "figure": figure}]
         content = {"task": "gates", "data": data, "protocol": "", "columns": [], "rows": rows}
         (run / f"probes/gates-{data}.json").write_text(json.dumps(content))
-    bars: list[dict[str, float]] = []
-    monkeypatch.setattr(charts, "named_bars", lambda values, _: bars.append(values) or Figure())
+    panels: list[dict[str, dict[str, float]]] = []
+    monkeypatch.setattr(charts, "gate_panels", lambda values: panels.append(values) or Figure())
     page = written([run], tmp_path / "page.html")
-    assert bars == [{"raw patches": 0.25}, {"raw patches": 0.5}]
+    assert panels == [{"a": {"input swap: raw patches": figure}} for figure in (0.25, 0.5)]
     assert "Run a on indoor" in page and "Run a on streets" in page
 
 
@@ -197,8 +197,18 @@ def test_lines_and_bars_show_their_figures() -> None:
     (axis,) = charts.layer_curves({"a": [0.5, 0.25], "random encoder": [0.0, 0.125]}, "measure").axes
     np.testing.assert_array_equal(np.asarray(axis.get_lines()[0].get_ydata()), [0.5, 0.25])
     assert axis.get_lines()[1].get_color() == figures.FAINT
-    (axis,) = charts.named_bars({"a": 0.5, "b": -0.25}, "measure").axes
-    assert [round(patch.get_width(), 3) for patch in axis.patches] == [0.5, -0.25]
+    gates = {
+        "a": {"floor: x": 9.0, "input swap: i": 0.5, "input swap: j": -0.25, "layers: block 1": 0.25},
+        "b": {"input swap: j": 0.75},
+    }
+    figure = charts.gate_panels(gates)
+    assert figure is not None
+    bars, layers = figure.axes
+    widths = [patch.get_width() for patch in bars.patches]
+    np.testing.assert_array_equal(widths, [0.5, -0.25, np.nan, 0.75])
+    assert [text.get_text() for text in bars.get_yticklabels()] == ["i", "j"]
+    assert [list(line.get_ydata()) for line in layers.get_lines()] == [[0.25]]
+    assert charts.gate_panels({"a": {"floor: x": 9.0}}) is None
 
 
 def test_accuracies_by_the_epoch_share_a_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ A run has one colour in all of them; a random encoder is grey.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -142,7 +143,37 @@ def accuracy_curves(curves: Mapping[str, tuple[Float[np.ndarray, " epochs"], Flo
 def layer_curves(values: Mapping[str, Sequence[float]], label: str) -> Figure:
     """Draw a figure of each block's tokens against the block's number, a line for each model."""
     figure = Figure(figsize=(0.6 * PAGE_WIDTH, 3.2), layout="constrained")
-    axis: Any = figure.subplots()
+    _layer_lines(figure.subplots(), values, label)
+    return figure
+
+
+def gate_panels(gates: Mapping[str, Mapping[str, float]]) -> Figure | None:
+    """Draw the input swap as bars and the layer sweep as lines, a colour for each run; None where neither was measured.
+
+    `gates`: run -> the figure of each gate by its name, as `diagnose --gates` has them; other gates are left out.
+    """
+    label = "R² within images of a ridge readout"
+    swap, layers = (
+        {
+            run: {gate.removeprefix(begin): value for gate, value in each.items() if gate.startswith(begin)}
+            for run, each in gates.items()
+            if any(gate.startswith(begin) for gate in each)
+        }
+        for begin in ("input swap: ", "layers: ")
+    )
+    if not (swap or layers):
+        return None
+    inputs = list(dict.fromkeys(name for each in swap.values() for name in each))
+    figure = Figure(figsize=(PAGE_WIDTH, max(3.2, 1 + 0.25 * len(inputs) * len(swap))), layout="constrained")
+    panels: list[Any] = list(np.ravel(figure.subplots(1, bool(swap) + bool(layers), squeeze=False)))
+    if swap:
+        _grouped_bars(panels.pop(0), inputs, swap, label)
+    if layers:
+        _layer_lines(panels.pop(0), {run: list(each.values()) for run, each in layers.items()}, label)
+    return figure
+
+
+def _layer_lines(axis: Any, values: Mapping[str, Sequence[float]], label: str) -> None:
     for row, (name, each) in enumerate(values.items()):
         colour, dash = (FAINT, (0, (5, 3))) if name == "random encoder" else (run_colour(row), "solid")
         axis.plot(range(1, len(each) + 1), each, "o", color=colour, linestyle=dash, linewidth=1.8, label=name)
@@ -150,22 +181,23 @@ def layer_curves(values: Mapping[str, Sequence[float]], label: str) -> Figure:
     axis.set_xlabel("block", fontsize=8, color=FAINT)
     axis.set_xticks(range(1, max(map(len, values.values())) + 1))
     axis.legend(fontsize=8, framealpha=0.9, edgecolor="none")
-    return figure
 
 
-def named_bars(values: Mapping[str, float], label: str) -> Figure:
-    """Draw one bar for each name, with its figure."""
-    figure = Figure(figsize=(0.8 * PAGE_WIDTH, 0.9 + 0.36 * len(values)), layout="constrained")
-    axis: Any = figure.subplots()
-    bars = axis.barh(list(values), list(values.values()), color=run_colour(0), height=0.6)
-    axis.bar_label(bars, fmt="%.3f", fontsize=8, color=INK, padding=3)
+def _grouped_bars(axis: Any, names: Sequence[str], values: Mapping[str, Mapping[str, float]], label: str) -> None:
+    """One group of bars for each of `names`, in it one for each run, with its figure."""
+    height = 0.8 / len(values)
+    for row, (run, each) in enumerate(values.items()):
+        places = np.arange(len(names)) + height * (row - (len(values) - 1) / 2)
+        found = [each.get(name, np.nan) for name in names]
+        bars = axis.barh(places, found, color=run_colour(row), height=0.9 * height, label=run)
+        axis.bar_label(bars, fmt="%.3f", fontsize=8, color=INK, padding=3)
+    axis.set_yticks(range(len(names)), [textwrap.fill(name, 22) for name in names])
     axis.invert_yaxis()
-    axis.margins(x=0.12)
+    axis.margins(x=0.16)
     axis.axvline(0, color=INK, linewidth=0.8)
-    axis.set_xlabel(label, fontsize=9, color=INK)
+    axis.set_title(label, fontsize=10, color=INK, loc="left")
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.tick_params(labelsize=9, colors=INK, length=0)
-    return figure
 
 
 def arm_dots(

@@ -64,9 +64,9 @@ Task = Annotated[
 Picture = Annotated[
     str,
     typer.Argument(
-        parser=_one_of("picture", "masks", "batch", "features", "depth"),
+        parser=_one_of("picture", "masks", "batch", "features", "depth", "decode", "gates"),
         metavar="WHAT",
-        help="masks, batch, features or depth.",
+        help="masks, batch, features, depth, decode or gates.",
     ),
 ]
 
@@ -295,16 +295,19 @@ def report(
 @app.command()
 def show(
     what: Picture,
-    source: Annotated[str, typer.Argument(help="masks, batch: a recipe; features, depth: a run folder.")],
+    source: Annotated[str, typer.Argument(help="masks, batch: a recipe; the others: a run folder.")],
     out: Annotated[Path, typer.Option(help="Picture to write (.png, .pdf, .svg).")],
-    more: Annotated[
-        list[str] | None, typer.Argument(help="masks, batch: KEY=VALUE; features, depth: further runs.")
-    ] = None,
+    more: Annotated[list[str] | None, typer.Argument(help="masks, batch: KEY=VALUE; the others: further runs.")] = None,
+    photographs: Annotated[bool, typer.Option(help="depth, decode: with the photographs, or the maps alone.")] = True,
 ) -> None:
-    """Draw masks or a training batch of a recipe, or patch features or depth maps of trained runs side by side."""
+    """Draw masks or a training batch of a recipe, or what trained runs hold side by side.
+
+    features: tokens of patches. depth, decode: maps of `probe RUN depth` and `probe RUN decode`. gates: input swap and
+    layer sweep of `diagnose RUN --gates`.
+    """
     from depthjepa.evaluation.apply import draw
 
-    draw(what, source, more or [], out)
+    draw(what, source, more or [], out, photographs=photographs)
     print(out)
 
 

@@ -55,6 +55,21 @@ def to_metres(
     return 1 / values.clamp(1 / farthest, 1 / nearest)
 
 
+def below_unmeasured(
+    depth: Float[Tensor, "b 1 h w"], valid: Bool[Tensor, "b 1 h w"]
+) -> tuple[Float[Tensor, "b 1 h w"], Bool[Tensor, "b 1 h w"]]:
+    """Return the depth of each column's highest measurement, and where nothing was measured above it.
+
+    In a photograph taken upright what lies there is sky, or the upper part of what was measured: no nearer, as a rule.
+    A column without a measurement has depth 1 and no such place.
+    """
+    rows = torch.arange(depth.shape[2], device=depth.device)[:, None]
+    first = torch.where(valid, rows, depth.shape[2]).amin(2, keepdim=True)
+    some = first < depth.shape[2]
+    highest = depth.gather(2, torch.where(some, first, 0))
+    return torch.where(some, highest, 1.0).expand_as(depth), some & (rows < first)
+
+
 def pool_valid(
     values: Float[Tensor, "b c h w"], valid: Bool[Tensor, "b 1 h w"], size: tuple[int, int]
 ) -> tuple[Float[Tensor, "b c rows cols"], Float[Tensor, "b 1 rows cols"]]:

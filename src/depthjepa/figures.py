@@ -150,18 +150,22 @@ def depth_rows(
     images: UInt8[np.ndarray, "k h w 3"],
     truth: Float[np.ndarray, "k _ _"],
     predictions: Mapping[str, Float[np.ndarray, "k _ _"]],
+    *,
+    photographs: bool = True,
 ) -> Figure:
     """Draw image, ground truth and each model's disparity [1/m] side by side, one image a row.
 
-    A row has one colour scale, that of its ground truth (2nd to 98th percentile); nan is grey.
+    A row has one colour scale, that of its ground truth (2nd to 98th percentile); nan is grey. Without `photographs`
+    the images are left out: their licence may be narrower than that of what is told of them.
     """
-    names = ["image", "ground truth", *predictions]
+    names = [*(["image"] if photographs else []), "ground truth", *predictions]
     figure, axes = _panels(len(images), names, images.shape[1:3], bar=True)
     for row, image in enumerate(images):
         low, high = _span(truth[row])
         panels = [truth[row], *(array[row] for array in predictions.values())]
-        _show(axes[row][0], image, image.shape[:2])
-        for axis, panel in zip(axes[row][1:], panels, strict=True):
+        if photographs:
+            _show(axes[row][0], image, image.shape[:2])
+        for axis, panel in zip(axes[row][int(photographs) :], panels, strict=True):
             _show(axis, colour_disparity(panel, low, high), image.shape[:2])
         _bar(figure, axes[row], DISPARITY_MAP, low, high, "disparity [1/m]")
     return figure

@@ -154,6 +154,16 @@ def sig_loss(difference: Float[Tensor, "b k"], valid: Bool[Tensor, "b k"]) -> Fl
     return torch.where(valid.any(1), root, 0.0).mean()
 
 
+def bound_loss(
+    prediction: Float[Tensor, "b 1 h w"], bound: Float[Tensor, "b 1 h w"], where: Bool[Tensor, "b 1 h w"]
+) -> Float[Tensor, ""]:
+    """How far the prediction falls short of its lower bound: mean over the places `where`, then over images."""
+    _same_shape(prediction, bound)
+    _same_shape(prediction, where)
+    short = F.relu(torch.where(where, bound - prediction, 0.0))
+    return masked_mean(short.flatten(1), where.flatten(1)).mean()
+
+
 def standardised(values: Float[Tensor, "b 1 h w"], valid: Bool[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
     """Free maps from their median and mean distance from it over valid pixels (Ranftl et al. 2020, eq. 5 and 6)."""
     flat, known = values.flatten(1), valid.flatten(1)

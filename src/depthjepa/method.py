@@ -49,7 +49,7 @@ def build_teacher(config: RunConfig, *, has_depth: bool) -> Teacher | None:
                 f"`scenes`, or let a depth network teach (guidance.kind=feature)"
             )
         numbers = "log" if guidance.target == "bins" else guidance.target
-        return DepthPixels(numbers, guidance.nearest, guidance.farthest, guidance.zoom_aware)
+        return DepthPixels(numbers, guidance.nearest, guidance.farthest, guidance.zoom_aware, guidance.sky > 0)
     if guidance.cache is not None:
         teacher = _cached_teacher(guidance)
     else:

@@ -6,7 +6,7 @@ Runs stand side by side where the images are the same; every caption says what w
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -72,33 +72,30 @@ def gate_figures(runs: Sequence[Run]) -> list[str]:
         for run in runs
         if (arrays := read_arrays(run, file, "images", "truth", "names", "maps"))
     ]
-    readouts = [
-        drawn for run in runs for content in _tables(run, "gates") for drawn in _readout_gates(run.name, content)
-    ]
-    return [*readouts, *maps]
+    return [*_readout_gates(runs), *maps]
 
 
-def _readout_gates(name: str, content: Mapping[str, Any]) -> list[str]:
-    """Bars of the input swap and the curve of the layer sweep of one table of gates."""
-    rows = {row["name"]: row["figure"] for row in content["rows"]}
-    swap, layers = (
-        {gate.removeprefix(begin): figure for gate, figure in rows.items() if gate.startswith(begin)}
-        for begin in ("input swap: ", "layers: ")
+def _readout_gates(runs: Sequence[Run]) -> list[str]:
+    """Bars of the input swap and curves of the layer sweep, the runs of each set of data together."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for run in runs:
+        for content in _tables(run, "gates"):
+            found.setdefault(content["data"], {})[run.name] = {row["name"]: row["figure"] for row in content["rows"]}
+    failed = (
+        "the target encoder's bar would be no longer than those of raw patches and of the random encoder, or the last "
+        "block would tell less than those before it: what the loss needs is not what depth takes."
     )
-    measured = "R² within images of a ridge readout"
     drawn = []
-    if swap:
+    for data, gates in found.items():
         seen = (
-            f"Run {name} on {content['data']}: depth of the same hidden patches as the same ridge reads it from "
-            "different inputs (1: perfect, 0: no more than the mean map). The target encoder sees the whole image, "
-            "predicted tokens come from the visible patches alone."
+            f"{listed([f'Run {run}' for run in gates])} on {data}. Bars: depth of the same hidden patches as the same "
+            "ridge reads it from different inputs (1: perfect, 0: no more than the mean map). The target encoder sees "
+            "the whole image, predicted tokens come from the visible patches alone. Lines: the same readout from the "
+            "tokens after each block, all patches seen."
         )
-        failed = "the target encoder's bar would be no longer than those of raw patches and of the random encoder."
-        drawn.append(embed(charts.named_bars(swap, measured), seen, failed))
-    if layers:
-        seen = f"Run {name} on {content['data']}: the same readout from the tokens after each block, all patches seen."
-        failed = "the last block would tell less than those before it: what the loss needs is not what depth takes."
-        drawn.append(embed(charts.layer_curves({name: list(layers.values())}, measured), seen, failed))
+        figure = charts.gate_panels(gates)
+        if figure is not None:
+            drawn.append(embed(figure, seen, failed))
     return drawn
 
 

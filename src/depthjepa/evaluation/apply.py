@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,8 +15,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from depthjepa import charts, figures, runtime
 from depthjepa import checkpoint as checkpoints
-from depthjepa import figures, runtime
 from depthjepa.checkpoint import Checkpoint
 from depthjepa.config import RunConfig, load_config
 from depthjepa.data.images import FlatFolder, image_names
@@ -194,14 +195,22 @@ def _write_depth(depth: Path, colour: Path, disparity: Tensor, low: float, high:
         Image.fromarray(colours).save(file, format="PNG")
 
 
-def draw(what: str, source: str, more: list[str], out: Path) -> None:
-    """Draw `masks` or `batch` of a recipe (`more`: settings), or `features` or `depth` of runs, to a picture file."""
+def draw(what: str, source: str, more: list[str], out: Path, *, photographs: bool = True) -> None:
+    """Draw `masks` or `batch` of a recipe (`more`: settings), or what runs hold, to a picture file.
+
+    Of runs: `features`; `depth` and `decode`, maps of the probes of these names, without `photographs` if need be; and
+    `gates`.
+    """
+    if not photographs and what not in ("depth", "decode"):
+        raise BadInput(f"--no-photographs is for depth and decode: {what} is drawn from nothing else, or has none")
     if what in ("masks", "batch"):
         figure = _draw_batch(what, load_config(source, more))
     elif what == "features":
         figure = _draw_features([source, *more])
+    elif what == "gates":
+        figure = _draw_gates([source, *more])
     else:
-        figure = _draw_depth([source, *more])
+        figure = _draw_depth(what, [source, *more], photographs)
     figures.save_figure(figure, out)
 
 
@@ -249,8 +258,8 @@ def run_names(runs: Sequence[str]) -> list[str]:
     return [name if names.count(name) == 1 else str(Path(run)) for run, name in zip(runs, names, strict=True)]
 
 
-def _draw_depth(runs: list[str]) -> Figure:
-    stored = dict(zip(run_names(runs), map(_stored_maps, runs), strict=True))
+def _draw_depth(task: str, runs: list[str], photographs: bool) -> Figure:
+    stored = {name: _stored_maps(run, task) for name, run in zip(run_names(runs), runs, strict=True)}
     first = next(iter(stored.values()))
     for run, arrays in zip(runs, stored.values(), strict=True):
         if not np.array_equal(arrays["images"], first["images"]):
@@ -258,13 +267,27 @@ def _draw_depth(runs: list[str]) -> Figure:
                 f"{run} and {runs[0]} were probed on other images: probe them on the same data at one data.image_size"
             )
     maps = {name: arrays["prediction"] for name, arrays in stored.items()}
-    maps |= {RANDOM: first["random"], "mean map": np.broadcast_to(first["mean_map"], first["truth"].shape)}
-    return figures.depth_rows(first["images"], first["truth"], maps)
+    maps |= {RANDOM: first["random"]} if "random" in first else {}
+    maps |= {"mean map": np.broadcast_to(first["mean_map"], first["truth"].shape)}
+    return figures.depth_rows(first["images"], first["truth"], maps, photographs=photographs)
 
 
-def _stored_maps(run: str) -> dict[str, np.ndarray]:
-    file = Path(run) / "probes" / "depth.npz"
+def _stored_maps(run: str, task: str) -> dict[str, np.ndarray]:
+    file = Path(run) / "probes" / f"{task}.npz"
     if not file.is_file():
-        raise BadInput(f"{file} is not there: run `depthjepa probe {run} depth` first")
+        raise BadInput(f"{file} is not there: run `depthjepa probe {run} {task}` first")
     with np.load(file) as stored:
         return dict(stored)
+
+
+def _draw_gates(runs: list[str]) -> Figure:
+    gates: dict[str, dict[str, float]] = {}
+    for name, run in zip(run_names(runs), runs, strict=True):
+        file = Path(run) / "probes" / "gates.json"
+        if not file.is_file():
+            raise BadInput(f"{file} is not there: run `depthjepa diagnose {run} --gates` first")
+        gates[name] = {row["name"]: row["figure"] for row in json.loads(file.read_text())["rows"]}
+    figure = charts.gate_panels(gates)
+    if figure is None:
+        raise BadInput(f"the gates of {', '.join(runs)} hold neither an input swap nor a layer sweep")
+    return figure

@@ -83,14 +83,15 @@ def depth_table(
 def evaluate_depth(
     predictors: Mapping[str, Predict], mean_map: MeanMap, batches: Iterable[Batch], pictures: int = 0
 ) -> tuple[dict[str, DepthScore], Pictures]:
-    """Score every predictor on the cells of `mean_map` in one pass; keep the first images for pictures.
+    """Score every predictor on the cells of `mean_map` in one pass; keep an even spread of the images for pictures.
 
     Raises `BadInput` where depth is missing or a prediction is not finite.
     """
     truths: list[Tensor] = []
     masks: list[Tensor] = []
     guesses: dict[str, list[Tensor]] = {name: [] for name in predictors}
-    shown: list[Tensor] = []
+    shown: list[tuple[int, Tensor]] = []  # every `stride`-th image with its place; how many will come is not known
+    seen, stride = 0, 1
     for batch in batches:
         cells, known = cells_of(batch, *mean_map.values.shape)
         truths.append(cells.cpu())
@@ -101,16 +102,24 @@ def evaluate_depth(
             if not torch.isfinite(guess).all():
                 raise BadInput(f"{name} predicts disparities that are not finite")
             guesses[name].append(guess)
-        shown.append(batch.images[: max(0, pictures - sum(map(len, shown)))].cpu())
+        places = range(seen, seen + len(batch.images)) if pictures else range(0)
+        shown += [(place, batch.images[place - seen].cpu()) for place in places if place % stride == 0]
+        seen += len(batch.images)
+        while len(shown) > 4 * pictures:
+            stride *= 2
+            shown = shown[::2]
     if not masks or not any(known.any() for known in masks):
         raise BadInput("there are no images with valid depth to evaluate on")
     truth, known = torch.cat(truths), torch.cat(masks)
     joined = {name: torch.cat(parts) for name, parts in guesses.items()}
     scores = {name: _score(guess, truth, known, mean_map) for name, guess in joined.items()}
+    rows = np.linspace(0, len(shown) - 1, min(pictures, len(shown))).round().astype(int)
+    chosen = [shown[row][0] for row in rows]
+    images = torch.stack([shown[row][1] for row in rows]) if chosen else torch.empty(0, 3, 1, 1)
     kept = Pictures(
-        images=as_bytes(torch.cat(shown)),
-        truth=torch.where(known, truth, torch.nan)[:pictures, 0].numpy(),
-        predictions={name: guess[:pictures, 0].numpy() for name, guess in joined.items()},
+        images=as_bytes(images),
+        truth=torch.where(known, truth, torch.nan)[chosen, 0].numpy(),
+        predictions={name: guess[chosen, 0].numpy() for name, guess in joined.items()},
     )
     return scores, kept
 

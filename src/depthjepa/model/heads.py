@@ -46,6 +46,7 @@ class GuidanceConfig:
     parts of the range, compared as logarithms. `loss` and `gradient` are explained in `losses.depth_loss`. With
     `zoom_aware` depth is divided by the crop's zoom, which is what its pixels can tell; the paper takes the metres of
     the file. Depth outside of `nearest` to `farthest` [m] does not count. `norm` acts on the tokens before the head.
+    `sky` is the weight of what nothing measured above the highest measurement of a column: it is to be no nearer.
     """
 
     kind: Literal["none", "feature", "pixel"] = "none"
@@ -73,6 +74,7 @@ class GuidanceConfig:
     bins: Annotated[int, Field(ge=2)] = 256
     loss: Literal["l1", "sig", "ssi"] = "l1"
     gradient: NonNegativeFloat = 0.5  # MiDaS's weight
+    sky: NonNegativeFloat = 0.0
     zoom_aware: bool = True
     nearest: PositiveFloat = 0.1
     farthest: PositiveFloat = 100.0
@@ -87,6 +89,8 @@ class GuidanceConfig:
             raise ValueError(f"control={self.control} stands in a teacher's place: it needs kind=feature")
         if self.loss == "sig" and self.target not in ("log", "bins"):
             raise ValueError(f"loss=sig compares logarithms: it needs target=log or bins, not {self.target}")
+        if self.loss == "ssi" and self.sky:
+            raise ValueError(f"sky={self.sky:g} compares depths, of which loss=ssi knows no scale: choose l1 or sig")
         if not self.layers or sorted(set(self.layers)) != list(self.layers):
             raise ValueError("layers: name at least one, in ascending order, each only once")
         return self
@@ -116,10 +120,14 @@ class GuidanceConfig:
 
 @dataclass(frozen=True, slots=True)
 class Latents:
-    """What a teacher says of a batch, at twice the patch grid (or pixel by pixel); invalid values may be anything."""
+    """What a teacher says of a batch, at twice the patch grid (or pixel by pixel).
+
+    Invalid values may be anything, except where `bound` says that the truth is at least as far as they are.
+    """
 
     values: Float[Tensor, "b c rows cols"]
     valid: Bool[Tensor, "b c rows cols"]
+    bound: Bool[Tensor, "b c rows cols"] | None = None
 
 
 class GuidanceHead(nn.Module):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from depthjepa.depth import Numbers, to_metres
 from depthjepa.faults import BadInput
 from depthjepa.grid import reassemble, to_map
-from depthjepa.losses import depth_loss
+from depthjepa.losses import bound_loss, depth_loss
 from depthjepa.masks import Masks
 from depthjepa.model.depth_heads import DPT_LEVELS, TokenNorm, build_decoder, dpt_depths, expected_depth
 from depthjepa.model.heads import GuidanceConfig, Latents
@@ -158,7 +158,12 @@ class PixelGuidance(nn.Module):
     def loss(self, prediction: Depths, truth: Latents, judged: Bool[Tensor, "b 1 h w"] | None = None) -> Tensor:
         """Compare with the truth's whitened numbers where it is known and, if given, `judged`."""
         valid = truth.valid if judged is None else truth.valid & judged
-        return depth_loss(prediction, truth.values, valid, self.config.loss, self.config.gradient)
+        loss = depth_loss(prediction, truth.values, valid, self.config.loss, self.config.gradient)
+        if truth.bound is None:
+            return loss
+        bound = truth.bound if judged is None else truth.bound & judged
+        sign = -1 if self.numbers == "disparity" else 1  # a bound is of what is farther
+        return loss + self.config.sky * bound_loss(sign * prediction, sign * truth.values, bound)
 
     def metres(self, numbers: Depths) -> Depths:
         """Depth [m] of maps from which the whitening was taken again."""

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from depthjepa.data.samples import Batch
-from depthjepa.depth import Numbers, disparity, pool_valid, to_numbers, valid
+from depthjepa.depth import Numbers, below_unmeasured, disparity, pool_valid, to_numbers, valid
 from depthjepa.faults import BadInput
 from depthjepa.model.heads import Latents
 from depthjepa.teachers.latents import Description
@@ -52,6 +52,7 @@ class DepthPixels:
     nearest: float  # m
     farthest: float
     zoom_aware: bool
+    sky: bool = False  # whether the highest measurement of a column bounds what nothing measured above it
 
     def describe(self) -> Description:
         return Description(
@@ -73,7 +74,11 @@ class DepthPixels:
             raise BadInput("guidance.kind=pixel needs depth files: give an RGB-D folder or `scenes` as data.root")
         apparent = batch.depth / batch.zoom[:, None, None, None] if self.zoom_aware else batch.depth
         known = valid(apparent, self.nearest, self.farthest)
-        return Latents(to_numbers(torch.where(known, apparent, 1.0), self.numbers), known)
+        known_depth, bound = torch.where(known, apparent, 1.0), None
+        if self.sky:
+            highest, bound = below_unmeasured(apparent.clamp(self.nearest, self.farthest), valid(apparent))
+            known_depth = torch.where(bound, highest, known_depth)
+        return Latents(to_numbers(known_depth, self.numbers), known, bound)
 
 
 def to_disparity(latents: Float[Tensor, "b 4 rows cols"]) -> Float[Tensor, "b 1 2*rows 2*cols"]:

@@ -61,9 +61,10 @@ class Whitening:
     deviation: Float[Tensor, " c"]
 
     def apply(self, latents: Latents, clip: float = CLIP) -> Latents:
-        """Whiten; invalid values become zero."""
+        """Whiten; invalid values become zero, those that are bounds stay bounds."""
         values = (latents.values - self.mean) / self.deviation[:, None, None]
-        return Latents(torch.where(latents.valid, values.clamp(-clip, clip), 0.0), latents.valid)
+        told = latents.valid if latents.bound is None else latents.valid | latents.bound
+        return Latents(torch.where(told, values.clamp(-clip, clip), 0.0), latents.valid, latents.bound)
 
     def undo(self, values: Float[Tensor, "b c rows cols"]) -> Float[Tensor, "b c rows cols"]:
         """Return from whitened values to the teacher's own."""
