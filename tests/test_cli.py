@@ -167,6 +167,8 @@ def test_commands_on_a_run_name_the_culprit_in_one_line(finished: Path, tmp_path
         (("predict", trained, flat, "--out", tmp_path / "maps"), r"fit a depth readout first with `depthjepa probe"),
         (("show", "mask", "rgbd", "--out", tmp_path / "a.png"), r"no picture 'mask' \(did you mean 'masks'\?\)"),
         (("show", "depth", trained, "--out", tmp_path / "a.png"), r"depth\.npz is not there: run `depthjepa probe"),
+        (("show", "gates", trained, "--out", tmp_path / "a.png"), r"gates\.json is not there: run `depthjepa diagnose"),
+        (("show", "features", trained, "--no-photographs", "--out", tmp_path / "a.png"), r"is for depth and decode"),
         (("show", "features", tmp_path / "gone", "--out", tmp_path / "a.png"), r"there is no checkpoint .*gone"),
         (("recipes", "dem"), r"there is no recipe 'dem' \(did you mean 'demo'\?\)"),
         (("report", tmp_path / "flat", "--out", tmp_path / "a.html"), r"flat is not a run folder"),

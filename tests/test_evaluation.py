@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from depthjepa.data.samples import Batch
+from depthjepa.data.transforms import as_bytes
 from depthjepa.evaluation import classification, readout
 from depthjepa.evaluation.classification import (
     Standardiser,
@@ -299,6 +301,22 @@ def test_the_table_ranks_mean_map_noise_and_tokens_that_hold_the_depth() -> None
     assert table.pictures.images.shape == (3, ROWS * PATCH, COLS * PATCH, 3)
     assert table.pictures.truth.shape == table.pictures.predictions["noise"].shape == (3, 2 * ROWS, 2 * COLS)
     assert np.isnan(table.pictures.truth).any() and np.isfinite(table.pictures.predictions["noise"]).all()
+
+
+@pytest.mark.parametrize(("images", "asked"), [(60, 3), (7, 3), (3, 3), (2, 6), (40, 1), (5, 0)])
+def test_pictures_are_spread_over_the_set(images: int, asked: int) -> None:
+    val = batches(images, 1)
+    mean_map, _ = fit_readouts({}, batches(40, 0), PATCH)
+    numbered = {"number": lambda batch: batch.index[:, None, None, None].expand(-1, 1, 2 * ROWS, 2 * COLS) / 1e3 + 1e-3}
+    wide = replace(mean_map, minimum=1e-6, maximum=1.0)
+    _, shown = evaluate_depth(numbered, wide, val, asked)
+    places = (1e3 * shown.predictions["number"][:, 0, 0]).round().astype(int) - 1
+    assert len(places) == min(images, asked)
+    everything = torch.cat([part.images for part in val])
+    np.testing.assert_array_equal(shown.images, as_bytes(everything[places]) if asked else shown.images)
+    if images > asked > 1:
+        gaps = np.diff(places)
+        assert places[0] == 0 and places[-1] > images * 0.8 and gaps.max() <= 2 * gaps.min()
 
 
 def test_figures_in_metres_are_means_over_images_of_inverse_disparity() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.progress import Progress
 from torch import Tensor
 
@@ -323,6 +324,9 @@ def test_diagnose_gates_writes_every_gate_and_what_failed(
         wanted.add(f"overfit: {head}, tokens of the whole image, end to end")  # two steps do not overfit
     assert rows.keys() == wanted and len(table["rows"]) == len(wanted)
     assert [row["name"].partition(":")[0] for row in table["rows"]][:2] == ["floor", "position"]
+    assert call("show", "gates", folder, "--out", tmp_path / "gates.png")[0] == 0
+    with Image.open(tmp_path / "gates.png") as drawn:
+        assert min(drawn.size) > 100
     for row in table["rows"]:
         assert math.isfinite(row["figure"])
         judged = row["wanted"] is not None

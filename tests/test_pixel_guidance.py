@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from depthjepa import checkpoint, cost, runtime
 from depthjepa.config import RunConfig, build_config, to_mapping
 from depthjepa.data.samples import Batch
-from depthjepa.depth import disparity, r2_within, to_metres, to_numbers, valid
+from depthjepa.depth import below_unmeasured, disparity, r2_within, to_metres, to_numbers, valid
 from depthjepa.evaluation import decoded as decoding
 from depthjepa.evaluation.gathering import Views
 from depthjepa.faults import BadInput, RunStopped
@@ -749,6 +750,85 @@ def test_depth_out_of_range_does_not_count() -> None:
     assert aware.valid.flatten().tolist() == [False, False, True, True, True, *[False] * 5]
 
 
+SKY = [  # rows of four columns: sky above a measurement, measured to the top, a hole below, nothing at all
+    [0.0, 2.0, 0.0, 0.0],
+    [math.nan, 0.0, 4.0, 0.0],
+    [8.0, 5.0, 0.0, 0.0],
+    [3.0, 6.0, 9.0, 0.0],
+]
+
+
+def test_what_nothing_measured_above_the_highest_measurement_is_bounded_by_it() -> None:
+    depth = torch.tensor(SKY)[None, None]
+    highest, above = below_unmeasured(depth, depth > 0)
+    assert above[0, 0].int().tolist() == [[1, 0, 1, 0], [1, 0, 0, 0], [0] * 4, [0] * 4]
+    assert highest[0, 0].tolist() == [[8.0, 2.0, 4.0, 1.0]] * 4
+
+
+@pytest.mark.parametrize("numbers", ["metres", "log", "disparity"])
+def test_bounds_are_what_the_pixels_of_a_crop_can_tell_within_the_range(numbers: Numbers) -> None:
+    batch = Batch(
+        torch.arange(1), torch.zeros(1, 3, 4, 4), torch.tensor(SKY)[None, None], torch.tensor([2.0]), torch.tensor([-1])
+    )
+    said = DepthPixels(numbers, 2.25, 3.0, zoom_aware=True, sky=True).batch_latents(batch, (4, 4))
+    assert said.bound is not None
+    assert said.bound[0, 0].int().tolist() == [[1, 0, 1, 0], [1, 0, 0, 0], [0] * 4, [0] * 4]
+    # 8 m at a zoom of 2 are out of range, and yet measured: what lies above is at least as far as the range goes.
+    expected = to_numbers(torch.tensor([3.0, 2.25, 3.0]), numbers)
+    torch.testing.assert_close(said.values[said.bound], expected)
+    assert not (said.bound & said.valid).any()
+    assert DepthPixels(numbers, 2.25, 3.0, zoom_aware=True).batch_latents(batch, (4, 4)).bound is None
+    whitening = Whitening(torch.full((1, 4, 4), 0.5), torch.tensor([2.0]))
+    white = whitening.apply(said, math.inf)
+    assert white.bound is said.bound
+    torch.testing.assert_close(white.values[said.bound], (expected - 0.5) / 2)
+
+
+@pytest.mark.parametrize("target", ["log", "disparity", "metres", "bins"])
+def test_only_what_is_nearer_than_its_bound_costs(target: str) -> None:
+    model = method(f"guidance.target={target}", "guidance.sky=0.5", "guidance.gradient=0")
+    assert isinstance(model.head, PixelGuidance)
+    farther = -1.0 if target == "disparity" else 1.0
+    values = torch.zeros(2, 1, 2, 2)
+    valid = torch.tensor([[False, False], [True, True]]).expand(2, 1, 2, 2)
+    bound = torch.tensor([[True, True], [False, False]]).expand(2, 1, 2, 2)
+    off = torch.tensor([[-0.5, 0.25], [0.0, 0.0]]).expand(2, 1, 2, 2) * farther
+    guess = off.clone().requires_grad_()
+    loss = model.head.loss(guess, Latents(values, valid, bound))
+    assert float(loss.detach()) == pytest.approx(0.5 * 0.5 / 2)
+    loss.backward()
+    assert guess.grad is not None
+    assert (guess.grad[..., 0, 0] * farther < 0).all() and not guess.grad[..., 0, 1].any()
+    assert float(model.head.loss(off, Latents(values, valid, bound), ~bound)) == 0
+    assert float(model.head.loss(off, Latents(values, valid))) == 0
+
+
+def test_the_sky_is_not_close_by_once_it_is_bounded(tmp_path: Path) -> None:
+    """Bright above dark, only the dark half measured: without a bound the upper half is whatever it happens to be."""
+    found = {}
+    for sky in ("0", "1"):
+        config = settings(f"guidance.sky={sky}", "guidance.gradient=0", "loss.latent=0")
+        teacher = build_teacher(config, has_depth=True)
+        assert teacher is not None
+        shown = torch.zeros(4, 3, SIZE, SIZE)
+        shown[:, :, : SIZE // 2] = 1
+        depth = torch.where(shown[:, :1] > 0, 0.0, torch.linspace(8.0, 4.0, SIZE)[:, None])
+        batch = Batch(torch.arange(4), shown, depth, torch.ones(4), torch.full((4,), -1))
+        whitening = Whitening(torch.full((1, SIZE, SIZE), math.log(1.0)), torch.tensor([1.0]))
+        target = whitening.apply(teacher.batch_latents(batch, config.target_cells), math.inf)
+        model = method(f"guidance.sky={sky}", "guidance.gradient=0", "loss.latent=0")
+        head = model.head
+        assert isinstance(head, PixelGuidance)
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        for _ in range(60):
+            optimizer.zero_grad()
+            head.loss(head.read_dense(model.context_encoder, shown), target).backward()
+            optimizer.step()
+        metres = head.metres(whitening.undo(head.read_dense(model.context_encoder, shown).detach()))
+        found[sky] = float(metres[:, :, : SIZE // 2].mean())
+    assert found["1"] > 5 > found["0"]
+
+
 def test_pixel_values_are_not_clipped() -> None:
     """A depth that is far off is to cost what it costs."""
     training = importlib.import_module("depthjepa.train")
@@ -797,6 +877,7 @@ def test_full_maps_of_predicted_tokens_take_mae_masks_unless_others_are_given(
         (("guidance.kind=feature", "guidance.head=mlp"), r"head=mlp is not for kind=feature: choose from linear, conv"),
         (("guidance.loss=sig", "guidance.target=metres"), r"loss=sig compares logarithms: .*log or bins, not metres"),
         (("guidance.loss=sig", "guidance.target=disparity"), r"it needs target=log or bins, not disparity"),
+        (("guidance.loss=ssi", "guidance.sky=0.5"), r"sky=0\.5 compares depths, of which loss=ssi knows no scale"),
         (("guidance.nearest=10", "guidance.farthest=10"), r"nearest=10 m must be less than farthest=10 m"),
         (("guidance.layers=[]",), r"layers: name at least one, in ascending order, each only once"),
         (("guidance.layers=[1.0, 0.5]",), r"layers: name at least one, in ascending order, each only once"),
@@ -1045,6 +1126,12 @@ def test_decode_through_the_command_line(saved: Saved, pairs: Path, tmp_path: Pa
     with np.load(folder / "probes" / "decode.npz") as arrays:
         assert arrays["prediction"].shape == arrays["truth"].shape == (3, SIZE, SIZE)
         assert np.isnan(arrays["truth"]).any()
+    drawn = {}
+    for option in ("--photographs", "--no-photographs"):
+        assert call("show", "decode", folder, "--out", tmp_path / "a.png", option)[0] == 0
+        with Image.open(tmp_path / "a.png") as picture:
+            drawn[option] = picture.size
+    assert drawn["--photographs"][0] > drawn["--no-photographs"][0]
     run(pairs, tmp_path / "unguided", "train.steps=1")
     status, _, errors = call("probe", tmp_path / "unguided", "decode")
     assert status == 2 and errors.count("\n") == 1
