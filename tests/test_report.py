@@ -194,9 +194,13 @@ def test_frames_tell_the_class_of_nearest_images() -> None:
 
 
 def test_lines_and_bars_show_their_figures() -> None:
-    (axis,) = charts.layer_curves({"a": [0.5, 0.25], "random encoder": [0.0, 0.125]}, "measure").axes
+    curves = {"a": [0.5, 0.25], "random encoder": [0.0, 0.125], "b": [0.25, 0.25]}
+    (axis,) = charts.layer_curves(curves, "measure").axes
     np.testing.assert_array_equal(np.asarray(axis.get_lines()[0].get_ydata()), [0.5, 0.25])
-    assert axis.get_lines()[1].get_color() == figures.FAINT
+    accuracies = {name: (np.array(each), np.array(each)) for name, each in curves.items()}
+    colours = [figures.run_colour(0), figures.FAINT, figures.run_colour(1)]  # a run has its colour in every picture
+    for panel in (axis, *charts.accuracy_curves(accuracies).axes):
+        assert [line.get_color() for line in panel.get_lines()] == colours
     gates = {
         "a": {"floor: x": 9.0, "input swap: i": 0.5, "input swap: j": -0.25, "layers: block 1": 0.25},
         "b": {"input swap: j": 0.75},

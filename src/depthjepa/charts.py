@@ -6,7 +6,7 @@ A run has one colour in all of them; a random encoder is grey.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -130,10 +130,9 @@ def accuracy_curves(curves: Mapping[str, tuple[Float[np.ndarray, " epochs"], Flo
     figure = Figure(figsize=(PAGE_WIDTH, 3.8), layout="constrained")
     panels: Any = figure.subplots(1, 2, sharey=True)
     for axis, place, title in zip(panels, (0, 1), ("training images", "validation images"), strict=True):
-        for row, (name, each) in enumerate(curves.items()):
-            epochs = np.arange(1, len(each[place]) + 1)
-            colour, dash = (FAINT, (0, (5, 3))) if name == "random encoder" else (run_colour(row), "solid")
-            axis.plot(epochs, 100 * each[place], color=colour, linestyle=dash, linewidth=1.8, label=name)
+        for name, style in _line_styles(curves).items():
+            each = curves[name][place]
+            axis.plot(np.arange(1, len(each) + 1), 100 * each, linewidth=1.8, label=name, **style)
         _style(axis, title, "accuracy [%]" if place == 0 else "")
         axis.set_xlabel("epoch of the classifier", fontsize=8, color=FAINT)
     panels[1].legend(fontsize=8, framealpha=0.9, edgecolor="none")
@@ -173,10 +172,19 @@ def gate_panels(gates: Mapping[str, Mapping[str, float]]) -> Figure | None:
     return figure
 
 
+def _line_styles(names: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Colour and dash of each line. A random encoder takes no run's colour, wherever it stands among them."""
+    runs = [name for name in names if name != "random encoder"]
+    styles: dict[str, dict[str, Any]] = {
+        name: {"color": run_colour(row), "linestyle": "solid"} for row, name in enumerate(runs)
+    }
+    grey = {"color": FAINT, "linestyle": (0, (5, 3))}
+    return {name: styles.get(name, grey) for name in names}
+
+
 def _layer_lines(axis: Any, values: Mapping[str, Sequence[float]], label: str) -> None:
-    for row, (name, each) in enumerate(values.items()):
-        colour, dash = (FAINT, (0, (5, 3))) if name == "random encoder" else (run_colour(row), "solid")
-        axis.plot(range(1, len(each) + 1), each, "o", color=colour, linestyle=dash, linewidth=1.8, label=name)
+    for name, style in _line_styles(values).items():
+        axis.plot(range(1, len(values[name]) + 1), values[name], "o", linewidth=1.8, label=name, **style)
     _style(axis, label, "")
     axis.set_xlabel("block", fontsize=8, color=FAINT)
     axis.set_xticks(range(1, max(map(len, values.values())) + 1))
