@@ -151,7 +151,7 @@ def gate_panels(gates: Mapping[str, Mapping[str, float]]) -> Figure | None:
 
     `gates`: run -> the figure of each gate by its name, as `diagnose --gates` has them; other gates are left out.
     """
-    label = "R² within images of a ridge readout"
+    label = "R² within images (ridge)"
     swap, layers = (
         {
             run: {gate.removeprefix(begin): value for gate, value in each.items() if gate.startswith(begin)}
@@ -166,9 +166,9 @@ def gate_panels(gates: Mapping[str, Mapping[str, float]]) -> Figure | None:
     figure = Figure(figsize=(PAGE_WIDTH, max(3.2, 1 + 0.25 * len(inputs) * len(swap))), layout="constrained")
     panels: list[Any] = list(np.ravel(figure.subplots(1, bool(swap) + bool(layers), squeeze=False)))
     if swap:
-        _grouped_bars(panels.pop(0), inputs, swap, label)
+        _grouped_bars(panels.pop(0), inputs, swap, f"input swap: {label}")
     if layers:
-        _layer_lines(panels.pop(0), {run: list(each.values()) for run, each in layers.items()}, label)
+        _layer_lines(panels.pop(0), {run: list(each.values()) for run, each in layers.items()}, f"layer sweep: {label}")
     return figure
 
 
