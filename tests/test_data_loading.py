@@ -141,10 +141,24 @@ def test_workers_and_a_resumed_start_change_nothing(workers: int) -> None:
         assert [batch.skipped for batch in again] == [batch.skipped for batch in whole[2 * start :]]
 
 
+def test_light_changes_images_alone_and_is_a_function_of_seed_epoch_and_sample() -> None:
+    def read(light: float, **keys: object) -> list[Batch]:
+        return list(training(Numbered(32), data=DataConfig(image_size=32, flip=True, light=light), **keys))
+
+    plain, lit = merged(read(0)), merged(read(0.4))
+    assert not torch.equal(plain.pop("images"), lit["images"])
+    for name, each in plain.items():
+        assert torch.equal(each, lit[name]), name
+    halves = merged(read(0.4, accumulate=2))
+    assert all(torch.equal(halves[name], each) for name, each in lit.items())
+    assert_equal(read(0.4)[4:], read(0.4, start_step=4))
+    assert not torch.equal(merged(read(0.4, seed=4))["images"], lit["images"])
+
+
 def test_reading_leaves_the_global_generators_alone() -> None:
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
-    list(training(Numbered(30), data=DataConfig(image_size=32, workers=1), steps=2))
+    list(training(Numbered(30), data=DataConfig(image_size=32, workers=1, light=0.4), steps=2))
     list(view_batches(Numbered(8), (8, 8)))
     assert torch.equal(before, torch.random.get_rng_state())
 

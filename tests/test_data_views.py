@@ -17,6 +17,7 @@ from depthjepa.data.transforms import (
     centre_view,
     crop_box,
     flipped,
+    relit,
     training_view,
     whole_view,
 )
@@ -129,3 +130,14 @@ def test_extreme_images_fall_back_to_the_largest_crop_anywhere(height: int, widt
         assert view.image.shape == (3, 8, 8) and view.depth is None
     if height == 10:
         assert min(lefts) < 60 and max(lefts) > 320  # the ends of a wide image are seen too
+
+
+def test_light_multiplies_brightness_then_contrast_and_clips() -> None:
+    image = torch.full((3, 4, 4), 100, dtype=torch.uint8)
+    image[:, 2:] = 200
+    same = relit(image, np.array([0.5, 0.5]), 0.4)
+    assert torch.equal(same, image)
+    bright = relit(image, np.array([1.0, 0.5]), 0.4)  # x 1.4
+    assert bright[:, :2].unique().tolist() == [140] and bright[:, 2:].unique().tolist() == [255]
+    flat = relit(image, np.array([0.5, 0.0]), 0.4)  # 0.6 of the distance to the mean, 150
+    assert (flat[:, :2].int() - 120).abs().max() <= 1 and (flat[:, 2:].int() - 180).abs().max() <= 1

@@ -35,6 +35,7 @@ from depthjepa.data.transforms import (
     centre_view,
     crop_box,
     flipped,
+    relit,
     training_view,
     whole_view,
 )
@@ -70,6 +71,7 @@ class DataConfig:
     crop_scale: Range = (0.3, 1.0)  # shares of the image's area
     crop_ratio: Range = (3 / 4, 4 / 3)  # width / height of the crop against that of image_size (with depth: the image)
     flip: bool = False  # mirror one view in two
+    light: Annotated[float, Field(ge=0, lt=1)] = 0.0  # brightness and contrast of a view times 1 - light to 1 + light
     workers: Annotated[int, Field(ge=0)] = 0  # processes that decode; 0: the main one
     memory_gib: Annotated[float, Field(ge=0)] = 2.0  # for decoded images of one size, in each rank; 0: keep none
     scenes_train: Positive = 4096
@@ -299,6 +301,8 @@ class _TrainingReader(Dataset[Batch | BadInput]):
                 index, sample, unreadable = first_readable(self.source, int(key) % len(self.source))
                 found.append((index, sample, self._view(sample, row)))
                 skipped += unreadable
+            if self.data.light:
+                found = self._relit(request, found)
             masks = self._masks(request)
         except BadInput as fault:
             return fault
@@ -312,6 +316,14 @@ class _TrainingReader(Dataset[Batch | BadInput]):
         ratio = (low * width / height, high * width / height)
         box = crop_box(numbers, full_height, full_width, self.data.crop_scale, ratio)
         return training_view(sample, box, self.data.flip and flipped(numbers), self.data.size)
+
+    def _relit(self, request: _Request, found: list[tuple[int, Sample, View]]) -> list[tuple[int, Sample, View]]:
+        numbers = runtime.uniforms(2, seed=self.seed, stream="light", epoch=request.epoch, indices=request.keys)
+        strength = self.data.light
+        return [
+            (index, sample, view._replace(image=relit(view.image, row, strength)))
+            for (index, sample, view), row in zip(found, numbers, strict=True)
+        ]
 
     def _masks(self, request: _Request) -> Masks | None:
         if self.masks is None:

@@ -129,6 +129,20 @@ def as_bytes(images: Float[Tensor, "k 3 h w"]) -> UInt8[ndarray, "k h w 3"]:
     return pixels
 
 
+def relit(image: UInt8[Tensor, "3 h w"], numbers: Float64[ndarray, " 2"], strength: float) -> UInt8[Tensor, "3 h w"]:
+    """Multiply the brightness of an image, then its contrast, by factors uniform in [1 - strength, 1 + strength].
+
+    `numbers` are two uniform numbers in [0, 1). What becomes brighter than white is white, as in an overexposed
+    photograph.
+    """
+    # Where nothing is relit, and that is the default, the library's second of loading is spared.
+    from torchvision.transforms.v2 import functional
+
+    brightness, contrast = (1 + strength * (2 * numbers - 1)).tolist()
+    changed: Tensor = functional.adjust_contrast(functional.adjust_brightness(image, brightness), contrast)
+    return changed
+
+
 def _nearest(depth: Float[Tensor, "1 rows columns"], box: Box, size: Size) -> Float[Tensor, "1 h w"]:
     # The centre of output pixel i lies at (i + 1/2) * side / size.
     rows = box.top + (2 * torch.arange(size[0]) + 1) * box.height // (2 * size[0])
