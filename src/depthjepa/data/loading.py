@@ -58,6 +58,9 @@ class DataConfig:
     `depth_scale` 1000 leaves the scale to an RGB-D folder's `dataset.json` where that says another; any other value is
     insisted on. `val_prefixes` and `val_list` divide RGB-D pairs that have no `val/`: the pairs that they name are
     validation data, all others training data.
+
+    `light` varies training views alone. A teacher network sees them as they are lit; a cache of its latents was made
+    of the photographs themselves.
     """
 
     kind: Literal["scenes", "folder", "rgbd", "shards"] | None = None  # None: told apart by what is in root

@@ -135,7 +135,7 @@ def relit(image: UInt8[Tensor, "3 h w"], numbers: Float64[ndarray, " 2"], streng
     `numbers` are two uniform numbers in [0, 1). What becomes brighter than white is white, as in an overexposed
     photograph.
     """
-    # Where nothing is relit, and that is the default, the library's second of loading is spared.
+    # Loading this takes seconds, which are spared where nothing is relit: the default.
     from torchvision.transforms.v2 import functional
 
     brightness, contrast = (1 + strength * (2 * numbers - 1)).tolist()
