@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from depthjepa.evaluation.gathering import RANDOM, encode_with, size_text
 from depthjepa.evaluation.pictures import mask_arrays, picture_batch, token_maps
 from depthjepa.evaluation.readout import DepthReadout, Predict, read_origin
 from depthjepa.faults import BadInput
-from depthjepa.logbook import whole_file
+from depthjepa.logbook import RunFolder, whole_file
 from depthjepa.method import build_encoder
 from depthjepa.model.vit import VisionTransformer
 
@@ -283,10 +282,11 @@ def _stored_maps(run: str, task: str) -> dict[str, np.ndarray]:
 def _draw_gates(runs: list[str]) -> Figure:
     gates: dict[str, dict[str, float]] = {}
     for name, run in zip(run_names(runs), runs, strict=True):
-        file = Path(run) / "probes" / "gates.json"
-        if not file.is_file():
-            raise BadInput(f"{file} is not there: run `depthjepa diagnose {run} --gates` first")
-        gates[name] = {row["name"]: row["figure"] for row in json.loads(file.read_text())["rows"]}
+        try:
+            table = RunFolder(Path(run)).probe("gates")
+        except FileNotFoundError as fault:
+            raise BadInput(f"{fault.filename} is not there: run `depthjepa diagnose {run} --gates` first") from fault
+        gates[name] = {row["name"]: row["figure"] for row in table["rows"]}
     figure = charts.gate_panels(gates)
     if figure is None:
         raise BadInput(f"the gates of {', '.join(runs)} hold neither an input swap nor a layer sweep")

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from depthjepa.data.order import evenly
 from depthjepa.data.samples import Batch
 from depthjepa.data.transforms import as_bytes
 from depthjepa.depth import align_scale_shift, metrics, r2_between, r2_position, r2_within, within_sums
@@ -103,7 +104,8 @@ def evaluate_depth(
                 raise BadInput(f"{name} predicts disparities that are not finite")
             guesses[name].append(guess)
         places = range(seen, seen + len(batch.images)) if pictures else range(0)
-        shown += [(place, batch.images[place - seen].cpu()) for place in places if place % stride == 0]
+        # A copy: a view of one image would keep its whole batch.
+        shown += [(place, batch.images[place - seen].to("cpu", copy=True)) for place in places if place % stride == 0]
         seen += len(batch.images)
         while len(shown) > 4 * pictures:
             stride *= 2
@@ -113,15 +115,15 @@ def evaluate_depth(
     truth, known = torch.cat(truths), torch.cat(masks)
     joined = {name: torch.cat(parts) for name, parts in guesses.items()}
     scores = {name: _score(guess, truth, known, mean_map) for name, guess in joined.items()}
-    rows = np.linspace(0, len(shown) - 1, min(pictures, len(shown))).round().astype(int)
-    chosen = [shown[row][0] for row in rows]
-    images = torch.stack([shown[row][1] for row in rows]) if chosen else torch.empty(0, 3, 1, 1)
-    kept = Pictures(
+    kept = [shown[number] for number in evenly(pictures, len(shown))]
+    chosen = [place for place, _ in kept]
+    images = torch.stack([image for _, image in kept]) if kept else torch.empty(0, 3, 1, 1)
+    drawn = Pictures(
         images=as_bytes(images),
         truth=torch.where(known, truth, torch.nan)[chosen, 0].numpy(),
         predictions={name: guess[chosen, 0].numpy() for name, guess in joined.items()},
     )
-    return scores, kept
+    return scores, drawn
 
 
 def _score(
