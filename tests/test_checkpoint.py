@@ -19,7 +19,8 @@ from depthjepa.config import build_config, to_mapping
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.formats.weights import load_strictly
 from depthjepa.method import build_encoder
-from tiny_runs import GUIDED, differences, run, tiny, weights, write_pairs
+from tiny_images import write_pairs
+from tiny_runs import GUIDED, differences, run, tiny, weights
 
 
 @pytest.fixture(scope="module")

@@ -28,19 +28,8 @@ from depthjepa.evaluation.readout import DepthReadout
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import RunFolder
 from depthjepa.recipe_files import families, recipe_names
-from tiny_runs import (
-    GUIDED,
-    SETTINGS,
-    Call,
-    millimetres,
-    picture,
-    run,
-    save,
-    start,
-    write_classes,
-    write_flat,
-    write_pairs,
-)
+from tiny_images import millimetres, picture, save, write_classes, write_flat, write_pairs
+from tiny_runs import GUIDED, SETTINGS, Call, run, start
 
 
 @pytest.fixture(autouse=True)

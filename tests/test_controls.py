@@ -20,7 +20,8 @@ from depthjepa.model.jepa import JEPA
 from depthjepa.teachers.controls import AnotherImage, ImageItself, MeanMap, RandomNetwork, beneath, build_control
 from depthjepa.teachers.ground_truth import DepthTeacher, to_disparity
 from depthjepa.teachers.latents import Description, fit_whitening, on_cells
-from tiny_runs import GUIDED, Call, metrics, recipe_file, run, tiny, write_flat, write_pairs
+from tiny_images import write_flat, write_pairs
+from tiny_runs import GUIDED, Call, metrics, recipe_file, run, tiny
 
 CELLS = (6, 4)
 CONTROLS: tuple[Control, ...] = ("image", "random", "another", "mean")

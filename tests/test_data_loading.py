@@ -20,7 +20,7 @@ from depthjepa.data.samples import Batch, Sample, Source, UnreadableImage
 from depthjepa.faults import BadInput
 from depthjepa.masks import MaskConfig
 from depthjepa.runtime import Ranks
-from tiny_runs import write_classes, write_flat, write_pairs
+from tiny_images import write_classes, write_flat, write_pairs
 
 
 class Numbered:

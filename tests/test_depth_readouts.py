@@ -37,7 +37,8 @@ from depthjepa.evaluation.readout import DepthReadout
 from depthjepa.faults import BadInput
 from depthjepa.losses import gradient_loss, sig_loss
 from depthjepa.method import build_encoder
-from tiny_runs import run, tiny, write_flat, write_pairs
+from tiny_images import write_flat, write_pairs
+from tiny_runs import run, tiny
 
 PATCH, GRID = 4, (3, 4)
 SIZE = (PATCH * GRID[0], PATCH * GRID[1])

@@ -22,7 +22,8 @@ from depthjepa.teachers.depthfm import (
 )
 from depthjepa.teachers.depthfm_layout import released_keys, unet_config
 from depthjepa.teachers.latents import Teacher, on_cells
-from tiny_runs import metrics, run, weights, write_flat
+from tiny_images import write_flat
+from tiny_runs import metrics, run, weights
 
 diffusers = pytest.importorskip("diffusers", reason="the depthfm teacher needs the extra `teachers`")
 

@@ -16,7 +16,8 @@ from depthjepa.method import build_teacher
 from depthjepa.teachers.cache import made_of
 from depthjepa.teachers.depthfm import DepthFM
 from depthjepa.teachers.loading import tiny_files
-from tiny_runs import metrics, run, write_flat
+from tiny_images import write_flat
+from tiny_runs import metrics, run
 
 pytest.importorskip("diffusers", reason="the depthfm teachers need the extra `teachers`")
 

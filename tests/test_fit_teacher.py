@@ -29,7 +29,8 @@ from depthjepa.logbook import RunFolder
 from depthjepa.teachers import fit
 from depthjepa.teachers.depthfm import DepthFM, load_autoencoder, load_depthfm
 from depthjepa.teachers.fit import AUTOENCODER, CHECKPOINT, FitConfig, Learner, Pairs
-from tiny_runs import differences, millimetres, picture, write_classes, write_pairs
+from tiny_images import millimetres, picture, write_classes, write_pairs
+from tiny_runs import differences
 
 pytest.importorskip("diffusers", reason="the depthfm teacher needs the extra `teachers`")
 

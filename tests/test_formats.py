@@ -36,7 +36,8 @@ from depthjepa.formats.weights import Weights, describe
 from depthjepa.logbook import RunFolder
 from depthjepa.method import build_encoder
 from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, SHAPES, Shape, VisionTransformer
-from tiny_runs import GUIDED, SETTINGS, Call, differences, metrics, run, tiny, weights, write_flat, write_pairs
+from tiny_images import write_flat, write_pairs
+from tiny_runs import GUIDED, SETTINGS, Call, differences, metrics, run, tiny, weights
 
 SMALL = Shape(width=24, depth=2, heads=3, hidden=96)
 NARROW = 12  # width of the predictor

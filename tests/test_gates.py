@@ -28,7 +28,8 @@ from depthjepa.logbook import RunFolder
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_encoder, build_method, build_teacher
 from depthjepa.model.vit import sine_cosine
-from tiny_runs import Call, run, tiny, write_flat, write_pairs
+from tiny_images import write_flat, write_pairs
+from tiny_runs import Call, run, tiny
 
 CPU = torch.device("cpu")
 SIZE, CELLS, WIDTH = 48, 36, 32

@@ -22,7 +22,8 @@ from depthjepa.logbook import RunFolder
 from depthjepa.method import build_encoder
 from depthjepa.teachers.ground_truth import DepthTeacher
 from depthjepa.teachers.latents import on_cells
-from tiny_runs import GUIDED, Call, run, tiny, write_classes, write_pairs
+from tiny_images import write_classes, write_pairs
+from tiny_runs import GUIDED, Call, run, tiny
 
 CPU = torch.device("cpu")
 WHOLE = ("optim.lr=0.003", "train.steps=150", "data.crop_scale=[1.0, 1.0]")

@@ -20,7 +20,8 @@ from depthjepa.losses import covariance_loss, gaussian_loss, pixel_loss, varianc
 from depthjepa.masks import MaskConfig, Masks, sample_masks
 from depthjepa.method import build_method
 from depthjepa.model.jepa import JEPA, LossConfig
-from tiny_runs import differences, metrics, run, tiny, weights, write_flat
+from tiny_images import write_flat
+from tiny_runs import differences, metrics, run, tiny, weights
 
 ALL = (
     "loss.target_layers=[0.5,1]",

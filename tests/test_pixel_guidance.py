@@ -33,7 +33,8 @@ from depthjepa.model.jepa import JEPA
 from depthjepa.model.pixel_guidance import PixelGuidance
 from depthjepa.teachers.ground_truth import DepthPixels
 from depthjepa.teachers.latents import Whitening, fit_whitening
-from tiny_runs import SETTINGS, Call, differences, metrics, run, weights, write_flat, write_pairs
+from tiny_images import write_flat, write_pairs
+from tiny_runs import SETTINGS, Call, differences, metrics, run, weights
 
 KINDS = HEADS["pixel"]
 GRID, PATCH, SIZE, WIDTH = (6, 6), 8, 48, 32

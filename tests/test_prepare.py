@@ -22,7 +22,8 @@ from depthjepa.data.loading import DataConfig, has_validation, open_source
 from depthjepa.data.nyuv2 import EIGEN, prepare_nyuv2
 from depthjepa.data.rgbd import PairedFolder
 from depthjepa.faults import BadInput
-from tiny_runs import Call, millimetres, picture, save, start, write_flat, write_pairs
+from tiny_images import millimetres, picture, save, write_flat, write_pairs
+from tiny_runs import Call, start
 
 
 def both(root: Path, **keys: Any) -> tuple[Any, Any]:

@@ -26,7 +26,8 @@ from depthjepa.evaluation.probes import diagnostics_probe, probe, probe_during_t
 from depthjepa.evaluation.tokens import ComputedTokens, KeptTokens, TokenKeeper, Tokens
 from depthjepa.faults import BadInput
 from depthjepa.method import build_encoder
-from tiny_runs import tiny, write_classes, write_flat, write_pairs
+from tiny_images import write_classes, write_flat, write_pairs
+from tiny_runs import tiny
 
 CPU = torch.device("cpu")
 CLASSES, WIDTH, PLACES = 4, 24, 36

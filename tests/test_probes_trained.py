@@ -15,7 +15,8 @@ from depthjepa.evaluation.features import Pooled
 from depthjepa.evaluation.trained_probes import SETTINGS, Setting, SideBySide, mlp, sweep
 from depthjepa.faults import BadInput
 from depthjepa.logbook import RunFolder
-from tiny_runs import Call, run, write_classes
+from tiny_images import write_classes
+from tiny_runs import Call, run
 
 WIDTH = 8
 

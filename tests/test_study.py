@@ -40,7 +40,8 @@ from depthjepa.study_runs import measure_seconds, probe_run, spawn
 from depthjepa.study_tables import Finished, baseline_rows, keep_results, markdown, spread, write_tables
 from depthjepa.teach import teach
 from depthjepa.train import train
-from tiny_runs import GUIDED, SETTINGS, metrics, picture, save, start, weights, write_classes, write_flat, write_pairs
+from tiny_images import picture, save, write_classes, write_flat, write_pairs
+from tiny_runs import GUIDED, SETTINGS, metrics, start, weights
 
 FAILING = ("optim.lr=1e30", "optim.start_lr=1e30")
 STEPS = 60

@@ -25,7 +25,8 @@ from depthjepa.model.heads import Latents
 from depthjepa.runtime import Ranks
 from depthjepa.teachers.cache import CachedTeacher, cut, fingerprint, open_cache
 from depthjepa.teachers.latents import Description
-from tiny_runs import picture, run, save, tiny, write_classes, write_flat, write_pairs
+from tiny_images import picture, save, write_classes, write_flat, write_pairs
+from tiny_runs import run, tiny
 
 teaching = importlib.import_module("depthjepa.teach")  # the module: it holds a function of its name
 SIZE = 64

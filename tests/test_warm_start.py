@@ -28,7 +28,8 @@ from depthjepa.grid import to_map
 from depthjepa.logbook import RunFolder
 from depthjepa.method import build_encoder, build_method, build_teacher
 from depthjepa.model.vit import stretch
-from tiny_runs import GUIDED, differences, metrics, run, tiny, weights, write_pairs
+from tiny_images import write_pairs
+from tiny_runs import GUIDED, differences, metrics, run, tiny, weights
 
 training = importlib.import_module("depthjepa.train")  # the module: `depthjepa.train` is its function
 
