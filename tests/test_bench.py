@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from depthjepa import bench, cli, cost
+from depthjepa import cli, cost
+from depthjepa.commands import bench
 from depthjepa.config import RunConfig
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_method, build_teacher

@@ -21,8 +21,9 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import depthjepa
-from depthjepa import checkpoint, cost, figures
+from depthjepa import checkpoint, cost
 from depthjepa.config import load_config
+from depthjepa.drawing import figures
 from depthjepa.evaluation import probes
 from depthjepa.evaluation.readout import DepthReadout
 from depthjepa.faults import BadInput, RunStopped
@@ -210,9 +211,9 @@ sys.exit(f"loaded: {{heavy & set(sys.modules)}}" if heavy & set(sys.modules) els
 
 
 def test_the_names_of_the_package_are_its_functions_whatever_was_imported_before() -> None:
-    import depthjepa.train
+    import depthjepa.training
 
-    assert depthjepa.train is sys.modules["depthjepa.train"].__dict__["train"]
+    assert depthjepa.train is depthjepa.training.train
     for name in ("load_config", "load_encoder", "train"):
         assert callable(getattr(depthjepa, name))
     with pytest.raises(AttributeError, match="load_encodre"):

@@ -6,16 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from depthjepa.config import (
-    RunConfig,
-    TrainConfig,
-    build_config,
-    differences,
-    flatten,
-    keys,
-    load_config,
-    to_mapping,
-)
+from depthjepa.config import RunConfig, TrainConfig, build_config, differences, flatten, keys, load_config, to_mapping
 from depthjepa.faults import BadInput, nearest
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_method, build_teacher

@@ -13,13 +13,20 @@ from torch import Tensor
 
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput
+from depthjepa.guidance.target import Description, fit_whitening, on_cells
+from depthjepa.guidance.teachers.controls import (
+    AnotherImage,
+    ImageItself,
+    MeanMap,
+    RandomNetwork,
+    beneath,
+    build_control,
+)
+from depthjepa.guidance.teachers.ground_truth import DepthTeacher, to_disparity
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_method, build_teacher
 from depthjepa.model.heads import Control, Latents
 from depthjepa.model.jepa import JEPA
-from depthjepa.teachers.controls import AnotherImage, ImageItself, MeanMap, RandomNetwork, beneath, build_control
-from depthjepa.teachers.ground_truth import DepthTeacher, to_disparity
-from depthjepa.teachers.latents import Description, fit_whitening, on_cells
 from tiny_images import write_flat, write_pairs
 from tiny_runs import GUIDED, Call, metrics, recipe_file, run, tiny
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from depthjepa.data.images import ClassFolder, FlatFolder, decode
+from depthjepa.data.layouts.rgbd import PairedFolder, decode_depth
 from depthjepa.data.loading import DataConfig, open_source
-from depthjepa.data.rgbd import PairedFolder, decode_depth
 from depthjepa.data.samples import UnreadableImage
 from depthjepa.faults import BadInput
 

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from depthjepa.data.images import decode
+from depthjepa.data.layouts.shards import TarShards
 from depthjepa.data.loading import DataConfig, TrainingBatches, has_validation, open_source, view_batches
 from depthjepa.data.memory import Kept, in_memory
 from depthjepa.data.order import Mixture
 from depthjepa.data.samples import Batch, Sample, Source, UnreadableImage
-from depthjepa.data.shards import TarShards
 from depthjepa.faults import BadInput
 from depthjepa.masks import MaskConfig
 from depthjepa.runtime import Ranks

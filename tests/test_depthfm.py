@@ -15,13 +15,9 @@ from torch.nn.functional import interpolate
 import depthjepa
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput
-from depthjepa.teachers.depthfm import (
-    RescaledAttention,
-    load_depthfm,
-    sides,
-)
-from depthjepa.teachers.depthfm_layout import released_keys, unet_config
-from depthjepa.teachers.latents import Teacher, on_cells
+from depthjepa.guidance.target import Teacher, on_cells
+from depthjepa.guidance.teachers.depthfm.layout import released_keys, unet_config
+from depthjepa.guidance.teachers.depthfm.network import RescaledAttention, load_depthfm, sides
 from tiny_images import write_flat
 from tiny_runs import metrics, run, weights
 

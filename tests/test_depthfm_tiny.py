@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import depthjepa
+from depthjepa.commands.fit_teacher import judge, mean_log_depth, predictor
 from depthjepa.config import build_config, build_fit
 from depthjepa.data.loading import open_source, view_batches
 from depthjepa.faults import BadInput
-from depthjepa.fit_teacher import judge, mean_log_depth, predictor
+from depthjepa.guidance.teachers.cache import made_of
+from depthjepa.guidance.teachers.depthfm.network import DepthFM
+from depthjepa.guidance.teachers.loading import tiny_files
 from depthjepa.method import build_teacher
-from depthjepa.teachers.cache import made_of
-from depthjepa.teachers.depthfm import DepthFM
-from depthjepa.teachers.loading import tiny_files
 from tiny_images import write_flat
 from tiny_runs import metrics, run
 

@@ -25,14 +25,7 @@ from depthjepa.evaluation.classification import (
     linear,
 )
 from depthjepa.evaluation.depth_probe import depth_table, evaluate_depth
-from depthjepa.evaluation.diagnostics import (
-    deviation,
-    diagnose,
-    effective_rank,
-    rank_me,
-    token_shares,
-    verdict,
-)
+from depthjepa.evaluation.diagnostics import deviation, diagnose, effective_rank, rank_me, token_shares, verdict
 from depthjepa.evaluation.features import Pooled, pooled_features
 from depthjepa.evaluation.readout import DepthReadout, fit_readout, fit_readouts, read_origin
 from depthjepa.faults import BadInput

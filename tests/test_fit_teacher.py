@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 import depthjepa
 from depthjepa import cli, runtime
-from depthjepa import fit_teacher as fitting
+from depthjepa.commands import fit_teacher as fitting
 from depthjepa.config import TeacherFitConfig, build_fit
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput, RunStopped
+from depthjepa.guidance.teachers import fit
+from depthjepa.guidance.teachers.depthfm.network import DepthFM, load_autoencoder, load_depthfm
+from depthjepa.guidance.teachers.fit import AUTOENCODER, CHECKPOINT, FitConfig, Learner, Pairs
 from depthjepa.logbook import RunFolder
-from depthjepa.teachers import fit
-from depthjepa.teachers.depthfm import DepthFM, load_autoencoder, load_depthfm
-from depthjepa.teachers.fit import AUTOENCODER, CHECKPOINT, FitConfig, Learner, Pairs
 from tiny_images import millimetres, picture, write_classes, write_pairs
 from tiny_runs import differences
 

@@ -26,10 +26,10 @@ from torch import Tensor
 
 import depthjepa
 from depthjepa import checkpoint, cost
+from depthjepa.commands.convert import convert
 from depthjepa.config import build_config, load_config, to_mapping
 from depthjepa.config import differences as other_keys
-from depthjepa.conversion import convert
-from depthjepa.data.scenes import render
+from depthjepa.data.layouts.scenes import render
 from depthjepa.evaluation.diagnostics import rank_me
 from depthjepa.faults import BadInput
 from depthjepa.formats.weights import Weights, describe

@@ -13,7 +13,7 @@ import pytest
 
 from depthjepa import cost
 from depthjepa.config import load_config
-from depthjepa.train import train
+from depthjepa.training import train
 from tiny_images import write_pairs
 from tiny_runs import metrics
 

@@ -18,10 +18,10 @@ from depthjepa.evaluation.guidance import Sums, alone, guidance_tables, layer_fi
 from depthjepa.evaluation.pictures import picture_masks
 from depthjepa.faults import BadInput
 from depthjepa.grid import to_tokens
+from depthjepa.guidance.target import on_cells
+from depthjepa.guidance.teachers.ground_truth import DepthTeacher
 from depthjepa.logbook import RunFolder
 from depthjepa.method import build_encoder
-from depthjepa.teachers.ground_truth import DepthTeacher
-from depthjepa.teachers.latents import on_cells
 from tiny_images import write_classes, write_pairs
 from tiny_runs import GUIDED, Call, run, tiny
 

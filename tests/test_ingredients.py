@@ -266,7 +266,7 @@ def test_a_run_with_everything_resumes_bit_by_bit(tmp_path: Path, monkeypatch: p
     root = write_flat(tmp_path / "flat", 16)
     settings = (*ALL, "train.steps=6")
     run(root, tmp_path / "whole", *settings)
-    module = sys.modules["depthjepa.train"]
+    module = sys.modules["depthjepa.training"]
     step = module.train_step
 
     def interrupted(state: Any, parts: Any) -> Any:

@@ -14,6 +14,8 @@ from depthjepa.config import load_config
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput
 from depthjepa.grid import gather, patchify
+from depthjepa.guidance.target import CLIP, Description, Whitening, fit_whitening, on_cells
+from depthjepa.guidance.teachers.ground_truth import DepthTeacher, to_disparity
 from depthjepa.losses import feature_depth_loss
 from depthjepa.masks import MaskConfig, Masks, sample_masks
 from depthjepa.method import build_encoder, build_method, build_teacher
@@ -22,8 +24,6 @@ from depthjepa.model.jepa import JEPA
 from depthjepa.model.predictor import Predictor, PredictorConfig
 from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import Attention, ModelConfig, Shape, VisionTransformer, initialise, normalise, sine_cosine
-from depthjepa.teachers.ground_truth import DepthTeacher, to_disparity
-from depthjepa.teachers.latents import CLIP, Description, Whitening, fit_whitening, on_cells
 
 SHAPE = Shape(width=32, depth=2, heads=4, hidden=128)
 

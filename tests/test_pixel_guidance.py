@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import signal
 from collections.abc import Callable
@@ -23,16 +22,16 @@ from depthjepa.depth import below_unmeasured, disparity, r2_within, to_metres, t
 from depthjepa.evaluation import decoded as decoding
 from depthjepa.evaluation.gathering import Views
 from depthjepa.faults import BadInput, RunStopped
+from depthjepa.guidance.target import Whitening, fit_whitening
+from depthjepa.guidance.teachers.ground_truth import DepthPixels
 from depthjepa.logbook import RunFolder
 from depthjepa.losses import depth_loss, gradient_loss, sig_loss
 from depthjepa.masks import MaskConfig, Masks, sample_masks
 from depthjepa.method import build_method, build_teacher
-from depthjepa.model.depth_heads import DPTHead, TokenNorm, build_decoder, dpt_depths, enlargements
+from depthjepa.model.decoders import DPTHead, TokenNorm, build_decoder, dpt_depths, enlargements
 from depthjepa.model.heads import HEADS, GuidanceConfig, Latents
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.pixel_guidance import PixelGuidance
-from depthjepa.teachers.ground_truth import DepthPixels
-from depthjepa.teachers.latents import Whitening, fit_whitening
 from tiny_images import write_flat, write_pairs
 from tiny_runs import SETTINGS, Call, differences, metrics, run, weights
 
@@ -832,7 +831,6 @@ def test_the_sky_is_not_close_by_once_it_is_bounded(tmp_path: Path) -> None:
 
 def test_pixel_values_are_not_clipped() -> None:
     """A depth that is far off is to cost what it costs."""
-    training = importlib.import_module("depthjepa.train")
     model, config = method(), settings()
     whitening = Whitening(torch.zeros(1, SIZE, SIZE), torch.tensor([1e-3]))
     optimizer = torch.optim.AdamW(model.parameters())
@@ -932,7 +930,6 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Ask the run to end when this many steps are done."""
-    training = importlib.import_module("depthjepa.train")
     step = training.train_step
     limit = {"steps": -1}
 

@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from depthjepa.data import nyuv2
-from depthjepa.data.kitti import GARG, prepare_kitti
+from depthjepa.data.layouts.rgbd import PairedFolder
 from depthjepa.data.loading import DataConfig, has_validation, open_source
-from depthjepa.data.nyuv2 import EIGEN, prepare_nyuv2
-from depthjepa.data.rgbd import PairedFolder
+from depthjepa.data.prepare import nyuv2
+from depthjepa.data.prepare.kitti import GARG, prepare_kitti
+from depthjepa.data.prepare.nyuv2 import EIGEN, prepare_nyuv2
 from depthjepa.faults import BadInput
 from tiny_images import millimetres, picture, save, write_flat, write_pairs
 from tiny_runs import Call, start

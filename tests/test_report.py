@@ -12,10 +12,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from depthjepa import charts, figures
+from depthjepa.drawing import charts, figures
 from depthjepa.faults import BadInput
-from depthjepa.report import headline, write_report
-from depthjepa.tables import best_rows, format_column, merge_tables
+from depthjepa.report.page import headline, write_report
+from depthjepa.report.tables import best_rows, format_column, merge_tables
 
 COLUMNS = [
     {"key": "r2_within", "label": "R² within", "unit": "", "better": "higher"},

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from depthjepa.data import scenes
-from depthjepa.data.scene_layout import (
+from depthjepa.data.layouts import scenes
+from depthjepa.data.layouts.scenes import Rendered, Scenes, picture, render
+from depthjepa.data.scenes.layout import (
     ABSENT,
     AXLE,
     BOX,
@@ -23,8 +24,7 @@ from depthjepa.data.scene_layout import (
     Layout,
     arrange,
 )
-from depthjepa.data.scene_painting import _pulses
-from depthjepa.data.scenes import Rendered, Scenes, picture, render
+from depthjepa.data.scenes.painting import _pulses
 from depthjepa.faults import BadInput
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from depthjepa.faults import BadInput
-from depthjepa.statistics import (
+from depthjepa.study.inference import (
     bootstrap_interval,
     equivalence,
     holm,
@@ -21,7 +21,7 @@ from depthjepa.statistics import (
     required_seeds,
     sign_flip,
 )
-from depthjepa.wording import claim
+from depthjepa.study.wording import claim
 
 SEEDS = 8
 FIRST = np.array([0.412, 0.398, 0.431, 0.405, 0.420, 0.388, 0.417, 0.409])
@@ -150,7 +150,7 @@ def test_without_variation_over_images_only_seeds_count():
 def test_draws_in_parts_are_the_same_draws(monkeypatch):
     figures = normal(SEEDS, 30, seed=4)
     whole, flips = bootstrap_interval(figures), sign_flip(figures.mean(0), draws=5000)
-    monkeypatch.setattr("depthjepa.statistics.CHUNK", 1000)
+    monkeypatch.setattr("depthjepa.study.inference.CHUNK", 1000)
     parts = bootstrap_interval(figures)
     np.testing.assert_allclose([parts.low, parts.high], [whole.low, whole.high], rtol=1e-9)
     assert sign_flip(figures.mean(0), draws=5000) == flips

@@ -24,22 +24,16 @@ from scipy.stats import ttest_1samp
 from typer.testing import CliRunner
 
 from depthjepa import checkpoint, cli, cost
+from depthjepa.commands.teach import teach
 from depthjepa.config import RunConfig, build_config, load_config, to_mapping
 from depthjepa.evaluation import probes
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import RunFolder, plain
-from depthjepa.study import (
-    Study,
-    load_study,
-    resolve,
-    run_study,
-    study_names,
-)
-from depthjepa.study_claims import Comparison, claims_of, lines
-from depthjepa.study_runs import measure_seconds, probe_run, spawn
-from depthjepa.study_tables import Finished, baseline_rows, keep_results, markdown, spread, write_tables
-from depthjepa.teach import teach
-from depthjepa.train import train
+from depthjepa.study.claims import Comparison, claims_of, lines
+from depthjepa.study.processes import measure_seconds, probe_run, spawn
+from depthjepa.study.results import Finished, baseline_rows, keep_results, markdown, spread, write_tables
+from depthjepa.study.running import Study, load_study, resolve, run_study, study_names
+from depthjepa.training import train
 from tiny_images import picture, save, write_classes, write_flat, write_pairs
 from tiny_runs import GUIDED, SETTINGS, metrics, start, weights
 
@@ -137,7 +131,7 @@ def cut(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Cut:
     finished_at = (folder / "guided" / "seed-0" / "summary.json").stat().st_mtime
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("depthjepa.study.spawn", inside)
+        patch.setattr("depthjepa.study.running.spawn", inside)
         content = run_study(twins(pairs), folder, resume=True, say=said.append)
     return Cut(folder, after, step, finished_at, said, content)
 
@@ -228,7 +222,7 @@ def test_the_page_has_a_row_for_each_arm_and_a_column_for_each_measure(cut: Cut)
 def test_a_finished_study_resumes_to_the_same_files_without_a_process(
     cut: Cut, pairs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("depthjepa.study.spawn", lambda *_: pytest.fail("a finished study starts nothing"))
+    monkeypatch.setattr("depthjepa.study.running.spawn", lambda *_: pytest.fail("a finished study starts nothing"))
     before = {file: file.read_bytes() for file in cut.folder.iterdir() if file.is_file()}
     assert run_study(twins(pairs), cut.folder, resume=True, keep=tmp_path / "kept", say=lambda _: None) == cut.content
     assert {file: file.read_bytes() for file in before} == before
@@ -256,7 +250,7 @@ def test_another_study_in_the_folder_is_refused_and_what_differs_is_named(cut: C
 def test_too_much_to_keep_of_a_run_is_refused(
     cut: Cut, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("depthjepa.study_tables.KEPT_BYTES", 1000)
+    monkeypatch.setattr("depthjepa.study.results.KEPT_BYTES", 1000)
     with pytest.raises(BadInput, match=r"guided/seed-0: \d+ bytes to keep of one run, more than 1000"):
         keep_results(plain(asdict(twins(pairs))), cut.folder, tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
@@ -311,7 +305,9 @@ def test_a_failing_arm_is_reported_and_the_others_finish(
     }
     (tmp_path / "base.yaml").write_text("{}")
     file = study_file(tmp_path / "half.yaml", content)
-    monkeypatch.setattr("depthjepa.study.spawn", lambda *run: (spawn if "broken" in run[1].parts else inside)(*run))
+    monkeypatch.setattr(
+        "depthjepa.study.running.spawn", lambda *run: (spawn if "broken" in run[1].parts else inside)(*run)
+    )
     monkeypatch.setattr(sys, "argv", ["depthjepa", "study", str(file), "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -335,7 +331,7 @@ def test_with_minutes_each_arm_gets_the_steps_of_its_time_once(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: dict[tuple[str, int], Any] = {}
-    monkeypatch.setattr("depthjepa.study.spawn", lambda content, *_: steps.update(keyed(content)) or Ended())
+    monkeypatch.setattr("depthjepa.study.running.spawn", lambda content, *_: steps.update(keyed(content)) or Ended())
     asked = twins(pairs, minutes=0.5, settings=(f"data.root={pairs}", *SETTINGS), side_by_side=3)
     seconds = {"guided": [0.4, 0.7], "unguided": [0.3, 0.25]}  # the second time the machine is busier, or less so
     seen = []
@@ -360,7 +356,7 @@ def test_an_arm_that_cannot_be_measured_fails_and_the_other_runs(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = []
-    monkeypatch.setattr("depthjepa.study.spawn", lambda content, *_: started.append(content) or Ended())
+    monkeypatch.setattr("depthjepa.study.running.spawn", lambda content, *_: started.append(content) or Ended())
 
     def measure(config: RunConfig, *_: Any) -> float:
         if config.name == "guided":
@@ -536,7 +532,7 @@ def test_settings_behind_a_studys_name_are_for_all_arms(
         asked.append(study)
         raise RunStopped("enough")
 
-    monkeypatch.setattr("depthjepa.study.run_study", run)
+    monkeypatch.setattr("depthjepa.study.running.run_study", run)
     found = CliRunner().invoke(cli.app, ["study", str(file), f"data.root={pairs}", "--out", str(tmp_path / "out")])
     assert found.exit_code != 0 and asked[0].settings == ("seed=1", f"data.root={pairs}")
 
@@ -622,7 +618,7 @@ def test_a_study_says_what_may_be_claimed(cut: Cut) -> None:
 
 def test_the_figures_of_single_images_add_up_to_the_difference(cut: Cut) -> None:
     """What the bootstrap draws from has the mean that the tables have."""
-    from depthjepa.study_claims import _by_image
+    from depthjepa.study.claims import _by_image
 
     found = _by_image(cut.folder, "guided", "unguided", (0, 1))
     assert found is not None
@@ -689,7 +685,7 @@ def test_shards_do_every_run_once_and_the_last_one_has_them_all(
         done.append(f"{place.parent.name}/{place.name}")
         return inside(content, place, tasks)
 
-    monkeypatch.setattr("depthjepa.study.spawn", spawn)
+    monkeypatch.setattr("depthjepa.study.running.spawn", spawn)
     study = twins(pairs, settings=(f"data.root={pairs}", *SETTINGS, "train.steps=1"), probes=("depth",))
     first = run_study(study, tmp_path / "study", shard=(0, 3), say=lambda _: None)
     assert done == ["guided/seed-0", "unguided/seed-1"] and len(first["runs"]) == 2 and not first["claimed"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
@@ -16,19 +15,19 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
 from depthjepa import cost
+from depthjepa.commands import teach as teaching
 from depthjepa.config import RunConfig
 from depthjepa.data.loading import DataConfig, TrainingBatches, open_source, view_batches
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput
+from depthjepa.guidance.target import Description
+from depthjepa.guidance.teachers.cache import CachedTeacher, cut, fingerprint, open_cache
 from depthjepa.logbook import RunFolder
 from depthjepa.model.heads import Latents
 from depthjepa.runtime import Ranks
-from depthjepa.teachers.cache import CachedTeacher, cut, fingerprint, open_cache
-from depthjepa.teachers.latents import Description
 from tiny_images import picture, save, write_classes, write_flat, write_pairs
 from tiny_runs import run, tiny
 
-teaching = importlib.import_module("depthjepa.teach")  # the module: it holds a function of its name
 SIZE = 64
 SETTINGS = ("guidance.kind=feature", "guidance.teacher=huggingface", f"guidance.teacher_size={SIZE}")
 FILES = ("names.bin", "latents.bin", "parts.bin")
@@ -285,7 +284,7 @@ def test_two_processes_and_a_network_of_transformers_by_the_command_line(tmp_pat
     given += ["guidance.teacher_size=112", "data.image_size=48", "model.patch_size=8", "train.threads=1"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for start, name in (([sys.executable], "one"), (launcher, "two")):
-        command = [*start, "-m", "depthjepa.cli", "teach", *given, "--out", str(tmp_path / name)]
+        command = [*start, "-m", "depthjepa", "teach", *given, "--out", str(tmp_path / name)]
         subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     one, two = (open_cache(tmp_path / name) for name in ("one", "two"))
     np.testing.assert_allclose(one.latents, two.latents, atol=2e-3)

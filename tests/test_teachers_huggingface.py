@@ -14,9 +14,9 @@ import depthjepa
 from depthjepa.config import build_config
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput
+from depthjepa.guidance.target import Teacher, fit_whitening, on_cells
+from depthjepa.guidance.teachers.transformers_depth import load_huggingface
 from depthjepa.method import build_teacher
-from depthjepa.teachers.huggingface import load_huggingface
-from depthjepa.teachers.latents import Teacher, fit_whitening, on_cells
 
 transformers = pytest.importorskip("transformers", reason="these teachers need the extra `teachers`")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 import resource
@@ -17,16 +16,14 @@ from typing import Any
 import pytest
 import torch
 
-from depthjepa import checkpoint, cli, cost
+from depthjepa import checkpoint, cli, cost, training
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput, RunStopped
+from depthjepa.guidance.teachers.ground_truth import DepthTeacher
 from depthjepa.logbook import RunFolder
 from depthjepa.model.heads import Latents
-from depthjepa.teachers.ground_truth import DepthTeacher
 from tiny_images import picture, save, write_classes, write_flat, write_pairs
 from tiny_runs import GUIDED, differences, metrics, recipe_file, run, start, tiny, weights
-
-training = importlib.import_module("depthjepa.train")  # the module: `depthjepa.train` is its function
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +141,7 @@ def same_losses(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> No
 def test_two_processes_train_as_one_does(pairs: Path, tmp_path: Path, accumulate: int) -> None:
     settings = (*GUIDED, "train.steps=20")
     recipe = recipe_file(tmp_path / "two.yaml", pairs, *settings, f"train.accumulate={accumulate}")
-    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "depthjepa.cli")
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "depthjepa")
     process = start("train", recipe, "--out", tmp_path / "two", module=launcher)
     run(pairs, tmp_path / "one", *settings)
     output, errors = process.communicate(timeout=120)

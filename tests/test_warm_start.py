@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import multiprocessing
 import os
 import signal
@@ -17,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from depthjepa import checkpoint, cost, runtime
+from depthjepa import checkpoint, cost, runtime, training
+from depthjepa.commands.convert import convert
 from depthjepa.config import RunConfig, build_config, to_mapping
-from depthjepa.conversion import convert
 from depthjepa.data.loading import open_source
 from depthjepa.data.samples import Batch
 from depthjepa.evaluation.probes import RANDOM, encoders
@@ -30,8 +29,6 @@ from depthjepa.method import build_encoder, build_method, build_teacher
 from depthjepa.model.vit import stretch
 from tiny_images import write_pairs
 from tiny_runs import GUIDED, differences, metrics, run, tiny, weights
-
-training = importlib.import_module("depthjepa.train")  # the module: `depthjepa.train` is its function
 
 AT_64 = (*GUIDED, "data.image_size=64", "seed=1")  # of another seed than the run it starts from
 NETWORKS = ("context_encoder", "target_encoder", "predictor")

@@ -14,7 +14,7 @@ import yaml
 
 from depthjepa.config import RunConfig, build_config, to_mapping
 from depthjepa.logbook import RunFolder
-from depthjepa.train import train
+from depthjepa.training import train
 
 Call = Callable[..., tuple[int, str, str]]  # the fixture `call`: arguments to exit status, output, errors
 
@@ -75,7 +75,7 @@ def recipe_file(path: Path, root: Path, *overrides: str) -> Path:
     return path
 
 
-def start(*arguments: str | Path, module: Sequence[str] = ("depthjepa.cli",), **options: Any) -> subprocess.Popen[str]:
+def start(*arguments: str | Path, module: Sequence[str] = ("depthjepa",), **options: Any) -> subprocess.Popen[str]:
     """Start `python -m MODULE ARGUMENTS` with one thread, outside of this process's settings."""
     return subprocess.Popen(
         [sys.executable, "-m", *module, *map(str, arguments)],

@@ -24,13 +24,14 @@ sys.path.insert(0, str(ROOT / "tests"))
 from tiny_images import write_pairs  # noqa: E402  (the tests' images, known only after the line above)
 
 COMPARED = ("step", "loss", "grad_norm")
+CALL = "from depthjepa.cli import main; main()"  # at every commit
 
 
 def losses(tree: Path, recipe: Path, root: Path, out: Path) -> list[dict[str, float]]:
     """Train a golden recipe with the package of a source tree; what each step logged of its losses."""
     if "root: PAIRS" not in recipe.read_text():
         root = Path("scenes")
-    command = [sys.executable, "-m", "depthjepa.cli", "train", str(recipe), f"data.root={root}", "--out", str(out)]
+    command = [sys.executable, "-c", CALL, "train", str(recipe), f"data.root={root}", "--out", str(out)]
     environment = os.environ | {"PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

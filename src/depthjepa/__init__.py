@@ -6,8 +6,6 @@ Names are resolved on first use, so that importing the package costs nothing.
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,8 +13,8 @@ if TYPE_CHECKING:
     from depthjepa.checkpoint import load_encoder
     from depthjepa.config import load_config
     from depthjepa.faults import BadInput, RunStopped
-    from depthjepa.teachers.loading import load_teacher
-    from depthjepa.train import train
+    from depthjepa.guidance.teachers.loading import load_teacher
+    from depthjepa.training import train
 
 __version__ = "0.1.0"
 __all__ = ["BadInput", "RunStopped", "evaluation", "load_config", "load_encoder", "load_teacher", "train"]
@@ -26,8 +24,8 @@ _HOMES = {
     "RunStopped": "faults",
     "load_config": "config",
     "load_encoder": "checkpoint",
-    "load_teacher": "teachers.loading",
-    "train": "train",
+    "load_teacher": "guidance.teachers.loading",
+    "train": "training",
 }
 
 
@@ -37,14 +35,3 @@ def __getattr__(name: str) -> Any:
     if name == "evaluation":
         return importlib.import_module("depthjepa.evaluation")
     raise AttributeError(f"module 'depthjepa' has no attribute {name!r}")
-
-
-class _Package(ModuleType):
-    """Keeps `depthjepa.train` the function: importing the module of that name would put itself in its place."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name not in _HOMES:
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -23,11 +23,11 @@ from depthjepa.faults import BadInput
 from depthjepa.formats import reference
 from depthjepa.formats.opening import KINDS, open_file, open_folder, open_name
 from depthjepa.formats.weights import Contents, Weights, Which, assemble, load_strictly
+from depthjepa.guidance.target import Whitening
 from depthjepa.logbook import plain, whole_file
 from depthjepa.method import build_method
 from depthjepa.model.predictor import Predictor
 from depthjepa.model.vit import VisionTransformer
-from depthjepa.teachers.latents import Whitening
 
 FORMAT = 2
 

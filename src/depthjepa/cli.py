@@ -90,7 +90,7 @@ def demo(
     overrides: Overrides = None,
 ) -> None:
     """Train guided and unguided twins on rendered scenes, probe them, write a report. Offline, in minutes."""
-    from depthjepa.demo import demo as run
+    from depthjepa.commands.demo import demo as run
 
     run(out or Path("demo" if seed == 0 else f"demo-{seed}"), seed, overrides or [])
 
@@ -104,7 +104,7 @@ def train(
 ) -> None:
     """Pretrain; prints an estimate of time and memory first."""
     from depthjepa.config import load_config
-    from depthjepa.train import train as run
+    from depthjepa.training import train as run
 
     config = load_config(recipe, overrides or [])
     folder = out or Path("runs") / config.name
@@ -124,8 +124,8 @@ def teach(
     overrides: Overrides = None,
 ) -> None:
     """Compute a teacher's latents of all images once; killed, it goes on where it stopped."""
+    from depthjepa.commands.teach import teach as run
     from depthjepa.config import build_config
-    from depthjepa.teach import teach as run
 
     settings = [f"data.root={data}", f"guidance.teacher={teacher}", "guidance.kind=feature"]
     run(build_config({"name": "teach"}, [*settings, *(overrides or [])]), out)
@@ -138,9 +138,9 @@ def fit_teacher(
     overrides: Overrides = None,
 ) -> None:
     """Train a compact teacher of DepthFM's kind from RGB-D pairs; killed, it goes on where it stopped."""
+    from depthjepa.commands.fit_teacher import DEFAULTS
+    from depthjepa.commands.fit_teacher import fit_teacher as run
     from depthjepa.config import build_fit
-    from depthjepa.fit_teacher import DEFAULTS
-    from depthjepa.fit_teacher import fit_teacher as run
 
     summary = run(build_fit(DEFAULTS, [f"data.root={data}", *(overrides or [])]), out)
     _print_table(summary)
@@ -162,7 +162,7 @@ def nyuv2(
     ] = "raw",
 ) -> None:
     """Prepare NYUv2: the labelled set with its official split."""
-    from depthjepa.data.nyuv2 import prepare_nyuv2 as run
+    from depthjepa.data.prepare.nyuv2 import prepare_nyuv2 as run
 
     print(run(source, out, splits=splits, depth=depth))  # type: ignore[arg-type]
 
@@ -177,7 +177,7 @@ def kitti(
     ] = None,
 ) -> None:
     """Prepare KITTI: the depth prediction benchmark with the raw photographs."""
-    from depthjepa.data.kitti import prepare_kitti as run
+    from depthjepa.data.prepare.kitti import prepare_kitti as run
 
     print(run(source, out, raw=raw, split=split))
 
@@ -258,7 +258,7 @@ def embed(
     overrides: Overrides = None,
 ) -> None:
     """Write the mean-pooled embedding of every image below a folder, with the paths."""
-    from depthjepa.evaluation.apply import embed_folder
+    from depthjepa.commands.apply import embed_folder
 
     _, config, encoder, where = _loaded(checkpoint, str(folder), overrides)
     count, skipped = embed_folder(config, encoder, where, out)
@@ -273,7 +273,7 @@ def predict(
     overrides: Overrides = None,
 ) -> None:
     """Write depth of one's own photographs: 16-bit PNG in millimetres and a coloured picture of each."""
-    from depthjepa.evaluation.apply import predict_folder
+    from depthjepa.commands.apply import predict_folder
 
     saved, config, encoder, where = _loaded(checkpoint, str(folder), overrides)
     count, skipped = predict_folder(saved, config, encoder, where, out)
@@ -286,7 +286,7 @@ def report(
     out: Annotated[Path, typer.Option(help="The page to write.")],
 ) -> None:
     """Write one self-contained HTML page about runs: pictures, losses, tables."""
-    from depthjepa.report import write_report
+    from depthjepa.report.page import write_report
 
     write_report(runs, out)
     print(out)
@@ -305,7 +305,7 @@ def show(
     features: tokens of patches. depth, decode: maps of `probe RUN depth` and `probe RUN decode`. gates: input swap and
     layer sweep of `diagnose RUN --gates`.
     """
-    from depthjepa.evaluation.apply import draw
+    from depthjepa.commands.apply import draw
 
     draw(what, source, more or [], out, photographs=photographs)
     print(out)
@@ -330,7 +330,7 @@ def convert(
     ] = "target",
 ) -> None:
     """Write a checkpoint in another layout, bit by bit the same; says which encoder it holds."""
-    from depthjepa.conversion import convert as run
+    from depthjepa.commands.convert import convert as run
 
     for line in run(source, target, to, which, overrides or []):  # type: ignore[arg-type]
         print(line)
@@ -351,8 +351,8 @@ def study(
     ] = "0/1",
 ) -> None:
     """Train and probe arms with several seeds; write means and deviations, and what may be claimed."""
-    from depthjepa.study import load_study, run_study
-    from depthjepa.study_tables import markdown
+    from depthjepa.study.results import markdown
+    from depthjepa.study.running import load_study, run_study
 
     asked = load_study(study)
     asked = replace(asked, settings=(*asked.settings, *(overrides or [])))
@@ -371,7 +371,7 @@ def bench(
     json: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
 ) -> None:
     """Measure a training step against the matmul rate of this machine, in the same process."""
-    from depthjepa.bench import bench as run
+    from depthjepa.commands.bench import bench as run
     from depthjepa.logbook import to_json, write_whole
 
     figures = run(overrides or [])
@@ -431,7 +431,3 @@ def _print_table(table: dict[str, Any]) -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(grid)
     for sentence in table.get("verdict", []):
         print(sentence)
-
-
-if __name__ == "__main__":
-    main()

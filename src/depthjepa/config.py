@@ -29,6 +29,7 @@ from pydantic.dataclasses import dataclass as configuration
 
 from depthjepa.data.loading import DataConfig
 from depthjepa.faults import BadInput, nearest
+from depthjepa.guidance.teachers.fit import FitConfig
 from depthjepa.logbook import plain
 from depthjepa.masks import MaskConfig
 from depthjepa.model.heads import CELLS, GuidanceConfig
@@ -37,7 +38,6 @@ from depthjepa.model.predictor import PredictorConfig
 from depthjepa.model.vit import ModelConfig
 from depthjepa.optim import OptimConfig
 from depthjepa.recipe_files import read_recipe
-from depthjepa.teachers.fit import FitConfig
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 

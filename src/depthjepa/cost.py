@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from depthjepa.config import RunConfig
+from depthjepa.guidance.target import Teacher
 from depthjepa.masks import Masks, sample_masks
 from depthjepa.method import build_method, build_teacher
 from depthjepa.model.heads import Latents
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import Attention
-from depthjepa.teachers.latents import Teacher
 
 BF16_MARGIN = 1.3
 

@@ -9,19 +9,19 @@ import torch
 from depthjepa import runtime
 from depthjepa.config import RunConfig
 from depthjepa.faults import BadInput
+from depthjepa.guidance.target import Teacher
+from depthjepa.guidance.teachers.cache import CachedTeacher, different, made_of, open_cache
+from depthjepa.guidance.teachers.controls import build_control
+from depthjepa.guidance.teachers.depthfm.network import load_depthfm
+from depthjepa.guidance.teachers.ground_truth import DepthPixels, DepthTeacher
+from depthjepa.guidance.teachers.loading import tiny_files
+from depthjepa.guidance.teachers.transformers_depth import load_huggingface
 from depthjepa.model.heads import GuidanceConfig, GuidanceHead
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.pixel_guidance import PixelGuidance
 from depthjepa.model.predictor import Predictor
 from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import Block, VisionTransformer, initialise
-from depthjepa.teachers.cache import CachedTeacher, different, made_of, open_cache
-from depthjepa.teachers.controls import build_control
-from depthjepa.teachers.depthfm import load_depthfm
-from depthjepa.teachers.ground_truth import DepthPixels, DepthTeacher
-from depthjepa.teachers.huggingface import load_huggingface
-from depthjepa.teachers.latents import Teacher
-from depthjepa.teachers.loading import tiny_files
 
 
 def build_encoder(config: RunConfig) -> VisionTransformer:

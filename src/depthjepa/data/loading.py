@@ -21,13 +21,13 @@ from torch.utils.data import Dataset
 
 from depthjepa import runtime
 from depthjepa.data.images import ClassFolder, FlatFolder, Split, is_flat_rgbd, layout_of
+from depthjepa.data.layouts.rgbd import MILLIMETRES, PairedFolder
+from depthjepa.data.layouts.scenes import Scenes
+from depthjepa.data.layouts.shards import TarShards, shard_paths
 from depthjepa.data.memory import first_readable, in_memory
 from depthjepa.data.order import Mixture, draw_keys, epoch_order, evenly, steps_per_epoch, weighted_root
 from depthjepa.data.reading import read
-from depthjepa.data.rgbd import MILLIMETRES, PairedFolder
 from depthjepa.data.samples import Batch, Sample, Source, UnreadableImage
-from depthjepa.data.scenes import Scenes
-from depthjepa.data.shards import TarShards, shard_paths
 from depthjepa.data.transforms import (
     CROP_NUMBERS,
     Size,

@@ -24,11 +24,11 @@ from depthjepa.evaluation.gathering import Views
 from depthjepa.evaluation.readout import MeanMap, Predict
 from depthjepa.faults import BadInput
 from depthjepa.formats.weights import load_strictly
+from depthjepa.guidance.target import Whitening
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_method, build_teacher
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.pixel_guidance import PixelGuidance
-from depthjepa.teachers.latents import Whitening
 
 
 def load_pixel_guided(saved: Checkpoint, where: torch.device) -> JEPA:

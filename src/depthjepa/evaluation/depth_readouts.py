@@ -37,7 +37,7 @@ from depthjepa.evaluation.tokens import ImageSet, Pairs, Within, pairs_of
 from depthjepa.faults import BadInput
 from depthjepa.grid import to_map
 from depthjepa.losses import depth_loss
-from depthjepa.model.depth_heads import DPT_LEVELS, DPTHead, dpt_depths, expected_depth
+from depthjepa.model.decoders import DPT_LEVELS, DPTHead, dpt_depths, expected_depth
 from depthjepa.model.vit import VisionTransformer
 
 Kind = Literal["linear", "linear4", "dpt"]

@@ -37,13 +37,13 @@ from depthjepa.evaluation.features import Encode, tokens_of
 from depthjepa.evaluation.gathering import RANDOM, Views, encode_with, table, whole_views_text
 from depthjepa.faults import BadInput
 from depthjepa.grid import patchify, reassemble
+from depthjepa.guidance.target import Whitening, fit_whitening, on_cells
 from depthjepa.masks import Masks, sample_masks
 from depthjepa.method import build_encoder, build_method, build_teacher
 from depthjepa.model.heads import HEADS
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.pixel_guidance import PixelGuidance
 from depthjepa.model.vit import VisionTransformer
-from depthjepa.teachers.latents import Whitening, fit_whitening, on_cells
 from depthjepa.warm_start import take_over
 
 IMAGES = 8

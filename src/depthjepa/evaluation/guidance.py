@@ -32,12 +32,12 @@ from depthjepa.evaluation.shortcuts import explained, measure, verdict
 from depthjepa.faults import BadInput
 from depthjepa.formats.weights import load_strictly
 from depthjepa.grid import to_map, to_tokens, unfold_cells
+from depthjepa.guidance.target import Teacher, Whitening, on_cells, whitening_of
+from depthjepa.guidance.teachers.ground_truth import DepthTeacher
 from depthjepa.method import build_encoder, build_method, build_teacher
 from depthjepa.model.heads import CELLS, Latents
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.vit import VisionTransformer
-from depthjepa.teachers.ground_truth import DepthTeacher
-from depthjepa.teachers.latents import Teacher, Whitening, on_cells, whitening_of
 
 TRAIN_IMAGES, VAL_IMAGES = 1000, 500  # at most
 SAID = 0.1  # R² within images from which a head says something

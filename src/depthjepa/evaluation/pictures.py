@@ -12,6 +12,7 @@ from depthjepa.data.samples import Batch
 from depthjepa.data.transforms import as_bytes
 from depthjepa.evaluation.decoded import undone
 from depthjepa.evaluation.gathering import views
+from depthjepa.guidance.target import Teacher, Whitening, on_cells
 from depthjepa.logbook import RunFolder
 from depthjepa.masks import Masks, sample_masks
 from depthjepa.method import build_encoder
@@ -19,7 +20,6 @@ from depthjepa.model.jepa import JEPA
 from depthjepa.model.pixel_guidance import PixelGuidance
 from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import VisionTransformer
-from depthjepa.teachers.latents import Teacher, Whitening, on_cells
 
 
 @torch.no_grad()

@@ -11,9 +11,9 @@ import torch
 from depthjepa.faults import BadInput
 from depthjepa.formats.files import is_safetensors, read_json, read_torch
 from depthjepa.formats.flat import read_flat
-from depthjepa.formats.huggingface import is_huggingface, read_huggingface
 from depthjepa.formats.reference import PREFIX, is_reference, read_reference
 from depthjepa.formats.timm import is_timm, read_timm, released_url
+from depthjepa.formats.transformers import is_huggingface, read_huggingface
 from depthjepa.formats.weights import Contents
 
 KINDS = (

@@ -13,7 +13,7 @@ from typing import Any
 
 from depthjepa.faults import BadInput
 from depthjepa.formats.files import FACTS, as_written, write_json, write_safetensors
-from depthjepa.formats.huggingface import read_stored
+from depthjepa.formats.transformers import read_stored
 from depthjepa.formats.weights import Contents, Weights, Which, describe, encoder_names, refuse_other_names
 from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from depthjepa.grid import to_map, unfold_cells
-from depthjepa.model.depth_heads import Kind
+from depthjepa.model.decoders import Kind
 
 CELLS = 2  # the teacher's latents have this many cells a patch along each side
 HEADS = {"feature": ("linear", "conv"), "pixel": ("mlp", "cnn", "deep-cnn", "dpt")}

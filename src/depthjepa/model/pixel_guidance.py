@@ -24,7 +24,7 @@ from depthjepa.faults import BadInput
 from depthjepa.grid import reassemble, to_map
 from depthjepa.losses import bound_loss, depth_loss
 from depthjepa.masks import Masks
-from depthjepa.model.depth_heads import DPT_LEVELS, TokenNorm, build_decoder, dpt_depths, expected_depth
+from depthjepa.model.decoders import DPT_LEVELS, TokenNorm, build_decoder, dpt_depths, expected_depth
 from depthjepa.model.heads import GuidanceConfig, Latents
 from depthjepa.model.vit import VisionTransformer
 

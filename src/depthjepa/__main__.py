@@ -1,0 +1,5 @@
+"""`python -m depthjepa` is the command `depthjepa`."""
+
+from depthjepa.cli import main
+
+main()

@@ -1,0 +1,294 @@
+"""What a trained run is good for on one's own photographs: embeddings, depth maps, pictures."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from depthjepa import checkpoint as checkpoints
+from depthjepa import runtime
+from depthjepa.checkpoint import Checkpoint
+from depthjepa.config import RunConfig, load_config
+from depthjepa.data.images import FlatFolder, image_names
+from depthjepa.data.loading import TrainingBatches, open_source, view_batches
+from depthjepa.data.samples import Batch
+from depthjepa.data.transforms import as_bytes
+from depthjepa.drawing import charts, figures
+from depthjepa.evaluation.decoded import dense_metres, load_pixel_guided
+from depthjepa.evaluation.features import pooled_features
+from depthjepa.evaluation.gathering import RANDOM, encode_with, size_text
+from depthjepa.evaluation.pictures import mask_arrays, picture_batch, token_maps
+from depthjepa.evaluation.readout import DepthReadout, Predict, read_origin
+from depthjepa.faults import BadInput
+from depthjepa.logbook import RunFolder, whole_file
+from depthjepa.method import build_encoder
+from depthjepa.model.vit import VisionTransformer
+
+MILLIMETRES = 1000.0
+FARTHEST = 65.535  # metres that a 16-bit PNG in millimetres can say
+
+
+def embed_folder(
+    config: RunConfig, encoder: VisionTransformer, where: torch.device, out: Path
+) -> tuple[int, list[str]]:
+    """Write `embeddings` (float32 [images, d], mean over tokens) and `paths`; return their number and what failed."""
+    writers = {".npz": _write_npz, ".parquet": _write_parquet, ".safetensors": _write_safetensors}
+    if out.suffix not in writers:
+        raise BadInput(f"--out {out}: embeddings are written as {', '.join(writers)}")
+    skipped: list[str] = []
+    features = pooled_features(encode_with(encoder, where, config.evaluation.precision), _folder_views(config, skipped))
+    with whole_file(out) as file:
+        writers[out.suffix](file, features.values.numpy(), list(features.names))
+    return len(features.names), skipped
+
+
+def _folder_views(config: RunConfig, skipped: list[str]) -> Iterator[Batch]:
+    """Whole views of every image below a folder, whatever its layout; unreadable ones are added to `skipped`."""
+    source = FlatFolder(Path(config.data.root))
+    batches = view_batches(
+        source, config.data.size, batch_size=config.evaluation.batch_size, workers=config.data.workers
+    )
+    for batch in batches:
+        skipped += batch.skipped
+        yield batch
+
+
+def _write_npz(file: BinaryIO, embeddings: np.ndarray, paths: list[str]) -> None:
+    np.savez(file, embeddings=embeddings, paths=np.array(paths))
+
+
+def _write_parquet(file: BinaryIO, embeddings: np.ndarray, paths: list[str]) -> None:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as fault:
+        raise BadInput("embeddings as .parquet need pyarrow: pip install 'depthjepa[tables]'") from fault
+    flat = pyarrow.array(embeddings.reshape(-1))
+    vectors = pyarrow.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
+    pyarrow.parquet.write_table(pyarrow.table({"paths": paths, "embeddings": vectors}), file)
+
+
+def _write_safetensors(file: BinaryIO, embeddings: np.ndarray, paths: list[str]) -> None:
+    # The format holds tensors and short texts only: the paths are UTF-8 bytes, one path a line.
+    from safetensors.numpy import save
+
+    lines = np.frombuffer("\n".join(paths).encode(), dtype=np.uint8)
+    file.write(save({"embeddings": embeddings, "paths": lines}, {"paths": "UTF-8, one path a line"}))
+
+
+def predict_folder(
+    saved: Checkpoint, config: RunConfig, encoder: VisionTransformer, where: torch.device, out: Path
+) -> tuple[int, list[str]]:
+    """Write `NAME.depth.png` (16 bits, millimetres, 0 = beyond 65.5 m) and `NAME.colour.png` for every image.
+
+    NAME is the photograph's path below the folder without its suffix. A pixel-guided run whose head reads whole images
+    decodes with that head, any other with the depth probe's readout (`depthjepa probe RUN depth`). Depth is bilinear
+    between pixels or cells and metric only as far as camera and views resemble those that it was fitted on. Maps have
+    the size of the photograph.
+
+    Raises `BadInput` before the first write where a photograph or another map would be overwritten, and where the
+    readout was fitted on other weights than these.
+    """
+    guidance = saved.config.guidance
+    colours: tuple[float, float] | None = None
+    if guidance.kind == "pixel" and guidance.read != "predicted":
+        predict = _own_head(saved, where)
+    else:
+        predict, colours = _readout(saved, config, encoder, where)
+    _refuse_overwriting(Path(config.data.root), out)
+    root, count, skipped = Path(config.data.root), 0, list[str]()
+    for batch in _folder_views(config, skipped):
+        with torch.no_grad():
+            disparity = predict(batch.to(where)).cpu()
+        if colours is None:  # one scale for all maps: what the first ones span
+            low, high = torch.quantile(disparity.flatten()[: 10**6], torch.tensor([0.02, 0.98])).tolist()
+            colours = low, high
+        for name, cells in zip(batch.names, disparity, strict=True):
+            with Image.open(root / name) as photograph:
+                width, height = photograph.size
+                if photograph.getexif().get(0x0112, 1) >= 5:  # lies on its side: views are upright
+                    width, height = height, width
+            smooth = F.interpolate(cells[None], (height, width), mode="bilinear", align_corners=False)[0, 0]
+            _write_depth(*_targets(out, name), smooth, *colours)
+            count += 1
+    return count, skipped
+
+
+def _own_head(saved: Checkpoint, where: torch.device) -> Predict:
+    """Disparity [1/m] by the run's own pixel head."""
+    method, whitening = load_pixel_guided(saved, where), saved.whitening
+    assert whitening is not None
+    return lambda batch: 1 / dense_metres(method, whitening, batch)
+
+
+def _readout(
+    saved: Checkpoint, config: RunConfig, encoder: VisionTransformer, where: torch.device
+) -> tuple[Predict, tuple[float, float]]:
+    """Disparity [1/m] by the depth probe's readout, and the range of its training set."""
+    if saved.run is None:
+        raise BadInput(
+            f"{saved.path} lies in no run folder, where its depth readout would be: make one with `depthjepa convert "
+            f"{saved.path} RUN --to depthjepa`, then `depthjepa probe RUN depth --data DATA`"
+        )
+    file = saved.run / "probes" / "depth.safetensors"
+    if not file.is_file():
+        raise BadInput(f"{file} is not there: fit a depth readout first with `depthjepa probe RUN depth --data DATA`")
+    readout = DepthReadout.load(file)
+    _refuse_other_weights(file, saved, config)
+    encode = encode_with(encoder, where, config.evaluation.precision)
+    return readout.on(encode, encoder.patch_size), (readout.mean_map.minimum, readout.mean_map.maximum)
+
+
+def _refuse_other_weights(file: Path, saved: Checkpoint, config: RunConfig) -> None:
+    """Refuse a readout fitted on another step or on the other encoder; one that does not say is taken as it is."""
+    origin = read_origin(file)
+    here = {"step": str(saved.step), "which": config.evaluation.which}
+    if any(origin.get(key, value) != value for key, value in here.items()):
+        again = ["depthjepa", "probe", str(saved.path), "depth", "--data", origin.get("data", "DATA")]
+        again += [f"evaluation.which={here['which']}"]
+        there = here | origin
+        raise BadInput(
+            f"{file} was fitted on the {there['which']} encoder of step {there['step']}, and this is the "
+            f"{here['which']} encoder of step {here['step']}: fit it anew with `{shlex.join(again)}`"
+        )
+
+
+def _refuse_overwriting(root: Path, out: Path) -> None:
+    """Refuse an `out` in which maps would overwrite photographs, one another, or be taken for photographs later."""
+    if out.resolve().is_relative_to(root.resolve()):
+        raise BadInput(f"--out {out} lies in the folder of the photographs, {root}: give a folder outside it")
+    names = image_names(root)
+    photographs = {(root / name).resolve() for name in names}
+    taken: dict[Path, str] = {}
+    for name in names:
+        depth, colour = _targets(out, name)
+        if depth in taken:
+            raise BadInput(f"{root}: the depth of {taken[depth]} and of {name} would both be {depth}: rename one")
+        taken[depth] = name
+        for target in (depth, colour):
+            if target.resolve() in photographs:
+                raise BadInput(f"--out {out}: {target} is one of the photographs; give a folder outside {root}")
+
+
+def _targets(out: Path, name: str) -> tuple[Path, Path]:
+    """Where the depth map of a photograph and its coloured picture go."""
+    stem = name.rpartition(".")[0]
+    return out / f"{stem}.depth.png", out / f"{stem}.colour.png"
+
+
+def _write_depth(depth: Path, colour: Path, disparity: Tensor, low: float, high: float) -> None:
+    metres = 1 / disparity.numpy()
+    steps = np.where(metres <= FARTHEST, np.rint(metres * MILLIMETRES), 0).astype(np.uint16)
+    with whole_file(depth) as file:
+        Image.fromarray(steps).save(file, format="PNG")
+    colours = (figures.colour_disparity(disparity.numpy(), low, high)[..., :3] * 255).round().astype(np.uint8)
+    with whole_file(colour) as file:
+        Image.fromarray(colours).save(file, format="PNG")
+
+
+def draw(what: str, source: str, more: list[str], out: Path, *, photographs: bool = True) -> None:
+    """Draw `masks` or `batch` of a recipe (`more`: settings), or what runs hold, to a picture file.
+
+    Of runs: `features`; `depth` and `decode`, maps of the probes of these names, without `photographs` if need be; and
+    `gates`.
+    """
+    if not photographs and what not in ("depth", "decode"):
+        raise BadInput(f"--no-photographs is for depth and decode: {what} is drawn from nothing else, or has none")
+    if what in ("masks", "batch"):
+        figure = _draw_batch(what, load_config(source, more))
+    elif what == "features":
+        figure = _draw_features([source, *more])
+    elif what == "gates":
+        figure = _draw_gates([source, *more])
+    else:
+        figure = _draw_depth(what, [source, *more], photographs)
+    figures.save_figure(figure, out)
+
+
+def _draw_batch(what: str, config: RunConfig) -> Figure:
+    count = config.evaluation.pictures
+    batches = TrainingBatches(
+        source=open_source(config.data, "train"),
+        data=config.data,
+        masks=config.masks,
+        grid=config.grid,
+        seed=config.seed,
+        batch_size=count,
+        steps=1,
+    )
+    batch = next(iter(batches))
+    assert batch.masks is not None
+    if what == "masks":
+        return figures.masks_figure(**mask_arrays(batch, batch.masks, config.grid))
+    return figures.batch_grid(as_bytes(batch.images), None if batch.depth is None else batch.depth[:, 0].numpy())
+
+
+def _draw_features(runs: list[str]) -> Figure:
+    loaded = dict(zip(run_names(runs), map(checkpoints.load, runs), strict=True))
+    config = next(iter(loaded.values())).config
+    for run, saved in zip(runs, loaded.values(), strict=True):
+        if saved.config.data.size != config.data.size:
+            sizes = f"{size_text(saved.config)}, and those of {runs[0]} {size_text(config)}"
+            raise BadInput(f"the images of {run} are {sizes}: draw runs with the same data.image_size")
+    where = runtime.device(config.train.device)
+    batch = picture_batch(config).to(where)
+    named = {name: (saved.encoder(), saved.config.grid) for name, saved in loaded.items()}
+    named |= {RANDOM: (build_encoder(config), config.grid)}
+    with torch.no_grad():
+        maps = {name: token_maps(encoder.to(where), batch, grid) for name, (encoder, grid) in named.items()}
+    return figures.feature_pca(as_bytes(batch.images), maps)
+
+
+def run_names(runs: Sequence[str]) -> list[str]:
+    """Name runs by their folders, and those whose folders are called alike by their paths."""
+    places = [Path(run).resolve() for run in runs]
+    names = [place.name for place in places]
+    for run, place in zip(runs, places, strict=True):
+        if places.count(place) > 1:
+            raise BadInput(f"{run}: this run is given twice")
+    return [name if names.count(name) == 1 else str(Path(run)) for run, name in zip(runs, names, strict=True)]
+
+
+def _draw_depth(task: str, runs: list[str], photographs: bool) -> Figure:
+    stored = {name: _stored_maps(run, task) for name, run in zip(run_names(runs), runs, strict=True)}
+    first = next(iter(stored.values()))
+    for run, arrays in zip(runs, stored.values(), strict=True):
+        if not np.array_equal(arrays["images"], first["images"]):
+            raise BadInput(
+                f"{run} and {runs[0]} were probed on other images: probe them on the same data at one data.image_size"
+            )
+    maps = {name: arrays["prediction"] for name, arrays in stored.items()}
+    maps |= {RANDOM: first["random"]} if "random" in first else {}
+    maps |= {"mean map": np.broadcast_to(first["mean_map"], first["truth"].shape)}
+    return figures.depth_rows(first["images"], first["truth"], maps, photographs=photographs)
+
+
+def _stored_maps(run: str, task: str) -> dict[str, np.ndarray]:
+    file = Path(run) / "probes" / f"{task}.npz"
+    if not file.is_file():
+        raise BadInput(f"{file} is not there: run `depthjepa probe {run} {task}` first")
+    with np.load(file) as stored:
+        return dict(stored)
+
+
+def _draw_gates(runs: list[str]) -> Figure:
+    gates: dict[str, dict[str, float]] = {}
+    for name, run in zip(run_names(runs), runs, strict=True):
+        try:
+            table = RunFolder(Path(run)).probe("gates")
+        except FileNotFoundError as fault:
+            raise BadInput(f"{fault.filename} is not there: run `depthjepa diagnose {run} --gates` first") from fault
+        gates[name] = {row["name"]: row["figure"] for row in table["rows"]}
+    figure = charts.gate_panels(gates)
+    if figure is None:
+        raise BadInput(f"the gates of {', '.join(runs)} hold neither an input swap nor a layer sweep")
+    return figure

@@ -1,0 +1,200 @@
+"""Speed against this machine's own limits: the matmul rate measured in the same process.
+
+A step is everything that training does: forward and backward passes, optimiser, moving average; the teacher's
+latents are given. The fraction is (operations of the step / seconds) / matmul rate, operations as in `cost`. The ways
+to compute it are measured one after the other, compiled ones where there is a GPU or `train.compile` asks for them.
+What guidance costs is measured against the unguided twin, turn by turn, and so is the teacher, in the loop or cached.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from depthjepa import cost, optim, runtime
+from depthjepa.config import RunConfig, build_config
+from depthjepa.data.loading import TrainingBatches, open_source
+from depthjepa.guidance.target import Teacher, fit_whitening, on_cells
+from depthjepa.masks import sample_masks
+from depthjepa.method import build_method, build_teacher, compile_blocks, parameter_count
+
+# ViT-S/16 at 224 px, batch 16, predictor 6 deep and 384 wide, masks of the reference.
+DEFAULTS: dict[str, Any] = {
+    "name": "bench",
+    "data": {"image_size": 224, "scenes_train": 64},
+    "masks": {"bias": "reference"},
+    "model": {"size": "small", "patch_size": 16},
+    "train": {"batch_size": 16, "steps": 1},
+}
+REPETITIONS = 5
+
+
+def bench(overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Measure and print; `overrides` change the configuration (`train.batch_size=64`, `guidance.kind=feature`, …)."""
+    config = build_config(DEFAULTS, overrides)
+    runtime.settle_cpu(config.train.threads)
+    where = runtime.device(config.train.device)
+    size = config.train.batch_size
+    teacher = build_teacher(config, has_depth=open_source(config.data, "train").has_depth)
+    operations = cost.step_flops(config, teacher, size)
+    figures: dict[str, Any] = {
+        "configuration": " ".join(overrides) or "defaults",
+        "image_size": list(config.data.size),
+        "batch_size": size,
+        "parameters": parameter_count(build_method(config, teacher, classes=0)),
+        "operations_per_step": operations,
+        "operations_are": "forward and backward with target encoder, 2 per multiply-add, explicit attention",
+        **runtime.environment(),
+    }
+    print(f"{config.model.size}/{config.model.patch_size} at {config.data.size}, batch {size}, on {where}")
+    print(f"{operations / 1e9:.1f} GFLOP a step; {figures['threads']} threads; torch {torch.__version__}")
+    ways = {"fp32": ("fp32", False), "bf16": ("bf16", False)}
+    if config.train.compile or where.type == "cuda":
+        ways["bf16, compiled"] = ("bf16", True)
+    for name, (precision, compiled) in ways.items():
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        # The rate is taken before and after: machines are noisy, and the larger one is the limit.
+        before = cost.matmul_rate(where, dtype)
+        seconds, wait = step_seconds(config, teacher, precision, where, compiled=compiled)
+        rate = max(before, cost.matmul_rate(where, dtype))
+        fraction = operations / seconds / rate
+        figures[name] = {
+            "matmul_rate": rate,
+            "seconds_per_step": seconds,
+            "seconds_of_first_step": wait,
+            "images_per_second": size / seconds,
+            "fraction_of_matmul_rate": fraction,
+        }
+        print(
+            f"{name}: {size / seconds:7.1f} images/s, {seconds:.3f} s a step (the first {wait:.1f} s), "
+            f"{fraction:.2f} of the matmul rate ({rate / 1e9:.0f} GFLOP/s)"
+        )
+    figures["fastest"] = min(ways, key=lambda name: figures[name]["seconds_per_step"])
+    figures["auto"] = cost.faster_precision(where)
+    print(f"fastest: {figures['fastest']}; train.precision=auto takes {figures['auto']}")
+    if teacher is not None and config.train.objective == "jepa":
+        figures |= guidance_figures(config, teacher, figures["fastest"].partition(",")[0], where)
+        step, guided, taught = (figures[f"{name}_seconds"] for name in ("unguided", "guided", "teacher"))
+        how = "cached" if config.guidance.cache else "in the loop"
+        print(
+            f"guidance: {guided / step:.3f} times the unguided step; the teacher ({how}) {1e3 * taught:.1f} ms, "
+            f"{taught / step:.3f} of the unguided step; together {(guided + taught) / step:.3f}"
+        )
+    figures |= loading_figures(config)
+    figures["mask_seconds_per_step"] = mask_seconds(config)
+    figures["peak_memory_bytes"] = runtime.peak_memory_bytes(where)
+    print(
+        f"masks: {1e3 * figures['mask_seconds_per_step']:.2f} ms a step; decode and crop: "
+        f"{figures['loading_images_per_second']:.0f} images/s; "
+        f"peak memory {figures['peak_memory_bytes'] / 2**20:.0f} MiB"
+    )
+    return figures
+
+
+def step_seconds(
+    config: RunConfig, teacher: Teacher | None, precision: str, where: torch.device, *, compiled: bool = False
+) -> tuple[float, float]:
+    """Median seconds of a training step on given images, masks and latents; and those of the first one."""
+    times = seconds_in_turn([training_step(config, teacher, precision, where, compiled=compiled)], where)[0]
+    return float(np.median(times[1:])), times[0]
+
+
+def training_step(
+    config: RunConfig, teacher: Teacher | None, precision: str, where: torch.device, *, compiled: bool = False
+) -> Callable[[], None]:
+    """Return a function that makes one training step on given images, masks and latents."""
+    method = build_method(config, teacher, classes=0).to(where)
+    if compiled:
+        compile_blocks(method)
+    optimizer = optim.build_optimizer(method, config.optim)
+    images, masks, latents = cost.example(config, teacher, config.train.batch_size, where)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with runtime.precision(precision, where):
+            loss = method(images, masks, latents).total
+        loss.backward()
+        optimizer.step()
+        method.after_step(0.996)
+
+    return step
+
+
+def seconds_in_turn(works: Sequence[Callable[[], object]], where: torch.device) -> list[list[float]]:
+    """Seconds of each of some works, all of them once, then all of them again, and so on; the first turn warms up."""
+    times: list[list[float]] = [[] for _ in works]
+    for _ in range(1 + REPETITIONS):
+        for work, taken in zip(works, times, strict=True):
+            cost.synchronise(where)
+            begin = time.perf_counter()
+            work()
+            cost.synchronise(where)
+            taken.append(time.perf_counter() - begin)
+    return times
+
+
+def guidance_figures(config: RunConfig, teacher: Teacher, precision: str, where: torch.device) -> dict[str, float]:
+    """Seconds of an unguided step, of a guided one on given latents, and of the teacher's latents of a batch."""
+    unguided = replace(config, guidance=replace(config.guidance, kind="none"))
+    batches = TrainingBatches(
+        source=open_source(config.data, "train"),
+        data=config.data,
+        masks=None,
+        grid=config.grid,
+        seed=0,
+        batch_size=config.train.batch_size,
+        steps=1,
+    )
+    teacher, batch = teacher.to(where), next(iter(batches)).to(where)
+    whitening, _ = fit_whitening(teacher, [batch], config.target_cells)
+
+    @torch.no_grad()
+    def taught() -> None:
+        whitening.apply(on_cells(teacher, batch, config.target_cells))
+
+    works = [
+        training_step(unguided, None, precision, where),
+        training_step(config, teacher, precision, where),
+        taught,
+    ]
+    names = ("unguided_seconds", "guided_seconds", "teacher_seconds")
+    found = seconds_in_turn(works, where)
+    return {name: float(np.median(times[1:])) for name, times in zip(names, found, strict=True)}
+
+
+def mask_seconds(config: RunConfig) -> float:
+    """Median seconds to draw the masks of one step."""
+    times = []
+    for epoch in range(21):
+        begin = time.perf_counter()
+        indices = np.arange(config.train.batch_size)
+        sample_masks(config.masks, config.grid, seed=0, epoch=epoch, indices=indices, batch_index=0)
+        times.append(time.perf_counter() - begin)
+    return float(np.median(times[1:]))
+
+
+def loading_figures(config: RunConfig) -> dict[str, float]:
+    """Images a second that the loader gives (decoding, crops, masks) with `data.workers` workers."""
+    source = open_source(config.data, "train")
+    for index in range(min(len(source), 64)):  # rendered scenes are kept: rendering is not what is measured
+        source.sample(index)
+    size = min(config.train.batch_size, 64)
+    batches = TrainingBatches(
+        source=source,
+        data=config.data,
+        masks=config.masks,
+        grid=config.grid,
+        seed=0,
+        batch_size=size,
+        steps=9,
+    )
+    times, begin = [], time.perf_counter()
+    for _ in batches:
+        times.append(time.perf_counter() - begin)
+        begin = time.perf_counter()
+    return {"loading_images_per_second": size / float(np.median(times[1:]))}

@@ -1,0 +1,128 @@
+"""From one checkpoint layout to another: nothing is computed, tensors keep every bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+from depthjepa import checkpoint, runtime
+from depthjepa.checkpoint import Checkpoint, own_training, reference_training
+from depthjepa.config import build_config, to_mapping
+from depthjepa.faults import BadInput, nearest
+from depthjepa.formats.flat import facts_of, write_flat
+from depthjepa.formats.onnx import write_onnx
+from depthjepa.formats.reference import write_reference
+from depthjepa.formats.timm import write_timm
+from depthjepa.formats.transformers import write_huggingface
+from depthjepa.formats.weights import Weights, Which
+from depthjepa.logbook import RunFolder
+
+Layout = Literal["depthjepa", "reference", "hf", "timm", "onnx", "safetensors"]
+LAYOUTS: tuple[str, ...] = get_args(Layout)
+
+
+def convert(source: str, target: Path, to: str, which: Which = "target", settings: Sequence[str] = ()) -> list[str]:
+    """Write `target` in another layout; return in words what was found, assumed, written and left out.
+
+    `to`: `depthjepa` (a run folder, which `train --resume` goes on with), `reference` (`.pth.tar`), `hf` and `timm`
+    (folders), `onnx`, `safetensors` (files). The last four hold one encoder, `which`. `settings` complete what a
+    foreign source does not say (`model.heads=3`, `data.image_size=[64,192]`, for a run folder any key).
+
+    Raises:
+        BadInput: the source cannot be read, the target exists, or settings are given for a checkpoint of ours.
+    """
+    if to not in LAYOUTS:
+        raise BadInput(f"there is no layout {to!r}{nearest(to, LAYOUTS)}: choose from {', '.join(LAYOUTS)}")
+    if target.exists() and (target.is_file() or any(target.iterdir())):
+        raise BadInput(f"{target} exists already: give a new path")
+    saved = checkpoint.load(source, settings)
+    if saved.layout == "depthjepa":
+        if settings:
+            raise BadInput(f"{source} says all about itself: {settings[0]} is for checkpoints of other layouts")
+        said = [f"{source}: run {saved.config.name} at step {saved.step}"]
+    else:
+        said = [f"{source}: layout {saved.layout}, holds {saved.holds}"]
+    said += [f"assumed: {what}" for what in saved.assumed]
+    size = saved.config.data.size
+    if any(text.startswith("data.image_size=") for text in settings) and build_config({}, settings).data.size != size:
+        raise BadInput(
+            f"{source} is an encoder of {size[0]} x {size[1]} px: conversion keeps its positions as they are"
+        )
+    if to == "depthjepa":
+        return [*said, *_write_run(saved, target)]
+    if to == "reference":
+        return [*said, *_write_reference(saved, target)]
+    return [*said, *_write_encoder(saved, target, to, which)]
+
+
+def _write_run(saved: Checkpoint, target: Path) -> list[str]:
+    optimizer, kept = saved.optimizer, saved.reference
+    if saved.layout != "depthjepa":
+        optimizer, kept = own_training(saved)
+    checkpoint.save(
+        target,
+        "last",
+        step=saved.step,
+        epoch=saved.epoch,
+        config=saved.config,
+        classes=saved.classes,
+        model=saved.model,
+        optimizer=optimizer,
+        whitening=saved.whitening,
+        floor=saved.floor,
+        skipped=saved.skipped,
+        reference=kept,
+    )
+    RunFolder(target).begin(to_mapping(saved.config), runtime.environment())
+    words = [f"{target}: a run folder at step {saved.step}"]
+    if not optimizer:
+        words.append("without optimiser state: start other runs from it (init.checkpoint), it cannot be resumed")
+    return words
+
+
+def _write_reference(saved: Checkpoint, target: Path) -> list[str]:
+    encoders: dict[str, Weights] = {
+        which: saved.part(f"{saved.which(which)}_encoder") for which in ("context", "target")
+    }
+    predictor = saved.part("predictor") or None
+    loss = saved.config.loss
+    if loss.pixel or len(loss.target_layers) > 1:  # its outputs are more than the layout knows
+        predictor = None
+    written = ["encoder", "target_encoder"]
+    training = {}
+    if predictor is not None:
+        written.append("predictor")
+        training = reference_training(saved)
+        written += [key for key in ("opt",) if key in training]
+    write_reference(target, encoders, predictor, training)
+    words = [f"{target}: layout reference, with {', '.join(written)}"]
+    if saved.which("target") == saved.which("context"):
+        words.append(f"both encoders are the source's one, the {saved.which()} encoder")
+    placed = {"context_encoder", "target_encoder", *(["predictor"] if predictor else [])}
+    if left := sorted({key.split(".")[0] for key in saved.model} - placed):
+        words.append(f"left out, since the layout has no place for it: {', '.join(left)}")
+    return words
+
+
+def _write_encoder(saved: Checkpoint, target: Path, to: str, which: Which) -> list[str]:
+    held = saved.which(which)
+    weights = saved.part(f"{held}_encoder")
+    model, size = saved.config.model, saved.config.data.size
+    facts = facts_of(held, model, size, saved.config.name, saved.step)
+    words = [f"{target}: layout {to}, the {held} encoder, {model.shape.width} wide, {size[0]} x {size[1]} px"]
+    if held != which:
+        words.append(f"there is no {which} encoder in the source")
+    if to == "hf":
+        write_huggingface(target, weights, model, size, facts)
+    elif to == "timm":
+        write_timm(target, weights, model, size, facts)
+        words.append(f"load it with timm.create_model('local-dir:{target}', pretrained=True)")
+    elif to == "safetensors":
+        write_flat(target, weights, facts)
+    else:
+        worst = write_onnx(saved.encoder(which), target, size, facts)
+        words.append(
+            f"images [batch, 3, {size[0]}, {size[1]}], normalised, to tokens; onnxruntime agrees to {worst:.1g}"
+        )
+    return words

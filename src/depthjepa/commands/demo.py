@@ -1,0 +1,93 @@
+"""The whole way in minutes: twins with and without depth guidance, their ceiling, probes of all, a report.
+
+The twins start from the same weights and see the same images, crops and masks in the same order; they differ in
+the depth loss alone. What guides is the compact depth network that comes with the package: it is asked once about every
+image, and neither it nor the twins see any depth. The ceiling is the same encoder trained end to end on depth and
+labels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from depthjepa import checkpoint
+from depthjepa.commands.teach import teach
+from depthjepa.config import RunConfig, differences, load_config, to_mapping
+from depthjepa.evaluation import probes
+from depthjepa.faults import BadInput
+from depthjepa.logbook import RunFolder, to_json, write_whole
+from depthjepa.report.page import write_report
+from depthjepa.training import train
+
+TEACHER = ("guidance.teacher=depthfm-tiny", "guidance.teacher_size=128", "guidance.teacher_steps=1")
+RUNS: dict[str, tuple[str, ...]] = {
+    "guided": TEACHER,
+    "unguided": ("guidance.kind=none",),
+    "supervised": ("guidance.kind=none", "train.objective=supervised"),
+}
+TASKS = ("depth", "linear", "diagnose")
+
+
+def demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Train the three runs below `out`, probe each, write `report.html` and `demo.json`; return the figures.
+
+    Runs that are finished already are kept; one that was cut off goes on.
+    """
+    begin, latents = time.perf_counter(), out / "latents"
+    configs = {
+        name: load_config("demo", [*own, *overrides, f"name={name}", f"seed={seed}"]) for name, own in RUNS.items()
+    }
+    guided = configs["guided"]
+    ask = guided.guidance.kind == "feature" and guided.guidance.teacher != "depth" and guided.guidance.cache is None
+    if ask:
+        configs["guided"] = replace(guided, guidance=replace(guided.guidance, cache=str(latents)))
+    for name, config in configs.items():
+        folder = RunFolder(out / name)
+        if folder.started and (changed := differences(folder.config(), to_mapping(config))):
+            raise BadInput(f"{out} holds a demo with other values of {', '.join(changed)}: choose another --out")
+    if ask:
+        print("asking the teacher about every image, once")
+        teach(configs["guided"], latents)
+    for name, config in configs.items():
+        print(f"training {name} ({list(configs).index(name) + 1} of {len(configs)})")
+        folder = RunFolder(out / name)
+        train(config, folder.path, resume=folder.started)
+        with Console(stderr=True).status(f"probing {name}"):
+            probes.probe_run(config, checkpoint.load(folder.path), TASKS)
+    report = out / "report.html"
+    with Console(stderr=True).status("writing the report"):
+        write_report([out / name for name in configs], report)
+    figures = summary(out, configs) | {"seed": seed, "seconds": time.perf_counter() - begin}
+    write_whole(out / "demo.json", to_json(figures))
+    print_summary(figures)
+    print(f"report: {report}")
+    return figures
+
+
+def summary(out: Path, configs: dict[str, RunConfig]) -> dict[str, Any]:
+    """Depth R2-within and accuracy of every row, baselines first, from the tables on disk."""
+    rows: dict[str, dict[str, float]] = {}
+    for name in configs:
+        for task, key in (("depth", "r2_within"), ("linear", "val_accuracy")):
+            table = RunFolder(out / name).probe(task)
+            for row in table["rows"]:
+                rows.setdefault(row["name"], {})[key] = row[key]
+    baselines = [name for name in rows if name not in configs]
+    return {"rows": {name: rows[name] for name in [*baselines, *configs]}}
+
+
+def print_summary(figures: dict[str, Any]) -> None:
+    """Print the table that the demo is about."""
+    print(f"\n{'':18}{'depth R2 within':>18}{'linear accuracy [%]':>22}")
+    for name, row in figures["rows"].items():
+        depth, accuracy = row.get("r2_within"), row.get("val_accuracy")
+        print(
+            f"{name:18}{'' if depth is None else f'{depth:.3f}':>18}{'' if accuracy is None else f'{accuracy:.1f}':>22}"
+        )
+    print(f"{figures['seconds']:.0f} s")

@@ -1,0 +1,364 @@
+"""Fit a compact teacher on RGB-D pairs, judge it on held-out ones, and keep it in DepthFM's layout; resumable.
+
+The folder of a fit:
+
+config.yaml, environment.json, metrics.jsonl   as of any run
+vae/              the autoencoder, as diffusers saves it; there once it has learned
+teacher.ckpt      the flow, in the layout of depthfm-v1.ckpt; there once it has learned
+latents.pt        latents of the crops, while the flow learns from them
+progress.pt       what is learning now, with its optimiser
+summary.json      figures on held-out pairs, the mean map beside them
+figures/maps.png  the same as pictures
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from rich.progress import Progress
+from torch import Tensor
+
+from depthjepa import runtime
+from depthjepa.config import TeacherFitConfig, differences, to_mapping
+from depthjepa.data.loading import TrainingBatches, has_validation, open_source, view_batches
+from depthjepa.data.samples import Batch, Source
+from depthjepa.data.transforms import as_bytes
+from depthjepa.depth import align_scale_shift, metrics, valid
+from depthjepa.drawing.figures import depth_rows, save_figure
+from depthjepa.evaluation.gathering import table
+from depthjepa.faults import BadInput, RunStopped
+from depthjepa.guidance.teachers import fit
+from depthjepa.guidance.teachers.depthfm.network import DepthFM, load_autoencoder, load_depthfm
+from depthjepa.guidance.teachers.fit import AUTOENCODER, CHECKPOINT, Learner, Pairs
+from depthjepa.guidance.teachers.loading import tiny_files
+from depthjepa.logbook import RunFolder, plain, whole_file, write_whole
+
+# What crops of RGB-D pairs a compact teacher learns from, unless it is told otherwise.
+DEFAULTS: Mapping[str, Any] = {"data": {"image_size": 128, "crop_scale": [0.25, 1.0], "flip": True}}
+MEAN_MAP_IMAGES = 1000
+SHOWN = 6
+JUDGED_STEPS = (1, 2, 4)  # of Euler's method
+LOG_EVERY = 20
+PROGRESS = "progress.pt"
+LATENTS = "latents.pt"
+COLUMNS = [
+    {"key": "absrel", "label": "AbsRel", "unit": "", "better": "lower"},
+    {"key": "rmselog", "label": "RMSE log", "unit": "", "better": "lower"},
+    {"key": "delta1", "label": "δ1", "unit": "", "better": "higher"},
+    {"key": "delta2", "label": "δ2", "unit": "", "better": "higher"},
+    {"key": "delta3", "label": "δ3", "unit": "", "better": "higher"},
+]
+
+Predict = Callable[[Batch], Float[Tensor, "b 1 h w"]]  # of log depth, up to scale and shift
+
+
+def fit_teacher(
+    config: TeacherFitConfig, out: str | Path, *, say: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+    """Fit, save and judge a compact teacher; returns the summary. Killed, it goes on where it last saved.
+
+    Raises `BadInput` for data without depth, sides that the network cannot halve, and a folder that holds another fit.
+    """
+    say = say or (lambda text: print(text, flush=True))
+    folder, where = RunFolder(out), runtime.device(config.fit.device)
+    runtime.settle_cpu(config.fit.threads)
+    source, held_out = _open(config)
+    if folder.started and (changed := differences(folder.config(), plain(to_mapping(config)))):
+        raise BadInput(f"{folder.path} holds a fit with other values of {', '.join(changed)}: choose another --out")
+    if folder.summary():
+        return folder.summary()
+    autoencoder, flow = fit.build_autoencoder(config.fit, config.seed), fit.build_flow(config.fit, config.seed)
+    if config.fit.start is not None:
+        checkpoint, vae = _earlier(config.fit.start)
+        earlier = load_depthfm(checkpoint, vae)
+        fit.begin_at(flow, earlier.unet, checkpoint)
+        autoencoder = earlier.vae
+    say(f"autoencoder {_millions(autoencoder)}, flow {_millions(flow)}; {len(source)} training pairs of {source.name}")
+    folder.begin(to_mapping(config), runtime.environment())
+    with runtime.interruptions() as stopping:
+        if not (place := folder.path / AUTOENCODER).exists():
+            if config.fit.start is None:
+                _fit_autoencoder(config, folder, autoencoder.to(where), source, where, stopping)
+            else:
+                fit.copy_autoencoder(_earlier(config.fit.start)[1], place)
+        if not (folder.path / CHECKPOINT).exists():
+            # From here on with the weights that were saved: the flow fits the autoencoder that it will be used with.
+            autoencoder = load_autoencoder(place).to(where)
+            pairs = _latents(config, folder, autoencoder, source, where, stopping)
+            _fit_flow(config, folder, flow.to(where), pairs, float(autoencoder.config.scaling_factor), where, stopping)
+    for name in (PROGRESS, LATENTS):  # a kill may have come between the last writing and this
+        (folder.path / name).unlink(missing_ok=True)
+    summary = _judge(config, folder, source, held_out, where)
+    folder.write_summary(summary)
+    return summary
+
+
+def _open(config: TeacherFitConfig) -> tuple[Source, Source]:
+    """Training pairs and held-out pairs."""
+    source = open_source(config.data, "train")
+    if not source.has_depth:
+        raise BadInput(
+            f"fit-teacher needs depth, but data.root={config.data.root} has none: give an RGB-D folder or `scenes`"
+        )
+    if not has_validation(config.data):
+        raise BadInput(f"fit-teacher judges the teacher on held-out pairs, and {config.data.root} has no val/")
+    for side in config.data.size:
+        if side % (multiple := config.fit.multiple):
+            near = max(1, round(side / multiple)) * multiple
+            raise BadInput(
+                f"data.image_size={config.data.image_size}: the sides must be multiples of {multiple} px for a flow "
+                f"of {len(config.fit.multiples)} levels; the nearest to {side} is {near}"
+            )
+    return source, open_source(config.data, "val")
+
+
+def _earlier(place: str) -> tuple[Path, Path]:
+    """Checkpoint and autoencoder of the fitted teacher that a fit begins at."""
+    files = tiny_files() if place == "depthfm-tiny" else (Path(place) / CHECKPOINT, Path(place) / AUTOENCODER)
+    if lacking := [file.name for file in files if not file.exists()]:
+        raise BadInput(
+            f"fit.start={place} holds no fitted teacher ({', '.join(lacking)} is not there): give the folder of a "
+            f"fit that has ended, or depthfm-tiny"
+        )
+    return files
+
+
+def _batches(config: TeacherFitConfig, source: Source, steps: int, start: int = 0) -> TrainingBatches:
+    return TrainingBatches(
+        source=source,
+        data=config.data,
+        masks=None,
+        grid=(1, 1),
+        seed=config.seed,
+        batch_size=config.fit.batch_size,
+        steps=steps,
+        start_step=start,
+    )
+
+
+def _fit_autoencoder(
+    config: TeacherFitConfig,
+    folder: RunFolder,
+    autoencoder: Any,
+    source: Source,
+    where: torch.device,
+    stopping: Callable[[], bool],
+) -> None:
+    hinted = fit.Hinted(autoencoder, config.seed).to(where)
+    learner = Learner(hinted, config.fit, config.fit.autoencoder_steps, averaged=False)
+    _resume(learner, folder, "autoencoder")
+    batches = iter(_batches(config, source, learner.steps, learner.step))
+
+    def loss(step: int) -> Tensor:
+        with runtime.precision(config.fit.precision, where):
+            return fit.autoencoder_loss(hinted, next(batches).to(where), config.fit, config.seed, step)
+
+    _learn(learner, loss, folder, "autoencoder", config, stopping)
+    scale = fit.latent_scale(autoencoder, next(iter(_batches(config, source, 1))).to(where), config.fit)
+    fit.save_autoencoder(autoencoder, scale, folder.path / AUTOENCODER)
+    (folder.path / PROGRESS).unlink()
+
+
+def _latents(
+    config: TeacherFitConfig,
+    folder: RunFolder,
+    autoencoder: Any,
+    source: Source,
+    where: torch.device,
+    stopping: Callable[[], bool],
+) -> Pairs:
+    """Latents of the crops, computed once for all sessions of a fit."""
+    file = folder.path / LATENTS
+    if not file.exists():
+        pairs = _encode(config, autoencoder, source, where, stopping)
+        with whole_file(file) as stream:
+            torch.save(asdict(pairs), stream)
+    return Pairs(**torch.load(file, map_location="cpu", weights_only=True))
+
+
+def _encode(
+    config: TeacherFitConfig, autoencoder: Any, source: Source, where: torch.device, stopping: Callable[[], bool]
+) -> Pairs:
+    steps = max(1, config.fit.crops // config.fit.batch_size)
+    batches = (batch.to(where) for batch in _batches(config, source, steps))
+    found = []
+    with Progress() as bar:
+        for batch in bar.track(batches, total=steps, description="latents of crops"):
+            found.append(fit.encode_pair(autoencoder, batch, config.fit))
+            if stopping():
+                raise RunStopped("stopped while the latents of crops were computed; the same command goes on")
+    return Pairs.joined(found)
+
+
+def _fit_flow(
+    config: TeacherFitConfig,
+    folder: RunFolder,
+    flow: Any,
+    pairs: Pairs,
+    scale: float,
+    where: torch.device,
+    stopping: Callable[[], bool],
+) -> None:
+    learner = Learner(flow, config.fit, config.fit.steps, averaged=True)
+    _resume(learner, folder, "flow")
+    together = min(config.fit.batch_size, len(pairs))
+    per_epoch = len(pairs) // together
+
+    def loss(step: int) -> Tensor:
+        epoch, place = divmod(step, per_epoch)
+        order = runtime.permutation(len(pairs), seed=config.seed, stream="flow", epoch=epoch)
+        chosen = pairs.chosen(order[place * together : (place + 1) * together], scale, where)
+        with runtime.precision(config.fit.precision, where):
+            return fit.flow_loss(flow, chosen, config.fit, config.seed, step)
+
+    _learn(learner, loss, folder, "flow", config, stopping)
+    fit.save_flow(learner.learned, config.fit, folder.path / CHECKPOINT)
+    (folder.path / PROGRESS).unlink()
+
+
+def _learn(
+    learner: Learner,
+    loss: Callable[[int], Tensor],
+    folder: RunFolder,
+    part: str,
+    config: TeacherFitConfig,
+    stopping: Callable[[], bool],
+) -> None:
+    """Step until the end, logging and saving on the way; raises `RunStopped` when asked to stop or not finite."""
+    with Progress() as bar:
+        task = bar.add_task(part, total=learner.steps, completed=learner.step)
+        while learner.step < learner.steps:
+            value = loss(learner.step)
+            if not value.isfinite():
+                raise RunStopped(
+                    f"{part}, step {learner.step + 1}: the loss is {value.item()}; what was saved before is whole. "
+                    f"Lower fit.lr"
+                )
+            learner.update(value)
+            if learner.step % LOG_EVERY == 0:
+                mean = learner.mean_loss()
+                folder.log({"part": part, "step": learner.step, f"loss_{part}": mean})
+            bar.update(task, completed=learner.step)
+            stop = stopping()
+            if stop or learner.step % config.fit.checkpoint_every == 0 or learner.step == learner.steps:
+                learner.save(folder.path / PROGRESS, part)
+            if stop:
+                raise RunStopped(
+                    f"stopped at step {learner.step} of {learner.steps} of the {part}; the same command goes on"
+                )
+
+
+def _resume(learner: Learner, folder: RunFolder, part: str) -> None:
+    """Go on with what was saved of a part, and forget what was logged of it since."""
+    if (file := folder.path / PROGRESS).exists():
+        learner.resume(file, part)
+    logged = folder.metrics()
+    kept = [record for record in logged if record["part"] != part or record["step"] <= learner.step]
+    if len(kept) < len(logged):
+        write_whole(folder.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+
+
+# judging --------------------------------------------------------------------------------------------------
+
+
+def _judge(
+    config: TeacherFitConfig, folder: RunFolder, source: Source, held_out: Source, where: torch.device
+) -> dict[str, Any]:
+    """Figures of what was saved on held-out pairs, beside the mean map and what the autoencoder alone would lose."""
+    checkpoint, place = folder.path / CHECKPOINT, folder.path / AUTOENCODER
+    teacher = load_depthfm(checkpoint, place).to(where)
+    mean = mean_log_depth(_views(config, source, MEAN_MAP_IMAGES), config)
+
+    def autoencoded(batch: Batch) -> Tensor:
+        drawn, _ = fit.depth_picture(batch, config.fit)
+        return teacher.decode(teacher.image_latents((drawn + 1) / 2)).log()
+
+    predictors: dict[str, Predict] = {
+        "mean map": lambda batch: mean.to(batch.images).expand(len(batch.images), -1, -1, -1),
+        **{f"{steps} {'step' if steps == 1 else 'steps'}": predictor(teacher, steps) for steps in JUDGED_STEPS},
+        "autoencoder alone": autoencoded,
+    }
+    batches = (batch.to(where) for batch in _views(config, held_out, config.fit.val_images))
+    rows, pictures = judge(predictors, batches, config.fit.judged)
+    save_figure(depth_rows(*pictures), folder.path / "figures" / "maps.png")
+    low, high = config.fit.judged
+    protocol = (
+        f"{min(config.fit.val_images, len(held_out))} held-out pairs, whole views at {config.data.size[0]} x "
+        f"{config.data.size[1]} px; log depth aligned to each image's ground truth by scale and shift; pixels from "
+        f"{low:g} to {high:g} m; means over images"
+    )
+    written = sum(file.stat().st_size for file in (checkpoint, *place.iterdir()))
+    return table("teacher", held_out, protocol, COLUMNS, rows) | {"bytes": written}
+
+
+def predictor(teacher: DepthFM, steps: int) -> Predict:
+    """Log depth of a batch's images as a teacher decodes it after some Euler steps, up to scale and shift."""
+    teacher = copy.copy(teacher)  # the networks are shared
+    teacher.steps = steps
+    return lambda batch: teacher.decode(teacher.latents(batch.images, index=batch.index)).log()
+
+
+def judge(
+    predictors: Mapping[str, Predict], batches: Iterable[Batch], judged: tuple[float, float], shown: int = SHOWN
+) -> tuple[list[dict[str, Any]], tuple[Any, Any, dict[str, Any]]]:
+    """Score predictions of log depth after the best scale and shift of each image, on depths [m] within `judged`.
+
+    Returns a row for each predictor (absrel, rmselog, delta1 to 3: means over images) and what `figures.depth_rows`
+    draws of the first images.
+    """
+    low, high = judged
+    found: dict[str, list[dict[str, Tensor]]] = {name: [] for name in predictors}
+    drawn: dict[str, Tensor] = {}
+    first: Batch | None = None
+    for batch in batches:
+        assert batch.depth is not None
+        known = valid(batch.depth, low, high)
+        target = torch.where(known, batch.depth, 1.0).log()
+        for name, predict in predictors.items():
+            aligned = align_scale_shift(predict(batch), target, known).exp()
+            found[name].append(metrics(aligned, torch.where(known, batch.depth, 1.0), known, low, high))
+            if first is None:
+                drawn[name] = (1 / aligned.clamp(low, high))[:shown, 0].cpu()
+        first = first or batch
+    if first is None or first.depth is None:
+        raise BadInput("there are no held-out pairs to judge a teacher on")
+    rows: list[dict[str, Any]] = []
+    for name, scores in found.items():
+        figures = {
+            column["key"]: float(torch.cat([score[column["key"]] for score in scores]).nanmean()) for column in COLUMNS
+        }
+        if not math.isfinite(figures["delta1"]):
+            raise BadInput(f"no held-out pixel has a depth from {low:g} to {high:g} m: choose other fit.scored")
+        rows.append({"name": name, **figures})
+    depth = first.depth[:shown, 0].cpu()
+    truth = torch.where(valid(depth, low, high), 1 / depth, torch.nan)
+    return rows, (as_bytes(first.images[:shown]), truth.numpy(), {name: maps.numpy() for name, maps in drawn.items()})
+
+
+def mean_log_depth(batches: Iterable[Batch], config: TeacherFitConfig) -> Float[Tensor, "1 1 h w"]:
+    """Mean over images of log depth, pixel by pixel; the overall mean where nothing was ever measured."""
+    low, high = config.fit.judged
+    total, count = torch.zeros(1, 1, *config.data.size), torch.zeros(1, 1, *config.data.size)
+    for batch in batches:
+        assert batch.depth is not None
+        known = valid(batch.depth, low, high)
+        total += torch.where(known, batch.depth, 1.0).log().mul(known).sum(0, keepdim=True)
+        count += known.sum(0, keepdim=True)
+    overall = total.sum() / count.sum().clamp(min=1)
+    return torch.where(count > 0, total / count.clamp(min=1), overall)
+
+
+def _views(config: TeacherFitConfig, source: Source, limit: int) -> Iterator[Batch]:
+    return view_batches(source, config.data.size, batch_size=config.fit.batch_size, limit=limit)
+
+
+def _millions(network: Any) -> str:
+    return f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.2f} M parameters"

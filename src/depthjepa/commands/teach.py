@@ -1,0 +1,177 @@
+"""Compute a teacher's latents once: every image of every split, resumable, by one process or many.
+
+Each process computes parts of its own and writes them where they belong, so nothing is gathered; a part is done when
+its checksum stands in `parts.bin`, after its latents. At the end the first process measures how latents that are cut
+from the cache differ from the teacher's own of the same crops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from rich.progress import Progress
+from torch import Tensor
+
+from depthjepa import runtime
+from depthjepa.config import RunConfig
+from depthjepa.cost import size_of
+from depthjepa.data.images import Split
+from depthjepa.data.loading import TrainingBatches, has_validation, open_source, view_batches
+from depthjepa.data.memory import first_readable
+from depthjepa.data.samples import Batch, Chosen, Source
+from depthjepa.faults import BadInput
+from depthjepa.guidance.target import Teacher, on_cells
+from depthjepa.guidance.teachers import cache
+from depthjepa.guidance.teachers.cache import DONE, TOGETHER, CachedTeacher, Facts
+from depthjepa.logbook import to_json, write_whole
+from depthjepa.method import load_network
+
+Places = dict[str, tuple[int, int]]
+
+CELL = 8  # pixels of the whole image a latent cell is asked for
+CROPS = 64  # on which the cache is compared with the teacher
+
+
+def teach(config: RunConfig, out: str | Path, *, say: Callable[[str], None] | None = None) -> Facts:
+    """Compute the latents of all images of `config.data` with the teacher of `config.guidance`; goes on after a kill.
+
+    Raises `BadInput` where the teacher or the data cannot be had, or `out` holds something else.
+    """
+    folder, place = Path(out), runtime.ranks()
+    say = (say or (lambda text: print(text, flush=True))) if place.first else lambda _: None
+    runtime.settle_cpu(config.train.threads)
+    where = runtime.device(config.train.device, place)
+    splits: tuple[Split, ...] = ("train", "val") if has_validation(config.data) else ("train",)
+    sources = [open_source(config.data, split) for split in splits]
+    teacher = load_network(config.guidance)
+    if teacher is None:
+        raise BadInput("the depth teacher needs no cache: its latents are the depth files; name a network (--teacher)")
+    teacher = teacher.to(where)
+    with runtime.distributed(place, where):
+        places = _places(sources)
+        if place.first:
+            cache.create_cache(folder, _facts(config, teacher, sources[0], len(places), where), list(places))
+        runtime.wait_for_all(place)
+        facts = cache.read_facts(folder)
+        say(f"{len(places)} images, {size_of(cache.size_of(facts))} in {folder}")
+        _fill(folder, teacher, sources, places, config, place, where)
+        runtime.wait_for_all(place)
+        if place.first and facts.crops is None:
+            facts = replace(facts, crops=_compare(folder, teacher, sources[0], config, where))
+            write_whole(folder / "cache.json", to_json(asdict(facts)))
+    if facts.crops is not None:
+        say(
+            f"{facts.crops['crops']:.0f} crops cut from the cache, against the teacher's own latents: correlation "
+            f"{facts.crops['correlation']:.3f}, root mean square difference {facts.crops['difference']:.3f} deviations"
+        )
+    return facts
+
+
+def _facts(config: RunConfig, teacher: Teacher, source: Source, images: int, where: torch.device) -> Facts:
+    """Describe the cache; the shape of its latents is found out on one image."""
+    size = config.guidance.teacher_size
+    first, _, _ = first_readable(source, 0)
+    batch = next(view_batches(Chosen(source, np.array([first])), (size, size))).to(where)
+    values = _whole(teacher, batch, size)
+    _, channels, rows, columns = values.shape
+    return Facts(
+        cache.made_of(config.guidance),
+        asdict(teacher.describe()),
+        source.name,
+        images,
+        (channels, rows, columns),
+        together=TOGETHER,
+    )
+
+
+def _fill(
+    folder: Path,
+    teacher: Teacher,
+    sources: list[Source],
+    places: Places,
+    config: RunConfig,
+    place: runtime.Ranks,
+    where: torch.device,
+) -> None:
+    """Compute the parts of this process that are not done."""
+    files = cache.open_cache(folder, finished=False, mode="r+")
+    left = [part for part in range(place.rank, len(files.parts), place.world) if not files.parts[part] & DONE]
+    listed, together = list(places), files.facts.together
+    with Progress(disable=not place.first) as bar:
+        for part in bar.track(left, description="latents"):
+            rows = range(part * together, min((part + 1) * together, len(listed)))
+            values = np.full((len(rows), *files.facts.shape), np.nan, dtype=np.float16)
+            for number, source in enumerate(sources):
+                chosen = [(row, places[listed[row]][1]) for row in rows if places[listed[row]][0] == number]
+                for row, latent in _latents(teacher, source, chosen, config, where):
+                    values[row - rows.start] = latent
+            files.latents[rows.start : rows.stop] = values
+            files.latents.flush()  # type: ignore[attr-defined]
+            files.parts[part] = cache.checksum(values) << 1 | DONE
+            files.parts.flush()  # type: ignore[attr-defined]
+
+
+def _places(sources: list[Source]) -> Places:
+    """Each image's name with the number of its source and its index there; of equal names the first."""
+    found: Places = {}
+    for number, source in enumerate(sources):
+        for index, name in enumerate(cache.names_of(source)):
+            found.setdefault(name, (number, index))  # a folder without splits is its own validation data
+    return found
+
+
+def _latents(
+    teacher: Teacher, source: Source, chosen: list[tuple[int, int]], config: RunConfig, where: torch.device
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Latents of some images of a source, each with the row that it belongs to; unreadable images are left out."""
+    size = config.guidance.teacher_size
+    if not chosen:
+        return
+    indices: Int64[np.ndarray, " k"] = np.array([index for _, index in chosen], dtype=np.int64)
+    batches = view_batches(
+        Chosen(source, indices),
+        (size, size),
+        batch_size=config.evaluation.batch_size,
+        workers=config.data.workers,
+        may_be_empty=True,
+    )
+    for batch in batches:
+        values = _whole(teacher, batch.to(where), size)
+        for number, latent in zip(batch.index.tolist(), values.half().cpu().numpy(), strict=True):
+            yield chosen[number][0], latent
+
+
+def _whole(teacher: Teacher, batch: Batch, size: int) -> Float[Tensor, "b c rows cols"]:
+    """Latents of whole images, no finer than a cell: a network that answers pixel by pixel would fill the disk."""
+    cells = max(1, size // CELL)
+    values = teacher.batch_latents(batch, (cells, cells)).values
+    if max(values.shape[-2:]) > cells:
+        values = F.interpolate(values, (cells, cells), mode="bilinear", antialias=True, align_corners=False)
+    return values
+
+
+def _compare(
+    folder: Path, teacher: Teacher, source: Source, config: RunConfig, where: torch.device
+) -> dict[str, float]:
+    """How latents of crops that are cut from the cache differ from the teacher's own, over cells and channels."""
+    count = min(CROPS, len(source))
+    batches = TrainingBatches(
+        source=source, data=config.data, masks=None, grid=config.grid, seed=config.seed, batch_size=count, steps=1
+    )
+    batch = next(iter(batches)).to(where)
+    own = on_cells(teacher, batch, config.target_cells).values
+    ours = on_cells(CachedTeacher(cache.open_cache(folder)), batch, config.target_cells).values
+    own, ours = (values.transpose(0, 1).flatten(1).double() for values in (own, ours))
+    deviation = own.std(1)
+    together = ((own - own.mean(1, keepdim=True)) * (ours - ours.mean(1, keepdim=True))).mean(1)
+    return {
+        "crops": float(count),
+        "correlation": float((together / (deviation * ours.std(1))).mean()),
+        "difference": float(((own - ours).square().mean(1).sqrt() / deviation).mean()),
+    }

@@ -1,0 +1,143 @@
+"""Rendered street scenes with exact metric depth: the data that needs no files.
+
+scene_layout.py says what stands where, scene_casting.py what each ray meets, scene_painting.py its colour; here
+they become pictures and a data source.
+
+The colour of a pixel is the mean of its centre ray (half) and of the rays through its four corners, which
+neighbours share: five samples for the price of two. Depth and class belong to the centre ray alone.
+A scene does not depend, to the last bit, on the batch it is rendered in.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int, Int64, UInt8
+from torch import Tensor
+
+from depthjepa.data.samples import Sample
+from depthjepa.data.scenes.casting import TILE, cast, ray_places, view_rays
+from depthjepa.data.scenes.layout import CLASSES, KINDS, Layout, arrange
+from depthjepa.data.scenes.painting import FARTHEST, shade
+from depthjepa.faults import BadInput, nearest
+
+_RAYS = 280_000  # cast at once: 33 scenes of 64 pixels, less than 100 MB
+_KEPT_TOGETHER = 32  # scenes that are rendered at once and kept
+_FIRST_INDEX = {"train": 0, "val": 2**40}
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """Pictures of scenes with what is known about every pixel."""
+
+    images: UInt8[Tensor, "b 3 h w"]
+    depth: Float32[Tensor, "b 1 h w"]  # [m] along the optical axis; 0: sky, or farther than FARTHEST
+    classes: UInt8[Tensor, "b h w"]  # index into CLASSES
+    labels: Int64[Tensor, " b"]  # index into KINDS: the kind of the nearest object
+    focal: Float32[Tensor, " b"]  # [pixel]
+
+
+class Scenes:
+    """Rendered scenes as a data source. Training and validation scenes are different scenes of one seed."""
+
+    classes = KINDS
+    has_depth = True
+
+    def __init__(self, seed: int, split: str, count: int, size: tuple[int, int]) -> None:
+        if split not in _FIRST_INDEX:
+            known = " or ".join(_FIRST_INDEX)
+            raise BadInput(f"scenes have no split {split!r}: use {known}{nearest(split, _FIRST_INDEX)}")
+        if not 0 < count <= _FIRST_INDEX["val"]:
+            raise BadInput(f"the number of scenes must be from 1 to {_FIRST_INDEX['val']}, not {count}")
+        self.seed, self.split, self.count, self.size = seed, split, count, size
+        self._chunks = _kept(seed, split, count, size)
+
+    @property
+    def name(self) -> str:
+        return f"scenes:{self.seed}"
+
+    def __len__(self) -> int:
+        return self.count
+
+    def name_of(self, index: int) -> str:
+        """A name that no scene of another seed or split has: a cache finds latents by it."""
+        return f"scenes-{self.seed}/{self.split}/{index:06d}"
+
+    def sample(self, index: int) -> Sample:
+        """Return scene `index` of the split.
+
+        Scenes are rendered in chunks when first asked for, and kept: 8 bytes a pixel, for as long as the
+        process lives, so that runs and probes on the same scenes render them once.
+        """
+        if not 0 <= index < self.count:
+            raise IndexError(f"scene {index} of {self.count}")
+        chunk, row = divmod(index, _KEPT_TOGETHER)
+        if chunk not in self._chunks:
+            first = chunk * _KEPT_TOGETHER
+            numbers = np.arange(first, min(first + _KEPT_TOGETHER, self.count)) + _FIRST_INDEX[self.split]
+            self._chunks[chunk] = render(numbers, seed=self.seed, size=self.size)
+        scenes = self._chunks[chunk]
+        return Sample(scenes.images[row], scenes.depth[row], int(scenes.labels[row]), self.name_of(index))
+
+
+@functools.cache
+def _kept(seed: int, split: str, count: int, size: tuple[int, int]) -> dict[int, Rendered]:
+    """The chunks of one source that are rendered already; all its instances share them."""
+    return {}
+
+
+def render(
+    indices: Int[np.ndarray, " b"], *, seed: int, size: tuple[int, int], device: torch.device | str = "cpu"
+) -> Rendered:
+    """Render the scenes `indices` (>= 0) at `size` (height, width): a pure function of (seed, index, size).
+
+    The scene itself depends on (seed, index) alone: another size samples the same view more finely or coarsely.
+    The view is fixed on the picture's shorter side; a longer side shows more of the scene.
+    """
+    height, width = size
+    if min(size) < 1:
+        raise BadInput(f"the size of a scene must be at least 1x1 pixel, not {height}x{width}")
+    if len(indices) == 0:
+        raise BadInput("there are no scenes to render: the list of indices is empty")
+    together = max(1, _RAYS // (height * width + (height + 1) * (width + 1)))
+    chunks = [
+        picture(arrange(indices[first : first + together], seed=seed), size, torch.device(device))
+        for first in range(0, len(indices), together)
+    ]
+    if len(chunks) == 1:
+        return chunks[0]
+    return Rendered(*(torch.cat([getattr(chunk, field.name) for chunk in chunks]) for field in fields(Rendered)))
+
+
+def picture(layout: Layout, size: tuple[int, int], device: torch.device) -> Rendered:
+    """Cast and paint the scenes of a layout, all at once."""
+    (height, width), scenes, pixels = size, len(layout.labels), size[0] * size[1]
+    places, back = ray_places(size)
+    rays = view_rays(layout.camera, places, min(size), device)
+    depth, hit = cast(layout, rays, places)
+    colour = shade(layout, rays, depth, hit)
+
+    order = torch.from_numpy(back).to(device)
+    colour = colour.view(scenes, -1, 3, TILE).transpose(1, 2).reshape(scenes, 3, -1).index_select(2, order)
+    centre = colour[:, :, :pixels].view(scenes, 3, height, width)
+    corner = colour[:, :, pixels:].view(scenes, 3, height + 1, width + 1)
+    upper, lower = corner[:, :, :-1], corner[:, :, 1:]
+    corners = (upper[..., :-1] + upper[..., 1:]) + (lower[..., :-1] + lower[..., 1:])
+    linear = centre * 0.5 + corners * 0.125
+    images = (linear.clamp(0, 1).sqrt() * 255 + 0.5).to(torch.uint8)  # a square root stands for sRGB's curve
+
+    depth = depth.view(scenes, -1).index_select(1, order[:pixels])
+    hit = hit.view(scenes, -1).index_select(1, order[:pixels]).long()
+    seen = depth <= FARTHEST
+    category = torch.from_numpy(layout.primitives.category).to(device).gather(1, hit.clamp(min=0))
+    classes = torch.where(hit >= 0, category, CLASSES.index("ground")) * seen
+    return Rendered(
+        images=images,
+        depth=torch.where(seen, depth, 0).view(scenes, 1, height, width),
+        classes=classes.to(torch.uint8).view(scenes, height, width),
+        labels=torch.from_numpy(layout.labels).to(device),
+        focal=torch.from_numpy(layout.camera.focal * min(size)).to(device, torch.float32),
+    )

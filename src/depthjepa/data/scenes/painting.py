@@ -1,0 +1,192 @@
+"""Colours of what the rays of a scene meet: sky, ground, and the painted faces of primitives, in linear light.
+
+Light is one far sun and the open sky (Lambert); nothing casts a shadow and the air is clear up to the farthest
+depth that counts, so colour says nothing about distance. Patterns are integrated over the pixel in closed form
+and noise fades as it becomes finer than a pixel, so nothing flickers far away.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int32, Int64
+from torch import Tensor
+
+from depthjepa.data.scenes.casting import Rays, Vector, columns
+from depthjepa.data.scenes.layout import AXLE, BOX, CYLINDER, ELLIPSOID, Layout
+from depthjepa.runtime import permutation
+
+FARTHEST = 80.0  # [m]; beyond it nothing has a depth
+_HAZE = 240.0  # [m]; where the ground has taken on the colour of the horizon
+
+
+def shade(layout: Layout, rays: Rays, depth: Float[Tensor, "n k"], hit: Int32[Tensor, "n k"]) -> Float[Tensor, "n 3 k"]:
+    """Colour of every ray, given its depth (infinite: sky) and its primitive (-1: none)."""
+    colour = depth.new_zeros(len(depth), 3, depth.shape[1])
+    sky, solid = torch.isinf(depth), hit >= 0
+    for where, paint in ((sky, _sky), (~(sky | solid), _ground), (solid, _surface)):
+        rows = where.any(dim=1).nonzero()[:, 0]
+        mask = where[rows]
+        depths, numbers = torch.where(mask, depth[rows], 1), hit[rows].clamp(min=0).long()
+        painted = torch.stack(paint(layout, rays.of(rows), depths, numbers), dim=1)
+        colour[rows] = torch.where(mask[:, None], painted, colour[rows])
+    return colour
+
+
+def _sky(layout: Layout, rays: Rays, depth: Float[Tensor, "n k"], hit: Int64[Tensor, "n k"]) -> list[Tensor]:
+    """From the horizon's colour to the zenith's, with clouds on a level far above."""
+    around = layout.surroundings
+    cover, rate = columns(around.cloud, rays.scene)
+    horizon, zenith, cloud = (columns(around.sky[:, part], rays.scene) for part in range(3))
+    up = rays.y.clamp(min=0) / torch.sqrt(rays.x * rays.x + rays.y * rays.y + rays.z * rays.z)
+    spread = rate / (up + 0.15)
+    x, z = rays.x * spread, rays.z * spread
+    puffs = 0.65 * _noise(x, z) + 0.35 * _noise(2.7 * x, 2.7 * z)
+    clouds = ((puffs - 1 + cover) * 3).clamp(0, 1)
+    height = (1.6 * up).clamp(max=1)
+    mixed = []
+    for low, high, white in zip(horizon, zenith, cloud, strict=True):
+        clear = low + (high - low) * height
+        mixed.append(clear + (white - clear) * clouds)
+    return mixed
+
+
+def _ground(layout: Layout, rays: Rays, depth: Float[Tensor, "n k"], hit: Int64[Tensor, "n k"]) -> list[Tensor]:
+    """Road, verges, edge lines and a dashed middle line in the frame of the street."""
+    around = layout.surroundings
+    cosine, sine = columns(around.street, rays.scene)
+    middle, half = columns(np.stack([around.middle, around.road], axis=-1), rays.scene)
+    rate, duty, strength = columns(around.dash, rays.scene)
+    amplitude, noise_rate = columns(around.rough, rays.scene)
+    x, z = rays.x * depth, rays.z * depth
+    across, along = cosine * x - sine * z - middle, sine * x + cosine * z
+    aside = across.abs()
+    blur = rays.pixel * depth
+    long = blur * (depth / columns(layout.camera.height, rays.scene)[0])  # a pixel on the ground is longer than wide
+
+    def strip(place: Tensor | float, wide: float) -> Tensor:
+        """Share of a pixel on the strip of that half width, `place` metres from the middle."""
+        return ((wide - (aside - place).abs()) / blur + 0.5).clamp(0, 1) * (2 * wide / blur).clamp(max=1)
+
+    road = ((half - aside) / blur + 0.5).clamp(0, 1)
+    dashes = _pulses(along * rate, duty, long * rate)
+    marks = (strip(0.0, 0.08) * dashes + strip(half - 0.3, 0.07)).clamp(max=1) * strength
+    grain = _noise(across * noise_rate, along * noise_rate)
+    rough = 1 + amplitude * (grain - 0.5) * (1.5 - long * noise_rate).clamp(0, 1)
+    tilt = 1 / np.sqrt(1 + layout.camera.slope**2)
+    up = columns(np.stack([-layout.camera.slope * tilt, tilt, np.zeros_like(tilt)], axis=-1), rays.scene)
+    lights = _light(layout, rays, (up[0], up[1], up[2]))
+    haze = ((depth - FARTHEST) / (_HAZE - FARTHEST)).clamp(0, 1)
+    mixed = []
+    inners, outers, marked, horizons = (
+        columns(colours, rays.scene) for colours in (*np.moveaxis(around.ground, 1, 0), around.sky[:, 0])
+    )
+    for inner, outer, mark, horizon, light in zip(inners, outers, marked, horizons, lights, strict=True):
+        base = outer + (inner - outer) * road
+        lit = (base + (mark - base) * marks) * rough * light
+        mixed.append(lit + (horizon - lit) * haze)
+    return mixed
+
+
+def _surface(layout: Layout, rays: Rays, depth: Float[Tensor, "n k"], hit: Int64[Tensor, "n k"]) -> list[Tensor]:
+    """The painted face of the primitive each ray hits."""
+    primitives, paint = layout.primitives, layout.primitives.paint
+    which = rays.scene[:, None] * primitives.shape.shape[1] + hit
+
+    def at_hit(*values: np.ndarray) -> list[Tensor]:
+        table = np.concatenate([value.reshape(primitives.shape.size, -1) for value in values], axis=1)
+        columns_of = torch.from_numpy(table.T.copy()).to(which.device, torch.float32)
+        return list(columns_of.index_select(1, which.view(-1)).view(-1, *which.shape))
+
+    shape, cx, cy, cz, cosine, sine = at_hit(primitives.shape, primitives.centre, primitives.turn)
+    half = at_hit(primitives.half)
+    x, y, z = rays.x * depth - cx, rays.y * depth - cy, rays.z * depth - cz
+    x, z = cosine * x - sine * z, sine * x + cosine * z
+    unit = (x / half[0], y / half[1], z / half[2])
+    nx, ny, nz = _unit_normal(unit, shape)
+    flat = (shape == BOX) | (shape == AXLE)
+    top = (ny != 0) & (nx == 0) & (nz == 0) & (shape != ELLIPSOID)
+    side = (shape == BOX) & (nx != 0)
+    nx, ny, nz = nx / half[0], ny / half[1], nz / half[2]
+    scale = 1 / (torch.sqrt(nx * nx + ny * ny + nz * nz) + 1e-20)
+    normal = ((cosine * nx + sine * nz) * scale, ny * scale, (cosine * nz - sine * nx) * scale)
+
+    # Across a round surface runs a stand-in for the angle that needs no arc tangent.
+    diamond = unit[0] / (unit[0].abs() + unit[2].abs() + 1e-20) * (half[0] + half[2])
+    across = torch.where(side, z, torch.where(flat, x, diamond))
+    blur = rays.pixel * depth
+    slant = (normal[0] * rays.x + normal[1] * rays.y + normal[2] * rays.z).abs().clamp(min=0.1)
+    long = blur / slant
+    rate_x, rate_y, duty_x, duty_y, phase_x, phase_y = at_hit(paint.rate, paint.duty, paint.phase)
+    checked, amplitude, noise_rate, gradient = at_hit(paint.checked, paint.rough)
+    upright = _pulses(across * rate_x + phase_x, duty_x, long * rate_x)
+    level = _pulses(y * rate_y + phase_y, duty_y, blur * rate_y)
+    both = upright * level
+    second = torch.where(top, 0, both + checked * (upright + level - 3 * both))
+    grain = _noise(across * noise_rate, torch.where(top, z, y) * noise_rate)
+    rough = 1 + amplitude * (grain - 0.5) * (1.5 - long * noise_rate).clamp(0, 1) + gradient * unit[1]
+    colours, lights = at_hit(paint.colours), _light(layout, rays, normal)
+    return [
+        (first + (other - first) * second) * rough * light
+        for first, other, light in zip(colours[:3], colours[3:], lights, strict=True)
+    ]
+
+
+def _light(layout: Layout, rays: Rays, normal: Vector) -> list[Tensor]:
+    """What reaches a face: the sun by the cosine of its angle, the sky by how far the face looks up."""
+    around = layout.surroundings
+    sun = columns(around.sun, rays.scene)
+    facing = (normal[0] * sun[0] + normal[1] * sun[1] + normal[2] * sun[2]).clamp(min=0)
+    open_sky = 0.7 + 0.3 * normal[1]
+    return [
+        facing * direct + open_sky * scattered
+        for direct, scattered in zip(
+            columns(around.light, rays.scene), columns(around.ambient, rays.scene), strict=True
+        )
+    ]
+
+
+def _unit_normal(unit: Vector, shape: Float[Tensor, "n k"]) -> Vector:
+    """Outward normal, of any length, of the shape in its unit frame at a point on its surface."""
+    x, y, z = unit
+    size_x, size_y, size_z = x.abs(), y.abs(), z.abs()
+    box, cylinder, axle = shape == BOX, shape == CYLINDER, shape == AXLE
+    round_y, round_x = x * x + z * z > y * y, y * y + z * z > x * x
+    keep_x = ~(box & (size_x < torch.maximum(size_y, size_z))) & ~(cylinder & ~round_y) & ~(axle & round_x)
+    keep_y = ~(box & (size_y < torch.maximum(size_x, size_z))) & ~(cylinder & round_y) & ~(axle & ~round_x)
+    keep_z = ~(box & (size_z < torch.maximum(size_x, size_y))) & ~(cylinder & ~round_y) & ~(axle & ~round_x)
+    return x * keep_x, y * keep_y, z * keep_z
+
+
+def _pulses(x: Tensor, duty: Tensor, width: Tensor) -> Tensor:
+    """Mean over [x - width / 2, x + width / 2] of the train of pulses that is 1 on the first `duty` of each unit."""
+    width = width.clamp(min=0.02)
+    ends = []
+    for end in (x + 0.5 * width, x - 0.5 * width):
+        whole = torch.floor(end)
+        ends.append(whole * duty + torch.minimum(end - whole, duty))
+    return ((ends[0] - ends[1]) / width).clamp(0, 1)
+
+
+def _noise(x: Tensor, y: Tensor) -> Tensor:
+    """Smooth noise in [0, 1): random numbers on a lattice that repeats after 64, blended between its points."""
+    table = _lattice(x.device)
+    left, low = torch.floor(x), torch.floor(y)
+    u, v = x - left, y - low
+    u, v = u * u * (3 - 2 * u), v * v * (3 - 2 * v)
+    column, row = left.int() & 63, (low.int() & 63) * 64
+    next_column, next_row = (column + 1) & 63, (row + 64) & 4095
+    a, b, c, d = (
+        table.index_select(0, place.view(-1)).view_as(x)
+        for place in (row + column, row + next_column, next_row + column, next_row + next_column)
+    )
+    a, c = a + (b - a) * u, c + (d - c) * u
+    return a + (c - a) * v
+
+
+@functools.cache
+def _lattice(device: torch.device) -> Float[Tensor, " 4096"]:
+    order = permutation(4096, seed=0, stream="scene/noise", epoch=0)
+    return torch.from_numpy(order / 4096).to(device, torch.float32)

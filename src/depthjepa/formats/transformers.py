@@ -1,0 +1,192 @@
+"""The layout of `transformers.IJepaModel`: a folder of `config.json`, `model.safetensors`, `preprocessor_config.json`.
+
+Files keep the older names (`encoder.layer.N.attention.attention.query`), whatever the class calls its modules; query,
+key and value are separate there. The models published as facebook/ijepa_* hold the *context* encoder, and their
+preprocessor says 0.5 for mean and deviation, although the released weights were trained with ImageNet's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from depthjepa.faults import BadInput
+from depthjepa.formats.files import FACTS, as_written, read_safetensors, read_torch, write_json, write_safetensors
+from depthjepa.formats.weights import Contents, Weights, Which, describe, few, refuse_other_names
+from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig
+
+HALF = (0.5, 0.5, 0.5)
+RELEASED_WIDTHS = (1280, 1408)
+EMBEDDINGS = {
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+    "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+}
+BLOCK = {
+    "norm1": "layernorm_before",
+    "attn.proj": "attention.output.dense",
+    "norm2": "layernorm_after",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+ATTENTION = ("query", "key", "value")
+
+
+def pairs(depth: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each of our names with theirs: one, or the three that ours joins."""
+    for ours, theirs in EMBEDDINGS.items():
+        yield ours, (theirs,)
+    for number in range(depth):
+        for kind in ("weight", "bias"):
+            for ours, theirs in BLOCK.items():
+                yield f"blocks.{number}.{ours}.{kind}", (f"encoder.layer.{number}.{theirs}.{kind}",)
+            joined = tuple(f"encoder.layer.{number}.attention.attention.{part}.{kind}" for part in ATTENTION)
+            yield f"blocks.{number}.attn.qkv.{kind}", joined
+    for kind in ("weight", "bias"):
+        yield f"norm.{kind}", (f"layernorm.{kind}",)
+
+
+def to_huggingface(weights: Weights, depth: int) -> Weights:
+    """Rename an encoder's tensors and take queries, keys and values apart (copies: files know no shared memory)."""
+    renamed: Weights = {}
+    for ours, theirs in pairs(depth):
+        parts = [weights[ours]] if len(theirs) == 1 else [part.clone() for part in weights[ours].chunk(3)]
+        renamed |= dict(zip(theirs, parts, strict=True))
+    return renamed
+
+
+def from_huggingface(stored: Mapping[str, Tensor], depth: int, source: str | Path) -> Weights:
+    """Undo `to_huggingface`; raises `BadInput` that names what is missing or left over."""
+    names = dict(pairs(depth))
+    refuse_other_names(dict.fromkeys(name for group in names.values() for name in group), stored, f"{source}")
+    weights: Weights = {}
+    for ours, theirs in names.items():
+        parts = [stored[name] for name in theirs]
+        if len({part.shape[1:] for part in parts}) > 1:
+            raise BadInput(
+                f"{source}: {', '.join(theirs)} are {[tuple(part.shape) for part in parts]}: not of one width"
+            )
+        weights[ours] = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return weights
+
+
+def is_huggingface(config: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is one of transformers."""
+    return "model_type" in config
+
+
+def read_huggingface(folder: Path, source: str | None = None) -> Contents:
+    """Read a folder; `source` is what the user called it (a hub id), else the folder.
+
+    Raises:
+        BadInput: another kind of model, or tensors that are missing or left over.
+    """
+    name = source or str(folder)
+    with as_written(folder / "config.json") as config:
+        if config.get("model_type") != "ijepa":
+            raise BadInput(f"{name} holds a model of type {config.get('model_type')!r}; only 'ijepa' has our encoder")
+        _refuse_other_arithmetic(config, name)
+        if absent := [key for key in ("num_hidden_layers", "num_attention_heads", "hidden_size") if key not in config]:
+            raise BadInput(f"{name}: {few(absent)} is missing in its config.json")
+        depth, heads, width = (int(config[key]) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
+        given = config.get("image_size")
+        image = (int(given[0]), int(given[1])) if isinstance(given, list) else None
+    stored, note = read_stored(folder)
+    weights = from_huggingface(stored, depth, name)
+    mean, deviation, assumed = _normalisation(folder, width, note)
+    model, image_size, _ = describe(weights, name, heads=heads, mean=mean, deviation=deviation)
+    which: Which = note.get("encoder", "single")
+    unsaid = "one encoder (the layout does not say which; the published ones are context encoders)"
+    holds = unsaid if which == "single" else f"{which} encoder"
+    return Contents(name, "hf", holds, {which: weights}, model, image or image_size, assumed=assumed)
+
+
+def _refuse_other_arithmetic(config: Mapping[str, Any], name: str) -> None:
+    wanted = {"hidden_act": "gelu", "qkv_bias": True, "num_channels": 3}
+    for key, value in wanted.items():
+        if config.get(key, value) != value:
+            raise BadInput(f"{name}: {key}={config[key]!r} in its config.json; our encoder has {value!r}")
+    if (eps := config.get("layer_norm_eps", 1e-12)) != 1e-6:
+        raise BadInput(f"{name}: layer_norm_eps={eps} in its config.json; our encoder and the released ones have 1e-6")
+
+
+def read_stored(folder: Path) -> tuple[Weights, dict[str, Any]]:
+    """Read a folder's tensors under the names of the file, whole or in shards, and our note in the header."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        tensors: Weights = {}
+        with as_written(index) as content:
+            shards = sorted(set(content["weight_map"].values()))
+        for shard in shards:
+            tensors |= read_safetensors(folder / shard)[0]
+        return tensors, {}
+    if (pickled := folder / "pytorch_model.bin").is_file() and not (folder / "model.safetensors").is_file():
+        found = read_torch(pickled)
+        if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+            raise BadInput(f"{pickled} holds a {type(found).__name__} that is not tensors by their names")
+        return found, {}
+    return read_safetensors(folder / "model.safetensors")
+
+
+def _normalisation(
+    folder: Path, width: int, note: Mapping[str, Any]
+) -> tuple[tuple[float, ...], tuple[float, ...], tuple[str, ...]]:
+    """Mean and deviation by the preprocessor, else by our note; and what had to be assumed."""
+    file = folder / "preprocessor_config.json"
+    if not file.is_file() and "mean" in note:
+        return tuple(note["mean"]), tuple(note["deviation"]), ()
+    if not file.is_file():
+        return IMAGENET_MEAN, IMAGENET_DEVIATION, ("ImageNet's mean and deviation (no preprocessor_config.json)",)
+    with as_written(file) as processor:
+        if not processor.get("do_normalize", True):
+            raise BadInput(f"{file} does not normalise: our encoder always does")
+        mean, deviation = (tuple(map(float, processor.get(key, HALF))) for key in ("image_mean", "image_std"))
+    if (mean, deviation) == (HALF, HALF) and width in RELEASED_WIDTHS and not note:
+        said = "ImageNet's mean and deviation, with which the released weights were trained (its preprocessor says 0.5)"
+        return IMAGENET_MEAN, IMAGENET_DEVIATION, (said,)
+    return mean, deviation, ()
+
+
+def write_huggingface(
+    folder: Path, weights: Weights, model: ModelConfig, image_size: tuple[int, int], facts: Mapping[str, Any]
+) -> None:
+    """Write a folder that `transformers.AutoModel` and `AutoImageProcessor` load."""
+    shape = model.shape
+    square = image_size[0] == image_size[1]
+    write_safetensors(folder / "model.safetensors", to_huggingface(weights, shape.depth), facts)
+    processor = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": image_size[0], "width": image_size[1]},
+        "resample": 2,  # bilinear
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(model.mean),
+        "image_std": list(model.deviation),
+    }
+    write_json(folder / "preprocessor_config.json", processor)
+    config = {
+        "architectures": ["IJepaModel"],
+        "model_type": "ijepa",
+        "dtype": str(weights["pos_embed"].dtype).removeprefix("torch."),
+        "hidden_size": shape.width,
+        "num_hidden_layers": shape.depth,
+        "num_attention_heads": shape.heads,
+        "intermediate_size": shape.hidden,
+        "image_size": image_size[0] if square else list(image_size),
+        "patch_size": model.patch_size,
+        "num_channels": 3,
+        "qkv_bias": True,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.02,
+        FACTS: dict(facts),
+    }
+    write_json(folder / "config.json", config)

@@ -1,0 +1,168 @@
+"""Controls: targets of a teacher's own shape that say nothing of the image's depth.
+
+A guided run that beats its unguided twin may owe it to any dense target. What depth itself did shows beside twins that
+differ in the target alone, with the same head, weight and cells:
+
+image     the image itself, told as the teacher tells depth: DepthFM's latent of the picture; else luminance
+random    what a small frozen network of random weights makes of the image
+another   the teacher's latents of another image of the batch, which is put together anew each epoch: of these only the
+          mean map can be learned
+mean      the mean map of the batch, less the mean of each channel
+
+Whitening, fitted on the control's own targets, gives all of them the teacher's mean and variance: 0 and 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from depthjepa import runtime
+from depthjepa.data.samples import Batch
+from depthjepa.faults import BadInput
+from depthjepa.guidance.target import Description, Teacher
+from depthjepa.guidance.teachers.depthfm.network import DepthFM
+from depthjepa.guidance.teachers.ground_truth import PARTS, DepthTeacher
+from depthjepa.model.heads import Control, Latents
+
+LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
+RANDOM_WIDTH = 32  # of the random network; twice that before its output
+PIXELS = 4  # of the image, along a cell, that the random network sees
+
+
+def build_control(teacher: Teacher, control: Control, seed: int) -> Teacher:
+    """Put a control in the teacher's place; `none` is the teacher itself.
+
+    Raises `BadInput` where a teacher has no picture of its own kind to give instead of depth.
+    """
+    if control == "none":
+        return teacher
+    if control == "random":
+        return RandomNetwork(teacher, seed)
+    if control == "another":
+        return AnotherImage(teacher)
+    if control == "mean":
+        return MeanMap(teacher)
+    if not (teacher.describe().channels == 1 or _has_picture(teacher)):
+        raise BadInput(
+            f"guidance.control=image: {teacher.describe().name} gives features or cached latents, which have no like "
+            f"of the image; take another control, the teacher's depth, or no guidance.cache"
+        )
+    return ImageItself(teacher)
+
+
+def beneath(teacher: Teacher | None) -> Teacher | None:
+    """The teacher itself where a control stands in its place."""
+    return teacher.teacher if isinstance(teacher, ImageItself | RandomNetwork | AnotherImage | MeanMap) else teacher
+
+
+def _has_picture(teacher: Teacher) -> bool:
+    return isinstance(teacher, DepthTeacher) or (isinstance(teacher, DepthFM) and teacher.output == "depth")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageItself:
+    """The image where the teacher tells depth; the same cells count."""
+
+    teacher: Teacher
+
+    def describe(self) -> Description:
+        return replace(self.teacher.describe(), name=f"image as {self.teacher.describe().name}", unit="brightness")
+
+    def to(self, device: torch.device) -> ImageItself:
+        """Move the teacher's networks."""
+        return ImageItself(self.teacher.to(device))
+
+    def batch_latents(self, batch: Batch, cells: tuple[int, int]) -> Latents:
+        if isinstance(self.teacher, DepthFM):
+            values = self.teacher.image_latents(self.teacher.resized(batch, cells))
+            return Latents(values, torch.ones_like(values, dtype=torch.bool))
+        weights = torch.tensor(LUMINANCE, device=batch.images.device)[:, None, None]
+        luminance = (batch.images * weights).sum(1, keepdim=True)
+        if isinstance(self.teacher, DepthTeacher):
+            parts = F.adaptive_avg_pool2d(luminance, (PARTS * cells[0], PARTS * cells[1]))
+            return Latents(F.pixel_unshuffle(parts, PARTS), self.teacher.batch_latents(batch, cells).valid)
+        values = F.adaptive_avg_pool2d(luminance, cells)
+        return Latents(values, torch.ones_like(values, dtype=torch.bool))
+
+
+class RandomNetwork:
+    """Three random convolutions over four pixels a cell; the cells count that the depth teacher would give."""
+
+    def __init__(self, teacher: Teacher, seed: int) -> None:
+        self.teacher = teacher
+        widths = (3, RANDOM_WIDTH, 2 * RANDOM_WIDTH, teacher.describe().channels)
+        with runtime.seeded(seed, "random teacher"):
+            first = nn.Conv2d(widths[0], widths[1], 3, padding=1, padding_mode="reflect")
+            second, third = (
+                nn.Conv2d(width, following, 4, stride=2, padding=1, padding_mode="reflect")
+                for width, following in pairwise(widths[1:])
+            )
+            for layer in (first, second, third):
+                nn.init.kaiming_normal_(layer.weight)
+        self.network = nn.Sequential(first, nn.GELU(), second, nn.GELU(), third)
+        self.network.requires_grad_(False)
+
+    def describe(self) -> Description:
+        return replace(self.teacher.describe(), name="random network", unit="none", direction="undirected")
+
+    def to(self, device: torch.device) -> RandomNetwork:
+        """Move the networks; returns the teacher itself."""
+        self.network.to(device)
+        self.teacher = self.teacher.to(device)
+        return self
+
+    def batch_latents(self, batch: Batch, cells: tuple[int, int]) -> Latents:
+        size = PIXELS * cells[0], PIXELS * cells[1]
+        images = F.interpolate(batch.images, size, mode="bilinear", antialias=True, align_corners=False)
+        with torch.autocast(images.device.type, enabled=False):
+            values: Float[Tensor, "b c rows cols"] = self.network(images.float() * 2 - 1)
+        if self.teacher.describe().needs_depth:
+            return Latents(values, self.teacher.batch_latents(batch, cells).valid)
+        return Latents(values, torch.ones_like(values, dtype=torch.bool))
+
+
+@dataclass(frozen=True, slots=True)
+class AnotherImage:
+    """Each image gets the latents of its neighbour in the batch."""
+
+    teacher: Teacher
+
+    def describe(self) -> Description:
+        return replace(self.teacher.describe(), name=f"{self.teacher.describe().name} of another image")
+
+    def to(self, device: torch.device) -> AnotherImage:
+        """Move the teacher's networks."""
+        return AnotherImage(self.teacher.to(device))
+
+    def batch_latents(self, batch: Batch, cells: tuple[int, int]) -> Latents:
+        own = self.teacher.batch_latents(batch, cells)
+        if len(own.values) < 2:
+            raise BadInput("guidance.control=another needs batches of at least two images: raise train.batch_size")
+        return Latents(own.values.roll(1, 0), own.valid.roll(1, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class MeanMap:
+    """Each image gets the mean of the batch; a cell counts where an image of the batch knows it."""
+
+    teacher: Teacher
+
+    def describe(self) -> Description:
+        return replace(self.teacher.describe(), name=f"mean map of {self.teacher.describe().name}")
+
+    def to(self, device: torch.device) -> MeanMap:
+        """Move the teacher's networks."""
+        return MeanMap(self.teacher.to(device))
+
+    def batch_latents(self, batch: Batch, cells: tuple[int, int]) -> Latents:
+        own = self.teacher.batch_latents(batch, cells)
+        known = own.valid.expand_as(own.values)
+        count = known.sum(0, keepdim=True)
+        mean = torch.where(known, own.values, 0.0).sum(0, keepdim=True) / count.clamp(min=1)
+        return Latents(mean.expand_as(own.values), (count > 0).expand_as(own.values))

@@ -1,0 +1,111 @@
+"""Pieces of a self-contained HTML page: the document, sections, embedded pictures, tables of texts."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from depthjepa.drawing.figures import run_colour
+
+DOTS_PER_INCH = 110
+STYLE = """
+:root { --ink: #1f2933; --soft: #52606d; --line: #e1e5ea; --pale: #f5f7f9; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 72rem; background: #fff; color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .75rem; letter-spacing: -.01em; overflow-wrap: anywhere; }
+h2 { font-size: 1.35rem; margin: 3rem 0 .75rem; padding-top: 1.25rem; border-top: 1px solid var(--line); }
+h3 { font-size: 1.05rem; margin: 2rem 0 .4rem; }
+p, li { margin: .4rem 0; max-width: 52rem; }
+.lead { font-size: 1.1rem; }
+.soft { color: var(--soft); font-size: .92rem; }
+.dot { display: inline-block; width: .65em; height: .65em; border-radius: 50%; margin-right: .5em; }
+figure { margin: 1.25rem 0 2.5rem; }
+figcaption { font-size: .92rem; color: var(--soft); }
+.scroll { overflow-x: auto; }
+.scroll img { display: block; height: auto; max-width: 100%; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; margin: .75rem 0; }
+th, td { padding: .4rem .9rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { font-weight: 600; vertical-align: bottom; }
+th small { display: block; font-weight: 400; color: var(--soft); }
+th:first-child, td:first-child { text-align: left; padding-left: .3rem; }
+thead th { border-bottom: 2px solid var(--ink); }
+tr.baseline td { color: var(--soft); background: var(--pale); }
+td b { color: var(--ink); }
+table.text th, table.text td { text-align: left; vertical-align: top; }
+table.text td + td { white-space: normal; overflow-wrap: anywhere; min-width: 5rem; }
+pre { background: var(--pale); padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; line-height: 1.45; }
+summary { cursor: pointer; margin: .5rem 0; }
+@media (max-width: 40rem) { body { padding: 1.25rem .9rem 3rem; font-size: 15px; } h1 { font-size: 1.5rem; } }
+"""
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """Return the page; empty parts are left out."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(part for part in parts if part)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def section(title: str, parts: Sequence[str]) -> str:
+    """Return a section, or nothing where there are no parts to put into it."""
+    return f"<section><h2>{text(title)}</h2>\n" + "\n".join(parts) + "</section>" if parts else ""
+
+
+def embed(figure: Figure, seen: str, failed: str) -> str:
+    """Return a figure with its picture in it, what one sees there, and what failure would look like."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=DOTS_PER_INCH)
+    data = base64.b64encode(picture.getvalue()).decode("ascii")
+    narrowest = round(64 * figure.get_size_inches()[0])
+    return (
+        f'<figure><div class="scroll"><img alt="{text(seen)}" style="min-width:{narrowest}px" '
+        f'src="data:image/png;base64,{data}"></div>\n'
+        f"<figcaption><p>{text(seen)}</p><p><b>Had it failed:</b> {text(failed)}</p></figcaption></figure>"
+    )
+
+
+def text(value: object) -> str:
+    """Escape a value for HTML."""
+    return html.escape(str(value))
+
+
+def run_label(name: str, runs: Sequence[str]) -> str:
+    """Return a row's name, with the colour of the run in the loss figure if it is one."""
+    if name not in runs:
+        return text(name)
+    return f'<span class="dot" style="background:{run_colour(runs.index(name))}"></span>{text(name)}'
+
+
+def plain_table(header: Sequence[str], rows: Mapping[str, Sequence[Any]], runs: Sequence[str]) -> str:
+    """Return a table of texts: row name -> its cells."""
+    head = "".join(f"<th>{run_label(name, runs)}</th>" for name in header)
+    lines = "\n".join(
+        f"<tr><td>{run_label(name, runs)}</td>" + "".join(f"<td>{text(cell)}</td>" for cell in cells) + "</tr>"
+        for name, cells in rows.items()
+    )
+    return (
+        f'<div class="scroll"><table class="text">\n<thead><tr><th></th>{head}</tr></thead>\n'
+        f"<tbody>\n{lines}\n</tbody></table></div>"
+    )
+
+
+def record_table(records: Mapping[str, Mapping[str, str]]) -> str:
+    """Return a table of texts, run name -> texts by column; a dash where one is missing."""
+    header = list(dict.fromkeys(key for record in records.values() for key in record))
+    rows = {name: [record.get(key, "–") for key in header] for name, record in records.items()}
+    return plain_table(header, rows, list(records)) if header else "<p>Nothing was recorded.</p>"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words as a list in a sentence: a, b and c."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

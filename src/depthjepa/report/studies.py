@@ -1,0 +1,81 @@
+"""The part of a report that is about a study: what may be claimed, and every run as a dot beside its arm's interval."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from depthjepa.drawing import charts
+from depthjepa.faults import BadInput
+from depthjepa.report.html import embed, section, text
+
+FILE = "study.json"
+MOST = 4  # figures
+
+
+def is_study(folder: Path) -> bool:
+    """Whether a folder is that of a study."""
+    return (folder / FILE).is_file()
+
+
+def read_study(folder: Path) -> dict[str, Any]:
+    """Read a study's content; raises `BadInput` where it is damaged."""
+    try:
+        content: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as fault:
+        raise BadInput(f"{folder / FILE} is damaged: {fault}") from fault
+    return content
+
+
+def first_runs(folder: Path, content: Mapping[str, Any]) -> list[Path]:
+    """Folders of the finished runs of the first seed, for pictures; those that are kept."""
+    seed = content["seeds"][0]
+    places = [folder / run["arm"] / f"seed-{run['seed']}" for run in content["runs"] if run["seed"] == seed]
+    return [place for place in places if (place / "config.yaml").is_file()]
+
+
+def study_section(content: Mapping[str, Any]) -> str:
+    """What the study says: sentences, then dots."""
+    said = [line.removeprefix("- ") for line in content.get("sentences", [])]
+    parts = [f"<p>{text(content['about'])}</p>"] if content["about"] else []
+    parts += [f"<p><b>The source paper printed:</b> {text(content['printed'])}</p>"] if content.get("printed") else []
+    parts += [f"<ul>{''.join(f'<li>{text(line)}</li>' for line in said)}</ul>"] if said else []
+    keys = list(dict.fromkeys(claim["measure"] for claim in content.get("claims", [])))
+    # Not how well a readout fits what it was fitted on.
+    told = [column["key"] for column in content["columns"] if column.get("better") and "train" not in column["key"]]
+    keys += [key for key in told if key not in keys]
+    columns = {column["key"]: column for column in content["columns"]}
+    drawn = [_dots(content, columns[key]) for key in keys[:MOST] if key in columns]
+    return section(f"Study {content['name']}", [*parts, *filter(None, drawn)])
+
+
+def _dots(content: Mapping[str, Any], column: Mapping[str, Any]) -> str:
+    key = column["key"]
+    values = {
+        arm: [run["figures"][key] for run in content["runs"] if run["arm"] == arm and key in run["figures"]]
+        for arm in content["arms"]
+    }
+    values = {arm: each for arm, each in values.items() if each}
+    if not values:
+        return ""
+    baselines = {
+        row["name"]: row["figures"][key]["mean"] for row in content["baselines"] if row["figures"].get(key) is not None
+    }
+    unit = f" [{column['unit']}]" if column.get("unit") else ""
+    label = f"{key.partition('.')[0]}: {column.get('label', key)}{unit}"
+    intervals = {arm: _interval(content["means"][arm]["figures"][key]) for arm in values}
+    figure = charts.arm_dots(values, intervals, baselines, label)
+    seen = (
+        f"{label} ({column.get('better', '')} is better). Each dot is a run, its colour the arm; the bar is the "
+        f"95 % t interval of the mean over seeds. Lines are yardsticks that took no pretraining. Arms of a seed "
+        f"share weights, order and masks, and claims are made of their paired differences, so bars may overlap."
+    )
+    return embed(figure, seen, "the dots of all arms would lie in one cloud, or left of the yardsticks' lines.")
+
+
+def _interval(figure: Mapping[str, Any]) -> tuple[float, float]:
+    """The ends of the mean's interval; the mean itself where a study has a single seed, or told none."""
+    ends = [figure["mean"] if figure.get(end) is None else figure[end] for end in ("low", "high")]
+    return ends[0], ends[1]

@@ -1,0 +1,160 @@
+"""What may be claimed of the arms of a study: paired differences over its seeds, tested, corrected and put into words.
+
+The arms of a seed share initial weights, order of the data and masks, so what is compared is the difference of two arms
+with the same seed. One comparison has one measure and one arm that stands against several others; its tests are
+corrected together (Holm 1979).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from jaxtyping import Float64
+from pydantic import ConfigDict, Field, PositiveFloat
+from pydantic.dataclasses import dataclass as configuration
+
+from depthjepa.faults import nearest
+from depthjepa.study.inference import bootstrap_interval, equivalence, holm, non_inferiority, paired_interval, sign_flip
+from depthjepa.study.results import run_place
+from depthjepa.study.wording import claim
+
+FEWEST = 2  # seeds that a deviation takes
+SUMS = ("within_residual", "within_total")  # of each image, as the depth probe keeps them
+
+
+@configuration(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class Comparison:
+    """`first` against each of the arms `against` by a figure of the study's table, such as depth.r2_within.
+
+    `margin` is the difference, in the figure's unit, that would not matter: it is fixed before the study runs.
+    """
+
+    measure: str
+    first: str
+    against: Annotated[tuple[str, ...], Field(min_length=1)]
+    margin: PositiveFloat
+
+
+def compare(comparisons: Sequence[Comparison], content: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Claims of all comparisons from the content of `study.json`, in the order asked for; see `claims_of`."""
+    return [each for comparison in comparisons for each in claims_of(comparison, content, folder)]
+
+
+def claims_of(comparison: Comparison, content: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """One entry for each arm with at least two seeds in common; the others wait for theirs.
+
+    An entry has the differences by seed, their mean, deviation and 95 % t interval, the exact sign-flip p and Holm's,
+    whether the arms are equivalent (and the first not inferior) within the margin, the interval of a bootstrap over
+    seeds and images where the figures of single images are kept, and `sentence`, which says what may be claimed.
+    """
+    columns = {column["key"]: column for column in content["columns"]}
+    column = columns.get(comparison.measure, {})
+    better: Literal["higher", "lower"] = "lower" if column.get("better") == "lower" else "higher"
+    found = {
+        (run["arm"], run["seed"]): run["figures"][comparison.measure]
+        for run in content["runs"]
+        if comparison.measure in run["figures"]
+    }
+    paired = {
+        arm: [seed for seed in content["seeds"] if (comparison.first, seed) in found and (arm, seed) in found]
+        for arm in comparison.against
+    }
+    known = {arm: seeds for arm, seeds in paired.items() if len(seeds) >= FEWEST}
+    differences = {
+        arm: np.array([found[comparison.first, seed] - found[arm, seed] for seed in seeds], dtype=np.float64)
+        for arm, seeds in known.items()
+    }
+    flips = {arm: sign_flip(each) for arm, each in differences.items()}
+    adjusted = dict(zip(flips, holm(list(flips.values())), strict=True)) if flips else {}
+    if content["runs"] and not found:
+        hint = nearest(comparison.measure, columns)
+        sentence = f"Nothing can be claimed of {comparison.measure}: no run has such a figure{hint}."
+        return [{"measure": comparison.measure, "first": comparison.first, "sentence": sentence}]
+    return [
+        _entry(comparison, arm, column, better, known[arm], each, flips[arm], float(adjusted[arm]), folder)
+        for arm, each in differences.items()
+    ]
+
+
+def _entry(
+    comparison: Comparison,
+    arm: str,
+    column: Mapping[str, Any],
+    better: Literal["higher", "lower"],
+    seeds: Sequence[int],
+    differences: Float64[np.ndarray, " seeds"],
+    p: float,
+    p_adjusted: float,
+    folder: Path,
+) -> dict[str, Any]:
+    interval, margin = paired_interval(differences), comparison.margin
+    toward = differences if better == "higher" else -differences
+    entry = {
+        "measure": comparison.measure,
+        "first": comparison.first,
+        "against": arm,
+        "margin": margin,
+        "seeds": list(seeds),
+        "differences": differences.tolist(),
+        "mean": interval.mean,
+        "deviation": interval.deviation,
+        "low": interval.low,
+        "high": interval.high,
+        "p": p,
+        "p_adjusted": p_adjusted,
+        "equivalent": equivalence(differences, margin).holds,
+        "not_inferior": non_inferiority(toward, margin).holds,
+    }
+    if comparison.measure == "depth.r2_within":
+        images = _by_image(folder, comparison.first, arm, seeds)
+        if images is not None:
+            over = bootstrap_interval(images)
+            entry |= {"images": over.images, "bootstrap_low": over.low, "bootstrap_high": over.high}
+    task = comparison.measure.partition(".")[0]
+    named = f"{column.get('label', comparison.measure)} ({task})"
+    return entry | {"sentence": claim(comparison.first, arm, named, differences, margin, p_adjusted, better)}
+
+
+def _by_image(
+    folder: Path, first: str, second: str, seeds: Sequence[int]
+) -> Float64[np.ndarray, "seeds images"] | None:
+    """What each image adds to the difference in R² within images, times the number of images; None where not kept.
+
+    R² = 1 - Σ residual / Σ total, and both arms have the same total: the mean over images of (residual of the second -
+    residual of the first) / mean total is the difference of the two figures.
+    """
+    rows = []
+    for seed in seeds:
+        sums = [_sums(run_place(folder, arm, seed) / "probes" / "depth.npz") for arm in (first, second)]
+        if sums[0] is None or sums[1] is None or not np.array_equal(sums[0][1], sums[1][1], equal_nan=True):
+            return None
+        (one, total), (other, _) = sums[0], sums[1]
+        rows.append((other - one) / np.nanmean(total))  # nan for an image without depth
+    return np.stack(rows) if len({len(row) for row in rows}) == 1 else None
+
+
+def _sums(file: Path) -> tuple[Float64[np.ndarray, " images"], Float64[np.ndarray, " images"]] | None:
+    if not file.is_file():
+        return None
+    with np.load(file) as arrays:
+        if not all(name in arrays for name in SUMS):
+            return None
+        residual, total = (arrays[name].astype(np.float64) for name in SUMS)
+        return residual, total
+
+
+def lines(claims: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The claims as a list in Markdown, with the bootstrap's interval where there is one."""
+    return [
+        f"- {each['sentence']}"
+        + (
+            f" Over {each['images']} images as well (bootstrap of seeds and images): {each['bootstrap_low']:.3f} to "
+            f"{each['bootstrap_high']:.3f}."
+            if "images" in each
+            else ""
+        )
+        for each in claims
+    ]

@@ -1,0 +1,141 @@
+"""One run of a study in a process of its own: started, ended, asked why it failed, and the time of its steps."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+from depthjepa import checkpoint, runtime
+from depthjepa.config import RunConfig, build_config, to_mapping
+from depthjepa.evaluation import probes
+from depthjepa.faults import BadInput, RunStopped
+from depthjepa.logbook import RunFolder, writing
+from depthjepa.study.results import missing_tables
+from depthjepa.training import train
+
+POLL = 0.1  # seconds between two looks at the running processes
+WARM, MEASURED = 10, 30  # steps before and (at least) within a measurement
+
+
+def spawn(content: dict[str, Any], place: Path, tasks: Sequence[str]) -> SpawnProcess:
+    """Start `work` in a process of its own."""
+    with writing(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+    process = multiprocessing.get_context("spawn").Process(target=work, args=(content, place, tuple(tasks)))
+    # A terminal's Ctrl-C reaches all processes: the study alone answers it, and asks its runs to end by SIGTERM.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return process
+
+
+def end(processes: Sequence[SpawnProcess]) -> None:
+    """Ask runs to save and end, and wait until they have."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join()
+
+
+def why_failed(process: SpawnProcess, place: Path) -> str | None:
+    """Why a process failed, in one line; None for one that did not."""
+    code = process.exitcode
+    if not code:
+        return None
+    if code < 0:
+        return f"ended by {signal.Signals(-code).name}"
+    log = _log(place)
+    lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
+    return next((line.removeprefix("depthjepa: ") for line in reversed(lines) if line.strip()), f"exit status {code}")
+
+
+def _log(place: Path) -> Path:
+    return place.with_name(f"{place.name}.log")
+
+
+def work(content: Mapping[str, Any], place: Path, tasks: Sequence[str]) -> None:
+    """Train and probe one run in this process, which says everything to the run's log file."""
+    with _log(place).open("a") as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    config = build_config(content)
+    try:
+        train(config, place, resume=True)
+        probe_run(config, place, tasks)
+    except (BadInput, RunStopped) as fault:
+        print(f"depthjepa: {fault}", file=sys.stderr, flush=True)
+        sys.exit(2 if isinstance(fault, BadInput) else 1)
+
+
+def _end_with_parent() -> None:
+    """Save and end when the study was killed: on resume, it must not meet a run of its own."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def probe_run(config: RunConfig, place: Path, tasks: Sequence[str]) -> None:
+    """Write the probe tables that a finished run has not got yet."""
+    missing = missing_tables(place, tasks)
+    if not missing:
+        return
+    runtime.settle_cpu(config.train.threads)
+    probes.probe_run(config, checkpoint.load(place), missing)
+
+
+def measure_seconds(config: RunConfig, side_by_side: int, folder: Path, stopping: Callable[[], bool]) -> float:
+    """Mean seconds of a training step with its loading, while `side_by_side` processes train the same.
+
+    They are ended once each has done some steps with all others at work. Scenes are rendered in the steps before, and
+    images that fit into memory decoded: later steps have them at hand, as almost all of a run's have.
+    Raises `RunStopped` where the steps cannot be done, or when it is to stop.
+    """
+    size, endless = config.train.batch_size, 10**6
+    config = replace(
+        config,
+        data=replace(config.data, scenes_train=min(config.data.scenes_train, WARM * size)),
+        init=replace(config.init, frozen_steps=0),
+        train=replace(
+            config.train, steps=endless, epochs=None, log_every=WARM, checkpoint_every=endless, probe_every=None
+        ),
+    )
+    with tempfile.TemporaryDirectory(prefix="measuring-", dir=folder, ignore_cleanup_errors=True) as name:
+        places = [Path(name) / str(number) for number in range(side_by_side)]
+        processes = [spawn(to_mapping(config), place, ()) for place in places]
+        try:
+            speeds = _speeds(dict(zip(places, processes, strict=True)), stopping)
+        finally:
+            end(processes)
+    return statistics.fmean(size / speed for speed in speeds)
+
+
+def _speeds(running: Mapping[Path, SpawnProcess], stopping: Callable[[], bool]) -> list[float]:
+    """Images a second, logged by each of the runs since the last of them had done its first steps."""
+    before: dict[Path, int] = {}
+    while not stopping():
+        for place, process in running.items():
+            if (reason := why_failed(process, place)) is not None:
+                raise RunStopped(reason)
+        logged = {place: RunFolder(place).metrics() for place in running}
+        if not before and all(logged.values()):
+            before = {place: len(records) + 1 for place, records in logged.items()}  # the one under way is not counted
+        if before and all(len(logged[place]) - count >= MEASURED // WARM for place, count in before.items()):
+            return [record["images_per_second"] for place, count in before.items() for record in logged[place][count:]]
+        time.sleep(POLL)
+    raise RunStopped("stopped while the time of a step was measured; continue with --resume")

@@ -1,0 +1,255 @@
+"""Figures of a study: run folders on disk -> `study.json` and a Markdown table of means ± deviations.
+
+Nothing is computed here but arithmetic on what `train` and the probes wrote. `asked` is the study as plain values
+(`study.Study`): its `arms`, `seeds`, `probes` and what the page says of it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from depthjepa.faults import BadInput
+from depthjepa.logbook import RunFolder, plain, to_json, write_whole, writing
+from depthjepa.report.tables import ARROWS, BASELINES, format_column, is_number
+from depthjepa.study.inference import paired_interval
+
+KEPT_BYTES = 100_000  # of one run, in the repository
+NAMED_ARMS = 3  # in the name of a baseline's row
+
+
+@dataclass(slots=True)
+class Finished:
+    """Figures of a finished run: its own by TASK.KEY, and those of the baselines in its tables."""
+
+    arm: str
+    seed: int
+    summary: dict[str, Any]
+    figures: dict[str, float] = field(default_factory=dict)
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
+    columns: dict[str, dict[str, Any]] = field(default_factory=dict)
+    comparable: str = ""  # runs whose baselines are the same networks on the same images
+
+
+# the folder of a study -----------------------------------------------------------------------------------
+
+
+def run_place(folder: Path, arm: str, seed: int) -> Path:
+    """The run folder of an arm with a seed."""
+    return folder / arm / f"seed-{seed}"
+
+
+def is_done(place: Path, tasks: Sequence[str]) -> bool:
+    """Whether a run has its summary and all its probe tables."""
+    return bool(RunFolder(place).summary()) and not missing_tables(place, tasks)
+
+
+def missing_tables(place: Path, tasks: Sequence[str]) -> list[str]:
+    """The probes whose tables a run has not got yet."""
+    return [task for task in tasks if not (place / "probes" / f"{task}.json").is_file()]
+
+
+def known_steps(folder: Path) -> dict[str, dict[str, Any]]:
+    """Steps of each arm, and the seconds of one, as measured once; empty without a measurement."""
+    file = folder / "steps.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+# the table ------------------------------------------------------------------------------------------------
+
+
+def write_tables(
+    asked: Mapping[str, Any],
+    folder: Path,
+    failed: Mapping[tuple[str, int], str],
+    claim: Callable[[Mapping[str, Any]], tuple[list[dict[str, Any]], list[str]]],
+) -> dict[str, Any]:
+    """Write `study.json` and `study.md` from what the finished runs have on disk; return the former's content.
+
+    `claim` makes of the content what may be claimed, for the former, and its sentences, for the latter.
+    """
+    runs = [
+        read_finished(run_place(folder, arm, seed), arm, seed, asked["probes"])
+        for seed in asked["seeds"]
+        for arm in asked["arms"]
+        if is_done(run_place(folder, arm, seed), asked["probes"])
+    ]
+    columns = {key: column for run in runs for key, column in run.columns.items()}
+    content = plain(
+        dict(asked)
+        | {
+            "steps": known_steps(folder),
+            "columns": [{**column, "key": key} for key, column in columns.items()],
+            "runs": [
+                {"arm": run.arm, "seed": run.seed}
+                | {key: run.summary[key] for key in ("steps", "seconds", "images_per_second")}
+                | {"figures": run.figures, "baselines": run.baselines}
+                for run in runs
+            ],
+            "means": {arm: _means([run for run in runs if run.arm == arm]) for arm in asked["arms"]},
+            "baselines": baseline_rows(runs),
+            "failed": [{"arm": arm, "seed": seed, "reason": why} for (arm, seed), why in sorted(failed.items())],
+        }
+    )
+    claims, sentences = claim(content)
+    found: dict[str, Any] = plain(content | {"claimed": claims, "sentences": sentences})
+    write_whole(folder / "study.json", to_json(found))
+    write_whole(folder / "study.md", markdown(found))
+    return found
+
+
+def read_finished(place: Path, arm: str, seed: int, tasks: Sequence[str]) -> Finished:
+    """Read the figures of a finished run: the last losses, and every number in the rows of its probe tables."""
+    folder = RunFolder(place)
+    config, summary = folder.config(), folder.summary()
+    run = Finished(arm, seed, summary)
+    run.figures |= {key: float(value) for key, value in summary.items() if key.startswith("loss") and is_number(value)}
+    protocols = []
+    for task in tasks:
+        content = folder.probe(task)
+        protocols.append((content["data"], content["protocol"]))
+        run.columns |= {f"{task}.{column['key']}": column for column in content["columns"]}
+        for row in content["rows"]:
+            row_figures = run.figures if row["name"] == arm else run.baselines.setdefault(row["name"], {})
+            row_figures |= {f"{task}.{key}": float(value) for key, value in row.items() if is_number(value)}
+    run.comparable = json.dumps([config["model"], protocols])
+    return run
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, n, and, None of a single value, sample deviation (n - 1) and the ends of the mean's 95 % t interval."""
+    if len(values) < 2:
+        return {"mean": values[0], "deviation": None, "n": len(values), "low": None, "high": None}
+    found = paired_interval(np.asarray(values, dtype=np.float64))
+    return {"mean": found.mean, "deviation": found.deviation, "n": found.n, "low": found.low, "high": found.high}
+
+
+def _spreads(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return {key: spread([row[key] for row in rows if key in row]) for key in keys}
+
+
+def _means(runs: Sequence[Finished]) -> dict[str, Any]:
+    clock = [{key: float(run.summary[key]) for key in ("seconds", "images_per_second")} for run in runs]
+    steps = {"steps": runs[0].summary["steps"]} if runs else {}  # a function of the arm's configuration
+    return {"runs": len(runs), **steps, **_spreads(clock), "figures": _spreads([run.figures for run in runs])}
+
+
+def baseline_rows(runs: Sequence[Finished]) -> list[dict[str, Any]]:
+    """Rows of what no run trained: spread over the seeds, the arms of a seed being averaged before.
+
+    Arms whose random encoder is another network, or that were probed on other images, have rows of their own.
+    """
+    kinds = dict.fromkeys(run.comparable for run in runs)
+    rows = []
+    for name in BASELINES:
+        for kind in kinds:
+            alike = [run for run in runs if run.comparable == kind and name in run.baselines]
+            by_seed = [
+                {
+                    key: each["mean"]
+                    for key, each in _spreads([r.baselines[name] for r in alike if r.seed == seed]).items()
+                }
+                for seed in dict.fromkeys(run.seed for run in alike)
+            ]
+            if alike:
+                arms = list(dict.fromkeys(run.arm for run in alike))
+                rows.append({"name": name, "arms": arms, "runs": len(by_seed), "figures": _spreads(by_seed)})
+    return rows
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """The content of `study.json` as a Markdown table of means ± deviations, one column a measure."""
+    baselines, arms = content["baselines"], content["means"]
+    several = len({tuple(row["arms"]) for row in baselines}) > 1
+    rows = {row["name"] + (f" ({_some(row['arms'])})" if several else ""): row for row in baselines} | arms
+    columns = {"": list(rows), "runs": [str(row["runs"]) for row in rows.values()]}
+    columns["steps"] = format_column([row.get("steps") for row in rows.values()])
+    columns["images/s"] = _plus_minus([row.get("images_per_second") for row in rows.values()])
+    for column in content["columns"]:
+        unit = f" [{column['unit']}]" if column.get("unit") else ""
+        task = column["key"].partition(".")[0]
+        head = f"{task}: {column.get('label', column['key'])}{unit} {ARROWS.get(str(column.get('better')), '')}"
+        columns[head.strip()] = _plus_minus([row["figures"].get(column["key"]) for row in rows.values()])
+    widths = [max(map(len, (head, *cells))) for head, cells in columns.items()]
+    grid = [list(columns), *map(list, zip(*columns.values(), strict=True))]
+    lines = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in grid]
+    lines.insert(
+        1, "|" + "|".join(f"{'-' * (width + 1)}:" if n else "-" * (width + 2) for n, width in enumerate(widths)) + "|"
+    )
+    lost = [f"- {each['arm']}, seed {each['seed']} failed: {each['reason']}" for each in content["failed"]]
+    said = "\n".join(content["sentences"])
+    printed = f"The source paper printed: {content['printed']}" if content.get("printed") else ""
+    words = [f"# {content['name']}", content["about"], printed, said, _sentence(content)]
+    parts = [*words, "\n".join(lines), "\n".join(lost)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _some(arms: Sequence[str]) -> str:
+    """A few names, or the first and how many more: the name of a row is to fit into a table."""
+    return ", ".join(arms) if len(arms) <= NAMED_ARMS else f"{arms[0]} and {len(arms) - 1} more"
+
+
+def _plus_minus(cells: Sequence[Mapping[str, Any] | None]) -> list[str]:
+    means = [cell["mean"] if cell else None for cell in cells]
+    deviations = [cell["deviation"] if cell else None for cell in cells]
+    written = format_column([*means, *deviations])
+    pairs = zip(written[: len(cells)], written[len(cells) :], deviations, strict=True)
+    return [mean if deviation is None else f"{mean} ± {text}" for mean, text, deviation in pairs]
+
+
+def _sentence(content: Mapping[str, Any]) -> str:
+    count, done = len(content["seeds"]), len(content["runs"])
+    length = "each arm trains as long as its configuration says"
+    if content["minutes"] is not None:
+        measured = (f"{arm} {1e3 * each['seconds_per_step']:.1f} ms" for arm, each in content["steps"].items())
+        length = (
+            f"{content['minutes']:g} minutes of training for each arm (a step of {', '.join(measured) or 'unknown'})"
+        )
+    return (
+        f"Mean ± deviation (n − 1) over {count} seed{'s' * (count > 1)} ({', '.join(map(str, content['seeds']))}); "
+        f"{length}; {content['side_by_side']} at a time; {done} of {count * len(content['arms'])} runs finished."
+    )
+
+
+# what a repository keeps ----------------------------------------------------------------------------------
+
+
+def refuse_other_kept(asked: Mapping[str, Any], keep: str | Path | None) -> None:
+    if keep is None or not Path(keep).exists():
+        return
+    file = Path(keep) / "study.json"
+    if not file.is_file() or json.loads(file.read_text())["name"] != asked["name"]:
+        raise BadInput(f"{keep} is there and does not hold study {asked['name']}: choose another --keep")
+
+
+def keep_results(asked: Mapping[str, Any], folder: Path, keep: Path) -> None:
+    """Copy the table, and configuration, summary and probe tables of each finished run; no weights.
+
+    Raises:
+        BadInput: a run comes to more than 100 kB.
+    """
+    runs = [run_place(folder, arm, seed) for arm in asked["arms"] for seed in asked["seeds"]]
+    for place in runs:
+        if not is_done(place, asked["probes"]):
+            continue
+        files = [place / "config.yaml", place / "summary.json"]
+        files += [place / "probes" / f"{task}.json" for task in asked["probes"]]
+        if (size := sum(file.stat().st_size for file in files)) > KEPT_BYTES:
+            raise BadInput(f"{place}: {size} bytes to keep of one run, more than {KEPT_BYTES}")
+        for file in files:
+            _copy(file, keep / place.relative_to(folder) / file.name)
+    for name in ("study.json", "study.md"):
+        _copy(folder / name, keep / name)
+
+
+def _copy(file: Path, target: Path) -> None:
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)

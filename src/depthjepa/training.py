@@ -1,0 +1,432 @@
+"""Training: one visible loop. Everything that changes weights stands here in reading order.
+
+Batches, masks and rates are functions of the step, so a resumed run is the very same run: there is nothing to
+replay. A run writes its folder as it goes (see `logbook`) and stops before it corrupts anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from torch import Tensor, nn
+
+from depthjepa import checkpoint, cost, optim, runtime
+from depthjepa.config import RunConfig, load_config, to_mapping
+from depthjepa.data.loading import TrainingBatches, open_source
+from depthjepa.data.order import steps_per_epoch, wrap_note
+from depthjepa.data.samples import Batch, Source
+from depthjepa.evaluation.pictures import write_pictures
+from depthjepa.evaluation.probes import probe_during_training
+from depthjepa.faults import BadInput, RunStopped
+from depthjepa.formats.weights import load_strictly
+from depthjepa.guidance.target import CLIP, Teacher, Whitening, fit_whitening, on_cells
+from depthjepa.guidance.teachers.cache import CachedTeacher, names_of
+from depthjepa.guidance.teachers.controls import beneath
+from depthjepa.logbook import RunFolder
+from depthjepa.method import build_method, build_teacher, compile_blocks, parameter_count
+from depthjepa.model.heads import Latents
+from depthjepa.model.jepa import JEPA
+from depthjepa.model.pixel_guidance import PixelGuidance
+from depthjepa.model.supervised import Supervised
+from depthjepa.model.vit import normalise
+from depthjepa.starting import refuse_frozen_without_head, refuse_mix_up, refuse_unusable_validation, settle_precision
+from depthjepa.warm_start import start_from
+
+UNREADABLE_SHARE = 0.01  # more than this share of unreadable images stops a run
+
+
+@dataclass
+class State:
+    """What a run consists of between two steps."""
+
+    config: RunConfig
+    method: JEPA | Supervised
+    parallel: nn.Module  # the method, wrapped for several processes
+    optimizer: torch.optim.AdamW
+    teacher: Teacher | None
+    whitening: Whitening | None
+    floor: float | None  # loss_depth of the constant prediction
+    classes: tuple[str, ...]
+    step: int
+    steps: int
+    epoch_steps: int
+    where: torch.device
+    place: runtime.Ranks
+    skipped: dict[str, None]  # names of unreadable images, in the order met
+
+
+def train(
+    config: RunConfig, out: str | Path, *, resume: bool = False, say: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+    """Run a configuration and return its summary; `out` becomes a run folder.
+
+    `resume` continues the run that is there, exactly. Raises `BadInput` before anything is written, `RunStopped`
+    when the run cannot go on; the last checkpoint is whole then.
+    """
+    folder = RunFolder(out)
+    place = runtime.ranks()
+    where = runtime.device(config.train.device, place)
+    if resume and folder.summary():
+        refuse_mix_up(settle_precision(config, folder, where, place), folder, resume=True)
+        return folder.summary()  # finished already
+    say = say or (lambda text: print(text, flush=True))
+    runtime.settle_cpu(config.train.threads)
+    with runtime.distributed(place, where):
+        config = settle_precision(config, folder, where, place)
+        source = open_source(config.data, "train")
+        state = prepare(config, folder, source, place, resume=resume, say=say if place.first else lambda _: None)
+        batches = training_batches(state, source)
+        if place.first:
+            folder.begin(to_mapping(config), runtime.environment())
+            folder.forget_after(state.step)
+        with runtime.interruptions() as stopping:
+            loop(state, folder, batches, stopping)
+        return finish(state, folder, source) if place.first else {}
+
+
+def prepare(
+    config: RunConfig,
+    folder: RunFolder,
+    source: Source,
+    place: runtime.Ranks,
+    *,
+    resume: bool,
+    say: Callable[[str], None],
+) -> State:
+    """Build the state of step 0, or the state that the newest checkpoint of the folder holds."""
+    refuse_mix_up(config, folder, resume=resume)
+    refuse_unusable_validation(config)
+    refuse_frozen_without_head(config)
+    where = runtime.device(config.train.device, place)
+    epoch_steps = steps_per_epoch(len(source), config.train.batch_size)
+    steps = config.train.total_steps(epoch_steps)
+    teacher = build_teacher(config, has_depth=source.has_depth)
+    if isinstance(cached := beneath(teacher), CachedTeacher):
+        cached.cache.rows(names_of(source))  # all are there, or it is said before the first step
+    if teacher is not None:
+        teacher = teacher.to(where)
+    method = build_method(config, teacher, len(source.classes))
+    resumed = resume and (folder.path / "checkpoints" / "last.pt").exists()
+    if config.init.checkpoint is not None and not resumed:
+        say(start_from(method, config))
+    method = method.to(where)
+    if config.train.compile:
+        compile_blocks(method)
+    optimizer = optim.build_optimizer(method, config.optim)
+    state = State(
+        config, method, method, optimizer, teacher, None, None, source.classes, 0, steps, epoch_steps, where, place, {}
+    )
+    if resumed:
+        restore(state, folder)
+    elif teacher is not None:
+        state.whitening, state.floor = fit_teacher_statistics(state, source)
+        if not state.floor:
+            say("the teacher says the same of every image: there is nothing to learn from it")
+    if isinstance(method, Supervised) and state.floor:
+        method.floor = state.floor
+    say(cost.estimate(config, method, teacher, steps - state.step, place.world, where))
+    if note := wrap_note(len(source), config.train.batch_size):
+        say(note)
+    if state.step:
+        say(f"resumed at step {state.step} of {steps}")
+    freeze_or_thaw(state)
+    return state
+
+
+def freeze_or_thaw(state: State) -> None:
+    """Let everything learn, or the head alone while the run is in its frozen steps; called where that changes."""
+    frozen = state.step < state.config.init.frozen_steps
+    for part in (state.method.context_encoder, getattr(state.method, "predictor", None)):
+        if part is not None:
+            part.requires_grad_(not frozen)
+    if state.place.world > 1:  # which parameters take part is settled when the wrapper is made
+        devices = [state.where.index] if state.where.type == "cuda" else None
+        state.parallel = nn.parallel.DistributedDataParallel(state.method, device_ids=devices, broadcast_buffers=False)
+
+
+def restore(state: State, folder: RunFolder) -> None:
+    """Take step, weights, optimiser and teacher statistics from the newest checkpoint."""
+    saved = checkpoint.load(folder.path)
+    load_strictly(state.method, saved.model, saved.path)
+    state.optimizer.load_state_dict(saved.optimizer)
+    state.step, state.floor = saved.step, saved.floor
+    state.skipped = dict.fromkeys(saved.skipped)
+    if saved.whitening is not None:
+        mean, deviation = (part.to(state.where) for part in (saved.whitening.mean, saved.whitening.deviation))
+        state.whitening = Whitening(mean, deviation)
+
+
+def fit_teacher_statistics(state: State, source: Source) -> tuple[Whitening, float]:
+    """Mean map, deviations and floor of the teacher over crops drawn like training's, the same on every rank."""
+    assert state.teacher is not None
+    config = state.config
+    size = min(config.train.batch_size, 64)
+    batches = TrainingBatches(
+        source=source,
+        data=config.data,
+        masks=None,
+        grid=config.grid,
+        seed=config.seed,
+        batch_size=size,
+        ranks=runtime.Ranks(),
+        steps=max(1, min(config.train.whitening_images, len(source)) // size),
+    )
+    moved = (batch.to(state.where) for batch in batches)
+    head = state.method.head
+    if isinstance(head, PixelGuidance):
+        return fit_whitening(
+            state.teacher, moved, config.target_cells, centre=config.guidance.centre, clip=math.inf, loss=head.loss
+        )
+    return fit_whitening(state.teacher, moved, config.target_cells, centre=config.guidance.centre)
+
+
+def training_batches(state: State, source: Source) -> TrainingBatches:
+    """The batches of this process from the state's step to the end; raises `BadInput` where they cannot be made."""
+    config = state.config
+    return TrainingBatches(
+        source=source,
+        data=config.data,
+        masks=config.masks if config.train.objective == "jepa" else None,
+        grid=config.grid,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        accumulate=config.train.accumulate,
+        ranks=state.place,
+        start_step=state.step,
+        steps=state.steps,
+    )
+
+
+def loop(state: State, folder: RunFolder, to_come: TrainingBatches, stopping: Callable[[], bool]) -> None:
+    """Step until the end, logging and saving on the way."""
+    train_config, batches = state.config.train, iter(to_come)
+    since, images, waited = time.perf_counter(), 0, 0.0
+    before = folder.metrics()
+    best = max((record.get("probe_score", -math.inf) for record in before), default=-math.inf)
+    # Of all sessions of a run, as far as their steps are kept.
+    start = since - max((record.get("seconds", 0.0) for record in before), default=0.0)
+    with progress_bar(state) as advance:
+        while state.step < state.steps:
+            asked = time.perf_counter()
+            parts = [next(batches) for _ in range(train_config.accumulate)]
+            waited += time.perf_counter() - asked
+
+            figures = train_step(state, parts)
+            state.step += 1
+            if state.step == state.config.init.frozen_steps:
+                freeze_or_thaw(state)
+            images += train_config.batch_size
+
+            if state.step % train_config.log_every == 0 or state.step == state.steps:
+                now = time.perf_counter()
+                figures["images_per_second"] = images / (now - since)
+                figures["waiting_share"] = waited / (now - since)
+                figures["seconds"] = now - start
+                figures["peak_memory_bytes"] = runtime.peak_memory_bytes(state.where)
+                log(state, folder, figures)
+                since, images, waited = now, 0, 0.0
+            advance(figures)
+            if train_config.probe_every and state.step % train_config.probe_every == 0:
+                score = probe(state, folder)
+                if score > best:
+                    best = score
+                    save(state, folder, "best")
+            met = [name for part in parts for name in part.skipped]
+            stop, unreadable = agreed((stopping(), bool(met)), state)
+            if unreadable:
+                count_unreadable(state, met, len(to_come.source))
+            if stop or state.step % train_config.checkpoint_every == 0 or state.step == state.steps:
+                save(state, folder, "last")
+            if stop and state.step < state.steps:
+                raise RunStopped(f"stopped at step {state.step} of {state.steps}; continue with --resume")
+
+
+def train_step(state: State, parts: list[Batch]) -> dict[str, Any]:
+    """One update: losses and gradients of all parts, the optimiser's step, then the moving average."""
+    config, step = state.config, state.step
+    rates = optim.rates(
+        config.optim, step, steps=state.steps, epoch_steps=state.epoch_steps, batch_size=config.train.batch_size
+    )
+    optim.set_rates(state.optimizer, lr=rates["lr"], head_scale=rates["head_scale"], decay=rates["weight_decay"])
+    state.optimizer.zero_grad(set_to_none=True)
+    totals: dict[str, Tensor] = {}
+    for number, part in enumerate(parts):
+        batch = part.to(state.where)
+        images = normalise(batch.images, state.method.encoder.mean, state.method.encoder.deviation)
+        last = number == len(parts) - 1
+        together = contextlib.nullcontext() if last or state.place.world == 1 else state.parallel.no_sync()  # type: ignore[operator]
+        with together:
+            with runtime.precision(config.train.precision, state.where):
+                latents = teacher_latents(state, batch)
+                losses = state.parallel(images, batch.masks, latents, batch.labels, step / state.steps)
+            (losses.total / len(parts)).backward()
+        for name, value in {"loss": losses.total, **losses.parts}.items():
+            totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach() / len(parts)
+    trained = [parameter for parameter in state.method.parameters() if parameter.grad is not None]
+    gradients = nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+    refuse_non_finite(state, totals, gradients, parts)
+    if config.optim.clip is not None:
+        nn.utils.clip_grads_with_norm_(trained, config.optim.clip, gradients)
+    state.optimizer.step()
+    if step >= config.init.frozen_steps:
+        state.method.after_step(rates["momentum"])
+    figures: dict[str, Any] = {"step": step + 1, "epoch": step // state.epoch_steps, **totals}
+    return figures | {key: rates[key] for key in ("lr", "weight_decay", "momentum")} | {"grad_norm": gradients}
+
+
+def teacher_latents(state: State, batch: Batch) -> Latents | None:
+    """Whitened latents (or pixel values) of a batch, None in an unguided run."""
+    if state.teacher is None or state.whitening is None:
+        return None
+    clip = math.inf if isinstance(state.method.head, PixelGuidance) else CLIP
+    with torch.no_grad():
+        return state.whitening.apply(on_cells(state.teacher, batch, state.config.target_cells), clip)
+
+
+def refuse_non_finite(state: State, totals: dict[str, Tensor], gradients: Tensor, parts: list[Batch]) -> None:
+    """Stop before the optimiser and the moving average are touched; say which term, whose gradient, which images.
+
+    With several processes a fault on one makes the gradients of all non-finite, so all stop together.
+    """
+    figures = {name: float(value) for name, value in {**totals, "grad_norm": gradients}.items()}
+    wrong = [name for name, value in figures.items() if not math.isfinite(value)]
+    if wrong:
+        images = ", ".join(name for part in parts for name in part.names[:4])
+        named = state.method.named_parameters()
+        spoilt = [name for name, each in named if each.grad is not None and not each.grad.isfinite().all()]
+        gradient = f"gradient of {spoilt[-1]} and {len(spoilt) - 1} others; " if spoilt else ""
+        raise RunStopped(
+            f"step {state.step + 1}: {', '.join(f'{name} is {figures[name]}' for name in wrong)}; {gradient}"
+            f"images {images}, …; "
+            f"the last checkpoint is whole. Lower optim.lr, or set optim.clip"
+        )
+
+
+def count_unreadable(state: State, met: list[str], length: int) -> None:
+    """Remember which images could not be read by any process; stop when they are more than 1 % of the source."""
+    state.skipped |= dict.fromkeys(runtime.gather_over_ranks(met, state.place))
+    if len(state.skipped) > UNREADABLE_SHARE * length:
+        names = ", ".join(list(state.skipped)[:5])
+        raise BadInput(
+            f"{len(state.skipped)} of {length} images cannot be read, more than 1 %: {names}; repair or remove them"
+        )
+
+
+def log(state: State, folder: RunFolder, figures: dict[str, Any]) -> None:
+    """Write one line of metrics: losses are means over all processes."""
+    names = [name for name in figures if name.startswith("loss")]
+    means = runtime.average_over_ranks(torch.stack([figures[name].float() for name in names]), state.place)
+    record = figures | dict(zip(names, means.tolist(), strict=True)) | {"grad_norm": float(figures["grad_norm"])}
+    if state.place.first:
+        folder.log(record)
+
+
+def save(state: State, folder: RunFolder, name: str) -> None:
+    """Write a checkpoint (one process does)."""
+    if state.place.first:
+        checkpoint.save(
+            folder.path,
+            name,
+            step=state.step,
+            epoch=state.step / state.epoch_steps,
+            config=state.config,
+            classes=state.classes,
+            model=state.method.state_dict(),
+            optimizer=state.optimizer.state_dict(),
+            whitening=state.whitening,
+            floor=state.floor,
+            skipped=tuple(state.skipped),
+        )
+
+
+def probe(state: State, folder: RunFolder) -> float:
+    """Probe the evaluated encoder on the validation data, log the figures, return the one that ranks."""
+    if not state.place.first:
+        return -math.inf
+    figures, score = probe_during_training(state.method.encoder, state.config, state.where)
+    record = {"step": state.step, "epoch": state.step // state.epoch_steps, **figures, "probe_score": score}
+    folder.log(record)
+    return score
+
+
+def finish(state: State, folder: RunFolder, source: Source) -> dict[str, Any]:
+    """Write what the report shows, and the summary."""
+    records = [record for record in folder.metrics() if "loss" in record]
+    tail = records[-max(1, len(records) // 10) :]
+    losses = {key: sum(record[key] for record in tail) / len(tail) for key in tail[-1] if key.startswith("loss")}
+    speeds = sorted(record["images_per_second"] for record in records)
+    write_pictures(state.method, state.config, state.teacher, state.whitening, folder, state.where)
+    summary = {
+        "name": state.config.name,
+        "steps": state.steps,
+        "epochs": state.steps / state.epoch_steps,
+        "images": len(source),
+        "seconds": records[-1]["seconds"],
+        "images_per_second": speeds[len(speeds) // 2],
+        "waiting_share": sum(record["waiting_share"] for record in records) / len(records),
+        "peak_memory_bytes": runtime.peak_memory_bytes(state.where),
+        "parameters": parameter_count(state.method),
+        "encoder_parameters": parameter_count(state.method.encoder),
+        **losses,
+        "depth_floor": state.floor,
+        "teacher": None if state.teacher is None else about_teacher(state.teacher),
+        "skipped_images": len(state.skipped),
+        "skipped_names": list(state.skipped)[:20],
+    }
+    folder.write_summary(summary)
+    return summary
+
+
+def about_teacher(teacher: Teacher) -> dict[str, Any]:
+    """What the teacher's latents are; of a cache also how those of crops differ from the teacher's own."""
+    crops = cached.cache.facts.crops if isinstance(cached := beneath(teacher), CachedTeacher) else None
+    return asdict(teacher.describe()) | {"cached_crops": crops}
+
+
+def agreed(wishes: tuple[bool, ...], state: State) -> list[bool]:
+    """Whether any process has each wish: all must do the same after the same step."""
+    if state.place.world == 1:
+        return list(wishes)
+    found = torch.tensor([float(wish) for wish in wishes], device=state.where)
+    return [share > 0 for share in runtime.average_over_ranks(found, state.place).tolist()]
+
+
+@contextlib.contextmanager
+def progress_bar(state: State) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Show steps, loss, images a second and time left; on a terminal a bar, else nothing."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns, disable=not state.place.first, refresh_per_second=4)
+    with bar:
+        task: TaskID = bar.add_task(state.config.name, total=state.steps, completed=state.step, figures="")
+
+        def advance(figures: dict[str, Any]) -> None:
+            speed = figures.get("images_per_second")
+            bar.update(task, completed=state.step)
+            if speed is not None:
+                bar.update(task, figures=f"loss {float(figures['loss']):.3f}  {speed:.0f} images/s")
+
+        yield advance
+
+
+__all__ = ["load_config", "train"]
