@@ -29,6 +29,7 @@ from depthjepa.config import RunConfig, build_config, load_config, to_mapping
 from depthjepa.evaluation import probes
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import RunFolder, plain
+from depthjepa.report.studies import read_study, study_section
 from depthjepa.study.claims import Comparison, claims_of, lines
 from depthjepa.study.processes import measure_seconds, probe_run, spawn
 from depthjepa.study.results import Finished, baseline_rows, keep_results, markdown, spread, write_tables
@@ -227,9 +228,7 @@ def test_a_finished_study_resumes_to_the_same_files_without_a_process(
     assert run_study(twins(pairs), cut.folder, resume=True, keep=tmp_path / "kept", say=lambda _: None) == cut.content
     assert {file: file.read_bytes() for file in before} == before
     kept = {file.relative_to(tmp_path / "kept").as_posix() for file in (tmp_path / "kept").rglob("*") if file.is_file()}
-    files = ("config.yaml", "summary.json", "depth.json", "diagnose.json")
-    runs = [f"{arm}/seed-{seed}/{file}" for arm in ("guided", "unguided") for seed in (0, 1) for file in files]
-    assert kept == {"study.json", "study.md", *runs}
+    assert kept == {"study.json", "study.md", "config.yaml"}
     with pytest.raises(BadInput, match="does not hold study others: choose another --keep"):
         run_study(twins(pairs, name="others"), tmp_path / "others", keep=tmp_path / "kept")
     assert not (tmp_path / "others").exists()
@@ -247,11 +246,37 @@ def test_another_study_in_the_folder_is_refused_and_what_differs_is_named(cut: C
         run_study(twins(pairs), cut.folder / "guided", resume=True)
 
 
-def test_too_much_to_keep_of_a_run_is_refused(
+def test_what_is_kept_has_every_figure_of_every_run_the_table_and_the_configuration(
+    cut: Cut, pairs: Path, tmp_path: Path
+) -> None:
+    keep_results(plain(asdict(twins(pairs))), cut.folder, tmp_path)
+    kept = json.loads((tmp_path / "study.json").read_text())
+    assert (tmp_path / "study.md").read_text() == markdown(cut.content)
+    assert [(run["arm"], run["seed"]) for run in kept["runs"]] == [
+        (run["arm"], run["seed"]) for run in cut.content["runs"]
+    ]
+    for run, full in zip(kept["runs"], cut.content["runs"], strict=True):
+        assert run["figures"] == pytest.approx(full["figures"], rel=1e-5)
+        summary = RunFolder(cut.folder / run["arm"] / f"seed-{run['seed']}").summary()
+        assert ("depth_floor" in run) == (run["arm"] == "guided")
+        assert run.get("depth_floor", 0) == pytest.approx(summary.get("depth_floor") or 0, rel=1e-5)
+    # The random encoder of a seed is that of both arms: it stands at the first of them.
+    assert [set(run["baselines"]) for run in kept["runs"]] == 2 * [{"mean map", "random encoder"}, set()]
+    for arm in ("guided", "unguided"):
+        values = [run["figures"]["depth.r2_within"] for run in kept["runs"] if run["arm"] == arm]
+        assert kept["means"][arm]["figures"]["depth.r2_within"]["mean"] == pytest.approx(np.mean(values), abs=1e-5)
+    assert kept["sentences"] == cut.content["sentences"]
+    table = RunFolder(cut.folder / "guided" / "seed-0").probe("depth")
+    assert kept["protocols"]["depth"] == [f"{table['data']}: {table['protocol']}"]
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["guidance"]["kind"] == "feature"
+    assert "R² within images" in study_section(read_study(tmp_path))
+
+
+def test_too_much_to_keep_of_a_study_is_refused(
     cut: Cut, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("depthjepa.study.results.KEPT_BYTES", 1000)
-    with pytest.raises(BadInput, match=r"guided/seed-0: \d+ bytes to keep of one run, more than 1000"):
+    with pytest.raises(BadInput, match=r"study twins: \d+ bytes to keep, more than 1000"):
         keep_results(plain(asdict(twins(pairs))), cut.folder, tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
 

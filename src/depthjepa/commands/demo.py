@@ -1,9 +1,9 @@
-"""The whole way in minutes: twins with and without depth guidance, their ceiling, probes of all, a report.
+"""The whole way in minutes: twins with and without depth guidance, a supervised run, probes of all, a report.
 
 The twins start from the same weights and see the same images, crops and masks in the same order; they differ in
 the depth loss alone. What guides is the compact depth network that comes with the package: it is asked once about every
-image, and neither it nor the twins see any depth. The ceiling is the same encoder trained end to end on depth and
-labels.
+image, and neither it nor the twins see any depth. The supervised run is the same encoder trained end to end on depth
+and labels in the same minutes. The unguided twin is plain I-JEPA, which stays at a random encoder's level here.
 """
 
 from __future__ import annotations

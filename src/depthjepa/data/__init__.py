@@ -1,0 +1,1 @@
+"""Images and depth: samples, their order, paired crops and batches."""

@@ -1,0 +1,1 @@
+"""Pictures of images, depth and losses, and charts of figures."""

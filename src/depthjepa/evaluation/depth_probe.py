@@ -70,7 +70,7 @@ def depth_table(
     """Fit a linear readout for every encoder on one set and score it on another, beside the mean map.
 
     Each set is passed once, in fixed views of one size. `others` are further rows which predict the cells'
-    disparity [1/m] themselves, such as a network trained for it end to end (the ceiling).
+    disparity [1/m] themselves, such as a network trained for it end to end (the supervised row).
     """
     mean_map, readouts = fit_readouts(encoders, train_batches(), patch_size)
     predictors: dict[str, Predict] = {"mean map": mean_map.predict}

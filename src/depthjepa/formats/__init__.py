@@ -1,0 +1,1 @@
+"""Checkpoints of other libraries: reading, writing and renaming their tensors."""

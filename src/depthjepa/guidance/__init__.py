@@ -1,0 +1,1 @@
+"""Depth as a training signal: teachers, and their targets."""

@@ -1,0 +1,1 @@
+"""The networks: encoder, predictor, heads, and the method that joins them."""

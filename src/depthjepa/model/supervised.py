@@ -1,4 +1,4 @@
-"""The ceiling of every table: the same encoder trained end to end on what the others are only probed for."""
+"""The supervised row of a table: the same encoder trained end to end on what the others are only probed for."""
 
 from __future__ import annotations
 

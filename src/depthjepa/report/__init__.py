@@ -1,0 +1,1 @@
+"""Run folders -> tables, charts and one self-contained HTML page."""

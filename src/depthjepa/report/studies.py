@@ -65,7 +65,8 @@ def _dots(content: Mapping[str, Any], column: Mapping[str, Any]) -> str:
     }
     unit = f" [{column['unit']}]" if column.get("unit") else ""
     label = f"{key.partition('.')[0]}: {column.get('label', key)}{unit}"
-    intervals = {arm: _interval(content["means"][arm]["figures"][key]) for arm in values}
+    means = {arm: content["means"][arm]["figures"].get(key, {"mean": each[0]}) for arm, each in values.items()}
+    intervals = {arm: _interval(figure) for arm, figure in means.items()}
     figure = charts.arm_dots(values, intervals, baselines, label)
     seen = (
         f"{label} ({column.get('better', '')} is better). Each dot is a run, its colour the arm; the bar is the "

@@ -1,0 +1,1 @@
+"""Many runs, arms x seeds: run, tabulated, compared, and what may be claimed of them."""

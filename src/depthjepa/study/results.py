@@ -7,7 +7,6 @@ Nothing is computed here but arithmetic on what `train` and the probes wrote. `a
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from depthjepa.faults import BadInput
-from depthjepa.logbook import RunFolder, plain, to_json, write_whole, writing
+from depthjepa.logbook import RunFolder, plain, to_json, write_whole
 from depthjepa.report.tables import ARROWS, BASELINES, format_column, is_number
 from depthjepa.study.inference import paired_interval
 
-KEPT_BYTES = 100_000  # of one run, in the repository
+KEPT_BYTES = 100_000  # of one study, in the repository
 NAMED_ARMS = 3  # in the name of a baseline's row
 
 
@@ -230,26 +229,75 @@ def refuse_other_kept(asked: Mapping[str, Any], keep: str | Path | None) -> None
 
 
 def keep_results(asked: Mapping[str, Any], folder: Path, keep: Path) -> None:
-    """Copy the table, and configuration, summary and probe tables of each finished run; no weights.
+    """Write what a repository keeps of a study: `study.json`, `study.md`, and `config.yaml` of the first finished run.
+
+    The kept `study.json` has numbers of six digits, each run's depth floor, and the protocol of each probe. What can
+    be had from the rest of it is left out: baselines that an earlier run of the same seed has too, means of what is no
+    column of the table, and those of an arm with a single run. The arms' settings say what differs from the
+    configuration that is kept.
+
+    Not kept: weights, losses step by step, figures of single images (a bootstrap over images cannot be drawn again),
+    pictures, and of what a run cost all but its steps, seconds and speed.
 
     Raises:
-        BadInput: a run comes to more than 100 kB.
+        BadInput: all this comes to more than 100 kB.
     """
-    runs = [run_place(folder, arm, seed) for arm in asked["arms"] for seed in asked["seeds"]]
-    for place in runs:
-        if not is_done(place, asked["probes"]):
-            continue
-        files = [place / "config.yaml", place / "summary.json"]
-        files += [place / "probes" / f"{task}.json" for task in asked["probes"]]
-        if (size := sum(file.stat().st_size for file in files)) > KEPT_BYTES:
-            raise BadInput(f"{place}: {size} bytes to keep of one run, more than {KEPT_BYTES}")
-        for file in files:
-            _copy(file, keep / place.relative_to(folder) / file.name)
-    for name in ("study.json", "study.md"):
-        _copy(folder / name, keep / name)
+    content = json.loads((folder / "study.json").read_text())
+    files = {"study.json": kept_json(content, folder), "study.md": (folder / "study.md").read_text()}
+    if content["runs"]:
+        first = content["runs"][0]
+        files["config.yaml"] = (run_place(folder, first["arm"], first["seed"]) / "config.yaml").read_text()
+    if (size := sum(len(text.encode()) for text in files.values())) > KEPT_BYTES:
+        raise BadInput(f"study {asked['name']}: {size} bytes to keep, more than {KEPT_BYTES}")
+    for name, text in files.items():
+        write_whole(keep / name, text)
 
 
-def _copy(file: Path, target: Path) -> None:
-    with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, target)
+def kept_json(content: Mapping[str, Any], folder: Path) -> str:
+    """The content of `study.json` as a repository keeps it (see `keep_results`), one line a run, arm or column."""
+    places = {(run["arm"], run["seed"]): run_place(folder, run["arm"], run["seed"]) for run in content["runs"]}
+    protocols: dict[str, list[str]] = {}
+    for task in content["probes"]:
+        tables = [RunFolder(place).probe(task) for place in places.values()]
+        protocols[task] = list(dict.fromkeys(f"{table['data']}: {table['protocol']}" for table in tables))
+    floors = {run: RunFolder(place).summary().get("depth_floor") for run, place in places.items()}
+    runs = [
+        {**run, "depth_floor": floors[run["arm"], run["seed"]], "baselines": _not_before(run, content["runs"][:number])}
+        for number, run in enumerate(content["runs"])
+    ]
+    shown = {column["key"] for column in content["columns"]}
+    means = {
+        arm: {**each, "figures": {key: told for key, told in each["figures"].items() if key in shown and told["n"] > 1}}
+        for arm, each in content["means"].items()
+    }
+    kept = {**content, "protocols": protocols, "runs": runs, "means": means}
+    return "{\n" + ",\n".join(f" {json.dumps(key)}: {_lines(_brief(value))}" for key, value in kept.items()) + "\n}\n"
+
+
+def _not_before(run: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The baselines of a run that no earlier one of its seed has with the same figures."""
+    known = [other["baselines"] for other in before if other["seed"] == run["seed"]]
+    rows = {name: [_brief(each.get(name)) for each in known] for name in run["baselines"]}
+    return {name: row for name, row in run["baselines"].items() if _brief(row) not in rows[name]}
+
+
+def _brief(value: Any) -> Any:
+    """Numbers of six digits, and mappings without what is unknown."""
+    if isinstance(value, Mapping):
+        return {key: _brief(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_brief(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _lines(value: Any) -> str:
+    """JSON with the items of the outermost list or mapping on lines of their own."""
+    if isinstance(value, dict) and value:
+        return "{\n  " + ",\n  ".join(f"{json.dumps(key)}: {_line(item)}" for key, item in value.items()) + "\n }"
+    if isinstance(value, list) and value:
+        return "[\n  " + ",\n  ".join(map(_line, value)) + "\n ]"
+    return json.dumps(value)
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)

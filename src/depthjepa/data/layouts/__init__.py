@@ -1,0 +1,1 @@
+"""How data lies on disk: one file a layout."""

@@ -1,0 +1,1 @@
+"""Official downloads (NYUv2, KITTI) -> folders that the package reads."""

@@ -1,0 +1,1 @@
+"""Frozen sources of depth latents, and controls that take their place."""

@@ -1,7 +1,7 @@
 """Controls: targets of a teacher's own shape that say nothing of the image's depth.
 
-A guided run that beats its unguided twin may owe it to any dense target. What depth itself did shows beside twins that
-differ in the target alone, with the same head, weight and cells:
+A guided run that beats its unguided twin may owe it to having a dense target at all. What depth itself did shows beside
+twins that differ in the target alone, with the same head, weight and cells:
 
 image     the image itself, told as the teacher tells depth: DepthFM's latent of the picture; else luminance
 random    what a small frozen network of random weights makes of the image

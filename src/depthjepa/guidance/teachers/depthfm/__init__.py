@@ -1,0 +1,1 @@
+"""DepthFM: depth by flow matching between image and depth latents."""
