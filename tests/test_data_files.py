@@ -9,9 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from depthjepa.data.images import ClassFolder, FlatFolder, decode
+from depthjepa.data.config import DataConfig
+from depthjepa.data.images import decode
+from depthjepa.data.layouts.class_folder import ClassFolder
+from depthjepa.data.layouts.flat import FlatFolder
 from depthjepa.data.layouts.rgbd import PairedFolder, decode_depth
-from depthjepa.data.loading import DataConfig, open_source
+from depthjepa.data.loading import open_source
 from depthjepa.data.samples import UnreadableImage
 from depthjepa.faults import BadInput
 

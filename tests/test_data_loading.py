@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from depthjepa.data.loading import DataConfig, TrainingBatches, open_source, view_batches
+from depthjepa.data.config import DataConfig
+from depthjepa.data.loading import TrainingBatches, open_source, view_batches
 from depthjepa.data.memory import in_memory
 from depthjepa.data.order import Mixture, draw_keys, epoch_order, steps_per_epoch, wrap_note
 from depthjepa.data.samples import Batch, Sample, Source, UnreadableImage
@@ -27,6 +28,7 @@ class Numbered:
     """A source in memory: picture i is filled with i; some are unreadable, one may be at fault."""
 
     has_depth = True
+    knows_focal_length = keeps_samples = False
 
     def __init__(
         self,

@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+from depthjepa.data.config import DataConfig
 from depthjepa.data.images import decode
 from depthjepa.data.layouts.shards import TarShards
-from depthjepa.data.loading import DataConfig, TrainingBatches, has_validation, open_source, view_batches
+from depthjepa.data.loading import TrainingBatches, has_validation, open_source, view_batches
 from depthjepa.data.memory import Kept, in_memory
 from depthjepa.data.order import Mixture
 from depthjepa.data.samples import Batch, Sample, Source, UnreadableImage
@@ -308,6 +309,7 @@ class Counted:
     """Pictures that say how often each was decoded, in whatever process."""
 
     name, classes, has_depth = "counted", ("even", "odd"), False
+    knows_focal_length = keeps_samples = False
 
     def __init__(self, length: int, odd_one: int | None = None, broken: tuple[int, ...] = ()) -> None:
         self._length, self._odd_one, self._broken = length, odd_one, broken

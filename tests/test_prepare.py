@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
+from depthjepa.data.config import DataConfig
 from depthjepa.data.layouts.rgbd import PairedFolder
-from depthjepa.data.loading import DataConfig, has_validation, open_source
+from depthjepa.data.loading import has_validation, open_source
 from depthjepa.data.prepare import nyuv2
 from depthjepa.data.prepare.kitti import GARG, prepare_kitti
 from depthjepa.data.prepare.nyuv2 import EIGEN, prepare_nyuv2

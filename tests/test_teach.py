@@ -17,7 +17,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 from depthjepa import cost
 from depthjepa.commands import teach as teaching
 from depthjepa.config import RunConfig
-from depthjepa.data.loading import DataConfig, TrainingBatches, open_source, view_batches
+from depthjepa.data.config import DataConfig
+from depthjepa.data.loading import TrainingBatches, open_source, view_batches
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput
 from depthjepa.guidance.target import Description

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from depthjepa.data.layouts.table import LAYOUTS
 from depthjepa.faults import BadInput, RunStopped, nearest
 
 app = typer.Typer(
@@ -40,7 +41,7 @@ Checkpoint = Annotated[
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as KEY=VALUE, for example train.batch_size=32.")]
 Data = Annotated[
     str | None,
-    typer.Option(help="Class folder, flat folder, RGB-D folder, scenes or scenes:SEED; default: the run's own."),
+    typer.Option(help=f"{LAYOUTS.listed()}; default: the run's own."),
 ]
 
 
@@ -116,7 +117,7 @@ def train(
 
 @app.command()
 def teach(
-    data: Annotated[str, typer.Option(help="Images of any layout: what data.root takes.")],
+    data: Annotated[str, typer.Option(help=f"Images: {LAYOUTS.listed()}.")],
     teacher: Annotated[
         str, typer.Option(help="depthfm-tiny, depthfm or huggingface; weights by guidance.teacher_checkpoint=.")
     ],

@@ -27,7 +27,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass as configuration
 
-from depthjepa.data.loading import DataConfig
+from depthjepa.data.config import DataConfig
 from depthjepa.faults import BadInput, nearest
 from depthjepa.guidance.teachers.fit import FitConfig
 from depthjepa.logbook import plain

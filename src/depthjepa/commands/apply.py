@@ -18,7 +18,8 @@ from depthjepa import checkpoint as checkpoints
 from depthjepa import runtime
 from depthjepa.checkpoint import Checkpoint
 from depthjepa.config import RunConfig, load_config
-from depthjepa.data.images import FlatFolder, image_names
+from depthjepa.data.images import image_names
+from depthjepa.data.layouts.flat import FlatFolder
 from depthjepa.data.loading import TrainingBatches, open_source, view_batches
 from depthjepa.data.samples import Batch
 from depthjepa.data.transforms import as_bytes

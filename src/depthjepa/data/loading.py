@@ -9,23 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Int64
-from pydantic import ConfigDict, Field, field_validator
-from pydantic.dataclasses import dataclass as configuration
 from torch.utils.data import Dataset
 
 from depthjepa import runtime
-from depthjepa.data.images import ClassFolder, FlatFolder, Split, is_flat_rgbd, layout_of
-from depthjepa.data.layouts.rgbd import MILLIMETRES, PairedFolder
-from depthjepa.data.layouts.scenes import Scenes
-from depthjepa.data.layouts.shards import TarShards, shard_paths
+from depthjepa.data.config import DataConfig
+from depthjepa.data.images import Split
+from depthjepa.data.layouts.layout import layout_of, name_of_root, open_root
 from depthjepa.data.memory import first_readable, in_memory
-from depthjepa.data.order import Mixture, draw_keys, epoch_order, evenly, steps_per_epoch, weighted_root
+from depthjepa.data.order import Mixture, draw_keys, epoch_order, evenly, steps_per_epoch, weighted_roots
 from depthjepa.data.reading import read
 from depthjepa.data.samples import Batch, Sample, Source, UnreadableImage
 from depthjepa.data.transforms import (
@@ -42,81 +38,6 @@ from depthjepa.data.transforms import (
 from depthjepa.faults import BadInput
 from depthjepa.masks import Grid, MaskConfig, Masks, sample_masks
 
-Positive = Annotated[int, Field(ge=1)]
-Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
-
-
-@configuration(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
-class DataConfig:
-    """What is read, and how it is cropped.
-
-    `root` is `scenes` or `scenes:SEED` (rendered streets), a class folder (`train/CLASS/*`, `val/CLASS/*`), a
-    flat folder of images, an RGB-D folder (`train/rgb`, `train/depth`, `val/rgb`, `val/depth`, or `rgb`, `depth`), or
-    a folder of tar shards (`train-*.tar`, `val-*.tar`) or one tar; or several of them, comma-separated, each with a
-    weight if need be: `PATH*2,PATH*1`.
-
-    `depth_scale` 1000 leaves the scale to an RGB-D folder's `dataset.json` where that says another; any other value is
-    insisted on. `val_prefixes` and `val_list` divide RGB-D pairs that have no `val/`: the pairs that they name are
-    validation data, all others training data.
-
-    `light` varies training views alone. A teacher network sees them as they are lit; a cache of its latents was made
-    of the photographs themselves.
-    """
-
-    kind: Literal["scenes", "folder", "rgbd", "shards"] | None = None  # None: told apart by what is in root
-    root: str = "scenes"
-    depth_scale: Annotated[float, Field(gt=0)] = MILLIMETRES  # file units per metre
-    val_prefixes: tuple[str, ...] | None = None  # validation pairs by the beginnings of their IDs, as scene names are
-    val_list: str | None = None  # the same from a text file: one ID, or beginning of IDs, a line
-    image_size: Positive | tuple[Positive, Positive] = 224  # pixels; [height, width]
-    classes: Positive | tuple[str, ...] | None = None  # the first N in sorted order, or the named ones
-    images_per_class: Positive | None = None  # at most the first N of each, in train
-    crop_scale: Range = (0.3, 1.0)  # shares of the image's area
-    crop_ratio: Range = (3 / 4, 4 / 3)  # width / height of the crop against that of image_size (with depth: the image)
-    flip: bool = False  # mirror one view in two
-    light: Annotated[float, Field(ge=0, lt=1)] = 0.0  # brightness and contrast of a view times 1 - light to 1 + light
-    workers: Annotated[int, Field(ge=0)] = 0  # processes that decode; 0: the main one
-    memory_gib: Annotated[float, Field(ge=0)] = 2.0  # for decoded images of one size, in each rank; 0: keep none
-    scenes_train: Positive = 4096
-    scenes_val: Positive = 1024
-
-    @field_validator("val_prefixes", mode="before")
-    @classmethod
-    def _one_or_several(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
-
-    @field_validator("classes")
-    @classmethod
-    def _classes_differ(cls, value: int | tuple[str, ...] | None) -> int | tuple[str, ...] | None:
-        if isinstance(value, tuple) and not 0 < len(value) == len(set(value)):
-            raise ValueError("name at least one class, and each only once")
-        return value
-
-    @field_validator("crop_scale", "crop_ratio")
-    @classmethod
-    def _ascending(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if value[0] > value[1]:
-            raise ValueError("the first number must not be larger than the second")
-        return value
-
-    @field_validator("crop_scale")
-    @classmethod
-    def _within_image(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if value[1] > 1:
-            raise ValueError("a crop cannot be larger than the image: at most 1")
-        return value
-
-    @property
-    def size(self) -> Size:
-        """Height and width of what the model sees, in pixels."""
-        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
-
-    @property
-    def divides_pairs(self) -> bool:
-        """Whether it says which RGB-D pairs are validation data."""
-        return self.val_prefixes is not None or self.val_list is not None
-
-
 # opening a source -----------------------------------------------------------------------------------------
 
 
@@ -124,12 +45,8 @@ def open_source(config: DataConfig, split: Split) -> Source:
     """Open what `data.root` names; raises `BadInput` for what is missing, empty or contradictory."""
     if not config.root:
         raise BadInput("data.root is empty: a checkpoint of another layout does not say its data; name them (--data)")
-    parts = [weighted_root(part.strip()) for part in config.root.split(",")]
-    sources = [_open_one(config, root, split) for root, _ in parts]
-    for source in sources:
-        if config.divides_pairs and not isinstance(source, PairedFolder):
-            key = "val_prefixes" if config.val_list is None else "val_list"
-            raise BadInput(f"data.{key} divides RGB-D pairs, but {source.name} is no RGB-D folder")
+    parts = weighted_roots(config.root)
+    sources = [open_root(config, root, split) for root, _ in parts]
     if len(sources) == 1:
         return sources[0]
     weights = [weight for _, weight in parts]
@@ -140,74 +57,12 @@ def open_source(config: DataConfig, split: Split) -> Source:
 
 def source_name(root: str) -> str:
     """The name that the source of a `data.root` bears, without opening it."""
-    parts = [weighted_root(part.strip())[0] for part in root.split(",")]
-    scenes = ((part, *part.partition(":")) for part in parts)
-    return ",".join(
-        f"scenes:{int(seed or 0)}" if word == "scenes" else str(Path(part).expanduser())
-        for part, word, _, seed in scenes
-    )
-
-
-def knows_focal_lengths(source: Source) -> bool:
-    """Whether the cameras of all depth of a source are known: only then are its metres those of any other camera."""
-    if isinstance(source, Mixture):
-        return all(map(knows_focal_lengths, source.sources))
-    return isinstance(source, Scenes) or (isinstance(source, PairedFolder) and source.focal_length is not None)
+    return ",".join(name_of_root(part) for part, _ in weighted_roots(root))
 
 
 def has_validation(config: DataConfig) -> bool:
-    """Whether every root has validation data.
-
-    Rendered scenes and flat folders of images always have, tar shards where they are named `val` or bear no split's
-    name, RGB-D pairs where `data.val_prefixes` or `data.val_list` names some, and others in `val/`.
-    """
-    roots = [weighted_root(part.strip())[0] for part in config.root.split(",")]
-    folders = [Path(root).expanduser() for root in roots if root.partition(":")[0] != "scenes"]
-    return all(_folder_has_validation(config, folder) for folder in folders)
-
-
-def _folder_has_validation(config: DataConfig, folder: Path) -> bool:
-    layout = layout_of(folder)
-    if config.kind == "shards" or (config.kind is None and layout == "shards"):
-        return bool(shard_paths(folder, "val"))
-    if layout == "rgbd" and (config.divides_pairs or is_flat_rgbd(folder)):
-        return config.divides_pairs
-    return layout == "flat" or (folder / "val").is_dir()
-
-
-def _open_one(config: DataConfig, root: str, split: Split) -> Source:
-    word, colon, seed = root.partition(":")
-    if config.kind == "scenes" or (config.kind is None and word == "scenes"):
-        if word != "scenes" or (colon and not seed.isdecimal()):
-            raise BadInput(f"data.root={root!r} are no rendered scenes: write scenes or scenes:SEED, as in scenes:3")
-        _refuse_subset(config, root, "rendered scenes")
-        count = config.scenes_train if split == "train" else config.scenes_val
-        return Scenes(int(seed or 0), split, count, config.size)
-    folder = Path(root).expanduser()
-    layout = layout_of(folder)
-    if config.kind == "shards" or (config.kind is None and layout == "shards"):
-        return TarShards(folder, split, config.classes, config.images_per_class)
-    if config.kind == "rgbd" or layout == "rgbd":
-        if config.kind == "folder":
-            raise BadInput(f"data.kind=folder, but {folder} is an RGB-D folder: take data.kind=rgbd")
-        _refuse_subset(config, root, "an RGB-D folder")
-        return PairedFolder(
-            folder, split, config.depth_scale, val_prefixes=config.val_prefixes, val_list=config.val_list
-        )
-    if layout == "shards":
-        raise BadInput(f"data.kind=folder, but {folder} holds tar shards: take data.kind=shards")
-    if layout == "classes":
-        return ClassFolder(folder, split, config.classes, config.images_per_class)
-    _refuse_subset(config, root, "a flat folder of images")
-    return FlatFolder(folder, split)
-
-
-def _refuse_subset(config: DataConfig, root: str, what: str) -> None:
-    for key in ("classes", "images_per_class"):
-        if getattr(config, key) is not None:
-            raise BadInput(
-                f"data.{key} needs a class folder (train/CLASS/*) or tar shards, but data.root={root} is {what}"
-            )
+    """Whether every root has validation data; each layout says what that takes."""
+    return all(layout_of(config, root).has_validation(config, root) for root, _ in weighted_roots(config.root))
 
 
 # training -------------------------------------------------------------------------------------------------
@@ -267,9 +122,7 @@ class TrainingBatches:
             in_memory(self.source, self.data.memory_gib, self.data.workers) if draws > len(self.source) else self.source
         )
         reader = _TrainingReader(source, self.data, self.masks, self.grid, self.seed)
-        # Scenes are kept where they are rendered: each worker would render and keep them all.
-        workers = 0 if isinstance(self.source, Scenes) else self.data.workers
-        return read(reader, self._requests(), workers)
+        return read(reader, self._requests(), 0 if self.source.keeps_samples else self.data.workers)
 
     def _requests(self) -> Iterator[_Request]:
         length = len(self.source)

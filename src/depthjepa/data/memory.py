@@ -26,6 +26,7 @@ class Kept:
     """
 
     has_depth = False
+    keeps_samples = False  # workers read what is kept
 
     def __init__(
         self,
@@ -36,6 +37,7 @@ class Kept:
         unreadable: Mapping[int, str],  # the fault of each image that cannot be decoded
     ) -> None:
         self.name, self.classes = source.name, source.classes
+        self.knows_focal_length = source.knows_focal_length
         self._images, self._labels, self._unreadable = images, labels, unreadable
         self._names = np.array(names)  # one array: workers share it, where a list would be copied page by page
 

@@ -34,6 +34,8 @@ class Mixture:
         self.name = ",".join(source.name for source in sources)
         self.classes = sources[0].classes if len({source.classes for source in sources}) == 1 else ()
         self.has_depth = all(source.has_depth for source in sources)
+        self.knows_focal_length = all(source.knows_focal_length for source in sources)
+        self.keeps_samples = all(source.keeps_samples for source in sources)
         self.weights = weights
         self.sources = tuple(sources)
         self._ends = np.cumsum([len(source) for source in sources])
@@ -92,8 +94,12 @@ def _apportion(total: int, weights: Sequence[float]) -> list[int]:
     return [int(share) for share in shares]
 
 
-def weighted_root(part: str) -> tuple[str, float | None]:
-    """Read `PATH` or `PATH*WEIGHT`."""
+def weighted_roots(roots: str) -> list[tuple[str, float | None]]:
+    """Read `PATH`s and `PATH*WEIGHT`s that are separated by commas."""
+    return [_weighted_root(part.strip()) for part in roots.split(",")]
+
+
+def _weighted_root(part: str) -> tuple[str, float | None]:
     root, star, tail = part.rpartition("*")
     if not star:
         root, weight = part, None

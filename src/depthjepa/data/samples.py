@@ -48,6 +48,16 @@ class Source(Protocol):
     @property
     def has_depth(self) -> bool: ...
 
+    @property
+    def knows_focal_length(self) -> bool:
+        """Whether the cameras of all its depth are known: only then are its metres those of any other camera."""
+        ...
+
+    @property
+    def keeps_samples(self) -> bool:
+        """Whether the process that asks for samples keeps them: each worker process would make and keep them all."""
+        ...
+
     def __len__(self) -> int: ...
 
     def name_of(self, index: int) -> str:
@@ -121,6 +131,14 @@ class Chosen:
     @property
     def has_depth(self) -> bool:
         return self.source.has_depth
+
+    @property
+    def knows_focal_length(self) -> bool:
+        return self.source.knows_focal_length
+
+    @property
+    def keeps_samples(self) -> bool:
+        return self.source.keeps_samples
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -18,7 +18,7 @@ from torch import Tensor
 from depthjepa import runtime
 from depthjepa.config import RunConfig
 from depthjepa.data.images import Split
-from depthjepa.data.loading import knows_focal_lengths, open_source, view_batches
+from depthjepa.data.loading import open_source, view_batches
 from depthjepa.data.samples import Batch, Chosen, Source
 from depthjepa.evaluation.diagnostics import Diagnosis
 from depthjepa.evaluation.features import Encode, Pooled, PooledParts, iterate_tokens
@@ -148,7 +148,7 @@ def views_text(train: Views, val: Views, kind: str = "") -> str:
 
 def whole_views_text(train: Views, val: Views) -> str:
     """The same for what is judged by depth; metres of cameras that nobody described are called relative."""
-    metric = all(knows_focal_lengths(each.source) for each in (train, val))
+    metric = train.source.knows_focal_length and val.source.knows_focal_length
     scale = (
         "" if metric else "; depth is relative: dataset.json gives no focal length, so metres hold for these cameras"
     )

@@ -22,22 +22,14 @@ from pydantic import ConfigDict, Field, PositiveFloat, TypeAdapter, ValidationEr
 from pydantic.dataclasses import dataclass as configuration
 from torch import Tensor
 
-from depthjepa.data.images import (
-    DECODING_FAULTS,
-    SUFFIXES,
-    Split,
-    decode,
-    fault_line,
-    image_names,
-    is_flat_rgbd,
-    packed,
-)
+from depthjepa.data.config import MILLIMETRES, DataConfig
+from depthjepa.data.images import DECODING_FAULTS, SUFFIXES, Split, decode, fault_line, image_names, packed
+from depthjepa.data.layouts.layout import DataLayout, path_of
 from depthjepa.data.samples import Sample, UnreadableImage
 from depthjepa.depth import valid
 from depthjepa.faults import BadInput, nearest
 
 DATASET = "dataset.json"
-MILLIMETRES = 1000.0  # file units per metre, where nothing says otherwise
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -134,6 +126,7 @@ class PairedFolder:
 
     classes: tuple[str, ...] = ()
     has_depth = True
+    keeps_samples = False
 
     def __init__(
         self,
@@ -158,6 +151,11 @@ class PairedFolder:
             held_out = _held_out(names, root, val_prefixes, val_list)
             names = [name for name in names if (_identity(name) in held_out) == (split == "val")]
         self._names = packed(names)
+
+    @property
+    def knows_focal_length(self) -> bool:
+        """Whether `dataset.json` gives the focal length."""
+        return self.focal_length is not None
 
     def __len__(self) -> int:
         return len(self._names)
@@ -238,15 +236,15 @@ def _identity(name: str) -> str:
 
 def _place(root: Path, split: Split, divided: bool) -> PurePosixPath:
     """Where the pairs of a split stand below the folder; `divided`: the user says which of them are validation data."""
-    flat = is_flat_rgbd(root)
-    if divided and not flat and (root / "val").is_dir():
+    undivided = _is_undivided(root)
+    if divided and not undivided and (root / "val").is_dir():
         raise BadInput(f"data.val_prefixes and data.val_list are for pairs without val/, but {root} has its own val/")
-    if split == "val" and not divided and (flat or not (root / "val").is_dir()):
+    if split == "val" and not divided and (undivided or not (root / "val").is_dir()):
         raise BadInput(
             f"{root} has no val/: say which pairs are validation data, by the beginnings of their IDs "
             f"(data.val_prefixes=[kitchen,bath]) or a file of IDs (data.val_list=FILE)"
         )
-    place = PurePosixPath("." if flat else "train" if divided else split)
+    place = PurePosixPath("." if undivided else "train" if divided else split)
     for part in ("rgb", "depth"):
         if not (root / place / part).is_dir():
             raise BadInput(
@@ -298,3 +296,38 @@ def _lines(path: Path) -> list[str]:
 def some_of(names: Sequence[str]) -> str:
     """Name the first three and count the others, for a message."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _has_splits(folder: Path) -> bool:
+    return any((folder / split / "rgb").is_dir() for split in ("train", "val"))
+
+
+def _is_undivided(folder: Path) -> bool:
+    """Whether a folder holds `rgb` and `depth` itself, not sorted into `train` and `val`."""
+    return not _has_splits(folder) and all((folder / part).is_dir() for part in ("rgb", "depth"))
+
+
+def _matches(root: str) -> bool:
+    folder = path_of(root)
+    return _has_splits(folder) or _is_undivided(folder)
+
+
+def _open(config: DataConfig, root: str, split: Split) -> PairedFolder:
+    return PairedFolder(
+        path_of(root), split, config.depth_scale, val_prefixes=config.val_prefixes, val_list=config.val_list
+    )
+
+
+def _has_validation(config: DataConfig, root: str) -> bool:
+    folder = path_of(root)
+    return config.divides_pairs or (not _is_undivided(folder) and (folder / "val").is_dir())
+
+
+LAYOUT = DataLayout(
+    noun="RGB-D folder",
+    states="is an RGB-D folder",
+    matches=_matches,
+    open=_open,
+    has_validation=_has_validation,
+    pairs="RGB-D pairs",
+)

@@ -1,6 +1,6 @@
 """Rendered street scenes with exact metric depth: the data that needs no files.
 
-scene_layout.py says what stands where, scene_casting.py what each ray meets, scene_painting.py its colour; here
+scenes/layout.py says what stands where, scenes/casting.py what each ray meets, scenes/painting.py its colour; here
 they become pictures and a data source.
 
 The colour of a pixel is the mean of its centre ray (half) and of the rays through its four corners, which
@@ -18,12 +18,16 @@ import torch
 from jaxtyping import Float32, Int, Int64, UInt8
 from torch import Tensor
 
+from depthjepa.data.config import DataConfig
+from depthjepa.data.images import Split
+from depthjepa.data.layouts.layout import DataLayout
 from depthjepa.data.samples import Sample
 from depthjepa.data.scenes.casting import TILE, cast, ray_places, view_rays
 from depthjepa.data.scenes.layout import CLASSES, KINDS, Layout, arrange
 from depthjepa.data.scenes.painting import FARTHEST, shade
 from depthjepa.faults import BadInput, nearest
 
+NAME = "scenes"  # what data.root says for them
 _RAYS = 280_000  # cast at once: 33 scenes of 64 pixels, less than 100 MB
 _KEPT_TOGETHER = 32  # scenes that are rendered at once and kept
 _FIRST_INDEX = {"train": 0, "val": 2**40}
@@ -45,6 +49,8 @@ class Scenes:
 
     classes = KINDS
     has_depth = True
+    knows_focal_length = True
+    keeps_samples = True
 
     def __init__(self, seed: int, split: str, count: int, size: tuple[int, int]) -> None:
         if split not in _FIRST_INDEX:
@@ -57,7 +63,7 @@ class Scenes:
 
     @property
     def name(self) -> str:
-        return f"scenes:{self.seed}"
+        return f"{NAME}:{self.seed}"
 
     def __len__(self) -> int:
         return self.count
@@ -141,3 +147,40 @@ def picture(layout: Layout, size: tuple[int, int], device: torch.device) -> Rend
         labels=torch.from_numpy(layout.labels).to(device),
         focal=torch.from_numpy(layout.camera.focal * min(size)).to(device, torch.float32),
     )
+
+
+# the row -------------------------------------------------------------------------------------------------
+
+
+def _matches(root: str) -> bool:
+    return root.partition(":")[0] == NAME
+
+
+def _seed(root: str) -> int:
+    word, colon, seed = root.partition(":")
+    if word != NAME or (colon and not seed.isdecimal()):
+        raise BadInput(f"data.root={root!r} are no rendered scenes: write {NAME} or {NAME}:SEED, as in {NAME}:3")
+    return int(seed or 0)
+
+
+def _open(config: DataConfig, root: str, split: Split) -> Scenes:
+    return Scenes(_seed(root), split, config.scenes_train if split == "train" else config.scenes_val, config.size)
+
+
+def _has_validation(config: DataConfig, root: str) -> bool:
+    return True
+
+
+def _source_name(root: str) -> str:
+    return f"{NAME}:{_seed(root)}"
+
+
+LAYOUT = DataLayout(
+    noun="rendered scenes",
+    states="is rendered scenes",
+    matches=_matches,
+    open=_open,
+    has_validation=_has_validation,
+    source_name=_source_name,
+    by_name=True,
+)

@@ -23,7 +23,9 @@ import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
+from depthjepa.data.config import DataConfig
 from depthjepa.data.images import SUFFIXES, Split, decode_bytes, fault_line, packed
+from depthjepa.data.layouts.layout import DataLayout, path_of
 from depthjepa.data.samples import Sample, UnreadableImage
 from depthjepa.faults import BadInput, nearest
 
@@ -42,6 +44,8 @@ class TarShards:
     """
 
     has_depth = False
+    knows_focal_length = False
+    keeps_samples = False
 
     def __init__(
         self,
@@ -268,3 +272,32 @@ def _subset(index: _Index, chosen: Sequence[int], images_per_class: int | None, 
     renamed = np.empty(max(*chosen, int(index.labels.max())) + 1, dtype=np.int64)
     renamed[chosen] = np.arange(len(chosen))
     return replace(index, names=index.names[kept], places=index.places[kept], labels=renamed[index.labels[kept]])
+
+
+# the row -------------------------------------------------------------------------------------------------
+
+
+def _matches(root: str) -> bool:
+    path = path_of(root)
+    if path.suffix == ".tar" and path.is_file():
+        return True
+    places = ("*.tar", "train/*.tar", "val/*.tar", "validation/*.tar")
+    return path.is_dir() and any(any(path.glob(place)) for place in places)
+
+
+def _open(config: DataConfig, root: str, split: Split) -> TarShards:
+    return TarShards(path_of(root), split, config.classes, config.images_per_class)
+
+
+def _has_validation(config: DataConfig, root: str) -> bool:
+    return bool(shard_paths(path_of(root), "val"))
+
+
+LAYOUT = DataLayout(
+    noun="tar shards",
+    states="holds tar shards",
+    matches=_matches,
+    open=_open,
+    has_validation=_has_validation,
+    takes_subsets=True,
+)

@@ -1,0 +1,107 @@
+"""What is to be known of a layout of data, and which layout a root has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from depthjepa.data.config import DataConfig
+from depthjepa.data.images import Split, sub_folders
+from depthjepa.data.layouts import table
+from depthjepa.data.samples import Source
+from depthjepa.faults import BadInput, nearest
+
+
+def path_of(root: str) -> Path:
+    """Where a root that is a path lies."""
+    return Path(root).expanduser()
+
+
+def path_name(root: str) -> str:
+    """The name of a source that is known by its path."""
+    return str(path_of(root))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataLayout:
+    """What there is to know of a layout beside its name.
+
+    `matches` tells whether a root has this layout (False where nothing is there); it is asked when no earlier row of
+    the table matches. `open` and `has_validation` get roots that match, and any root that is there (with `by_name`: any
+    at all) where `data.kind` insists on the layout; both raise `BadInput`.
+    """
+
+    noun: str  # "RGB-D folder", for messages
+    states: str  # what a message says of a root: "is an RGB-D folder"
+    matches: Callable[[str], bool]
+    open: Callable[[DataConfig, str, Split], Source]
+    has_validation: Callable[[DataConfig, str], bool]
+    source_name: Callable[[str], str] = path_name  # the name of the source of a root, without opening it
+    by_name: bool = False  # a root is the row's name, or NAME:MORE, instead of a path
+    takes_subsets: bool = False  # whether data.classes and data.images_per_class choose from it
+    pairs: str = ""  # what data.val_prefixes and data.val_list divide, as "RGB-D pairs"; empty: nothing
+
+
+def layout_of(config: DataConfig, root: str) -> DataLayout:
+    """The layout that `data.kind` insists on, or the first one of the table that a root has.
+
+    Raises `BadInput` where there is nothing, and where what is there is not what `data.kind` says.
+    """
+    layouts, allowed = _layouts(), table.insisted_on(config.kind)
+    insisted = layouts[allowed[0]] if len(allowed) == 1 else None
+    if insisted is not None and insisted.by_name:
+        return insisted
+    tried = (name for name, layout in layouts.items() if name in allowed or not layout.by_name)
+    found = next((name for name in tried if layouts[name].matches(root)), None)
+    if found is None:
+        raise _nothing_at(root)
+    if insisted is not None:
+        return insisted  # opening it says what it lacks
+    if found not in allowed:
+        raise BadInput(f"data.kind={config.kind}, but {path_of(root)} {layouts[found].states}: take data.kind={found}")
+    return layouts[found]
+
+
+def open_root(config: DataConfig, root: str, split: Split) -> Source:
+    """Open one root; raises `BadInput`, also for keys that its layout has no use for."""
+    layout = layout_of(config, root)
+    if not layout.takes_subsets:
+        _refuse_subset(config, root, layout)
+    if not layout.pairs:
+        _refuse_division(config, root, layout)
+    return layout.open(config, root, split)
+
+
+def name_of_root(root: str) -> str:
+    """The name that the source of one root bears, without opening it, and whether or not its files are still there."""
+    return next((layout.source_name(root) for layout in _layouts().values() if layout.matches(root)), path_name(root))
+
+
+def _layouts() -> dict[str, DataLayout]:
+    return {name: table.LAYOUTS.load(name) for name in table.LAYOUTS.names}
+
+
+def _refuse_subset(config: DataConfig, root: str, layout: DataLayout) -> None:
+    for key in ("classes", "images_per_class"):
+        if getattr(config, key) is not None:
+            takers = [table.LAYOUTS.row(name).about for name, each in _layouts().items() if each.takes_subsets]
+            raise BadInput(f"data.{key} needs {' or '.join(takers)}, but data.root={root} {layout.states}")
+
+
+def _refuse_division(config: DataConfig, root: str, layout: DataLayout) -> None:
+    for key in ("val_list", "val_prefixes"):
+        if getattr(config, key) is not None:
+            takers = [each for each in _layouts().values() if each.pairs]
+            pairs, nouns = (" or ".join(getattr(each, what) for each in takers) for what in ("pairs", "noun"))
+            raise BadInput(f"data.{key} divides {pairs}, but {layout.source_name(root)} is no {nouns}")
+
+
+def _nothing_at(root: str) -> BadInput:
+    path = path_of(root)
+    if path.exists():
+        return BadInput(f"data.root={path} is a file, not a folder")
+    parent = path.parent
+    beside = [str(parent / name) for name in sub_folders(parent)] if parent.is_dir() else []
+    names = [name for name, layout in _layouts().items() if layout.by_name]
+    return BadInput(f"data.root: there is no folder {path}{nearest(str(path), [*beside, *names])}")
