@@ -29,7 +29,7 @@ from depthjepa.config import RunConfig, build_config, load_config, to_mapping
 from depthjepa.evaluation import probes
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import RunFolder, plain
-from depthjepa.report.studies import read_study, study_section
+from depthjepa.report.page import write_report
 from depthjepa.study.claims import Comparison, claims_of, lines
 from depthjepa.study.processes import measure_seconds, probe_run, spawn
 from depthjepa.study.results import Finished, baseline_rows, keep_results, markdown, spread, write_tables
@@ -269,7 +269,9 @@ def test_what_is_kept_has_every_figure_of_every_run_the_table_and_the_configurat
     table = RunFolder(cut.folder / "guided" / "seed-0").probe("depth")
     assert kept["protocols"]["depth"] == [f"{table['data']}: {table['protocol']}"]
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["guidance"]["kind"] == "feature"
-    assert "R² within images" in study_section(read_study(tmp_path))
+    write_report([tmp_path], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "Study twins" in page and "R² within images" in page and "data:image/png" in page
 
 
 def test_too_much_to_keep_of_a_study_is_refused(

@@ -32,7 +32,7 @@ from depthjepa.report.sections import (
     mask_figures,
     neighbour_figures,
 )
-from depthjepa.report.studies import first_runs, is_study, read_study, study_section
+from depthjepa.report.studies import first_runs, is_study, read_study, studies_page, study_section
 from depthjepa.report.tables import ARROWS, Table, format_column, is_number, merge_tables, table_html
 from depthjepa.runs import Run, flatten, read_runs
 
@@ -40,7 +40,7 @@ from depthjepa.runs import Run, flatten, read_runs
 def write_report(runs: list[Path], out: Path) -> None:
     """Write one self-contained HTML page about run folders and folders of studies, in the order given.
 
-    Of a study its claims are shown, its arms, and the runs of its first seed.
+    Of a study its claims are shown, its arms, and the runs of its first seed where their folders are kept.
 
     Raises:
         BadInput: no run, a run that does not exist or has no `config.yaml`, one given twice, a damaged file
@@ -50,6 +50,9 @@ def write_report(runs: list[Path], out: Path) -> None:
         raise BadInput(f"{out}: a report is one HTML file; give a path that ends in .html")
     studies = {folder: read_study(folder) for folder in runs if is_study(folder)}
     shown = [each for path in runs for each in (first_runs(path, studies[path]) if path in studies else [path])]
+    if studies and not shown:
+        write_whole(out, studies_page(list(studies.values())))
+        return
     write_whole(out, render(read_runs(shown), out, list(studies.values())))
 
 

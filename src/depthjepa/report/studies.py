@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from depthjepa.drawing import charts
 from depthjepa.faults import BadInput
-from depthjepa.report.html import embed, section, text
+from depthjepa.report.html import document, embed, section, text
 
 FILE = "study.json"
 MOST = 4  # figures
@@ -49,6 +49,13 @@ def study_section(content: Mapping[str, Any]) -> str:
     columns = {column["key"]: column for column in content["columns"]}
     drawn = [_dots(content, columns[key]) for key in keys[:MOST] if key in columns]
     return section(f"Study {content['name']}", [*parts, *filter(None, drawn)])
+
+
+def studies_page(studies: Sequence[Mapping[str, Any]]) -> str:
+    """The page of studies of which no run folder is kept, as in a repository's results."""
+    title = ", ".join(content["name"] for content in studies)
+    head = f'<p class="soft">depthjepa report</p>\n<h1>{text(title)}</h1>'
+    return document(title, [head, *(study_section(content) for content in studies)])
 
 
 def _dots(content: Mapping[str, Any], column: Mapping[str, Any]) -> str:
