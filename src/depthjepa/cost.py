@@ -85,9 +85,11 @@ def matmul_rate(where: torch.device, dtype: torch.dtype, seconds: float = 0.5, s
 def faster_precision(where: torch.device) -> Literal["fp32", "bf16"]:
     """Measure which of the two a training step is faster in: bf16 where its matrix products are, and clearly so.
 
-    What is not a matrix product gains nothing from bf16 on a CPU and pays for the casts, hence the margin.
+    What is not a matrix product gains nothing from bf16 on a CPU and pays for the casts, hence the margin. On a CPU
+    the matrices are small: without bf16 instructions a product of large ones takes minutes.
     """
-    rates = [matmul_rate(where, dtype, seconds=0.2) for dtype in (torch.float32, torch.bfloat16)]
+    side = None if where.type == "cuda" else 256
+    rates = [matmul_rate(where, dtype, seconds=0.1, side=side) for dtype in (torch.float32, torch.bfloat16)]
     return "bf16" if rates[1] > BF16_MARGIN * rates[0] else "fp32"
 
 
