@@ -100,8 +100,10 @@ def test_precision_is_chosen_by_the_measured_rates(
 ) -> None:
     """A CPU without bf16 units multiplies slower in it; a little faster does not pay for the casts."""
     rates = {torch.float32: 1e11, torch.bfloat16: ratio * 1e11}
-    monkeypatch.setattr(cost, "matmul_rate", lambda where, dtype, seconds: rates[dtype])
+    sides: list[int] = []
+    monkeypatch.setattr(cost, "matmul_rate", lambda _, dtype, *, side, **__: sides.append(side) or rates[dtype])
     assert cost.faster_precision(torch.device("cpu")) == expected
+    assert max(sides) <= 512  # without bf16 instructions larger ones take minutes
 
 
 def test_bench_writes_rates_and_fractions(
