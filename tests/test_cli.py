@@ -146,7 +146,10 @@ def test_commands_on_a_run_name_the_culprit_in_one_line(finished: Path, tmp_path
         (("probe", tmp_path / "text.pt", "depth"), r"text\.pt is a text file, not a checkpoint"),
         (("probe", tmp_path / "nowhere", "depth"), r"there is no checkpoint .*nowhere"),
         (("probe", tmp_path, "depth"), r"holds no checkpoint"),
-        (("probe", trained, "dept"), r"there is no probe 'dept' \(did you mean 'depth'\?\): choose from knn, linear"),
+        (
+            ("probe", trained, "dept"),
+            r"there is no probe 'dept' \(did you mean 'depth'\?\): choose from depth, decode, knn, linear",
+        ),
         (("probe", trained, "knn"), r"needs labels, and .*pairs has none"),
         (("probe", trained, "depth", "--data", flat), r"needs depth, and .*flat has none"),
         (("probe", trained, "depth", "--data", tmp_path / "gone"), r"there is no folder .*gone"),

@@ -32,7 +32,8 @@ from depthjepa.evaluation.depth_readouts import (
 )
 from depthjepa.evaluation.features import Encode
 from depthjepa.evaluation.gathering import RANDOM
-from depthjepa.evaluation.probes import DEPTH_COLUMNS, probe_run
+from depthjepa.evaluation.probes import probe_run
+from depthjepa.evaluation.probes.depth import COLUMNS
 from depthjepa.evaluation.readout import DepthReadout
 from depthjepa.faults import BadInput
 from depthjepa.losses import gradient_loss, sig_loss
@@ -325,7 +326,7 @@ def test_the_command_writes_the_table_beside_the_ridges(
         assert json.loads((tmp_path / "x.json").read_text()) == found
         assert [row["name"] for row in found["rows"]] == ["mean map", RANDOM, "tiny"]
         keys = [column["key"] for column in found["columns"]]
-        assert keys == [*(column["key"] for column in DEPTH_COLUMNS), "rate"]
+        assert keys == [*(column.key for column in COLUMNS), "rate"]
         assert {"sqrel", "rmselog", "log10", "silog", "delta2", "delta3", "aligned_rmse"} <= set(keys)
         assert all(math.isfinite(row[key]) for row in found["rows"] for key in keys[:-1])
         assert found["rows"][0]["rate"] == "–"

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "depthjepa"
 FLOORS = (
     ("faults", "kinds"),
     ("grid", "depth", "runtime", "optim", "logbook", "recipe_files"),
-    ("masks", "losses", "runs", "drawing"),
+    ("masks", "losses", "columns", "runs", "drawing"),
     ("data", "model"),
     ("formats",),
     ("guidance",),

@@ -23,6 +23,8 @@ from depthjepa.evaluation import gates
 from depthjepa.evaluation.decoded import load_pixel_guided
 from depthjepa.evaluation.gates import Gate, HiddenPatches, overfit, position_gate
 from depthjepa.evaluation.gathering import Views
+from depthjepa.evaluation.probes import Subject, run_tasks
+from depthjepa.evaluation.probes import gates as task
 from depthjepa.faults import BadInput
 from depthjepa.logbook import RunFolder
 from depthjepa.masks import sample_masks
@@ -81,9 +83,11 @@ def pixels_of(patches: Tensor) -> Tensor:
 
 
 def test_a_gate_passes_at_what_is_wanted_and_a_figure_alone_cannot_fail() -> None:
-    passed = [Gate("x", figure, 0.5).passed for figure in (0.5, 0.49, math.nan)]
-    assert passed == [True, False, False] and Gate("x", -9.0).passed is None
-    rows = [Gate("x", figure, wanted).row()["passed"] for figure, wanted in ((1.0, 0.5), (0.1, 0.5), (0.1, None))]
+    passed = [Gate("floor", "x", figure, 0.5).passed for figure in (0.5, 0.49, math.nan)]
+    assert passed == [True, False, False] and Gate("floor", "x", -9.0).passed is None
+    rows = [
+        Gate("floor", "x", figure, wanted).row()["passed"] for figure, wanted in ((1.0, 0.5), (0.1, 0.5), (0.1, None))
+    ]
     assert rows == ["yes", "NO", ""]
 
 
@@ -306,7 +310,7 @@ def test_diagnose_gates_writes_every_gate_and_what_failed(
 ) -> None:
     assert gates.HEADS["pixel"] == ("mlp", "cnn", "deep-cnn", "dpt")
     monkeypatch.setattr(gates, "HEADS", {"pixel": ("mlp", "dpt")})  # the others take time and are made alike
-    monkeypatch.setattr(gates, "IMAGES", 3)
+    monkeypatch.setattr(task, "IMAGES", 3)
     folder = saved(*TARGET).run
     assert folder is not None
     status, out, _ = call("diagnose", folder, "--gates", "--out", tmp_path / "gates.json")
@@ -388,5 +392,6 @@ def test_gates_need_depth(saved: Saved, tmp_path: Path) -> None:
     flat = write_flat(tmp_path / "flat", 9, 56)
     run_of = saved(*TARGET)
     config = changed(run_of.config, f"data.root={flat}", "data.kind=null")
-    with pytest.raises(BadInput, match=r"gates are judged by depth, and .*flat has none: give an RGB-D folder"):
-        gates.gates_table(config, run_of, CPU)
+    subject = Subject(config, run_of.encoder(), CPU, run_of)
+    with pytest.raises(BadInput, match=r"the gates probe needs depth, and .*flat has none: give an RGB-D folder"):
+        list(run_tasks([task.TASK], subject))

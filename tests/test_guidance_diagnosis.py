@@ -12,10 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from depthjepa import checkpoint, cost
+from depthjepa.checkpoint import Checkpoint
+from depthjepa.config import RunConfig
 from depthjepa.evaluation import guidance
 from depthjepa.evaluation.gathering import Views
-from depthjepa.evaluation.guidance import Sums, alone, guidance_tables, layer_figures, load_guided, pull_on_encoder
+from depthjepa.evaluation.guidance import Sums, head_did_it_alone, layer_figures, load_guided, pull_on_encoder
 from depthjepa.evaluation.pictures import picture_masks
+from depthjepa.evaluation.probes import Subject
+from depthjepa.evaluation.probes.guidance import TASK
 from depthjepa.faults import BadInput
 from depthjepa.grid import to_tokens
 from depthjepa.guidance.target import on_cells
@@ -55,6 +59,12 @@ def runs(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
         for name, settings in wanted.items():
             run(pairs, place / name, *settings)
     return {name: place / name for name in wanted}
+
+
+def guidance_tables(config: RunConfig, saved: Checkpoint, against: Checkpoint | None) -> list[dict[str, Any]]:
+    """What the task `guidance` writes."""
+    subject = Subject(config, saved.encoder(config.evaluation.which), CPU, saved, against)
+    return [result.table for result in TASK.run(subject)]
 
 
 # the ridge ------------------------------------------------------------------------------------------------
@@ -104,22 +114,22 @@ def test_a_block_that_holds_the_latents_is_told_from_one_that_holds_none(
 
 def test_a_head_that_did_it_alone_is_named_with_both_figures() -> None:
     own, other = [{"r2_within": 0.11}, {"r2_within": 0.2}], [{"r2_within": 0.19}]
-    (said,) = alone({"r2_within": 0.5}, own, other, "twin")
+    (said,) = head_did_it_alone({"r2_within": 0.5}, own, other, "twin")
     assert "the head did it alone" in said and "0.50" in said and "0.200" in said and "0.190 of twin's" in said
-    assert alone({"r2_within": 0.5}, own, [{"r2_within": 0.1}], "twin") == []  # the encoder knows more
-    assert alone({"r2_within": 0.05}, own, other, "twin") == []  # nobody has learned anything
+    assert head_did_it_alone({"r2_within": 0.5}, own, [{"r2_within": 0.1}], "twin") == []  # the encoder knows more
+    assert head_did_it_alone({"r2_within": 0.05}, own, other, "twin") == []  # nobody has learned anything
 
 
 def test_a_strong_head_on_a_frozen_gradient_is_caught(pairs: Path, runs: dict[str, Path]) -> None:
     """The planted failure: the loss falls and the maps are good, and the encoder is that of the unguided twin."""
     saved, twin = checkpoint.load(runs["alone"]), checkpoint.load(runs["twin"])
-    maps, layers, alignment = guidance_tables(saved.config, saved, twin, CPU)
+    maps, layers, alignment = guidance_tables(saved.config, saved, twin)
     row = {entry["name"]: entry for entry in maps["rows"]}["alone"]
     assert row["floor_ratio"] < 0.9 and row["r2_within"] > guidance.SAID
     assert row["pull"] == 0
     assert any("the head did it alone" in sentence for sentence in maps["verdict"])
-    for table in (layers, alignment):
-        rows = {entry["name"]: entry for entry in table["rows"]}
+    for content in (layers, alignment):
+        rows = {entry["name"]: entry for entry in content["rows"]}
         assert list(rows) == ["random encoder", "twin", "alone"]
         for block in ("block_1", "block_2"):
             assert rows["alone"][block] == pytest.approx(rows["twin"][block], abs=1e-3)
@@ -142,14 +152,14 @@ def test_the_pull_grows_with_the_weight(runs: dict[str, Path]) -> None:
 
 def test_pixel_heads_are_judged_pixel_by_pixel_and_controls_by_their_features_alone(runs: dict[str, Path]) -> None:
     pixel = checkpoint.load(runs["pixel"])
-    assert [table["task"] for table in guidance_tables(pixel.config, pixel, None, CPU)] == [
+    assert [content["task"] for content in guidance_tables(pixel.config, pixel, None)] == [
         "guidance",
         "guidance-layers",
         "guidance-alignment",
     ]
     control = checkpoint.load(runs["control"])
-    tables = guidance_tables(control.config, control, None, CPU)
-    assert [table["task"] for table in tables] == ["guidance-layers", "guidance-alignment"]
+    tables = guidance_tables(control.config, control, None)
+    assert [content["task"] for content in tables] == ["guidance-layers", "guidance-alignment"]
     assert "(depth; " in tables[0]["protocol"]  # the truth, not the random network
 
 
@@ -182,4 +192,4 @@ def test_what_cannot_be_judged_is_left_out_or_named(
     assert status == 2 and "patches of 16 px" in errors and "same cells" in errors
     saved = checkpoint.load(runs["guided"])
     with pytest.raises(BadInput, match=r"knows \(6, 6\) patches alone"):
-        guidance_tables(tiny(pairs, *GUIDED, "data.image_size=32"), saved, None, CPU)
+        guidance_tables(tiny(pairs, *GUIDED, "data.image_size=32"), saved, None)

@@ -20,6 +20,7 @@ from depthjepa.config import RunConfig, build_config, to_mapping
 from depthjepa.data.samples import Batch
 from depthjepa.depth import below_unmeasured, disparity, r2_within, to_metres, to_numbers, valid
 from depthjepa.evaluation import decoded as decoding
+from depthjepa.evaluation.depth_probe import DepthTable
 from depthjepa.evaluation.gathering import Views
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.guidance.target import Whitening, fit_whitening
@@ -1006,6 +1007,10 @@ def saved(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Saved:
 TARGET = ("guidance.read=predicted", "guidance.scope=target")
 
 
+def decoded(config: RunConfig, run_of: checkpoint.Checkpoint) -> DepthTable:
+    return decoding.decode_table(config, run_of, Views(config, "train"), Views(config, "val"), CPU)
+
+
 def whole_views(config: RunConfig, split: Any) -> list[Batch]:
     return list(Views(config, split)())
 
@@ -1016,7 +1021,7 @@ def whole_views(config: RunConfig, split: Any) -> list[Batch]:
 def test_the_table_is_computed_pixel_by_pixel_beside_the_mean_map(saved: Saved, asked: tuple[str, ...]) -> None:
     run_of = saved(*asked)
     config = run_of.config
-    found, _, _ = decoding.decode_table(config, run_of, CPU)
+    found = decoded(config, run_of)
     assert [row["name"] for row in found.rows] == ["mean map", "tiny"]
     assert [found.scores["mean map"].figures[key] for key in ("r2_within", "r2_position", "r2_between")] == [0, 0, 0]
     # The same by hand: the mean over training views, pixel by pixel, and R² over what the masks hide.
@@ -1069,7 +1074,7 @@ def test_scope_target_is_judged_on_pixels_of_targets_alone(
         return torch.where(right & (depth > 0), depth, 9.0), hidden
 
     monkeypatch.setattr(decoding, "predicted_metres", planted)
-    found, _, _ = decoding.decode_table(run_of.config, run_of, CPU)
+    found = decoded(run_of.config, run_of)
     score = found.scores["tiny"].figures
     if good == "targets":
         assert score["r2_within"] == pytest.approx(1, abs=1e-6) and score["absrel"] == pytest.approx(0, abs=1e-5)
@@ -1087,7 +1092,7 @@ def test_a_head_that_always_gives_the_mean_map_scores_nothing(saved: Saved, aske
     }
     assert differences(dict(run_of.model), silent) != []
     planted = replace(run_of, model=silent, whitening=Whitening(mean_map.values[None], torch.tensor([3.0])))
-    found, _, _ = decoding.decode_table(run_of.config, planted, CPU)
+    found = decoded(run_of.config, planted)
     figures = found.scores["tiny"].figures
     for name in ("r2_within", "r2_position", "r2_between"):
         assert figures[name] == pytest.approx(0, abs=1e-5), name
@@ -1107,11 +1112,11 @@ def test_whitening_is_taken_back_at_any_size() -> None:
 def test_images_of_another_size_are_for_the_encoder_alone(saved: Saved) -> None:
     wide = ("data.image_size=[40, 64]",)
     dense = saved("guidance.read=dense")
-    found, _, _ = decoding.decode_table(build_config(to_mapping(dense.config), wide), dense, CPU)
+    found = decoded(build_config(to_mapping(dense.config), wide), dense)
     assert found.mean_map.values.shape == (40, 64) and float(found.rows[1]["r2_within"]) < 0.9
     target = saved(*TARGET)
     with pytest.raises(BadInput, match=r"the predictor of .* knows \(6, 6\) patches alone: leave data\.image_size"):
-        decoding.decode_table(build_config(to_mapping(target.config), wide), target, CPU)
+        decoded(build_config(to_mapping(target.config), wide), target)
 
 
 def test_decode_through_the_command_line(saved: Saved, pairs: Path, tmp_path: Path, call: Call) -> None:

@@ -18,11 +18,11 @@ from depthjepa.data.samples import Batch
 from depthjepa.evaluation import tokens
 from depthjepa.evaluation.attentive_probe import AttentivePooler, _fit, attentive
 from depthjepa.evaluation.classification import ClassifierResult, Standardiser, linear
-from depthjepa.evaluation.classification_tables import classification_tables
 from depthjepa.evaluation.diagnostics import diagnose
+from depthjepa.evaluation.during_training import probe_during_training
 from depthjepa.evaluation.features import Encode, Pooled
 from depthjepa.evaluation.gathering import RANDOM, Views, encoders, features_of, views, whole_views_text
-from depthjepa.evaluation.probes import diagnostics_probe, probe, probe_during_training
+from depthjepa.evaluation.probes import classification_tables, probe
 from depthjepa.evaluation.tokens import ComputedTokens, KeptTokens, TokenKeeper, Tokens
 from depthjepa.faults import BadInput
 from depthjepa.method import build_encoder
@@ -254,14 +254,14 @@ def test_all_tables_come_from_one_pass_and_say_what_single_probes_say(classes: P
             parameter.mul_(1.5)
     seen: Counter[float] = Counter()
     named = {name: counted(encode, seen) for name, encode in encoders(config, encoder, CPU).items()}
-    found = {task: content for task, (content, _) in classification_tables(config, named).items()}
+    found = {task: result.table for task, result in classification_tables(config, named).items()}
     assert len(seen) == 48 and set(seen.values()) == {2}  # every image once by each of two encoders
-    assert list(found) == ["knn", "linear", "attentive", "diagnose"]
-    for task in ("knn", "linear", "attentive"):
+    assert list(found) == ["knn", "linear", "mlp", "attentive", "diagnose"]
+    for task in ("knn", "linear", "mlp", "attentive"):
         assert found[task] == probe(task, config, encoder, CPU).table
         assert [row["name"] for row in found[task]["rows"]] == ["chance", RANDOM, config.name]
         assert "; 24 training and 24 validation images at 48 px; 3 unreadable left out" in found[task]["protocol"]
-    assert found["diagnose"] == diagnostics_probe(config, encoder, CPU).table
+    assert found["diagnose"] == probe("diagnose", config, encoder, CPU).table
     assert found["diagnose"]["protocol"].endswith("on 24 images at 48 px; width 32; 1 unreadable left out")
     assert [column["key"] for column in found["knn"]["columns"]] == ["val_accuracy_3", "val_accuracy_500"]
     assert found["knn"]["rows"][0] == {"name": "chance", "val_accuracy_3": 50.0, "val_accuracy_500": 50.0}
@@ -284,7 +284,7 @@ def test_nearest_images_are_shown_for_each_encoder_and_framed_by_class(classes: 
     def nothing(images: torch.Tensor) -> torch.Tensor:
         return torch.randn(len(images), 4, 3, generator=source(int(images.sum())))
 
-    _, shown = classification_tables(config, {RANDOM: nothing, "a": colour}, ["knn"])["knn"]
+    shown = classification_tables(config, {RANDOM: nothing, "a": colour}, ["knn"])["knn"].arrays
     assert shown["images"].shape == (4, 48, 48, 3) and shown["found"].shape == (4, 6, 48, 48, 3)
     assert shown["alike"].all() and not shown["random_alike"].all()  # red against blue
     assert "random_images" not in shown
@@ -301,10 +301,10 @@ def test_tokens_that_do_not_fit_give_the_same_table(classes: Path, monkeypatch: 
     encoder = build_encoder(config)
     seen: Counter[float] = Counter()
     named = {"encoder": counted(encoders(config, encoder, CPU)[RANDOM], seen)}
-    kept = classification_tables(config, named, ["attentive"])["attentive"][0]
+    kept = classification_tables(config, named, ["attentive"])["attentive"].table
     assert set(seen.values()) == {1}
     monkeypatch.setattr(tokens, "KEPT_BYTES", 0)
-    computed = classification_tables(config, named, ["attentive"])["attentive"][0]
+    computed = classification_tables(config, named, ["attentive"])["attentive"].table
     assert max(seen.values()) == 1 + 1 + 2 * 4 + 3  # once to begin with, 2 x epochs, and what is walked over besides
     assert kept == computed
 
@@ -332,18 +332,18 @@ def test_verdicts_name_their_encoder_where_there_are_several(classes: Path) -> N
     def constant(images: torch.Tensor) -> torch.Tensor:
         return torch.arange(32.0).expand(len(images), 36, 32)
 
-    one = classification_tables(config, {RANDOM: healthy, "a": constant}, ["diagnose"])["diagnose"][0]["verdict"]
-    two = classification_tables(config, {RANDOM: healthy, "a": constant, "b": constant}, ["diagnose"])["diagnose"][0]
+    one = classification_tables(config, {RANDOM: healthy, "a": constant}, ["diagnose"])["diagnose"].table["verdict"]
+    two = classification_tables(config, {RANDOM: healthy, "a": constant, "b": constant}, ["diagnose"])["diagnose"].table
     assert len(one) == 3 and one[0].startswith("dimensional collapse")
     assert two["verdict"] == [f"a: {sentence}" for sentence in one] + [f"b: {sentence}" for sentence in one]
-    assert classification_tables(config, {"a": constant}, ["diagnose"])["diagnose"][0]["verdict"] == []
+    assert classification_tables(config, {"a": constant}, ["diagnose"])["diagnose"].table["verdict"] == []
 
 
 def test_diagnostics_need_no_labels_and_the_others_do(tmp_path: Path) -> None:
     config = config_of(write_flat(tmp_path / "flat", 6, 48))
     encoder = build_encoder(config)
-    assert diagnostics_probe(config, encoder, CPU).value(config.name, "images") == 6
-    for task in ("knn", "linear", "attentive"):
+    assert probe("diagnose", config, encoder, CPU).value(config.name, "images") == 6
+    for task in ("knn", "linear", "mlp", "attentive"):
         with pytest.raises(BadInput, match="needs labels"):
             probe(task, config, encoder, CPU)
     with pytest.raises(BadInput, match="did you mean 'linear'"):
@@ -375,7 +375,7 @@ def test_probing_during_training_ranks_by_the_middle_number_of_neighbours(
     figures, score = probe_during_training(encoder, config, CPU)
     table = probe("knn", config, encoder, CPU)
     assert score == figures["probe_knn"] == pytest.approx(table.value(RANDOM, "val_accuracy_5") / 100)
-    rank = diagnostics_probe(config, encoder, CPU).value(config.name, "rank_me")
+    rank = probe("diagnose", config, encoder, CPU).value(config.name, "rank_me")
     assert figures["probe_rank_me"] == pytest.approx(rank)
     alone = replace(config, evaluation=replace(config.evaluation, neighbours=(5,)))
     assert probe_during_training(encoder, alone, CPU)[1] == score

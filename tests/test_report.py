@@ -12,10 +12,11 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
+from depthjepa.columns import Column, format_column
 from depthjepa.drawing import charts, figures
 from depthjepa.faults import BadInput
 from depthjepa.report.page import headline, write_report
-from depthjepa.report.tables import best_rows, format_column, merge_tables
+from depthjepa.report.tables import best_rows, merge_tables
 
 COLUMNS = [
     {"key": "r2_within", "label": "R² within", "unit": "", "better": "higher"},
@@ -126,7 +127,7 @@ def test_maps_of_own_heads_and_of_gates_have_sections_of_their_own(
     assert page.count("<img") == before.count("<img") + 2
     for heading in ("Depth as a run&#x27;s own head decodes it", "Why depth decodes or does not"):
         assert heading in page and heading not in before
-    decoded, _, gates = drawn
+    _, decoded, gates = drawn
     assert list(decoded) == ["guided", "mean map"] and np.array_equal(decoded["guided"], truth / 2, equal_nan=True)
     assert list(gates) == ["mlp, full", "x"] and np.array_equal(gates["x"], truth / 3, equal_nan=True)
 
@@ -159,12 +160,12 @@ def test_input_swap_layers_and_nearest_images_are_drawn(tmp_path: Path, monkeypa
     found, alike = np.zeros((2, 3, 24, 32, 3), dtype=np.uint8), np.ones((2, 3), dtype=bool)
     arrays = {"found": found, "alike": alike, "random_found": found, "random_alike": ~alike}
     np.savez(run / "probes/knn.npz", images=photographs(), **arrays)
-    panels: list[dict[str, dict[str, float]]] = []
+    panels: list[tuple[object, object]] = []
     lines: list[dict[str, list[float]]] = []
-    monkeypatch.setattr(charts, "gate_panels", lambda values: panels.append(values) or Figure())
+    monkeypatch.setattr(charts, "gate_panels", lambda *values: panels.append(values) or Figure())
     monkeypatch.setattr(charts, "layer_curves", lambda values, _: lines.append(values) or Figure())
     page = written([run], tmp_path / "page.html")
-    assert panels == [{"a": gates}]
+    assert panels == [({"a": {"raw patches": 0.25}}, {"a": [0.5, 0.125]})]
     assert lines == [{"a": [0.5, 0.75], "random encoder": [0.0, 0.25]}]
     assert "What the features find alike" in page and "What each block tells" in page
 
@@ -175,10 +176,10 @@ def test_gates_of_two_sets_of_data_are_drawn_apart(tmp_path: Path, monkeypatch: 
         rows = [{"name": "input swap: raw patches", "figure": figure}]
         content = {"task": "gates", "data": data, "protocol": "", "columns": [], "rows": rows}
         (run / f"probes/gates-{data}.json").write_text(json.dumps(content))
-    panels: list[dict[str, dict[str, float]]] = []
-    monkeypatch.setattr(charts, "gate_panels", lambda values: panels.append(values) or Figure())
+    panels: list[tuple[object, object]] = []
+    monkeypatch.setattr(charts, "gate_panels", lambda *values: panels.append(values) or Figure())
     page = written([run], tmp_path / "page.html")
-    assert panels == [{"a": {"input swap: raw patches": figure}} for figure in (0.25, 0.5)]
+    assert panels == [({"a": {"raw patches": figure}}, {}) for figure in (0.25, 0.5)]
     assert "Run a on indoor" in page and "Run a on streets" in page
 
 
@@ -201,18 +202,14 @@ def test_lines_and_bars_show_their_figures() -> None:
     colours = [figures.run_colour(0), figures.FAINT, figures.run_colour(1)]  # a run has its colour in every picture
     for panel in (axis, *charts.accuracy_curves(accuracies).axes):
         assert [line.get_color() for line in panel.get_lines()] == colours
-    gates = {
-        "a": {"floor: x": 9.0, "input swap: i": 0.5, "input swap: j": -0.25, "layers: block 1": 0.25},
-        "b": {"input swap: j": 0.75},
-    }
-    figure = charts.gate_panels(gates)
+    figure = charts.gate_panels({"a": {"i": 0.5, "j": -0.25}, "b": {"j": 0.75}}, {"a": [0.25]})
     assert figure is not None
     bars, layers = figure.axes
     widths = [patch.get_width() for patch in bars.patches]
     np.testing.assert_array_equal(widths, [0.5, -0.25, np.nan, 0.75])
     assert [text.get_text() for text in bars.get_yticklabels()] == ["i", "j"]
     assert [list(line.get_ydata()) for line in layers.get_lines()] == [[0.25]]
-    assert charts.gate_panels({"a": {"floor: x": 9.0}}) is None
+    assert charts.gate_panels({}, {}) is None
 
 
 def test_accuracies_by_the_epoch_share_a_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,7 +432,7 @@ def test_faults_of_the_user_are_named(tmp_path: Path) -> None:
 def test_other_data_or_protocol_is_another_table() -> None:
     here, there = depth_result(0.5, 1.0), depth_result(0.75, 1.0, data="indoor")
     tables = merge_tables({"a": [here], "b": [there], "c": [depth_result(0.25, 1.5)]})
-    assert [(table.data, list(table.rows)) for table in tables] == [
+    assert [(table.data, [row.name for row in table.rows]) for table in tables] == [
         ("scenes:1", ["mean map", "random encoder", "a", "c"]),
         ("indoor", ["mean map", "random encoder", "b"]),
     ]
@@ -443,14 +440,20 @@ def test_other_data_or_protocol_is_another_table() -> None:
 
 def test_baselines_that_differ_are_both_shown() -> None:
     (table,) = merge_tables({"a": [depth_result(0.5, 1.0)], "b": [depth_result(0.5, 1.0, random=0.25)]})
-    assert list(table.rows) == ["mean map", "random encoder", "random encoder, b", "a", "b"]
+    assert [(row.name, row.kind) for row in table.rows] == [
+        ("mean map", "baseline"),
+        ("random encoder", "baseline"),
+        ("random encoder, b", "baseline"),
+        ("a", "run"),
+        ("b", "run"),
+    ]
 
 
 def test_ties_are_bold_together_and_no_direction_means_no_best() -> None:
     (table,) = merge_tables({"a": [depth_result(0.50001, 1.0)], "b": [depth_result(0.50002, 1.25)]})
     assert best_rows(table, "r2_within") == {"a", "b"}  # as displayed
     assert best_rows(table, "rmse") == {"a"}
-    table.columns["rmse"] = {"key": "rmse", "label": "RMSE"}
+    table.columns["rmse"] = Column("rmse", "RMSE", "")
     assert best_rows(table, "rmse") == set()
 
 

@@ -21,7 +21,7 @@ from depthjepa.commands.convert import convert
 from depthjepa.config import RunConfig, build_config, to_mapping
 from depthjepa.data.loading import open_source
 from depthjepa.data.samples import Batch
-from depthjepa.evaluation.probes import RANDOM, encoders
+from depthjepa.evaluation.gathering import RANDOM, encoders
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.grid import to_map
 from depthjepa.logbook import RunFolder

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperArgument, TyperCommand
 
 from depthjepa.data.layouts.table import LAYOUTS
 from depthjepa.faults import BadInput, RunStopped, nearest
@@ -28,8 +29,6 @@ prepare = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(prepare, name="prepare")
-
-MANY = 8  # columns that a terminal has room for
 
 Checkpoint = Annotated[
     str,
@@ -54,22 +53,40 @@ def _one_of(what: str, *choices: str) -> Callable[[str], str]:
     return parse
 
 
-Task = Annotated[
-    str,
-    typer.Argument(
-        parser=_one_of("probe", "knn", "linear", "mlp", "attentive", "depth", "decode"),
-        metavar="TASK",
-        help="knn, linear, mlp, attentive, depth, or decode (the depth that a pixel-guided run's own head gives).",
-    ),
-]
-Picture = Annotated[
-    str,
-    typer.Argument(
-        parser=_one_of("picture", "masks", "batch", "features", "depth", "decode", "gates"),
-        metavar="WHAT",
-        help="masks, batch, features, depth, decode or gates.",
-    ),
-]
+def _tasks() -> dict[str, str]:
+    from depthjepa.evaluation.probes import table
+
+    return {name: task.about for name, task in table.of_command("probe").items()}
+
+
+def _pictures() -> dict[str, str]:
+    from depthjepa.evaluation.probes import table
+
+    own = {"masks": "of a recipe", "batch": "of a recipe, as training gets it", "features": "tokens of patches of runs"}
+    drawn = {name: task.picture for name, task in table.pictured().items()}
+    return own | {name: picture.about for name, picture in drawn.items() if picture is not None}
+
+
+ROWS = {"task": _tasks, "what": _pictures}
+
+
+class ListsRows(TyperCommand):
+    """A command whose help lists the rows of a table; tables load torch, and are read when that help is asked for."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Read the tables, then write help as ever."""
+        for each in self.params:
+            if isinstance(each, TyperArgument) and each.name in ROWS:
+                each.help = "; ".join(f"{name}: {about}" for name, about in ROWS[each.name]().items())
+        super().format_help(ctx, formatter)
+
+
+def _row_of(what: str, read: Callable[[], Mapping[str, str]]) -> Callable[[str], str]:
+    return lambda word: _one_of(what, *read())(word)
+
+
+Task = Annotated[str, typer.Argument(parser=_row_of("probe", _tasks), metavar="TASK")]
+Picture = Annotated[str, typer.Argument(parser=_row_of("picture", _pictures), metavar="WHAT")]
 
 
 def main() -> None:
@@ -142,9 +159,10 @@ def fit_teacher(
     from depthjepa.commands.fit_teacher import DEFAULTS
     from depthjepa.commands.fit_teacher import fit_teacher as run
     from depthjepa.config import build_fit
+    from depthjepa.report.terminal import print_table
 
     summary = run(build_fit(DEFAULTS, [f"data.root={data}", *(overrides or [])]), out)
-    _print_table(summary)
+    print_table(summary)
     print(f"{out}: {summary['bytes'] / 1e6:.2f} MB")
 
 
@@ -201,7 +219,7 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe."
             print(f"{'':28} hardware: {about.hardware}; time: {about.time}; score: {about.score}")
 
 
-@app.command()
+@app.command(cls=ListsRows)
 def probe(
     checkpoint: Checkpoint,
     task: Task,
@@ -211,14 +229,12 @@ def probe(
 ) -> None:
     """Probe a frozen encoder; its baselines stand beside the figure."""
     from depthjepa.evaluation import probes
+    from depthjepa.report.terminal import print_table
 
     saved, config, encoder, where = _loaded(checkpoint, data, overrides)
-    if task == "decode":
-        result = probes.decode_probe(config, saved, where)
-    else:
-        result = probes.probe(task, config, encoder, where)
+    result = probes.probe(task, config, encoder, where, saved)
     probes.write_probe(result, saved, config.evaluation.which, out)
-    _print_table(result.table)
+    print_table(result.table)
 
 
 @app.command()
@@ -238,17 +254,16 @@ def diagnose(
     """Measure collapse beside the random encoder; of a guided run also whether depth got into the features."""
     from depthjepa.checkpoint import load
     from depthjepa.evaluation import probes
+    from depthjepa.evaluation.probes import table
+    from depthjepa.report.terminal import print_table
 
     saved, config, encoder, where = _loaded(checkpoint, data, overrides)
-    if gates:
-        results = [probes.gates_probe(config, saved, where)]
-    else:
-        twin = None if against is None else load(against)
-        results = [probes.diagnostics_probe(config, encoder, where)]
-        results += probes.guidance_probes(config, saved, twin, where)
+    subject = probes.Subject(config, encoder, where, saved, None if against is None else load(against))
+    tasks = table.of_command("diagnose --gates" if gates else "diagnose")
+    results = list(probes.run_tasks(tasks.values(), subject))
     for number, result in enumerate(results):
         probes.write_probe(result, saved, config.evaluation.which, None if number else out)
-        _print_table(result.table)
+        print_table(result.table)
 
 
 @app.command()
@@ -293,7 +308,7 @@ def report(
     print(out)
 
 
-@app.command()
+@app.command(cls=ListsRows)
 def show(
     what: Picture,
     source: Annotated[str, typer.Argument(help="masks, batch: a recipe; the others: a run folder.")],
@@ -301,11 +316,7 @@ def show(
     more: Annotated[list[str] | None, typer.Argument(help="masks, batch: KEY=VALUE; the others: further runs.")] = None,
     photographs: Annotated[bool, typer.Option(help="depth, decode: with the photographs, or the maps alone.")] = True,
 ) -> None:
-    """Draw masks or a training batch of a recipe, or what trained runs hold side by side.
-
-    features: tokens of patches. depth, decode: maps of `probe RUN depth` and `probe RUN decode`. gates: input swap and
-    layer sweep of `diagnose RUN --gates`.
-    """
+    """Draw masks or a training batch of a recipe, or what trained runs hold side by side."""
     from depthjepa.commands.apply import draw
 
     draw(what, source, more or [], out, photographs=photographs)
@@ -404,31 +415,3 @@ def _loaded(checkpoint: str, data: str | None, overrides: list[str] | None) -> A
 
 def _skipped(names: list[str]) -> str:
     return f"; {len(names)} unreadable: {', '.join(names[:3])}" if names else ""
-
-
-def _print_table(table: dict[str, Any]) -> None:
-    """Print a probe's table: a line for each model, or for each measure where there are many of them."""
-    from rich.console import Console
-    from rich.table import Table
-
-    arrows = {"higher": " ↑", "lower": " ↓"}
-    heads = [
-        column["label"]
-        + (f" \\[{column['unit']}]" if column["unit"] else "")
-        + arrows.get(column.get("better", ""), "")
-        for column in table["columns"]
-    ]
-    figures = [[row.get(column["key"]) for column in table["columns"]] for row in table["rows"]]
-    cells = [[f"{value:.3f}" if isinstance(value, float) else value for value in line] for line in figures]
-    names = [str(row["name"]) for row in table["rows"]]
-    if len(heads) > MANY:
-        heads, names, cells = names, heads, [list(line) for line in zip(*cells, strict=True)]
-    grid = Table(title=f"{table['task']} on {table['data']}", caption=table["protocol"], title_justify="left")
-    grid.add_column("")
-    for head in heads:
-        grid.add_column(head, justify="right")
-    for name, line in zip(names, cells, strict=True):
-        grid.add_row(name, *line)
-    Console(width=None if sys.stdout.isatty() else 140).print(grid)
-    for sentence in table.get("verdict", []):
-        print(sentence)

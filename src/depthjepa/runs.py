@@ -97,6 +97,39 @@ def read_arrays(run: Run, file: str, *needed: str) -> Arrays | None:
         return dict(stored)
 
 
+def probe_files(runs: Sequence[Run], pattern: str) -> list[str]:
+    """Files of arrays that probes wrote, each once: a run may have one for each set of data."""
+    return list({f"probes/{file.name}": None for run in runs for file in sorted((run.path / "probes").glob(pattern))})
+
+
+def tables_of(run: Run, task: str) -> list[dict[str, Any]]:
+    """A run's tables of one task: one for each set of data."""
+    return [content for content in run.probes if content.get("task") == task]
+
+
+def same_images(
+    runs: Sequence[Run], file: str, *needed: str, same: Sequence[str] = ("images",)
+) -> list[list[tuple[Run, Arrays]]]:
+    """Runs that have the file with the arrays `needed`, together where those that are to be the `same` are equal."""
+    groups: list[list[tuple[Run, Arrays]]] = []
+    for run in runs:
+        arrays = read_arrays(run, file, "images", *needed)
+        if arrays is None:
+            continue
+        for group in groups:
+            if all(np.array_equal(group[0][1][name], arrays[name], equal_nan=True) for name in same):
+                group.append((run, arrays))
+                break
+        else:
+            groups.append([(run, arrays)])
+    return groups
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words as a list in a sentence: a, b and c."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
 def flatten(mapping: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Return a nested mapping with dotted keys: {"a": {"b": 1}} -> {"a.b": 1}."""
     flat: dict[str, Any] = {}

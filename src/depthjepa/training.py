@@ -30,8 +30,8 @@ from depthjepa.config import RunConfig, load_config, to_mapping
 from depthjepa.data.loading import TrainingBatches, open_source
 from depthjepa.data.order import steps_per_epoch, wrap_note
 from depthjepa.data.samples import Batch, Source
+from depthjepa.evaluation.during_training import probe_during_training
 from depthjepa.evaluation.pictures import write_pictures
-from depthjepa.evaluation.probes import probe_during_training
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.formats.weights import load_strictly
 from depthjepa.guidance.target import CLIP, Teacher, Whitening, fit_whitening, on_cells

@@ -23,16 +23,18 @@ from depthjepa.data.layouts.flat import FlatFolder
 from depthjepa.data.loading import TrainingBatches, open_source, view_batches
 from depthjepa.data.samples import Batch
 from depthjepa.data.transforms import as_bytes
-from depthjepa.drawing import charts, figures
+from depthjepa.drawing import figures
 from depthjepa.evaluation.decoded import dense_metres, load_pixel_guided
 from depthjepa.evaluation.features import pooled_features
 from depthjepa.evaluation.gathering import RANDOM, encode_with, size_text
 from depthjepa.evaluation.pictures import mask_arrays, picture_batch, token_maps
+from depthjepa.evaluation.probes import table as probes
 from depthjepa.evaluation.readout import DepthReadout, Predict, read_origin
 from depthjepa.faults import BadInput
-from depthjepa.logbook import RunFolder, whole_file
+from depthjepa.logbook import whole_file
 from depthjepa.method import build_encoder
 from depthjepa.model.vit import VisionTransformer
+from depthjepa.runs import listed
 
 MILLIMETRES = 1000.0
 FARTHEST = 65.535  # metres that a 16-bit PNG in millimetres can say
@@ -199,19 +201,20 @@ def _write_depth(depth: Path, colour: Path, disparity: Tensor, low: float, high:
 def draw(what: str, source: str, more: list[str], out: Path, *, photographs: bool = True) -> None:
     """Draw `masks` or `batch` of a recipe (`more`: settings), or what runs hold, to a picture file.
 
-    Of runs: `features`; `depth` and `decode`, maps of the probes of these names, without `photographs` if need be; and
-    `gates`.
+    Of runs: `features`, and what the tasks of `evaluation.probes.table` draw; some without `photographs` if need be.
     """
-    if not photographs and what not in ("depth", "decode"):
-        raise BadInput(f"--no-photographs is for depth and decode: {what} is drawn from nothing else, or has none")
-    if what in ("masks", "batch"):
-        figure = _draw_batch(what, load_config(source, more))
+    tasks = {name: row.picture for name, row in probes.pictured().items() if row.picture is not None}
+    spared = [name for name, picture in tasks.items() if picture.photographs]
+    if not photographs and what not in spared:
+        raise BadInput(f"--no-photographs is for {listed(spared)}: {what} is drawn from nothing else, or has none")
+    if what in tasks:
+        runs = [source, *more]
+        places = dict(zip(run_names(runs), map(Path, runs), strict=True))
+        figure = tasks[what].draw(places, photographs)
     elif what == "features":
         figure = _draw_features([source, *more])
-    elif what == "gates":
-        figure = _draw_gates([source, *more])
     else:
-        figure = _draw_depth(what, [source, *more], photographs)
+        figure = _draw_batch(what, load_config(source, more))
     figures.save_figure(figure, out)
 
 
@@ -257,39 +260,3 @@ def run_names(runs: Sequence[str]) -> list[str]:
         if places.count(place) > 1:
             raise BadInput(f"{run}: this run is given twice")
     return [name if names.count(name) == 1 else str(Path(run)) for run, name in zip(runs, names, strict=True)]
-
-
-def _draw_depth(task: str, runs: list[str], photographs: bool) -> Figure:
-    stored = {name: _stored_maps(run, task) for name, run in zip(run_names(runs), runs, strict=True)}
-    first = next(iter(stored.values()))
-    for run, arrays in zip(runs, stored.values(), strict=True):
-        if not np.array_equal(arrays["images"], first["images"]):
-            raise BadInput(
-                f"{run} and {runs[0]} were probed on other images: probe them on the same data at one data.image_size"
-            )
-    maps = {name: arrays["prediction"] for name, arrays in stored.items()}
-    maps |= {RANDOM: first["random"]} if "random" in first else {}
-    maps |= {"mean map": np.broadcast_to(first["mean_map"], first["truth"].shape)}
-    return figures.depth_rows(first["images"], first["truth"], maps, photographs=photographs)
-
-
-def _stored_maps(run: str, task: str) -> dict[str, np.ndarray]:
-    file = Path(run) / "probes" / f"{task}.npz"
-    if not file.is_file():
-        raise BadInput(f"{file} is not there: run `depthjepa probe {run} {task}` first")
-    with np.load(file) as stored:
-        return dict(stored)
-
-
-def _draw_gates(runs: list[str]) -> Figure:
-    gates: dict[str, dict[str, float]] = {}
-    for name, run in zip(run_names(runs), runs, strict=True):
-        try:
-            table = RunFolder(Path(run)).probe("gates")
-        except FileNotFoundError as fault:
-            raise BadInput(f"{fault.filename} is not there: run `depthjepa diagnose {run} --gates` first") from fault
-        gates[name] = {row["name"]: row["figure"] for row in table["rows"]}
-    figure = charts.gate_panels(gates)
-    if figure is None:
-        raise BadInput(f"the gates of {', '.join(runs)} hold neither an input swap nor a layer sweep")
-    return figure

@@ -19,7 +19,7 @@ from rich.console import Console
 from depthjepa import checkpoint
 from depthjepa.commands.teach import teach
 from depthjepa.config import RunConfig, differences, load_config, to_mapping
-from depthjepa.evaluation import probes
+from depthjepa.evaluation.probes import depth, diagnose, linear, probe_run
 from depthjepa.faults import BadInput
 from depthjepa.logbook import RunFolder, to_json, write_whole
 from depthjepa.report.page import write_report
@@ -31,7 +31,8 @@ RUNS: dict[str, tuple[str, ...]] = {
     "unguided": ("guidance.kind=none",),
     "supervised": ("guidance.kind=none", "train.objective=supervised"),
 }
-TASKS = ("depth", "linear", "diagnose")
+TASKS = (depth.TASK.name, linear.TASK.name, diagnose.TASK.name)
+FIGURES = {depth.TASK.name: "r2_within", linear.TASK.name: "val_accuracy"}
 
 
 def demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
         folder = RunFolder(out / name)
         train(config, folder.path, resume=folder.started)
         with Console(stderr=True).status(f"probing {name}"):
-            probes.probe_run(config, checkpoint.load(folder.path), TASKS)
+            probe_run(config, checkpoint.load(folder.path), TASKS)
     report = out / "report.html"
     with Console(stderr=True).status("writing the report"):
         write_report([out / name for name in configs], report)
@@ -74,7 +75,7 @@ def summary(out: Path, configs: dict[str, RunConfig]) -> dict[str, Any]:
     """Depth R2-within and accuracy of every row, baselines first, from the tables on disk."""
     rows: dict[str, dict[str, float]] = {}
     for name in configs:
-        for task, key in (("depth", "r2_within"), ("linear", "val_accuracy")):
+        for task, key in FIGURES.items():
             table = RunFolder(out / name).probe(task)
             for row in table["rows"]:
                 rows.setdefault(row["name"], {})[key] = row[key]

@@ -27,13 +27,13 @@ from rich.progress import Progress
 from torch import Tensor
 
 from depthjepa import runtime
+from depthjepa.columns import Column, table
 from depthjepa.config import TeacherFitConfig, differences, to_mapping
 from depthjepa.data.loading import TrainingBatches, has_validation, open_source, view_batches
 from depthjepa.data.samples import Batch, Source
 from depthjepa.data.transforms import as_bytes
 from depthjepa.depth import align_scale_shift, metrics, valid
 from depthjepa.drawing.figures import depth_rows, save_figure
-from depthjepa.evaluation.gathering import table
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.guidance.teachers import fit
 from depthjepa.guidance.teachers.depthfm.network import DepthFM, load_autoencoder, load_depthfm
@@ -49,13 +49,14 @@ JUDGED_STEPS = (1, 2, 4)  # of Euler's method
 LOG_EVERY = 20
 PROGRESS = "progress.pt"
 LATENTS = "latents.pt"
-COLUMNS = [
-    {"key": "absrel", "label": "AbsRel", "unit": "", "better": "lower"},
-    {"key": "rmselog", "label": "RMSE log", "unit": "", "better": "lower"},
-    {"key": "delta1", "label": "δ1", "unit": "", "better": "higher"},
-    {"key": "delta2", "label": "δ2", "unit": "", "better": "higher"},
-    {"key": "delta3", "label": "δ3", "unit": "", "better": "higher"},
-]
+FACTOR = "share of pixels whose depth is wrong by less than a factor of "
+COLUMNS = (
+    Column("absrel", "AbsRel", "mean of |told − true depth| ÷ true depth", better="lower"),
+    Column("rmselog", "RMSE log", "root of the mean squared difference of the logarithms of depth", better="lower"),
+    Column("delta1", "δ1", f"{FACTOR}1.25", better="higher"),
+    Column("delta2", "δ2", f"{FACTOR}1.25²", better="higher"),
+    Column("delta3", "δ3", f"{FACTOR}1.25³", better="higher"),
+)
 
 Predict = Callable[[Batch], Float[Tensor, "b 1 h w"]]  # of log depth, up to scale and shift
 
@@ -296,7 +297,7 @@ def _judge(
         f"{low:g} to {high:g} m; means over images"
     )
     written = sum(file.stat().st_size for file in (checkpoint, *place.iterdir()))
-    return table("teacher", held_out, protocol, COLUMNS, rows) | {"bytes": written}
+    return table("teacher", held_out.name, protocol, COLUMNS, rows) | {"bytes": written}
 
 
 def predictor(teacher: DepthFM, steps: int) -> Predict:
@@ -333,7 +334,7 @@ def judge(
     rows: list[dict[str, Any]] = []
     for name, scores in found.items():
         figures = {
-            column["key"]: float(torch.cat([score[column["key"]] for score in scores]).nanmean()) for column in COLUMNS
+            column.key: float(torch.cat([score[column.key] for score in scores]).nanmean()) for column in COLUMNS
         }
         if not math.isfinite(figures["delta1"]):
             raise BadInput(f"no held-out pixel has a depth from {low:g} to {high:g} m: choose other fit.scored")

@@ -146,20 +146,14 @@ def layer_curves(values: Mapping[str, Sequence[float]], label: str) -> Figure:
     return figure
 
 
-def gate_panels(gates: Mapping[str, Mapping[str, float]]) -> Figure | None:
-    """Draw the input swap as bars and the layer sweep as lines, a colour for each run; None where neither was measured.
+def gate_panels(swap: Mapping[str, Mapping[str, float]], layers: Mapping[str, Sequence[float]]) -> Figure | None:
+    """Draw an input swap as bars and a layer sweep as lines, a colour for each run; None where neither was measured.
 
-    `gates`: run -> the figure of each gate by its name, as `diagnose --gates` has them; other gates are left out.
+    Args:
+        swap: run -> the figure of each input.
+        layers: run -> the figure after each block.
     """
     label = "R² within images (ridge)"
-    swap, layers = (
-        {
-            run: {gate.removeprefix(begin): value for gate, value in each.items() if gate.startswith(begin)}
-            for run, each in gates.items()
-            if any(gate.startswith(begin) for gate in each)
-        }
-        for begin in ("input swap: ", "layers: ")
-    )
     if not (swap or layers):
         return None
     inputs = list(dict.fromkeys(name for each in swap.values() for name in each))
@@ -168,7 +162,7 @@ def gate_panels(gates: Mapping[str, Mapping[str, float]]) -> Figure | None:
     if swap:
         _grouped_bars(panels.pop(0), inputs, swap, f"input swap: {label}")
     if layers:
-        _layer_lines(panels.pop(0), {run: list(each.values()) for run, each in layers.items()}, f"layer sweep: {label}")
+        _layer_lines(panels.pop(0), layers, f"layer sweep: {label}")
     return figure
 
 

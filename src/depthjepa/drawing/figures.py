@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,15 @@ SAME, OTHER = "#009e73", "#d55e00"
 RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a5195", "#5f6b6d")
 PAGE_WIDTH = 10.0  # inches
 SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
+
+
+@dataclass(frozen=True, slots=True)
+class Captioned:
+    """A figure, what one sees there, and what would be seen had it failed (a clause with its full stop)."""
+
+    figure: Figure
+    seen: str
+    failed: str
 
 
 def run_colour(index: int) -> str:

@@ -2,11 +2,11 @@
 
 from depthjepa.evaluation.attentive_probe import attentive
 from depthjepa.evaluation.classification import chance, knn, knn_accuracies, linear
-from depthjepa.evaluation.classification_tables import classification_tables
 from depthjepa.evaluation.depth_probe import depth_table, evaluate_depth
 from depthjepa.evaluation.diagnostics import Diagnosis, diagnose, effective_rank, rank_me, token_shares, verdict
 from depthjepa.evaluation.features import Encode, Pooled, pooled_features
 from depthjepa.evaluation.gathering import Features, features_of
+from depthjepa.evaluation.probes.running import classification_tables
 from depthjepa.evaluation.readout import DepthReadout, fit_readout, fit_readouts
 
 __all__ = [

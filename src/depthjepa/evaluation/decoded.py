@@ -7,7 +7,7 @@ target patches are judged, the mean map's as well.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -20,7 +20,6 @@ from depthjepa.config import RunConfig
 from depthjepa.data.samples import Batch
 from depthjepa.depth import disparity, valid
 from depthjepa.evaluation.depth_probe import DepthTable, evaluate_depth
-from depthjepa.evaluation.gathering import Views
 from depthjepa.evaluation.readout import MeanMap, Predict
 from depthjepa.faults import BadInput
 from depthjepa.formats.weights import load_strictly
@@ -74,8 +73,14 @@ def undone(whitening: Whitening, maps: Float[Tensor, "b 1 h w"]) -> Float[Tensor
     return maps * whitening.deviation.to(maps)[:, None, None] + mean
 
 
-def decode_table(config: RunConfig, saved: Checkpoint, where: torch.device) -> tuple[DepthTable, Views, Views]:
-    """Score the head of a pixel-guided run on the validation images of `config`, with the views that were used.
+def decode_table(
+    config: RunConfig,
+    saved: Checkpoint,
+    train_batches: Callable[[], Iterable[Batch]],
+    val_batches: Callable[[], Iterable[Batch]],
+    where: torch.device,
+) -> DepthTable:
+    """Score the head of a pixel-guided run on validation images, beside the mean map of the training images.
 
     The figures are those of the whole image's tokens where the head reads them, else of predicted tokens, of which
     `predicted_r2_within` is the figure in either case.
@@ -87,22 +92,19 @@ def decode_table(config: RunConfig, saved: Checkpoint, where: torch.device) -> t
         raise BadInput(
             f"the predictor of {saved.path} knows {saved.config.grid} patches alone: leave data.image_size as it is"
         )
-    train, val = Views(config, "train"), Views(config, "val")
-    for source in (train.source, val.source):
-        if not source.has_depth:
-            raise BadInput(f"maps are judged by depth, and {source.name} has none: give an RGB-D folder or `scenes`")
-    mean_map = pixel_mean_map(train(), config.data.size)
+    mean_map = pixel_mean_map(train_batches(), config.data.size)
     found = {}
     for which in ("predicted", "dense") if head.config.read == "both" else (head.config.read,):
         predictors: dict[str, Predict] = {"mean map": mean_map.predict, config.name: reading(method, whitening, which)}
-        batches = judged_by_masks(val(), config, method, where) if which == "predicted" else moved(val(), where)
+        batches = val_batches()
+        batches = judged_by_masks(batches, config, method, where) if which == "predicted" else moved(batches, where)
         found[which] = evaluate_depth(predictors, mean_map, batches, config.evaluation.pictures)
     scores, shown = found.get("dense") or found["predicted"]
     rows: list[dict[str, float | str]] = [{"name": name, **score.figures} for name, score in scores.items()]
     if "predicted" in found:
         for row, score in zip(rows, found["predicted"][0].values(), strict=True):
             row["predicted_r2_within"] = score.figures["r2_within"]
-    return DepthTable(rows, scores, {}, mean_map, shown), train, val
+    return DepthTable(rows, scores, {}, mean_map, shown)
 
 
 def reading(method: JEPA, whitening: Whitening, which: str) -> Predict:

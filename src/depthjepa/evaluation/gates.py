@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,8 +34,7 @@ from depthjepa.depth import disparity, r2_within, valid
 from depthjepa.evaluation.decoded import dense_metres, pixel_mean_map, predicted_metres
 from depthjepa.evaluation.depth_probe import depth_table
 from depthjepa.evaluation.features import Encode, tokens_of
-from depthjepa.evaluation.gathering import RANDOM, Views, encode_with, table, whole_views_text
-from depthjepa.faults import BadInput
+from depthjepa.evaluation.gathering import RANDOM, Views, encode_with
 from depthjepa.grid import patchify, reassemble
 from depthjepa.guidance.target import Whitening, fit_whitening, on_cells
 from depthjepa.masks import Masks, sample_masks
@@ -56,20 +55,29 @@ POSITION = 0.9
 POSITION_IMAGES = 128
 MARGIN = 0.02
 
-COLUMNS = [
-    {"key": "figure", "label": "figure", "unit": ""},
-    {"key": "wanted", "label": "wanted", "unit": ""},
-    {"key": "passed", "label": "passed", "unit": ""},
-]
+Kind = Literal["floor", "position", "swap", "layer", "overfit"]
+TITLES: dict[Kind, str] = {
+    "floor": "floor",
+    "position": "position",
+    "swap": "input swap",
+    "layer": "layers",
+    "overfit": "overfit",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """One test: `figure` is to be at least `wanted` (None: it stands beside others and cannot fail)."""
+    """One test of what `of` names: `figure` is to be at least `wanted` (None: it stands beside others, cannot fail)."""
 
-    name: str
+    kind: Kind
+    of: str
     figure: float
     wanted: float | None = None
+
+    @property
+    def name(self) -> str:
+        """For people: `input swap: raw patches`."""
+        return f"{TITLES[self.kind]}: {self.of}"
 
     @property
     def passed(self) -> bool | None:
@@ -79,37 +87,8 @@ class Gate:
     def row(self) -> dict[str, Any]:
         """As a row of a table."""
         passed = {None: "", True: "yes", False: "NO"}[self.passed]
-        return {"name": self.name, "figure": self.figure, "wanted": self.wanted, "passed": passed}
-
-
-def gates_table(
-    config: RunConfig, saved: Checkpoint, where: torch.device
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Run all gates of a checkpoint on RGB-D data: a table with verdicts in words, and the overfitted maps."""
-    train, val = Views(config, "train"), Views(config, "val")
-    for source in (train.source, val.source):
-        if not source.has_depth:
-            raise BadInput(f"gates are judged by depth, and {source.name} has none: give an RGB-D folder or `scenes`")
-    encoder = saved.encoder(config.evaluation.which)
-    with Progress() as bar:
-        task = bar.add_task("gates: readouts", total=None)
-        found, words = readout_gates(config, saved, encoder, train, val, where)
-        found.insert(1, position_gate(config, encoder, where))
-        bar.remove_task(task)
-        protocol = f"readouts: ridge of 2 x 2 disparities a patch, R² within images, {whole_views_text(train, val)}"
-        maps: dict[str, np.ndarray] = {}
-        if config.evaluation.gate_steps:
-            batch = next(iter(few(config, "train", IMAGES)())).to(where)
-            fitted, maps = overfit_gates(config, saved, batch, where, bar)
-            found += fitted
-            protocol += (
-                f"; overfit: R² within images, pixel by pixel, of {len(batch.images)} training images after at most "
-                f"{config.evaluation.gate_steps} steps, heads {config.evaluation.gate_head_width} wide (dpt "
-                f"half of that), whole views, masks drawn anew each step and for judging"
-            )
-    content = table("gates", train.source, protocol, COLUMNS, [gate.row() for gate in found])
-    failed = [f"{gate.name}: {gate.figure:.3f}, wanted {gate.wanted:.3f}" for gate in found if gate.passed is False]
-    return content | {"verdict": [*words, *(f"failed: {each}" for each in failed)]}, maps
+        said = {"name": self.name, "gate": self.kind, "of": self.of}
+        return {**said, "figure": self.figure, "wanted": self.wanted, "passed": passed}
 
 
 def few(config: RunConfig, split: Split, limit: int) -> Views:
@@ -136,7 +115,7 @@ def readout_gates(
     sweep = {name: rows[name].figures["r2_within"] for name in named}
     floor = rows[f"block {len(encoder.blocks)}"].figures["r2_position"]
     last, (best, highest) = sweep[f"block {len(encoder.blocks)}"], max(sweep.items(), key=lambda item: item[1])
-    gates = [Gate("floor: R² over the mean map of the last block", floor, 0.0)]
+    gates = [Gate("floor", "R² over the mean map of the last block", floor, 0.0)]
 
     inputs: dict[str, Encode] = {
         "target encoder, whole image": whole,
@@ -150,14 +129,10 @@ def readout_gates(
     swapped = depth_table(inputs, lambda: seen(train()), lambda: seen(val()), patch, 0).scores
     swap = {name: swapped[name].figures["r2_within"] for name in inputs}
     base = max(swap["raw patches"], swap[RANDOM])
-    gates += [
-        Gate(f"input swap: {name}", figure) for name, figure in swap.items() if name != "target encoder, whole image"
-    ]
-    gates.append(Gate("input swap: target encoder, whole image", swap["target encoder, whole image"], base + MARGIN))
-    gates += [
-        Gate(f"layers: {name}", figure) for name, figure in sweep.items() if name != f"block {len(encoder.blocks)}"
-    ]
-    gates.append(Gate(f"layers: block {len(encoder.blocks)} (last)", last, highest - MARGIN))
+    gates += [Gate("swap", name, figure) for name, figure in swap.items() if name != "target encoder, whole image"]
+    gates.append(Gate("swap", "target encoder, whole image", swap["target encoder, whole image"], base + MARGIN))
+    gates += [Gate("layer", name, figure) for name, figure in sweep.items() if name != f"block {len(encoder.blocks)}"]
+    gates.append(Gate("layer", f"block {len(encoder.blocks)} (last)", last, highest - MARGIN))
     words = [
         f"depth is read best after {best} of {len(encoder.blocks)} (R² within images {highest:.3f}; last {last:.3f})"
     ]
@@ -245,7 +220,7 @@ def position_gate(config: RunConfig, encoder: VisionTransformer, where: torch.de
     ridge = 1e-4 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
     weight = torch.linalg.solve(gram + ridge, deviations.T @ place.repeat(len(known), 1))
     error = ((judged - centre) @ weight - place).square().sum() / (place.square().sum() * len(judged))
-    return Gate("position: R² of row and column", float(1 - error), POSITION)
+    return Gate("position", "R² of row and column", float(1 - error), POSITION)
 
 
 # overfitting ----------------------------------------------------------------------------------------------
@@ -259,11 +234,12 @@ def overfit_gates(
     maps: dict[str, np.ndarray] = {}
 
     def gate(head: str, scope: str, read: str, name: str, *, frozen: bool = False) -> Float[np.ndarray, "images h w"]:
-        name, started = f"overfit: {name}, {'frozen' if frozen else 'end to end'}", time.monotonic()
-        reached, shown = overfit(_pixel(config, head, scope, read), saved, batch, where, bar, name, frozen=frozen)
-        gates.append(Gate(name, reached, None if frozen else WANTED))
+        of, started = f"{name}, {'frozen' if frozen else 'end to end'}", time.monotonic()
+        text = f"{TITLES['overfit']}: {of}"
+        reached, shown = overfit(_pixel(config, head, scope, read), saved, batch, where, bar, text, frozen=frozen)
+        gates.append(Gate("overfit", of, reached, None if frozen else WANTED))
         # There are many and each takes a while: each is told as it ends.
-        bar.console.print(f"{name}: {reached:.3f} ({time.monotonic() - started:.0f} s)", highlight=False)
+        bar.console.print(f"{text}: {reached:.3f} ({time.monotonic() - started:.0f} s)", highlight=False)
         return shown
 
     for head in HEADS["pixel"]:

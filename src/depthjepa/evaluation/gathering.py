@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -166,10 +165,3 @@ def size_text(config: RunConfig) -> str:
     height, width = config.data.size
     size = f"{height} px" if height == width else f"{height} x {width} px"
     return size if config.evaluation.precision == "fp32" else f"{size} in {config.evaluation.precision}"
-
-
-def table(
-    task: str, source: Source, protocol: str, columns: list[dict[str, str]], rows: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """Put a table into the form that run folders keep and the report reads."""
-    return {"task": task, "data": source.name, "protocol": protocol, "columns": columns, "rows": rows}

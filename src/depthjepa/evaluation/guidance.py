@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,80 +24,25 @@ from depthjepa.checkpoint import Checkpoint
 from depthjepa.config import RunConfig
 from depthjepa.data.samples import Batch
 from depthjepa.evaluation.alignment import cka_selectivity
-from depthjepa.evaluation.gathering import RANDOM, Views, table, views_text
+from depthjepa.evaluation.gathering import Views
 from depthjepa.evaluation.pictures import picture_masks, predicted_latents
 from depthjepa.evaluation.readout import FOLDS, ROUNDING, STRENGTHS
-from depthjepa.evaluation.shortcuts import explained, measure, verdict
+from depthjepa.evaluation.shortcuts import explained, measure
 from depthjepa.faults import BadInput
 from depthjepa.formats.weights import load_strictly
 from depthjepa.grid import to_map, to_tokens, unfold_cells
 from depthjepa.guidance.target import Teacher, Whitening, on_cells, whitening_of
 from depthjepa.guidance.teachers.ground_truth import DepthTeacher
-from depthjepa.method import build_encoder, build_method, build_teacher
+from depthjepa.method import build_method, build_teacher
 from depthjepa.model.heads import CELLS, Latents
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.vit import VisionTransformer
 
-TRAIN_IMAGES, VAL_IMAGES = 1000, 500  # at most
 SAID = 0.1  # R² within images from which a head says something
 OWN = 0.02  # R² within images by which an encoder is to beat the one beside it
 
-MAP_COLUMNS = [
-    {"key": "floor_ratio", "label": "loss / mean map's", "unit": "", "better": "lower"},
-    {"key": "r2_position", "label": "R² over the mean map", "unit": "", "better": "higher"},
-    {"key": "channels_above_mean", "label": "channels above it", "unit": "", "better": "higher"},
-    {"key": "r2_between", "label": "R² between images", "unit": "", "better": "higher"},
-    {"key": "r2_within", "label": "R² within images", "unit": "", "better": "higher"},
-    {"key": "gradient_correlation", "label": "gradients: correlation", "unit": "", "better": "higher"},
-    {"key": "gradient_energy", "label": "gradients: size", "unit": ""},
-    {"key": "specificity_auc", "label": "right image: AUC", "unit": "", "better": "higher"},
-    {"key": "retrieval_top1", "label": "right image: found", "unit": "", "better": "higher"},
-    {"key": "pull", "label": "pull on the encoder", "unit": ""},
-    {"key": "pull_cosine", "label": "its cosine", "unit": ""},
-]
 
-
-def guidance_tables(
-    config: RunConfig, saved: Checkpoint, against: Checkpoint | None, where: torch.device
-) -> list[dict[str, Any]]:
-    """Tables of the head's maps (where there is one), of what each block knows of depth, and of its alignment.
-
-    Raises `BadInput` where no teacher can be asked.
-    """
-    limits = replace(
-        config.evaluation,
-        train_images=min(config.evaluation.train_images or TRAIN_IMAGES, TRAIN_IMAGES),
-        val_images=min(config.evaluation.val_images or VAL_IMAGES, VAL_IMAGES),
-    )
-    config = replace(config, evaluation=limits)
-    train, val = Views(config, "train"), Views(config, "val")
-    teacher = _asked(config, has_depth=train.source.has_depth and val.source.has_depth).to(where)
-    known, judged = _heard(teacher, config, train, where), _heard(teacher, config, val, where)
-    twins = {RANDOM: build_encoder(config), config.name: saved.encoder(config.evaluation.which)}
-    if against is not None:
-        _refuse_other_kind(saved, against)
-        name = against.config.name if against.config.name not in twins else f"{against.config.name} (against)"
-        twins = {RANDOM: twins[RANDOM], name: against.encoder(config.evaluation.which), **twins}
-    layers = {name: layer_figures(each, config, train, val, known, judged, where) for name, each in twins.items()}
-    text = f"{teacher.describe().name}; {views_text(train, val, ', views')}"
-    tables = _layer_tables(layers, train, text)
-    if config.guidance.kind != "none" and saved.whitening is not None and config.guidance.control == "none":
-        figures = map_figures(config, saved, train, val, where)
-        beside = next(name for name in reversed(layers) if name != config.name)
-        words = [*verdict(figures), *alone(figures, layers[config.name], layers[beside], beside)]
-        nothing = {"name": "mean map", "floor_ratio": 1.0, "r2_position": 0.0, "r2_between": 0.0, "r2_within": 0.0}
-        nothing |= {"gradient_energy": 0.0, "specificity_auc": 0.5, "retrieval_top1": figures["retrieval_chance"]}
-        rows = [nothing, {"name": config.name, **figures}]
-        protocol = (
-            f"the run's own head under masks as in training, judged against its whitened targets ({text}); a found "
-            f"image is the nearest of {round(1 / figures['retrieval_chance'])}; pull: size of the guidance loss's "
-            f"gradient at the context encoder over that of the other losses"
-        )
-        tables.insert(0, table("guidance", train.source, protocol, MAP_COLUMNS, rows) | {"verdict": words})
-    return tables
-
-
-def alone(
+def head_did_it_alone(
     figures: Mapping[str, float], own: Sequence[Mapping[str, float]], beside: Sequence[Mapping[str, float]], name: str
 ) -> list[str]:
     """Say if the head tells depth that the frozen tokens do not: then the head has learned it, not the encoder."""
@@ -111,40 +55,10 @@ def alone(
     return []
 
 
-def _layer_tables(layers: Mapping[str, Sequence[Mapping[str, float]]], train: Views, text: str) -> list[dict[str, Any]]:
-    blocks = [f"block_{number + 1}" for number in range(max(map(len, layers.values())))]
-    columns = [{"key": key, "label": key.replace("_", " "), "unit": "", "better": "higher"} for key in blocks]
-    said = {
-        "guidance-layers": (
-            "r2_within",
-            f"R² within images of the teacher's latents, told by a fresh ridge from the frozen tokens of each block, "
-            f"its strength chosen on a fifth of the training images ({text})",
-        ),
-        "guidance-alignment": (
-            "cka_selectivity",
-            f"linear CKA of each block's tokens with the teacher's latents, each less its mean at every position, less "
-            f"the same with another image's latents ({text})",
-        ),
-    }
-    return [
-        table(
-            task,
-            train.source,
-            protocol,
-            columns,
-            [
-                {"name": name, **{block: figure[key] for block, figure in zip(blocks, each, strict=False)}}
-                for name, each in layers.items()
-            ],
-        )
-        for task, (key, protocol) in said.items()
-    ]
-
-
 # whom to ask ----------------------------------------------------------------------------------------------
 
 
-def _asked(config: RunConfig, *, has_depth: bool) -> Teacher:
+def asked_teacher(config: RunConfig, *, has_depth: bool) -> Teacher:
     """The run's teacher network, or ground truth; never a control, and never a cache, which may lack these images."""
     guidance = replace(config.guidance, control="none", cache=None)
     if guidance.kind == "feature" and guidance.teacher != "depth":
@@ -158,7 +72,7 @@ def _asked(config: RunConfig, *, has_depth: bool) -> Teacher:
     return DepthTeacher()
 
 
-def _refuse_other_kind(saved: Checkpoint, against: Checkpoint) -> None:
+def refuse_other_grid(saved: Checkpoint, against: Checkpoint) -> None:
     """Twins have one patch grid: their tokens lie on the same cells."""
     if against.config.model.patch_size != saved.config.model.patch_size:
         raise BadInput(
@@ -167,7 +81,7 @@ def _refuse_other_kind(saved: Checkpoint, against: Checkpoint) -> None:
         )
 
 
-def _heard(teacher: Teacher, config: RunConfig, views: Views, where: torch.device) -> Latents:
+def ask_all(teacher: Teacher, config: RunConfig, views: Views, where: torch.device) -> Latents:
     """What the teacher says of all views, at twice the patch grid, on the CPU."""
     cells = CELLS * config.grid[0], CELLS * config.grid[1]
     found = [on_cells(teacher, batch.to(where), cells) for batch in views()]

@@ -8,9 +8,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from depthjepa.drawing.figures import run_colour
+from depthjepa.drawing.figures import Captioned, run_colour
 
 DOTS_PER_INCH = 110
 STYLE = """
@@ -61,16 +59,16 @@ def section(title: str, parts: Sequence[str]) -> str:
     return f"<section><h2>{text(title)}</h2>\n" + "\n".join(parts) + "</section>" if parts else ""
 
 
-def embed(figure: Figure, seen: str, failed: str) -> str:
+def embed(drawn: Captioned) -> str:
     """Return a figure with its picture in it, what one sees there, and what failure would look like."""
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=DOTS_PER_INCH)
+    drawn.figure.savefig(picture, format="png", dpi=DOTS_PER_INCH)
     data = base64.b64encode(picture.getvalue()).decode("ascii")
-    narrowest = round(64 * figure.get_size_inches()[0])
+    narrowest = round(64 * drawn.figure.get_size_inches()[0])
     return (
-        f'<figure><div class="scroll"><img alt="{text(seen)}" style="min-width:{narrowest}px" '
-        f'src="data:image/png;base64,{data}"></div>\n'
-        f"<figcaption><p>{text(seen)}</p><p><b>Had it failed:</b> {text(failed)}</p></figcaption></figure>"
+        f'<figure><div class="scroll"><img alt="{text(drawn.seen)}" style="min-width:{narrowest}px" '
+        f'src="data:image/png;base64,{data}"></div>\n<figcaption><p>{text(drawn.seen)}</p>'
+        f"<p><b>Had it failed:</b> {text(drawn.failed)}</p></figcaption></figure>"
     )
 
 
@@ -104,8 +102,3 @@ def record_table(records: Mapping[str, Mapping[str, str]]) -> str:
     header = list(dict.fromkeys(key for record in records.values() for key in record))
     rows = {name: [record.get(key, "–") for key in header] for name, record in records.items()}
     return plain_table(header, rows, list(records)) if header else "<p>Nothing was recorded.</p>"
-
-
-def listed(words: Sequence[str]) -> str:
-    """Words as a list in a sentence: a, b and c."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -1,9 +1,10 @@
 """Run folders -> one HTML page that stands alone: pictures first, then tables, then what was run.
 
-Only files are read here; no model is known. Every part of a run folder but `config.yaml` may be missing and
+Only files are read here; no model is run. Every part of a run folder but `config.yaml` may be missing and
 is then left out of the page. Style and pictures are embedded, so that the page can be sent as it is and opens
 offline. Runs are compared only on equal ground: maps stand side by side where the images are the same, and
-figures share a table where data and protocol are the same. The pictures are made in `report_figures`.
+figures share a table where data and protocol are the same. Pictures of what probes stored are made by the rows of
+`evaluation.probes.table`, in its order; those of what a run left behind in `report.sections`.
 """
 
 from __future__ import annotations
@@ -16,25 +17,17 @@ from typing import Any
 
 import yaml
 
+from depthjepa.columns import format_column, is_number
 from depthjepa.drawing import charts
+from depthjepa.drawing.figures import Captioned
+from depthjepa.evaluation.probes import table as probes
 from depthjepa.faults import BadInput
 from depthjepa.logbook import write_whole
-from depthjepa.report.html import document, listed, plain_table, record_table, run_label, section, text
-from depthjepa.report.sections import (
-    accuracy_figures,
-    decoded_figures,
-    depth_figures,
-    feature_figures,
-    gate_figures,
-    guidance_figures,
-    layer_figures,
-    loss_figure,
-    mask_figures,
-    neighbour_figures,
-)
+from depthjepa.report.html import document, embed, plain_table, record_table, run_label, section, text
+from depthjepa.report.sections import feature_figures, guidance_figures, loss_figure, mask_figures
 from depthjepa.report.studies import first_runs, is_study, read_study, studies_page, study_section
-from depthjepa.report.tables import ARROWS, Table, format_column, is_number, merge_tables, table_html
-from depthjepa.runs import Run, flatten, read_runs
+from depthjepa.report.tables import Table, merge_tables, table_html
+from depthjepa.runs import Run, flatten, listed, read_runs
 
 
 def write_report(runs: list[Path], out: Path) -> None:
@@ -69,20 +62,19 @@ def render(runs: Sequence[Run], out: Path, studies: Sequence[Mapping[str, Any]] 
             f'<p class="lead">{text(summary_sentence(runs))}</p>',
             f'<p class="lead">{text(result)}</p>' if result and not studies else "",
             *(study_section(content) for content in studies),
-            section("Depth as a run's own head decodes it", decoded_figures(runs)),
-            section("Depth read out of the features", depth_figures(runs)),
-            section("Why depth decodes or does not", gate_figures(runs)),
-            section("What the features tell apart", feature_figures(runs)),
-            section("What the features find alike", neighbour_figures(runs)),
-            section("How a classifier learns on frozen features", accuracy_figures(runs)),
-            section("What was hidden and what was to be predicted", mask_figures(runs)),
-            section("Guidance maps", guidance_figures(runs)),
-            section("What each block tells of the teacher's depth", layer_figures(runs)),
-            section("Losses", loss_figure(runs)),
+            *(_drawn(task.section.title, task.section.draw(runs)) for task in probes.TASKS if task.section is not None),
+            _drawn("What the features tell apart", feature_figures(runs)),
+            _drawn("What was hidden and what was to be predicted", mask_figures(runs)),
+            _drawn("Guidance maps", guidance_figures(runs)),
+            _drawn("Losses", loss_figure(runs)),
             section("In numbers", [READING, *(table_html(table, names) for table in tables)] if tables else []),
             section("What was run", what_was_run(runs, out)),
         ],
     )
+
+
+def _drawn(title: str, pictures: Sequence[Captioned]) -> str:
+    return section(title, [embed(picture) for picture in pictures])
 
 
 READING = (
@@ -136,22 +128,15 @@ def _kind(run: Run) -> str:
 
 def headline(tables: Sequence[Table]) -> str:
     """Say the first column of the first table that ranks models in one sentence; empty without any."""
-    ranking = (
-        (table, key, column)
-        for table in tables
-        for key, column in [*table.columns.items()][:1]
-        if column.get("better") in ARROWS
-    )
-    table, key, column = next(ranking, (None, "", {}))
-    if table is None:
+    ranking = ((table, column) for table in tables for column in [*table.columns.values()][:1] if column.better)
+    table, column = next(ranking, (None, None))
+    if table is None or column is None:
         return ""
-    rows = {name: values[key] for name, values in table.rows.items() if is_number(values.get(key))}
-    written = dict(zip(rows, format_column(list(rows.values())), strict=True))
-    better = column["better"]
-    names = sorted(rows, key=lambda name: rows[name], reverse=better == "higher")
-    unit = f" [{column['unit']}]" if column.get("unit") else ""
+    figures = table.figures(column.key)
+    written = dict(zip(figures, format_column(list(figures.values())), strict=True))
+    names = sorted(figures, key=lambda name: figures[name], reverse=column.better == "higher")
     ranked = listed([f"{name} {written[name]}" for name in names])
-    return f"{column.get('label', key)}{unit} ({better} is better): {ranked}."
+    return f"{column.measure} ({column.better} is better): {ranked}."
 
 
 def _shared(runs: Sequence[Run], key: str) -> Any:

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from depthjepa.columns import Column
 from depthjepa.drawing import charts
+from depthjepa.drawing.figures import Captioned
 from depthjepa.faults import BadInput
 from depthjepa.report.html import document, embed, section, text
 
@@ -42,13 +44,13 @@ def study_section(content: Mapping[str, Any]) -> str:
     parts = [f"<p>{text(content['about'])}</p>"] if content["about"] else []
     parts += [f"<p><b>The source paper printed:</b> {text(content['printed'])}</p>"] if content.get("printed") else []
     parts += [f"<ul>{''.join(f'<li>{text(line)}</li>' for line in said)}</ul>"] if said else []
+    columns = {column.key: column for column in map(Column.of, content["columns"])}
     keys = list(dict.fromkeys(claim["measure"] for claim in content.get("claims", [])))
     # Not how well a readout fits what it was fitted on.
-    told = [column["key"] for column in content["columns"] if column.get("better") and "train" not in column["key"]]
+    told = [key for key, column in columns.items() if column.better and "train" not in key]
     keys += [key for key in told if key not in keys]
-    columns = {column["key"]: column for column in content["columns"]}
     drawn = [_dots(content, columns[key]) for key in keys[:MOST] if key in columns]
-    return section(f"Study {content['name']}", [*parts, *filter(None, drawn)])
+    return section(f"Study {content['name']}", [*parts, *(embed(each) for each in drawn if each is not None)])
 
 
 def studies_page(studies: Sequence[Mapping[str, Any]]) -> str:
@@ -58,29 +60,28 @@ def studies_page(studies: Sequence[Mapping[str, Any]]) -> str:
     return document(title, [head, *(study_section(content) for content in studies)])
 
 
-def _dots(content: Mapping[str, Any], column: Mapping[str, Any]) -> str:
-    key = column["key"]
+def _dots(content: Mapping[str, Any], column: Column) -> Captioned | None:
+    key = column.key
     values = {
         arm: [run["figures"][key] for run in content["runs"] if run["arm"] == arm and key in run["figures"]]
         for arm in content["arms"]
     }
     values = {arm: each for arm, each in values.items() if each}
     if not values:
-        return ""
+        return None
     baselines = {
         row["name"]: row["figures"][key]["mean"] for row in content["baselines"] if row["figures"].get(key) is not None
     }
-    unit = f" [{column['unit']}]" if column.get("unit") else ""
-    label = f"{key.partition('.')[0]}: {column.get('label', key)}{unit}"
+    label = f"{key.partition('.')[0]}: {column.measure}"
     means = {arm: content["means"][arm]["figures"].get(key, {"mean": each[0]}) for arm, each in values.items()}
     intervals = {arm: _interval(figure) for arm, figure in means.items()}
     figure = charts.arm_dots(values, intervals, baselines, label)
     seen = (
-        f"{label} ({column.get('better', '')} is better). Each dot is a run, its colour the arm; the bar is the "
+        f"{label} ({column.better or ''} is better). Each dot is a run, its colour the arm; the bar is the "
         f"95 % t interval of the mean over seeds. Lines are yardsticks that took no pretraining. Arms of a seed "
         f"share weights, order and masks, and claims are made of their paired differences, so bars may overlap."
     )
-    return embed(figure, seen, "the dots of all arms would lie in one cloud, or left of the yardsticks' lines.")
+    return Captioned(figure, seen, "the dots of all arms would lie in one cloud, or left of the yardsticks' lines.")
 
 
 def _interval(figure: Mapping[str, Any]) -> tuple[float, float]:

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from depthjepa.columns import Column, format_column, is_number
+from depthjepa.evaluation.probes.table import baselines
 from depthjepa.faults import BadInput
 from depthjepa.logbook import RunFolder, plain, to_json, write_whole
-from depthjepa.report.tables import ARROWS, BASELINES, format_column, is_number
 from depthjepa.study.inference import paired_interval
 
 KEPT_BYTES = 100_000  # of one study, in the repository
@@ -147,7 +148,7 @@ def baseline_rows(runs: Sequence[Finished]) -> list[dict[str, Any]]:
     """
     kinds = dict.fromkeys(run.comparable for run in runs)
     rows = []
-    for name in BASELINES:
+    for name in baselines():
         for kind in kinds:
             alike = [run for run in runs if run.comparable == kind and name in run.baselines]
             by_seed = [
@@ -165,17 +166,15 @@ def baseline_rows(runs: Sequence[Finished]) -> list[dict[str, Any]]:
 
 def markdown(content: Mapping[str, Any]) -> str:
     """The content of `study.json` as a Markdown table of means ± deviations, one column a measure."""
-    baselines, arms = content["baselines"], content["means"]
-    several = len({tuple(row["arms"]) for row in baselines}) > 1
-    rows = {row["name"] + (f" ({_some(row['arms'])})" if several else ""): row for row in baselines} | arms
+    untrained, arms = content["baselines"], content["means"]
+    several = len({tuple(row["arms"]) for row in untrained}) > 1
+    rows = {row["name"] + (f" ({_some(row['arms'])})" if several else ""): row for row in untrained} | arms
     columns = {"": list(rows), "runs": [str(row["runs"]) for row in rows.values()]}
     columns["steps"] = format_column([row.get("steps") for row in rows.values()])
     columns["images/s"] = _plus_minus([row.get("images_per_second") for row in rows.values()])
-    for column in content["columns"]:
-        unit = f" [{column['unit']}]" if column.get("unit") else ""
-        task = column["key"].partition(".")[0]
-        head = f"{task}: {column.get('label', column['key'])}{unit} {ARROWS.get(str(column.get('better')), '')}"
-        columns[head.strip()] = _plus_minus([row["figures"].get(column["key"]) for row in rows.values()])
+    for column in map(Column.of, content["columns"]):
+        head = f"{column.key.partition('.')[0]}: {column.head}"
+        columns[head] = _plus_minus([row["figures"].get(column.key) for row in rows.values()])
     widths = [max(map(len, (head, *cells))) for head, cells in columns.items()]
     grid = [list(columns), *map(list, zip(*columns.values(), strict=True))]
     lines = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in grid]

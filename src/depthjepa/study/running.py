@@ -35,20 +35,18 @@ from depthjepa import runtime
 from depthjepa.config import RunConfig, build_config, differences, to_mapping
 from depthjepa.data.loading import TrainingBatches, open_source
 from depthjepa.data.order import steps_per_epoch
+from depthjepa.evaluation.probes import table as probes
 from depthjepa.faults import BadInput, RunStopped, nearest
 from depthjepa.logbook import plain, to_json, write_whole
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_method, build_teacher
 from depthjepa.recipe_files import read_recipe
-from depthjepa.report.tables import BASELINES
 from depthjepa.starting import refuse_frozen_without_head, refuse_unusable_validation
 from depthjepa.study.claims import Comparison, compare, lines
 from depthjepa.study.processes import POLL, end, measure_seconds, spawn, why_failed
 from depthjepa.study.results import is_done, keep_results, known_steps, refuse_other_kept, run_place, write_tables
 from depthjepa.warm_start import start_from
 
-LABELLED = ("knn", "linear", "mlp", "attentive")
-TASKS = (*LABELLED, "depth", "decode", "diagnose")
 FILES = ("study.yaml", "steps.json", "study.json", "study.md")
 NAME = re.compile(r"\w[\w.+=-]*", re.ASCII)
 TURNS = 2  # measurements of each arm
@@ -134,11 +132,7 @@ def resolve(study: Study) -> dict[str, RunConfig]:
     if not study.arms or not study.seeds:
         faults.append("a study needs at least one arm and one seed")
     faults += [f"{what} {each!r} is given twice" for what, each in _repeated(study)]
-    faults += [
-        f"there is no probe {task!r}{nearest(task, TASKS)}: choose from {', '.join(TASKS)}"
-        for task in study.probes
-        if task not in TASKS
-    ]
+    faults += [fault for task in study.probes if (fault := probes.fault_of(task, probes.studied()))]
     faults += _claim_faults(study)
     content = read_recipe(study.base)
     found: dict[str, RunConfig] = {}
@@ -184,7 +178,7 @@ def _claim_faults(study: Study) -> Iterator[str]:
 def _refuse_name(arm: str) -> None:
     if not NAME.fullmatch(arm) or arm in FILES:
         raise BadInput("the name is to name a folder: letters, digits and . + = - _, beginning with a letter or digit")
-    if arm in BASELINES:
+    if arm in probes.baselines():
         raise BadInput("tables have a row of this name that no run trained: choose another one")
 
 
@@ -230,13 +224,11 @@ def _refuse_probes_without_data(config: RunConfig, tasks: Sequence[str]) -> None
     if not tasks:
         return
     train_source, val_source = open_source(config.data, "train"), open_source(config.data, "val")
-    for task in tasks:
-        if task in LABELLED and not train_source.classes:
-            raise BadInput(f"the {task} probe needs labels, and {config.data.root} has none")
-        if task in ("depth", "decode") and not (train_source.has_depth and val_source.has_depth):
-            raise BadInput(f"the {task} probe needs depth, and {config.data.root} has none")
-        if task == "decode" and config.guidance.kind != "pixel":
-            raise BadInput("the decode probe reads a pixel head: it needs guidance.kind=pixel")
+    known = probes.studied()
+    for task in [known[name] for name in tasks if name in known]:  # names that are none are told with the study's
+        for need in task.needs:
+            if lacking := need.lacking(task.name, config, train_source, val_source):
+                raise BadInput(lacking)
 
 
 def _of_length(config: RunConfig, steps: int | None) -> RunConfig:

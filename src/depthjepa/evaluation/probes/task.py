@@ -1,0 +1,213 @@
+"""What a row of the table of tasks is: one kind of probe, with all that commands and reports have to know of it.
+
+A task is a file beside this one that ends in its row, `TASK`. There are two kinds that can be run. A `SharedTask` reads
+pooled features or tokens, and shares one pass of each encoder over the data with all others of its kind; an `OwnTask`
+walks over the data itself. A plain `Task` is a further table that another task writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from depthjepa.checkpoint import Checkpoint
+from depthjepa.columns import Column, table
+from depthjepa.config import RunConfig
+from depthjepa.data.images import Split
+from depthjepa.data.samples import Source
+from depthjepa.drawing.figures import Captioned
+from depthjepa.evaluation.features import Encode
+from depthjepa.evaluation.gathering import Features, Views, encoders
+from depthjepa.evaluation.readout import DepthReadout
+from depthjepa.faults import BadInput
+from depthjepa.model.vit import VisionTransformer
+from depthjepa.runs import Run
+
+Rows = Sequence[Mapping[str, Any]]
+Command = Literal["probe", "diagnose", "diagnose --gates"]
+
+
+# what is needed, given and found --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a task cannot do without: whether a run and its training and validation data have it, and its refusal."""
+
+    there: Callable[[RunConfig, Source, Source], bool]
+    refusal: str  # goes on after "the TASK probe"; {data} is what data.root asks for
+    of_data: bool = True  # or of the run: loading it refuses then, and names the checkpoint
+
+    def lacking(self, task: str, config: RunConfig, train: Source, val: Source) -> str | None:
+        """The sentence of the refusal; None where nothing is lacking."""
+        if self.there(config, train, val):
+            return None
+        return f"the {task} probe {self.refusal.format(data=config.data.root)}"
+
+
+LABELS = Need(
+    lambda config, train, val: bool(train.classes),
+    "needs labels, and {data} has none: give a class folder (train/CLASS/*, val/CLASS/*) or `scenes`",
+)
+DEPTH = Need(
+    lambda config, train, val: train.has_depth and val.has_depth,
+    "needs depth, and {data} has none: give an RGB-D folder or `scenes`",
+)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The fixed views of a run's data, each opened when it is first asked for."""
+
+    config: RunConfig
+
+    @cached_property
+    def train(self) -> Views:
+        """Those of the training images."""
+        return Views(self.config, "train")
+
+    @cached_property
+    def val(self) -> Views:
+        """Those of the validation images."""
+        return Views(self.config, "val")
+
+    def of(self, split: Split) -> Views:
+        """Those of one split."""
+        return self.train if split == "train" else self.val
+
+    def refuse_lacking(self, tasks: Iterable[Task]) -> None:
+        """Raise `BadInput` where the data lack what a task needs of them."""
+        for task in tasks:
+            for need in [need for need in task.needs if need.of_data]:
+                lacking = need.lacking(task.name, self.config, self.train.source, self.val.source)
+                if lacking is not None:
+                    raise BadInput(lacking)
+
+
+@dataclass(frozen=True)
+class Subject(Data):
+    """What is probed: an encoder on data. The checkpoint is what it comes from, where it has one."""
+
+    encoder: VisionTransformer
+    where: torch.device
+    saved: Checkpoint | None = None
+    against: Checkpoint | None = None  # a twin to stand beside it, for tasks of `diagnose`
+
+    def encoders(self) -> dict[str, Encode]:
+        """The random encoder and this one as functions of images, by the names of their rows."""
+        return encoders(self.config, self.encoder, self.where)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A table in the form that run folders keep, with arrays for pictures and a readout to predict with.
+
+    `variant` tells its files from those of the same task by its default protocol.
+    """
+
+    table: dict[str, Any]
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    readout: DepthReadout | None = None
+    variant: str = ""
+
+    def value(self, row: str, key: str) -> float:
+        """Return one figure."""
+        return float(next(entry[key] for entry in self.table["rows"] if entry["name"] == row))
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The images of a split, and what one encoder says of them."""
+
+    views: Views
+    features: Features
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One encoder's row in a table (figures by column key), the rows of guesses that know nothing, and arrays."""
+
+    figures: dict[str, float | str]
+    guesses: dict[str, dict[str, float]] = field(default_factory=dict)  # by name; the same for every encoder
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)  # `images` are the same for every encoder
+
+
+# what is drawn --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A section of the report: pictures of what a task stored in the folders of runs."""
+
+    title: str
+    draw: Callable[[Sequence[Run]], list[Captioned]]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What `depthjepa show TASK` draws of the folders of runs (by the names of the runs), side by side."""
+
+    about: str
+    draw: Callable[[Mapping[str, Path], bool], Figure]  # the second: with the photographs
+    photographs: bool = False  # whether they can be left out
+
+
+# the rows -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Another protocol of a task, which a configuration asks for; studies have it beside the default one."""
+
+    asked: Callable[[RunConfig], bool]
+    run: Callable[[Subject], Probe]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A kind of table.
+
+    `columns` are all that its tables may have: each has those that its rows have figures for. `guesses` are the names
+    of its rows that no encoder gave; those and the random encoder are baselines.
+    """
+
+    name: str
+    title: str  # of its tables in a report
+    about: str  # one line for the help of commands
+    columns: tuple[Column, ...]
+    guesses: tuple[str, ...] = ()
+    needs: tuple[Need, ...] = ()
+    section: Section | None = None
+    picture: Picture | None = None
+    command: Command = "probe"
+    studied: bool = True  # whether studies may ask for it
+    variant: Variant | None = None
+
+    def table(self, source: Source, protocol: str, rows: Rows) -> dict[str, Any]:
+        """The table of these rows as run folders keep it."""
+        return table(self.name, source.name, protocol, self.columns, rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedTask(Task):
+    """A task that reads the features of one encoder at a time, on the `splits` that it names."""
+
+    measure: Callable[[RunConfig, Mapping[Split, Seen]], Measured]
+    protocol: Callable[[RunConfig, Mapping[Split, Views], Rows], str]
+    verdict: Callable[[Rows], list[str]] | None = None  # sentences about all rows
+    splits: tuple[Split, ...] = ("train", "val")
+    tokens: bool = False  # whether it reads single tokens, or their means alone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnTask(Task):
+    """A task that walks over the data itself, and may write several tables, or none where there is nothing to say."""
+
+    run: Callable[[Subject], Iterable[Probe]]
