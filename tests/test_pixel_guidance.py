@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from depthjepa import checkpoint, cost, runtime
+from depthjepa import checkpoint, cost, runtime, training
 from depthjepa.config import RunConfig, build_config, to_mapping
 from depthjepa.data.samples import Batch
 from depthjepa.depth import below_unmeasured, disparity, r2_within, to_metres, to_numbers, valid
