@@ -21,7 +21,7 @@ from depthjepa.data.samples import Batch
 from depthjepa.depth import disparity, r2_within, valid
 from depthjepa.evaluation import gates
 from depthjepa.evaluation.decoded import load_pixel_guided
-from depthjepa.evaluation.gates import Gate, HiddenPatches, overfit, position_gate
+from depthjepa.evaluation.gates import Gate, hidden_patches, overfit, position_gate, predicted_tokens
 from depthjepa.evaluation.gathering import Views
 from depthjepa.evaluation.probes import Subject, run_tasks
 from depthjepa.evaluation.probes import gates as task
@@ -159,12 +159,12 @@ def test_position_is_judged_on_validation_images(pairs: Path, monkeypatch: pytes
 def test_depth_is_hidden_but_at_targets_and_predicted_tokens_stand_there(saved: Saved, asked: tuple[str, ...]) -> None:
     run_of = saved(*asked)
     config = changed(run_of.config, "evaluation.batch_size=5")
-    seen = HiddenPatches(config, run_of, CPU)
-    assert seen.predicts
+    predicted = predicted_tokens(config, run_of, CPU)
+    assert predicted is not None
     model = load_pixel_guided(run_of, CPU)
     batches = list(Views(config, "val")())
     assert [len(batch.index) for batch in batches] == [5, 3]
-    for batch, given in zip(batches, seen(batches), strict=True):
+    for batch, given in zip(batches, list(hidden_patches(config, batches, CPU)), strict=True):
         indices = batch.index.numpy()
         masks = sample_masks(config.masks, config.grid, seed=config.seed, epoch=0, indices=indices, batch_index=0)
         hidden = torch.zeros(len(indices), CELLS, dtype=torch.bool)
@@ -176,7 +176,7 @@ def test_depth_is_hidden_but_at_targets_and_predicted_tokens_stand_there(saved: 
         assert torch.equal(given.depth, batch.depth * pixels_of(hidden))
         assert torch.equal(given.images, batch.images)
         with torch.no_grad():
-            tokens = seen.encode(given.images)
+            tokens = predicted.read(given)
             normal = model.context_encoder.normalise(batch.images)
             joined = masks.joined(CELLS)
             told = model.predictor(model.context_encoder(normal, joined.context), joined).targets
@@ -194,14 +194,15 @@ def test_predicted_tokens_are_those_of_training_where_each_block_has_its_sequenc
     """A predictor that was trained block by block is asked block by block; overlaps are averaged."""
     run_of = saved(*TARGET)
     config = run_of.config
-    seen, model = HiddenPatches(config, run_of, CPU), load_pixel_guided(run_of, CPU)
+    predicted, model = predicted_tokens(config, run_of, CPU), load_pixel_guided(run_of, CPU)
+    assert predicted is not None
     (batch,) = Views(config, "val")()
     indices = batch.index.numpy()
     masks = sample_masks(config.masks, config.grid, seed=config.seed, epoch=0, indices=indices, batch_index=0)
     assert masks.valid is not None
-    (given,) = seen([batch])
+    (given,) = hidden_patches(config, [batch], CPU)
     with torch.no_grad():
-        tokens = seen.encode(given.images)
+        tokens = predicted.read(given)
         normal = model.context_encoder.normalise(batch.images)
         told = model.predictor(model.context_encoder(normal, masks.context), masks).targets
     for image in range(len(indices)):
@@ -212,9 +213,9 @@ def test_predicted_tokens_are_those_of_training_where_each_block_has_its_sequenc
 
 def test_without_a_predictor_or_on_another_grid_nothing_is_predicted(saved: Saved) -> None:
     run_of = saved(*TARGET)
-    assert not HiddenPatches(changed(run_of.config, "data.image_size=[40, 64]"), run_of, CPU).predicts
+    assert predicted_tokens(changed(run_of.config, "data.image_size=[40, 64]"), run_of, CPU) is None
     bare = {name: value for name, value in run_of.model.items() if not name.startswith("predictor.")}
-    assert not HiddenPatches(run_of.config, replace(run_of, model=bare), CPU).predicts
+    assert predicted_tokens(run_of.config, replace(run_of, model=bare), CPU) is None
 
 
 # overfitting ----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from depthjepa.data.order import evenly
 from depthjepa.data.samples import Batch
 from depthjepa.data.transforms import as_bytes
 from depthjepa.depth import align_scale_shift, metrics, r2_between, r2_position, r2_within, within_sums
-from depthjepa.evaluation.features import Encode
+from depthjepa.evaluation.features import Encode, OfBatch
 from depthjepa.evaluation.readout import DepthReadout, MeanMap, Predict, cells_of, fit_readouts
 from depthjepa.faults import BadInput
 
@@ -60,7 +60,7 @@ class DepthTable:
 
 
 def depth_table(
-    encoders: Mapping[str, Encode],
+    encoders: Mapping[str, Encode | OfBatch],
     train_batches: Callable[[], Iterable[Batch]],
     val_batches: Callable[[], Iterable[Batch]],
     patch_size: int,

@@ -20,6 +20,13 @@ Encode = Callable[[Float[Tensor, "b 3 h w"]], Float[Tensor, "b n d"]]
 
 
 @dataclass(frozen=True, slots=True)
+class OfBatch:
+    """An encoder that reads more of a batch than its images, such as its masks."""
+
+    read: Callable[[Batch], Float[Tensor, "b n d"]]
+
+
+@dataclass(frozen=True, slots=True)
 class Pooled:
     """One vector an image: the mean over its tokens, with the image's label (-1: unknown) and name."""
 
@@ -28,10 +35,10 @@ class Pooled:
     names: tuple[str, ...]
 
 
-def tokens_of(encode: Encode, batch: Batch) -> Float[Tensor, "b n d"]:
+def tokens_of(encode: Encode | OfBatch, batch: Batch) -> Float[Tensor, "b n d"]:
     """Encode one batch without gradients, as float32; refuses tokens that are not finite."""
     with torch.no_grad():
-        tokens = encode(batch.images).float()
+        tokens = (encode.read(batch) if isinstance(encode, OfBatch) else encode(batch.images)).float()
     finite = torch.isfinite(tokens).flatten(1).all(1)
     if not finite.all():
         place = int(finite.logical_not().nonzero()[0])

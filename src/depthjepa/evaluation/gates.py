@@ -33,7 +33,7 @@ from depthjepa.data.transforms import as_bytes
 from depthjepa.depth import disparity, r2_within, valid
 from depthjepa.evaluation.decoded import dense_metres, pixel_mean_map, predicted_metres
 from depthjepa.evaluation.depth_probe import depth_table
-from depthjepa.evaluation.features import Encode, tokens_of
+from depthjepa.evaluation.features import Encode, OfBatch, tokens_of
 from depthjepa.evaluation.gathering import RANDOM, Views, encode_with
 from depthjepa.grid import patchify, reassemble
 from depthjepa.guidance.target import Whitening, fit_whitening, on_cells
@@ -117,16 +117,22 @@ def readout_gates(
     last, (best, highest) = sweep[f"block {len(encoder.blocks)}"], max(sweep.items(), key=lambda item: item[1])
     gates = [Gate("floor", "R² over the mean map of the last block", floor, 0.0)]
 
-    inputs: dict[str, Encode] = {
+    inputs: dict[str, Encode | OfBatch] = {
         "target encoder, whole image": whole,
         "raw patches": lambda images: patchify(images.to(where), patch),
         RANDOM: random,
     }
     # The same patches count for all: those that the masks of an image hide.
-    seen = HiddenPatches(config, saved, where)
-    if seen.predicts:
-        inputs["predicted tokens"] = seen.encode
-    swapped = depth_table(inputs, lambda: seen(train()), lambda: seen(val()), patch, 0).scores
+    predicted = predicted_tokens(config, saved, where)
+    if predicted is not None:
+        inputs["predicted tokens"] = predicted
+    swapped = depth_table(
+        inputs,
+        lambda: hidden_patches(config, train(), where),
+        lambda: hidden_patches(config, val(), where),
+        patch,
+        pictures=0,
+    ).scores
     swap = {name: swapped[name].figures["r2_within"] for name in inputs}
     base = max(swap["raw patches"], swap[RANDOM])
     gates += [Gate("swap", name, figure) for name, figure in swap.items() if name != "target encoder, whole image"]
@@ -136,7 +142,7 @@ def readout_gates(
     words = [
         f"depth is read best after {best} of {len(encoder.blocks)} (R² within images {highest:.3f}; last {last:.3f})"
     ]
-    if seen.predicts:
+    if predicted is not None:
         words.append(
             f"at hidden patches the target encoder's tokens tell {swap['target encoder, whole image']:.3f}, predicted "
             f"tokens {swap['predicted tokens']:.3f}, raw patches {swap['raw patches']:.3f}, a random encoder "
@@ -150,56 +156,49 @@ def layer(encoder: VisionTransformer, number: int, where: torch.device) -> Encod
     return lambda images: encoder.features(encoder.normalise(images.to(where)), [number])[0]
 
 
-class HiddenPatches:
-    """Batches whose depth is known at masked patches only, and the predictor's tokens there.
+def hidden_patches(config: RunConfig, batches: Iterable[Batch], where: torch.device) -> Iterator[Batch]:
+    """Batches with the masks of training's first epoch, whose depth is known at masked patches alone."""
+    cells = config.grid[0] * config.grid[1]
+    for batch in batches:
+        masks = draw(config, batch, 0, torch.device("cpu"))
+        hidden = torch.zeros(len(batch.images), cells, dtype=torch.bool)
+        there = torch.ones_like(masks.targets, dtype=torch.bool) if masks.valid is None else masks.valid
+        for row, (places, known) in enumerate(zip(masks.targets.flatten(1), there.flatten(1), strict=True)):
+            hidden[row, places[known]] = True
+        hidden.scatter_(1, masks.context, False)  # the `reference` sampler lets them overlap
+        wide = hidden.view(-1, 1, *config.grid).repeat_interleave(config.model.patch_size, 2)
+        wide = wide.repeat_interleave(config.model.patch_size, 3)
+        assert batch.depth is not None
+        depth = torch.where(wide.to(batch.depth.device), batch.depth, 0.0)
+        yield replace(batch, depth=depth, masks=masks.to(where))
 
-    Masks are those that training would draw in its first epoch. `encode` knows the batch that was last given out: the
-    readout asks for tokens batch by batch.
+
+def predicted_tokens(config: RunConfig, saved: Checkpoint, where: torch.device) -> OfBatch | None:
+    """The predictor's tokens under a batch's masks, zero at patches that are not hidden.
+
+    None where the checkpoint has no predictor, or one of another grid.
     """
+    if not saved.part("predictor") or config.grid != saved.config.grid:
+        return None
+    plain = replace(
+        config,
+        guidance=replace(config.guidance, kind="none"),
+        loss=replace(config.loss, latent=1.0),
+        train=replace(config.train, objective="jepa"),
+    )
+    built = build_method(plain, None, 0)
+    take_over(built, plain, saved)
+    assert isinstance(built, JEPA)
+    method, cells = built.to(where).eval(), config.grid[0] * config.grid[1]
 
-    def __init__(self, config: RunConfig, saved: Checkpoint, where: torch.device) -> None:
-        self._config, self._where = config, where
-        plain = replace(
-            config,
-            guidance=replace(config.guidance, kind="none"),
-            loss=replace(config.loss, latent=1.0),
-            train=replace(config.train, objective="jepa"),
-        )
-        self.predicts = bool(saved.part("predictor")) and config.grid == saved.config.grid
-        self._masks: Masks | None = None
-        if self.predicts:
-            method = build_method(plain, None, 0)
-            take_over(method, plain, saved)
-            assert isinstance(method, JEPA)
-            self._method = method.to(where).eval()
-
-    def __call__(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Hide the depth of visible patches."""
-        config = self._config
-        cells = config.grid[0] * config.grid[1]
-        for batch in batches:
-            index = batch.index.cpu().numpy()
-            drawn = sample_masks(config.masks, config.grid, seed=config.seed, epoch=0, indices=index, batch_index=0)
-            self._masks = drawn.to(self._where)
-            hidden = torch.zeros(len(index), cells, dtype=torch.bool)
-            there = torch.ones_like(drawn.targets, dtype=torch.bool) if drawn.valid is None else drawn.valid
-            for row, (places, known) in enumerate(zip(drawn.targets.flatten(1), there.flatten(1), strict=True)):
-                hidden[row, places[known]] = True
-            hidden.scatter_(1, drawn.context, False)  # the `reference` sampler lets them overlap
-            wide = hidden.view(-1, 1, *config.grid).repeat_interleave(config.model.patch_size, 2)
-            wide = wide.repeat_interleave(config.model.patch_size, 3)
-            assert batch.depth is not None
-            yield replace(batch, depth=torch.where(wide.to(batch.depth.device), batch.depth, 0.0))
-
-    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
-        """Predicted tokens of the batch given out last; zero at patches that are not hidden."""
-        assert self._masks is not None
-        method = self._method
-        _, predicted, masks = method.predict(method.context_encoder.normalise(images.to(self._where)), self._masks)
+    def read(batch: Batch) -> Float[Tensor, "b n d"]:
+        assert batch.masks is not None
+        _, predicted, masks = method.predict(method.context_encoder.normalise(batch.images.to(where)), batch.masks)
         tokens = predicted.targets[..., -method.context_encoder.width :].flatten(1, 2)
-        cells = self._config.grid[0] * self._config.grid[1]
         known = None if masks.valid is None else masks.valid.flatten(1)
         return reassemble(tokens, masks.targets.flatten(1), cells, known)[0]
+
+    return OfBatch(read)
 
 
 def position_gate(config: RunConfig, encoder: VisionTransformer, where: torch.device) -> Gate:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from depthjepa.data.samples import Batch
 from depthjepa.depth import disparity, pool_valid, valid
-from depthjepa.evaluation.features import Encode, tokens_of
+from depthjepa.evaluation.features import Encode, OfBatch, tokens_of
 from depthjepa.faults import BadInput
 from depthjepa.grid import to_tokens, unfold_cells
 from depthjepa.logbook import whole_file
@@ -81,11 +81,11 @@ class DepthReadout:
         disparities: Tensor = mean_map + unfold_cells(values, (rows, cols), FACTOR)
         return disparities.clamp(self.mean_map.minimum, self.mean_map.maximum)
 
-    def on(self, encode: Encode, patch_size: int) -> Predict:
+    def on(self, encode: Encode | OfBatch, patch_size: int) -> Predict:
         """Return the function from a batch to disparity: the encoder, then this readout."""
 
         def predict(batch: Batch) -> Float[Tensor, "b 1 cell_rows cell_cols"]:
-            return self.predict(encode(batch.images), *patch_grid(batch.images, patch_size))
+            return self.predict(tokens_of(encode, batch), *patch_grid(batch.images, patch_size))
 
         return predict
 
@@ -151,7 +151,7 @@ def fit_readout(encode: Encode, batches: Iterable[Batch], patch_size: int) -> De
 
 
 def fit_readouts(
-    encoders: Mapping[str, Encode], batches: Iterable[Batch], patch_size: int
+    encoders: Mapping[str, Encode | OfBatch], batches: Iterable[Batch], patch_size: int
 ) -> tuple[MeanMap, dict[str, DepthReadout]]:
     """Fit the training set's mean map and the linear readout of every encoder in one pass.
 
