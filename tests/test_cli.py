@@ -195,6 +195,18 @@ def test_faults_end_the_real_process_in_the_same_way(tmp_path: Path) -> None:
 # what is loaded
 
 
+def test_the_version_is_told_without_loading_anything_heavy() -> None:
+    import depthjepa
+
+    script = "import sys; sys.argv = ['depthjepa', '--version']; import depthjepa.cli; depthjepa.cli.main()"
+    found = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", script], capture_output=True, text=True, check=True
+    )
+    assert found.stdout == f"depthjepa {depthjepa.__version__}\n"
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in found.stderr.splitlines()}
+    assert "typer" in loaded and not loaded & {"torch", "numpy", "matplotlib", "pydantic", "scipy"}
+
+
 @pytest.mark.parametrize("code", ["import depthjepa", "depthjepa.cli.main()"])
 def test_importing_the_package_and_asking_for_help_load_neither_torch_nor_numpy(code: str) -> None:
     script = f"""

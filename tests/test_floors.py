@@ -28,8 +28,7 @@ FLOORS = (
     ("report",),
     ("study",),
     ("commands",),
-    ("cli",),
-    ("__init__", "__main__"),
+    ("cli", "__init__", "__main__"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

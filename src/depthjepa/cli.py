@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperArgument, TyperCommand
 
+from depthjepa import __version__
 from depthjepa.data.layouts.table import LAYOUTS
 from depthjepa.faults import BadInput, RunStopped, nearest
 
@@ -99,6 +100,22 @@ def main() -> None:
     except RunStopped as fault:
         print(f"depthjepa: {fault}", file=sys.stderr)
         sys.exit(1)
+
+
+def _print_version(asked: bool) -> bool:
+    if asked:
+        print(f"depthjepa {__version__}")
+        raise typer.Exit()
+    return asked
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Options of the program itself; its help is the application's."""
 
 
 @app.command()
