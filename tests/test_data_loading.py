@@ -18,9 +18,9 @@ from depthjepa.data.loading import TrainingBatches, open_source, view_batches
 from depthjepa.data.memory import in_memory
 from depthjepa.data.order import Mixture, draw_keys, epoch_order, steps_per_epoch, wrap_note
 from depthjepa.data.samples import Batch, Sample, Source, UnreadableImage
+from depthjepa.distributed import Ranks
 from depthjepa.faults import BadInput
 from depthjepa.masks import MaskConfig
-from depthjepa.runtime import Ranks
 from tiny_images import write_classes, write_flat, write_pairs
 
 

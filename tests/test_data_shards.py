@@ -21,9 +21,9 @@ from depthjepa.data.loading import TrainingBatches, has_validation, open_source,
 from depthjepa.data.memory import Kept, in_memory
 from depthjepa.data.order import Mixture
 from depthjepa.data.samples import Batch, Sample, Source, UnreadableImage
+from depthjepa.distributed import Ranks
 from depthjepa.faults import BadInput
 from depthjepa.masks import MaskConfig
-from depthjepa.runtime import Ranks
 
 Members = dict[str, bytes | str]
 

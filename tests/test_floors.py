@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "depthjepa"
 # Names of files and of folders (rooms) directly below the package, from the ground up.
 FLOORS = (
     ("faults", "kinds"),
-    ("grid", "depth", "runtime", "optim", "logbook", "recipe_files"),
+    ("grid", "depth", "distributed", "runtime", "optim", "logbook", "recipe_files"),
     ("masks", "losses", "columns", "runs", "drawing"),
     ("data", "model"),
     ("formats",),
@@ -23,7 +23,9 @@ FLOORS = (
     ("checkpoint",),
     ("warm_start",),
     ("evaluation", "cost"),
-    ("starting",),
+    ("starting", "progress"),
+    ("run_state",),
+    ("run_summary",),
     ("training",),
     ("report",),
     ("study",),

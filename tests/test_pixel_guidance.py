@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from depthjepa import checkpoint, cost, runtime, training
+from depthjepa import checkpoint, cost, distributed, training
 from depthjepa.config import RunConfig, build_config, to_mapping
 from depthjepa.data.samples import Batch
 from depthjepa.depth import below_unmeasured, disparity, r2_within, to_metres, to_numbers, valid
@@ -837,7 +837,7 @@ def test_pixel_values_are_not_clipped() -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     teacher = build_teacher(config, has_depth=True)
     state = training.State(
-        config, model, model, optimizer, teacher, whitening, 1.0, (), 0, 1, 1, CPU, runtime.Ranks(), {}
+        config, model, model, optimizer, teacher, whitening, 1.0, (), 0, 1, 1, CPU, distributed.Ranks(), {}
     )
     depth = torch.full((1, 1, SIZE, SIZE), math.e)
     batch = Batch(torch.arange(1), torch.zeros(1, 3, SIZE, SIZE), depth, torch.ones(1), torch.tensor([-1]))

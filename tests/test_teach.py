@@ -20,12 +20,12 @@ from depthjepa.config import RunConfig
 from depthjepa.data.config import DataConfig
 from depthjepa.data.loading import TrainingBatches, open_source, view_batches
 from depthjepa.data.samples import Batch
+from depthjepa.distributed import Ranks
 from depthjepa.faults import BadInput
 from depthjepa.guidance.target import Description
 from depthjepa.guidance.teachers.cache import CachedTeacher, cut, fingerprint, open_cache
 from depthjepa.logbook import RunFolder
 from depthjepa.model.heads import Latents
-from depthjepa.runtime import Ranks
 from tiny_images import picture, save, write_classes, write_flat, write_pairs
 from tiny_runs import run, tiny
 

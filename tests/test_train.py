@@ -292,7 +292,15 @@ def test_resuming_another_configuration_is_refused_and_the_keys_are_named(
         run(pairs, tmp_path / "run", "train.steps=6")
     assert (tmp_path / "run" / "checkpoints" / "last.pt").read_bytes() == before
     # Where and how it is carried out may change.
-    run(pairs, tmp_path / "run", "train.steps=6", "train.threads=2", "data.workers=1", resume=True)
+    run(
+        pairs,
+        tmp_path / "run",
+        "train.steps=6",
+        "train.threads=2",
+        "data.workers=1",
+        "train.timeout_minutes=3",
+        resume=True,
+    )
     assert weights(tmp_path / "run")["step"] == 6
     torch.set_num_threads(1)
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from depthjepa import checkpoint, cost, runtime, training
+from depthjepa import checkpoint, cost, distributed, training
 from depthjepa.commands.convert import convert
 from depthjepa.config import RunConfig, build_config, to_mapping
 from depthjepa.data.loading import open_source
@@ -97,7 +97,7 @@ def prepared(root: Path, out: Path, *overrides: str) -> tuple[Any, list[str]]:
     """The state of step 0, and what was said."""
     config, said = tiny(root, "train.steps=2", *overrides), list[str]()
     source = open_source(config.data, "train")
-    state = training.prepare(config, RunFolder(out), source, runtime.Ranks(), resume=False, say=said.append)
+    state = training.prepare(config, RunFolder(out), source, distributed.Ranks(), resume=False, say=said.append)
     return state, said
 
 

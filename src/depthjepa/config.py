@@ -83,6 +83,7 @@ class TrainConfig:
     whitening_images: PositiveInt = 1024  # training crops that fit the teacher's mean map and deviations
     device: str | None = None
     threads: PositiveInt | None = None
+    timeout_minutes: PositiveFloat = 10.0  # of several processes: how long one waits for another before all give up
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Return the number of steps; raises `BadInput` unless exactly one of epochs and steps is given."""
@@ -188,6 +189,7 @@ Configuration = TypeVar("Configuration", RunConfig, TeacherFitConfig)
 CIRCUMSTANCES = (
     "data.workers",
     "data.memory_gib",
+    "train.timeout_minutes",
     *(f"{part}.{key}" for part in ("train", "fit") for key in ("device", "threads")),
 )
 

@@ -1,4 +1,4 @@
-"""Device, precision, ranks, random numbers and memory: the only file that touches global state.
+"""Device, precision, random numbers, interruptions and memory: the only file that touches global state.
 
 Randomness is an argument here. `uniforms` is a pure function of (seed, stream, epoch, sample index), so any
 mask or crop can be drawn again, whatever the batch size, the number of workers or the rank that asks.
@@ -16,79 +16,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from depthjepa.distributed import Ranks, ranks
 from depthjepa.faults import BadInput
 
 # Of glibc's malloc.h: above which free memory is given back (-1: never), how many blocks are the system's own.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-
-
-@dataclass(frozen=True, slots=True)
-class Ranks:
-    """Place of this process among those of the run; `torchrun` sets it through the environment."""
-
-    rank: int = 0
-    world: int = 1
-    local: int = 0
-
-    @property
-    def first(self) -> bool:
-        """Whether this process writes the files and talks to the terminal."""
-        return self.rank == 0
-
-
-def ranks() -> Ranks:
-    """Read `RANK`, `WORLD_SIZE` and `LOCAL_RANK` as `torchrun` sets them; one process without them."""
-    return Ranks(
-        int(os.environ.get("RANK", "0")),
-        int(os.environ.get("WORLD_SIZE", "1")),
-        int(os.environ.get("LOCAL_RANK", "0")),
-    )
-
-
-@contextlib.contextmanager
-def distributed(place: Ranks, where: torch.device) -> Iterator[None]:
-    """Open the process group when there is more than one process, and close it at the end."""
-    if place.world == 1:
-        yield
-        return
-    if where.type == "cuda":
-        torch.cuda.set_device(where)
-    torch.distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
-    try:
-        yield
-        wait_for_all(place)  # none leaves while another still writes
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def wait_for_all(place: Ranks) -> None:
-    """Return when all processes have come here."""
-    if place.world > 1:
-        torch.distributed.barrier()
-
-
-def average_over_ranks(values: Tensor, place: Ranks) -> Tensor:
-    """Mean of a tensor over all processes (the tensor itself when there is one)."""
-    if place.world > 1:
-        values = values.clone()
-        torch.distributed.all_reduce(values)
-        values /= place.world
-    return values
-
-
-def gather_over_ranks(names: list[str], place: Ranks) -> list[str]:
-    """Join the lists of all processes, in the order of their ranks."""
-    if place.world == 1:
-        return names
-    lists: list[list[str]] = [[] for _ in range(place.world)]
-    torch.distributed.all_gather_object(lists, names)
-    return [name for each in lists for name in each]
 
 
 def device(name: str | None = None, place: Ranks | None = None) -> torch.device:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from depthjepa import cost, runtime
+from depthjepa import cost, distributed
 from depthjepa.config import RunConfig, differences, to_mapping
 from depthjepa.data.loading import has_validation, open_source
 from depthjepa.faults import BadInput
@@ -46,7 +46,7 @@ def refuse_frozen_without_head(config: RunConfig) -> None:
         )
 
 
-def settle_precision(config: RunConfig, folder: RunFolder, where: torch.device, place: runtime.Ranks) -> RunConfig:
+def settle_precision(config: RunConfig, folder: RunFolder, where: torch.device, place: distributed.Ranks) -> RunConfig:
     """Put a precision in the place of `auto`: that of the run that is there, else the faster one, on all ranks alike.
 
     The processes must be able to talk, unless the run is there.
@@ -57,5 +57,5 @@ def settle_precision(config: RunConfig, folder: RunFolder, where: torch.device, 
         chosen = folder.config()["train"]["precision"]
     else:
         wish = torch.tensor(float(cost.faster_precision(where) == "bf16"), device=where)
-        chosen = "bf16" if float(runtime.average_over_ranks(wish, place)) > 0.5 else "fp32"
+        chosen = "bf16" if float(distributed.average(wish, place)) > 0.5 else "fp32"
     return replace(config, train=replace(config.train, precision=chosen))

@@ -9,65 +9,36 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor, nn
 
-from depthjepa import checkpoint, cost, optim, runtime
+from depthjepa import cost, distributed, optim, runtime
 from depthjepa.config import RunConfig, load_config, to_mapping
 from depthjepa.data.loading import TrainingBatches, open_source
 from depthjepa.data.order import steps_per_epoch, wrap_note
 from depthjepa.data.samples import Batch, Source
 from depthjepa.evaluation.during_training import probe_during_training
-from depthjepa.evaluation.pictures import write_pictures
 from depthjepa.faults import BadInput, RunStopped
-from depthjepa.formats.weights import load_strictly
-from depthjepa.guidance.target import CLIP, Teacher, Whitening, fit_whitening, on_cells
+from depthjepa.guidance.target import CLIP, Whitening, fit_whitening, on_cells
 from depthjepa.guidance.teachers.cache import CachedTeacher, names_of
 from depthjepa.guidance.teachers.controls import beneath
 from depthjepa.logbook import RunFolder
-from depthjepa.method import build_method, build_teacher, compile_blocks, parameter_count
+from depthjepa.method import build_method, build_teacher, compile_blocks
 from depthjepa.model.heads import Latents
-from depthjepa.model.jepa import JEPA
 from depthjepa.model.pixel_guidance import PixelGuidance
 from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import normalise
+from depthjepa.progress import progress_bar
+from depthjepa.run_state import State, restore, save
+from depthjepa.run_summary import finish
 from depthjepa.starting import refuse_frozen_without_head, refuse_mix_up, refuse_unusable_validation, settle_precision
 from depthjepa.warm_start import start_from
 
 UNREADABLE_SHARE = 0.01  # more than this share of unreadable images stops a run
-
-
-@dataclass
-class State:
-    """What a run consists of between two steps."""
-
-    config: RunConfig
-    method: JEPA | Supervised
-    parallel: nn.Module  # the method, wrapped for several processes
-    optimizer: torch.optim.AdamW
-    teacher: Teacher | None
-    whitening: Whitening | None
-    floor: float | None  # loss_depth of the constant prediction
-    classes: tuple[str, ...]
-    step: int
-    steps: int
-    epoch_steps: int
-    where: torch.device
-    place: runtime.Ranks
-    skipped: dict[str, None]  # names of unreadable images, in the order met
 
 
 def train(
@@ -79,14 +50,14 @@ def train(
     when the run cannot go on; the last checkpoint is whole then.
     """
     folder = RunFolder(out)
-    place = runtime.ranks()
+    place = distributed.ranks()
     where = runtime.device(config.train.device, place)
     if resume and folder.summary():
         refuse_mix_up(settle_precision(config, folder, where, place), folder, resume=True)
         return folder.summary()  # finished already
     say = say or (lambda text: print(text, flush=True))
     runtime.settle_cpu(config.train.threads)
-    with runtime.distributed(place, where):
+    with distributed.process_group(place, where, config.train.timeout_minutes):
         config = settle_precision(config, folder, where, place)
         source = open_source(config.data, "train")
         state = prepare(config, folder, source, place, resume=resume, say=say if place.first else lambda _: None)
@@ -96,14 +67,17 @@ def train(
             folder.forget_after(state.step)
         with runtime.interruptions() as stopping:
             loop(state, folder, batches, stopping)
-        return finish(state, folder, source) if place.first else {}
+        summary = finish(state, folder, len(source)) if place.first else {}
+        if place.first:
+            folder.write_summary(summary)
+        return summary
 
 
 def prepare(
     config: RunConfig,
     folder: RunFolder,
     source: Source,
-    place: runtime.Ranks,
+    place: distributed.Ranks,
     *,
     resume: bool,
     say: Callable[[str], None],
@@ -132,7 +106,7 @@ def prepare(
         config, method, method, optimizer, teacher, None, None, source.classes, 0, steps, epoch_steps, where, place, {}
     )
     if resumed:
-        restore(state, folder)
+        restore(state, folder.path)
     elif teacher is not None:
         state.whitening, state.floor = fit_teacher_statistics(state, source)
         if not state.floor:
@@ -154,21 +128,7 @@ def freeze_or_thaw(state: State) -> None:
     for part in (state.method.context_encoder, getattr(state.method, "predictor", None)):
         if part is not None:
             part.requires_grad_(not frozen)
-    if state.place.world > 1:  # which parameters take part is settled when the wrapper is made
-        devices = [state.where.index] if state.where.type == "cuda" else None
-        state.parallel = nn.parallel.DistributedDataParallel(state.method, device_ids=devices, broadcast_buffers=False)
-
-
-def restore(state: State, folder: RunFolder) -> None:
-    """Take step, weights, optimiser and teacher statistics from the newest checkpoint."""
-    saved = checkpoint.load(folder.path)
-    load_strictly(state.method, saved.model, saved.path)
-    state.optimizer.load_state_dict(saved.optimizer)
-    state.step, state.floor = saved.step, saved.floor
-    state.skipped = dict.fromkeys(saved.skipped)
-    if saved.whitening is not None:
-        mean, deviation = (part.to(state.where) for part in (saved.whitening.mean, saved.whitening.deviation))
-        state.whitening = Whitening(mean, deviation)
+    state.parallel = distributed.wrap(state.method, state.place, state.where)
 
 
 def fit_teacher_statistics(state: State, source: Source) -> tuple[Whitening, float]:
@@ -183,7 +143,7 @@ def fit_teacher_statistics(state: State, source: Source) -> tuple[Whitening, flo
         grid=config.grid,
         seed=config.seed,
         batch_size=size,
-        ranks=runtime.Ranks(),
+        ranks=distributed.Ranks(),
         steps=max(1, min(config.train.whitening_images, len(source)) // size),
     )
     moved = (batch.to(state.where) for batch in batches)
@@ -217,10 +177,11 @@ def loop(state: State, folder: RunFolder, to_come: TrainingBatches, stopping: Ca
     train_config, batches = state.config.train, iter(to_come)
     since, images, waited = time.perf_counter(), 0, 0.0
     before = folder.metrics()
-    best = max((record.get("probe_score", -math.inf) for record in before), default=-math.inf)
+    scores = (record.get("probe_score", -math.inf) for record in before)
+    best = distributed.of_first(max(scores, default=-math.inf), state.place)
     # Of all sessions of a run, as far as their steps are kept.
     start = since - max((record.get("seconds", 0.0) for record in before), default=0.0)
-    with progress_bar(state) as advance:
+    with progress_bar(state.config.name, state.step, state.steps, shown=state.place.first) as advance:
         while state.step < state.steps:
             asked = time.perf_counter()
             parts = [next(batches) for _ in range(train_config.accumulate)]
@@ -240,18 +201,18 @@ def loop(state: State, folder: RunFolder, to_come: TrainingBatches, stopping: Ca
                 figures["peak_memory_bytes"] = runtime.peak_memory_bytes(state.where)
                 log(state, folder, figures)
                 since, images, waited = now, 0, 0.0
-            advance(figures)
+            advance(state.step, figures)
             if train_config.probe_every and state.step % train_config.probe_every == 0:
                 score = probe(state, folder)
                 if score > best:
                     best = score
-                    save(state, folder, "best")
-            met = [name for part in parts for name in part.skipped]
-            stop, unreadable = agreed((stopping(), bool(met)), state)
+                    save(state, folder.path, "best")
+            skipped = [name for part in parts for name in part.skipped]
+            stop, unreadable = distributed.any_process((stopping(), bool(skipped)), state.place, state.where)
             if unreadable:
-                count_unreadable(state, met, len(to_come.source))
+                count_unreadable(state, skipped, len(to_come.source))
             if stop or state.step % train_config.checkpoint_every == 0 or state.step == state.steps:
-                save(state, folder, "last")
+                save(state, folder.path, "last")
             if stop and state.step < state.steps:
                 raise RunStopped(f"stopped at step {state.step} of {state.steps}; continue with --resume")
 
@@ -269,8 +230,7 @@ def train_step(state: State, parts: list[Batch]) -> dict[str, Any]:
         batch = part.to(state.where)
         images = normalise(batch.images, state.method.encoder.mean, state.method.encoder.deviation)
         last = number == len(parts) - 1
-        together = contextlib.nullcontext() if last or state.place.world == 1 else state.parallel.no_sync()  # type: ignore[operator]
-        with together:
+        with contextlib.nullcontext() if last else distributed.adding_up(state.parallel):
             with runtime.precision(config.train.precision, state.where):
                 latents = teacher_latents(state, batch)
                 losses = state.parallel(images, batch.masks, latents, batch.labels, step / state.steps)
@@ -317,9 +277,9 @@ def refuse_non_finite(state: State, totals: dict[str, Tensor], gradients: Tensor
         )
 
 
-def count_unreadable(state: State, met: list[str], length: int) -> None:
+def count_unreadable(state: State, skipped: list[str], length: int) -> None:
     """Remember which images could not be read by any process; stop when they are more than 1 % of the source."""
-    state.skipped |= dict.fromkeys(runtime.gather_over_ranks(met, state.place))
+    state.skipped |= dict.fromkeys(distributed.gather(skipped, state.place))
     if len(state.skipped) > UNREADABLE_SHARE * length:
         names = ", ".join(list(state.skipped)[:5])
         raise BadInput(
@@ -328,105 +288,22 @@ def count_unreadable(state: State, met: list[str], length: int) -> None:
 
 
 def log(state: State, folder: RunFolder, figures: dict[str, Any]) -> None:
-    """Write one line of metrics: losses are means over all processes."""
+    """Log one step: losses are means over all processes."""
     names = [name for name in figures if name.startswith("loss")]
-    means = runtime.average_over_ranks(torch.stack([figures[name].float() for name in names]), state.place)
+    means = distributed.average(torch.stack([figures[name].float() for name in names]), state.place)
     record = figures | dict(zip(names, means.tolist(), strict=True)) | {"grad_norm": float(figures["grad_norm"])}
     if state.place.first:
         folder.log(record)
 
 
-def save(state: State, folder: RunFolder, name: str) -> None:
-    """Write a checkpoint (one process does)."""
-    if state.place.first:
-        checkpoint.save(
-            folder.path,
-            name,
-            step=state.step,
-            epoch=state.step / state.epoch_steps,
-            config=state.config,
-            classes=state.classes,
-            model=state.method.state_dict(),
-            optimizer=state.optimizer.state_dict(),
-            whitening=state.whitening,
-            floor=state.floor,
-            skipped=tuple(state.skipped),
-        )
-
-
 def probe(state: State, folder: RunFolder) -> float:
     """Probe the evaluated encoder on the validation data, log the figures, return the one that ranks."""
-    if not state.place.first:
-        return -math.inf
-    figures, score = probe_during_training(state.method.encoder, state.config, state.where)
+    found = probe_during_training(state.method.encoder, state.config, state.where)
+    figures, score = distributed.of_first(found, state.place)
     record = {"step": state.step, "epoch": state.step // state.epoch_steps, **figures, "probe_score": score}
-    folder.log(record)
+    if state.place.first:
+        folder.log(record)
     return score
-
-
-def finish(state: State, folder: RunFolder, source: Source) -> dict[str, Any]:
-    """Write what the report shows, and the summary."""
-    records = [record for record in folder.metrics() if "loss" in record]
-    tail = records[-max(1, len(records) // 10) :]
-    losses = {key: sum(record[key] for record in tail) / len(tail) for key in tail[-1] if key.startswith("loss")}
-    speeds = sorted(record["images_per_second"] for record in records)
-    write_pictures(state.method, state.config, state.teacher, state.whitening, folder, state.where)
-    summary = {
-        "name": state.config.name,
-        "steps": state.steps,
-        "epochs": state.steps / state.epoch_steps,
-        "images": len(source),
-        "seconds": records[-1]["seconds"],
-        "images_per_second": speeds[len(speeds) // 2],
-        "waiting_share": sum(record["waiting_share"] for record in records) / len(records),
-        "peak_memory_bytes": runtime.peak_memory_bytes(state.where),
-        "parameters": parameter_count(state.method),
-        "encoder_parameters": parameter_count(state.method.encoder),
-        **losses,
-        "depth_floor": state.floor,
-        "teacher": None if state.teacher is None else about_teacher(state.teacher),
-        "skipped_images": len(state.skipped),
-        "skipped_names": list(state.skipped)[:20],
-    }
-    folder.write_summary(summary)
-    return summary
-
-
-def about_teacher(teacher: Teacher) -> dict[str, Any]:
-    """What the teacher's latents are; of a cache also how those of crops differ from the teacher's own."""
-    crops = cached.cache.facts.crops if isinstance(cached := beneath(teacher), CachedTeacher) else None
-    return asdict(teacher.describe()) | {"cached_crops": crops}
-
-
-def agreed(wishes: tuple[bool, ...], state: State) -> list[bool]:
-    """Whether any process has each wish: all must do the same after the same step."""
-    if state.place.world == 1:
-        return list(wishes)
-    found = torch.tensor([float(wish) for wish in wishes], device=state.where)
-    return [share > 0 for share in runtime.average_over_ranks(found, state.place).tolist()]
-
-
-@contextlib.contextmanager
-def progress_bar(state: State) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Show steps, loss, images a second and time left; on a terminal a bar, else nothing."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(*columns, disable=not state.place.first, refresh_per_second=4)
-    with bar:
-        task: TaskID = bar.add_task(state.config.name, total=state.steps, completed=state.step, figures="")
-
-        def advance(figures: dict[str, Any]) -> None:
-            speed = figures.get("images_per_second")
-            bar.update(task, completed=state.step)
-            if speed is not None:
-                bar.update(task, figures=f"loss {float(figures['loss']):.3f}  {speed:.0f} images/s")
-
-        yield advance
 
 
 __all__ = ["load_config", "train"]

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int64
 from rich.progress import Progress
 from torch import Tensor
 
-from depthjepa import runtime
+from depthjepa import distributed, runtime
 from depthjepa.config import RunConfig
 from depthjepa.cost import size_of
 from depthjepa.data.images import Split
@@ -43,7 +43,7 @@ def teach(config: RunConfig, out: str | Path, *, say: Callable[[str], None] | No
 
     Raises `BadInput` where the teacher or the data cannot be had, or `out` holds something else.
     """
-    folder, place = Path(out), runtime.ranks()
+    folder, place = Path(out), distributed.ranks()
     say = (say or (lambda text: print(text, flush=True))) if place.first else lambda _: None
     runtime.settle_cpu(config.train.threads)
     where = runtime.device(config.train.device, place)
@@ -53,15 +53,16 @@ def teach(config: RunConfig, out: str | Path, *, say: Callable[[str], None] | No
     if teacher is None:
         raise BadInput("the depth teacher needs no cache: its latents are the depth files; name a network (--teacher)")
     teacher = teacher.to(where)
-    with runtime.distributed(place, where):
+    with distributed.process_group(place, where, config.train.timeout_minutes):
         places = _places(sources)
-        if place.first:
-            cache.create_cache(folder, _facts(config, teacher, sources[0], len(places), where), list(places))
-        runtime.wait_for_all(place)
+        distributed.first_writes(
+            place,
+            lambda: cache.create_cache(folder, _facts(config, teacher, sources[0], len(places), where), list(places)),
+        )
         facts = cache.read_facts(folder)
         say(f"{len(places)} images, {size_of(cache.size_of(facts))} in {folder}")
         _fill(folder, teacher, sources, places, config, place, where)
-        runtime.wait_for_all(place)
+        distributed.wait_for_all(place)
         if place.first and facts.crops is None:
             facts = replace(facts, crops=_compare(folder, teacher, sources[0], config, where))
             write_whole(folder / "cache.json", to_json(asdict(facts)))
@@ -96,12 +97,12 @@ def _fill(
     sources: list[Source],
     places: Places,
     config: RunConfig,
-    place: runtime.Ranks,
+    place: distributed.Ranks,
     where: torch.device,
 ) -> None:
     """Compute the parts of this process that are not done."""
     files = cache.open_cache(folder, finished=False, mode="r+")
-    left = [part for part in range(place.rank, len(files.parts), place.world) if not files.parts[part] & DONE]
+    left = [part for part in place.share(len(files.parts)) if not files.parts[part] & DONE]
     listed, together = list(places), files.facts.together
     with Progress(disable=not place.first) as bar:
         for part in bar.track(left, description="latents"):

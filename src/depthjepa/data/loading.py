@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int64
 from torch.utils.data import Dataset
 
-from depthjepa import runtime
+from depthjepa import distributed, runtime
 from depthjepa.data.config import DataConfig
 from depthjepa.data.images import Split
 from depthjepa.data.layouts.layout import layout_of, name_of_root, open_root
@@ -100,7 +100,7 @@ class TrainingBatches:
     batch_size: int
     steps: int
     accumulate: int = 1
-    ranks: runtime.Ranks = field(default_factory=runtime.Ranks)
+    ranks: distributed.Ranks = field(default_factory=distributed.Ranks)
     start_step: int = 0
 
     def __post_init__(self) -> None:

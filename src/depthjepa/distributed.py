@@ -1,0 +1,186 @@
+"""Several processes of one run: the only file that knows how they are started, wrapped and talked to.
+
+`torchrun` starts them and says through the environment which is which. All of them do the same things in the same
+order; what a function here needs of the others, it waits for, at most as long as the process group was told.
+With one process every function is the identity.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from depthjepa.faults import RunStopped
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Place of this process among those of the run: its number, how many there are, its number on this machine."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes the files and talks to the terminal."""
+        return self.rank == 0
+
+    def share(self, count: int) -> range:
+        """Which of `count` things this process does: every `world`-th; `join` puts them together again."""
+        return range(self.rank, count, self.world)
+
+
+def ranks() -> Ranks:
+    """Read `RANK`, `WORLD_SIZE` and `LOCAL_RANK` as `torchrun` sets them; one process without them."""
+    return Ranks(
+        int(os.environ.get("RANK", "0")),
+        int(os.environ.get("WORLD_SIZE", "1")),
+        int(os.environ.get("LOCAL_RANK", "0")),
+    )
+
+
+@contextlib.contextmanager
+def process_group(place: Ranks, where: torch.device, minutes: float) -> Iterator[None]:
+    """Open the process group when there is more than one process, and close it at the end.
+
+    `minutes`: how long a process waits for the others, here and in everything below. Raises `RunStopped` where one
+    did not come or is gone. (NCCL ends the process itself then, with a message of its own.)
+    """
+    if place.world == 1:
+        yield
+        return
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    backend = "nccl" if where.type == "cuda" else "gloo"
+    try:
+        torch.distributed.init_process_group(backend, timeout=timedelta(minutes=minutes))
+        yield
+        wait_for_all(place)  # none leaves while another still writes
+    except RuntimeError as fault:
+        if not _of_the_group(fault):
+            raise
+        raise RunStopped(
+            f"process {place.rank} of {place.world} has lost another one, or waited {minutes:g} minutes for it in vain "
+            f"(train.timeout_minutes); what is written is whole. Look for the message of the other one; here it was: "
+            f"{str(fault).splitlines()[0]}"
+        ) from fault
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def _of_the_group(fault: RuntimeError) -> bool:
+    """Whether a fault is of the talk between processes; gloo's are plain, and begin with a file of its source."""
+    return isinstance(fault, torch.distributed.DistError) or "/gloo/" in str(fault)
+
+
+# waiting and agreeing -------------------------------------------------------------------------------------
+
+
+def wait_for_all(place: Ranks) -> None:
+    """Return when all processes have come here."""
+    if place.world > 1:
+        torch.distributed.barrier()
+
+
+def first_writes(place: Ranks, write: Callable[[], object]) -> None:
+    """Let the first process write while the others wait; where it cannot, none goes on."""
+    fault: Exception | None = None
+    if place.first:
+        try:
+            write()
+        except Exception as reason:  # raised again below, once the others know
+            fault = reason
+    failed = of_first(fault is not None, place)
+    if fault is not None:
+        raise fault
+    if failed:
+        raise RunStopped(f"process {place.rank} of {place.world}: the first one could not write, and says why")
+
+
+def of_first(value: T, place: Ranks) -> T:
+    """What the first process has, on all of them; any plain value."""
+    if place.world == 1:
+        return value
+    held = [value]
+    torch.distributed.broadcast_object_list(held, src=0)
+    return held[0]
+
+
+def any_process(wishes: tuple[bool, ...], place: Ranks, where: torch.device) -> list[bool]:
+    """Whether any process has each wish: all must do the same after the same step."""
+    if place.world == 1:
+        return list(wishes)
+    found = torch.tensor([float(wish) for wish in wishes], device=where)
+    return [share > 0 for share in average(found, place).tolist()]
+
+
+# putting together -----------------------------------------------------------------------------------------
+
+
+def average(values: Tensor, place: Ranks) -> Tensor:
+    """Mean of a tensor over all processes (the tensor itself when there is one)."""
+    if place.world > 1:
+        values = values.clone()
+        torch.distributed.all_reduce(values)
+        values /= place.world
+    return values
+
+
+def gather(names: list[str], place: Ranks) -> list[str]:
+    """The lists of all processes in one, in the order of their ranks."""
+    if place.world == 1:
+        return names
+    lists: list[list[str]] = [[] for _ in range(place.world)]
+    torch.distributed.all_gather_object(lists, names)
+    return [name for each in lists for name in each]
+
+
+def join(part: Shaped[Tensor, "own ..."], count: int, place: Ranks) -> Shaped[Tensor, "count ..."]:
+    """The rows that each process made of its share of `count` things, in the order of the things, on all processes."""
+    if place.world == 1:
+        return part
+    most = len(Ranks(0, place.world).share(count))
+    padded = torch.cat([part, part.new_zeros(most - len(part), *part.shape[1:])])
+    parts = [torch.empty_like(padded) for _ in range(place.world)]
+    torch.distributed.all_gather(parts, padded)
+    return torch.stack(parts, 1).flatten(0, 1)[:count]
+
+
+# gradients and state --------------------------------------------------------------------------------------
+
+
+def wrap(method: nn.Module, place: Ranks, where: torch.device) -> nn.Module:
+    """The method with gradients that are averaged over all processes as the backward pass makes them.
+
+    Which parameters take part is settled here: wrap anew where others begin to learn.
+    """
+    if place.world == 1:
+        return method
+    devices = [where.index] if where.type == "cuda" else None
+    return DistributedDataParallel(method, device_ids=devices, broadcast_buffers=False)
+
+
+def adding_up(wrapped: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Backward passes inside keep their gradients to this process: a later one, outside, averages their sum."""
+    return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else contextlib.nullcontext()
+
+
+def whole_state(method: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """State dictionaries of method (not its wrapper) and optimiser as one process would have them.
+
+    All processes ask, since parts may lie with others; what the first one gets is whole.
+    """
+    return method.state_dict(), optimizer.state_dict()

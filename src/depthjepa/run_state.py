@@ -1,0 +1,70 @@
+"""What a run consists of between two steps, to and from its checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from depthjepa import checkpoint, distributed
+from depthjepa.config import RunConfig
+from depthjepa.formats.weights import load_strictly
+from depthjepa.guidance.target import Teacher, Whitening
+from depthjepa.model.jepa import JEPA
+from depthjepa.model.supervised import Supervised
+
+
+@dataclass
+class State:
+    """What a run consists of between two steps."""
+
+    config: RunConfig
+    method: JEPA | Supervised
+    parallel: nn.Module  # the method, wrapped for several processes
+    optimizer: torch.optim.AdamW
+    teacher: Teacher | None
+    whitening: Whitening | None
+    floor: float | None  # loss_depth of the constant prediction
+    classes: tuple[str, ...]
+    step: int
+    steps: int
+    epoch_steps: int
+    where: torch.device
+    place: distributed.Ranks
+    skipped: dict[str, None]  # names of unreadable images, in the order met
+
+
+def restore(state: State, folder: Path) -> None:
+    """Take step, weights, optimiser and teacher statistics from the newest checkpoint of a run folder."""
+    saved = checkpoint.load(folder)
+    load_strictly(state.method, saved.model, saved.path)
+    state.optimizer.load_state_dict(saved.optimizer)
+    state.step, state.floor = saved.step, saved.floor
+    state.skipped = dict.fromkeys(saved.skipped)
+    if saved.whitening is not None:
+        mean, deviation = (part.to(state.where) for part in (saved.whitening.mean, saved.whitening.deviation))
+        state.whitening = Whitening(mean, deviation)
+
+
+def save(state: State, folder: Path, name: str) -> None:
+    """Write the checkpoint `name` of a run folder: all processes put it together, the first one writes."""
+    model, optimizer = distributed.whole_state(state.method, state.optimizer)
+
+    def write() -> None:
+        checkpoint.save(
+            folder,
+            name,
+            step=state.step,
+            epoch=state.step / state.epoch_steps,
+            config=state.config,
+            classes=state.classes,
+            model=model,
+            optimizer=optimizer,
+            whitening=state.whitening,
+            floor=state.floor,
+            skipped=tuple(state.skipped),
+        )
+
+    distributed.first_writes(state.place, write)

@@ -1,0 +1,47 @@
+"""What a finished run shows: pictures for the report, and the figures of its summary."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from depthjepa import runtime
+from depthjepa.evaluation.pictures import write_pictures
+from depthjepa.guidance.target import Teacher
+from depthjepa.guidance.teachers.cache import CachedTeacher
+from depthjepa.guidance.teachers.controls import beneath
+from depthjepa.logbook import RunFolder
+from depthjepa.method import parameter_count
+from depthjepa.run_state import State
+
+
+def finish(state: State, folder: RunFolder, images: int) -> dict[str, Any]:
+    """Write what the report shows of a run on so many images, and return its summary."""
+    records = [record for record in folder.metrics() if "loss" in record]
+    tail = records[-max(1, len(records) // 10) :]
+    losses = {key: sum(record[key] for record in tail) / len(tail) for key in tail[-1] if key.startswith("loss")}
+    speeds = sorted(record["images_per_second"] for record in records)
+    write_pictures(state.method, state.config, state.teacher, state.whitening, folder, state.where)
+    return {
+        "name": state.config.name,
+        "steps": state.steps,
+        "epochs": state.steps / state.epoch_steps,
+        "images": images,
+        "seconds": records[-1]["seconds"],
+        "images_per_second": speeds[len(speeds) // 2],
+        "waiting_share": sum(record["waiting_share"] for record in records) / len(records),
+        "peak_memory_bytes": runtime.peak_memory_bytes(state.where),
+        "parameters": parameter_count(state.method),
+        "encoder_parameters": parameter_count(state.method.encoder),
+        **losses,
+        "depth_floor": state.floor,
+        "teacher": None if state.teacher is None else about_teacher(state.teacher),
+        "skipped_images": len(state.skipped),
+        "skipped_names": list(state.skipped)[:20],
+    }
+
+
+def about_teacher(teacher: Teacher) -> dict[str, Any]:
+    """What the teacher's latents are; of a cache also how those of crops differ from the teacher's own."""
+    crops = cached.cache.facts.crops if isinstance(cached := beneath(teacher), CachedTeacher) else None
+    return asdict(teacher.describe()) | {"cached_crops": crops}

@@ -1,0 +1,132 @@
+"""Several processes do together what one does alone, and none waits for ever for another."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from depthjepa import distributed
+from depthjepa.distributed import Ranks
+from depthjepa.faults import RunStopped
+from depthjepa.runtime import environment
+from tiny_images import write_pairs
+from tiny_runs import Call, recipe_file
+
+CPU = torch.device("cpu")
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def settings(rank: int, world: int, port: int) -> dict[str, str]:
+    """What torchrun would tell a process."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return dict(zip(names, map(str, (rank, rank, world, "localhost", port)), strict=True))
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 6])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_shares_are_a_partition(count: int, world: int) -> None:
+    shares = [list(Ranks(rank, world).share(count)) for rank in range(world)]
+    assert sorted(index for share in shares for index in share) == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1 and max(map(len, shares)) == len(shares[0])
+
+
+def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    place, values, model = distributed.ranks(), torch.randn(3, 2), nn.Linear(2, 2)
+    assert place == Ranks(0, 1, 0) and place.first and environment()["world"] == 1
+    with distributed.process_group(place, CPU, 1.0):
+        assert distributed.average(values, place) is values
+        assert distributed.join(values, 3, place) is values
+        assert distributed.gather(["a"], place) == ["a"] and distributed.of_first(3, place) == 3
+        assert distributed.any_process((True, False), place, CPU) == [True, False]
+        assert distributed.wrap(model, place, CPU) is model
+        with distributed.adding_up(model):
+            distributed.wait_for_all(place)
+
+
+def test_two_processes_share_join_agree_and_end_together(tmp_path: Path) -> None:
+    port, spawn = free_port(), multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=take_part, args=(rank, port, tmp_path), daemon=True) for rank in (0, 1)]
+    try:
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(timeout=120)
+        assert [process.exitcode for process in processes] == [0, 7]
+    finally:
+        for process in processes:
+            process.kill()
+    assert (tmp_path / "lost.txt").read_text().startswith("process 0 of 2 has lost another one, or waited 1 minutes")
+
+
+def take_part(rank: int, port: int, folder: Path) -> None:
+    """One of two processes; the second one dies at the end."""
+    os.environ |= settings(rank, 2, port)
+    place = distributed.ranks()
+    assert place == Ranks(rank, 2, rank)
+    try:
+        with distributed.process_group(place, CPU, 1.0):
+            for count in (1, 2, 5):
+                things = torch.arange(2.0 * count).view(count, 2)
+                own = things[list(place.share(count))]
+                assert torch.equal(distributed.join(own, count, place), things)
+            assert float(distributed.average(torch.tensor(float(rank)), place)) == 0.5
+            assert distributed.gather(["a", "b"][rank:], place) == ["a", "b", "b"]
+            assert distributed.of_first({"rank": rank}, place) == {"rank": 0}
+            assert distributed.any_process((rank == 1, False), place, CPU) == [True, False]
+            distributed.first_writes(place, lambda: write_late(folder / "first.txt", rank))
+            assert (folder / "first.txt").read_text() == "0"  # by the first alone, and done before any goes on
+            with pytest.raises(OSError if rank == 0 else RunStopped):
+                distributed.first_writes(place, lambda: (folder / "gone" / "file").write_text(""))
+            gradients_are_averaged_but_for_those_added_up(place)
+            if rank == 1:
+                os._exit(7)
+            distributed.wait_for_all(place)
+    except RunStopped as stopped:
+        (folder / "lost.txt").write_text(str(stopped))
+
+
+def write_late(file: Path, rank: int) -> None:
+    time.sleep(0.3)
+    file.write_text(f"{rank}")
+
+
+def gradients_are_averaged_but_for_those_added_up(place: Ranks) -> None:
+    model = nn.Linear(1, 1, bias=False)
+    wrapped = distributed.wrap(model, place, CPU)
+
+    def backward(value: float) -> float:
+        wrapped(torch.full((1, 1), value)).sum().backward()
+        assert model.weight.grad is not None
+        return float(model.weight.grad)
+
+    with distributed.adding_up(wrapped):
+        assert backward(1.0 + place.rank) == 1.0 + place.rank
+    assert backward(10.0) == 11.5
+
+
+def test_a_missing_process_ends_the_run_with_a_clear_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
+    recipe = recipe_file(tmp_path / "two.yaml", write_pairs(tmp_path / "pairs", 4, 2), "train.timeout_minutes=0.02")
+    for name, value in settings(0, 2, free_port()).items():
+        monkeypatch.setenv(name, value)
+    status, _, said = call("train", recipe, "--out", tmp_path / "two")
+    assert status == 1
+    [message] = said.splitlines()
+    assert message.startswith("depthjepa: process 0 of 2 has lost another one, or waited 0.02 minutes for it in vain")
+    assert "(train.timeout_minutes)" in message and "1/2 clients joined" in message
+    assert not (tmp_path / "two").exists()
