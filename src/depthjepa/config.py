@@ -12,10 +12,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
+    AfterValidator,
     ConfigDict,
     NonNegativeInt,
     PositiveFloat,
@@ -31,6 +32,7 @@ from depthjepa.data.config import DataConfig
 from depthjepa.faults import BadInput, nearest
 from depthjepa.guidance.teachers.fit import FitConfig
 from depthjepa.logbook import plain
+from depthjepa.loggers.table import check_logger
 from depthjepa.masks import MaskConfig
 from depthjepa.model.heads import CELLS, GuidanceConfig
 from depthjepa.model.jepa import LossConfig
@@ -84,6 +86,13 @@ class TrainConfig:
     device: str | None = None
     threads: PositiveInt | None = None
     timeout_minutes: PositiveFloat = 10.0  # of several processes: how long one waits for another before all give up
+    # Beside the run folder, which every run has: names of `loggers/table.py`.
+    loggers: tuple[Annotated[str, AfterValidator(check_logger)], ...] = ()
+
+    @field_validator("loggers", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Return the number of steps; raises `BadInput` unless exactly one of epochs and steps is given."""
@@ -190,6 +199,7 @@ CIRCUMSTANCES = (
     "data.workers",
     "data.memory_gib",
     "train.timeout_minutes",
+    "train.loggers",
     *(f"{part}.{key}" for part in ("train", "fit") for key in ("device", "threads")),
 )
 

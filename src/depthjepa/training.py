@@ -27,6 +27,7 @@ from depthjepa.guidance.target import CLIP, Whitening, fit_whitening, on_cells
 from depthjepa.guidance.teachers.cache import CachedTeacher, names_of
 from depthjepa.guidance.teachers.controls import beneath
 from depthjepa.logbook import RunFolder
+from depthjepa.loggers.logger import Logger, open_loggers
 from depthjepa.method import build_method, build_teacher, compile_blocks
 from depthjepa.model.heads import Latents
 from depthjepa.model.pixel_guidance import PixelGuidance
@@ -62,14 +63,14 @@ def train(
         source = open_source(config.data, "train")
         state = prepare(config, folder, source, place, resume=resume, say=say if place.first else lambda _: None)
         batches = training_batches(state, source)
-        if place.first:
-            folder.begin(to_mapping(config), runtime.environment())
-            folder.forget_after(state.step)
-        with runtime.interruptions() as stopping:
-            loop(state, folder, batches, stopping)
-        summary = finish(state, folder, len(source)) if place.first else {}
-        if place.first:
-            folder.write_summary(summary)
+        with open_loggers(config.train.loggers, folder.path, place) as loggers:
+            for logger in loggers:
+                logger.begin(to_mapping(config), runtime.environment(), state.step)
+            with runtime.interruptions() as stopping:
+                loop(state, folder, loggers, batches, stopping)
+            summary = finish(state, folder, len(source)) if place.first else {}
+            for logger in loggers:
+                logger.finish(summary)
         return summary
 
 
@@ -172,7 +173,13 @@ def training_batches(state: State, source: Source) -> TrainingBatches:
     )
 
 
-def loop(state: State, folder: RunFolder, to_come: TrainingBatches, stopping: Callable[[], bool]) -> None:
+def loop(
+    state: State,
+    folder: RunFolder,
+    loggers: tuple[Logger, ...],
+    to_come: TrainingBatches,
+    stopping: Callable[[], bool],
+) -> None:
     """Step until the end, logging and saving on the way."""
     train_config, batches = state.config.train, iter(to_come)
     since, images, waited = time.perf_counter(), 0, 0.0
@@ -199,11 +206,11 @@ def loop(state: State, folder: RunFolder, to_come: TrainingBatches, stopping: Ca
                 figures["waiting_share"] = waited / (now - since)
                 figures["seconds"] = now - start
                 figures["peak_memory_bytes"] = runtime.peak_memory_bytes(state.where)
-                log(state, folder, figures)
+                log(state, loggers, figures)
                 since, images, waited = now, 0, 0.0
             advance(state.step, figures)
             if train_config.probe_every and state.step % train_config.probe_every == 0:
-                score = probe(state, folder)
+                score = probe(state, loggers)
                 if score > best:
                     best = score
                     save(state, folder.path, "best")
@@ -287,22 +294,22 @@ def count_unreadable(state: State, skipped: list[str], length: int) -> None:
         )
 
 
-def log(state: State, folder: RunFolder, figures: dict[str, Any]) -> None:
+def log(state: State, loggers: tuple[Logger, ...], figures: dict[str, Any]) -> None:
     """Log one step: losses are means over all processes."""
     names = [name for name in figures if name.startswith("loss")]
     means = distributed.average(torch.stack([figures[name].float() for name in names]), state.place)
     record = figures | dict(zip(names, means.tolist(), strict=True)) | {"grad_norm": float(figures["grad_norm"])}
-    if state.place.first:
-        folder.log(record)
+    for logger in loggers:
+        logger.log(record)
 
 
-def probe(state: State, folder: RunFolder) -> float:
+def probe(state: State, loggers: tuple[Logger, ...]) -> float:
     """Probe the evaluated encoder on the validation data, log the figures, return the one that ranks."""
     found = probe_during_training(state.method.encoder, state.config, state.where)
     figures, score = distributed.of_first(found, state.place)
     record = {"step": state.step, "epoch": state.step // state.epoch_steps, **figures, "probe_score": score}
-    if state.place.first:
-        folder.log(record)
+    for logger in loggers:
+        logger.log(record)
     return score
 
 
