@@ -7,17 +7,20 @@ import os
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from depthjepa import distributed
+from depthjepa import checkpoint, cost, distributed
 from depthjepa.distributed import Ranks
+from depthjepa.evaluation.during_training import probe_during_training
 from depthjepa.faults import RunStopped
+from depthjepa.logbook import RunFolder
 from depthjepa.runtime import environment
 from tiny_images import write_pairs
-from tiny_runs import Call, recipe_file
+from tiny_runs import GUIDED, Call, metrics, recipe_file, run, start, tiny, weights
 
 CPU = torch.device("cpu")
 
@@ -130,3 +133,34 @@ def test_a_missing_process_ends_the_run_with_a_clear_message(
     assert message.startswith("depthjepa: process 0 of 2 has lost another one, or waited 0.02 minutes for it in vain")
     assert "(train.timeout_minutes)" in message and "1/2 clients joined" in message
     assert not (tmp_path / "two").exists()
+
+
+def test_all_processes_probe_and_save_and_tell_what_one_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)
+    pairs = write_pairs(tmp_path / "pairs", 24, 7)
+    # Batches of three and of one image: a process has more, as many or none of them.
+    asked = (*GUIDED, "train.steps=8", "train.probe_every=4", "train.checkpoint_every=3", "evaluation.batch_size=3")
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "depthjepa")
+    process = start(
+        "train", recipe_file(tmp_path / "two.yaml", pairs, *asked), "--out", tmp_path / "two", module=launcher
+    )
+    run(pairs, tmp_path / "one", *asked)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert [list(record) for record in two] == [list(record) for record in one]
+    for name in ("last", "best"):
+        whole, halves = weights(tmp_path / "one", name), weights(tmp_path / "two", name)
+        assert halves["step"] == whole["step"]
+        for key, value in whole["model"].items():
+            torch.testing.assert_close(halves["model"][key], value, rtol=1e-3, atol=1e-5)
+    # The same weights probed by one process alone.
+    found = checkpoint.load(tmp_path / "two")
+    figures, score = probe_during_training(found.encoder(), tiny(pairs, *asked), CPU, Ranks())
+    logged = [record for record in RunFolder(tmp_path / "two").metrics() if "probe_score" in record]
+    assert [record["step"] for record in logged] == [4, 8]
+    assert {"probe_rank_me", "probe_r2_within"} == set(figures)
+    told: dict[str, Any] = {key: logged[-1][key] for key in figures}
+    assert told == pytest.approx(figures, rel=1e-6, abs=1e-6)
+    assert logged[-1]["probe_score"] == pytest.approx(score, rel=1e-6, abs=1e-6)
+    assert isinstance(found.model["context_encoder.pos_embed"], Tensor)

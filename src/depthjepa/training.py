@@ -304,8 +304,11 @@ def log(state: State, loggers: tuple[Logger, ...], figures: dict[str, Any]) -> N
 
 
 def probe(state: State, loggers: tuple[Logger, ...]) -> float:
-    """Probe the evaluated encoder on the validation data, log the figures, return the one that ranks."""
-    found = probe_during_training(state.method.encoder, state.config, state.where)
+    """Probe the evaluated encoder on the validation data, log the figures, return the one that ranks.
+
+    All processes take part and get the figures of the first one, so that all save the same checkpoints.
+    """
+    found = probe_during_training(state.method.encoder, state.config, state.where, state.place)
     figures, score = distributed.of_first(found, state.place)
     record = {"step": state.step, "epoch": state.step // state.epoch_steps, **figures, "probe_score": score}
     for logger in loggers:

@@ -7,10 +7,11 @@ from dataclasses import replace
 import torch
 
 from depthjepa.config import RunConfig
+from depthjepa.distributed import Ranks
 from depthjepa.evaluation.classification import knn
 from depthjepa.evaluation.depth_probe import depth_table
 from depthjepa.evaluation.diagnostics import rank_me
-from depthjepa.evaluation.gathering import Views, encode_with, one_pass
+from depthjepa.evaluation.gathering import Views, encode_together, encode_with, one_pass
 from depthjepa.faults import BadInput
 from depthjepa.model.vit import VisionTransformer
 
@@ -18,9 +19,11 @@ TRAIN_IMAGES, VAL_IMAGES = 1024, 512  # at most, unless the configuration says o
 
 
 def probe_during_training(
-    encoder: VisionTransformer, config: RunConfig, where: torch.device
+    encoder: VisionTransformer, config: RunConfig, where: torch.device, place: Ranks
 ) -> tuple[dict[str, float], float]:
     """Probe the evaluated encoder alone; the figures for `metrics.jsonl` and the one that ranks checkpoints.
+
+    All processes take part: they encode the images together, and each makes the figures of all tokens.
 
     Depth (R² within images) ranks where there is depth, else nearest neighbours (the middle one of
     `evaluation.neighbours`); RankMe stands beside them. At most 1,024 training and 512 validation images are read.
@@ -32,7 +35,7 @@ def probe_during_training(
     with_depth = train.source.has_depth and val.source.has_depth
     if not (train.source.classes or with_depth):
         raise BadInput(f"train.probe_every needs labels or depth, and {config.data.root} has neither")
-    encode = encode_with(encoder, where, asked.precision)
+    encode = encode_together(encode_with(encoder, where, asked.precision), place)
     seen = one_pass(encode, val)
     figures = {"probe_rank_me": rank_me(seen.diagnosis.features)}
     if train.source.classes:

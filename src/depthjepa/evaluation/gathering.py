@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from depthjepa import runtime
+from depthjepa import distributed, runtime
 from depthjepa.config import RunConfig
 from depthjepa.data.images import Split
 from depthjepa.data.loading import open_source, view_batches
@@ -52,6 +52,21 @@ def encode_with(encoder: VisionTransformer, where: torch.device, precision: str 
         return tokens.float()
 
     return encode
+
+
+def encode_together(encode: Encode, place: distributed.Ranks) -> Encode:
+    """Divide the images of every call over all processes, which call with the same ones; all get all tokens.
+
+    Each process reads the images itself: reading at the same time takes no longer than one of them would.
+    """
+
+    def encode_share(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
+        own = place.share(len(images))
+        # A process without a share encodes an image all the same, which tells the shape of tokens that it gets.
+        tokens = encode(images[list(own) or [0]])[: len(own)]
+        return distributed.join(tokens, len(images), place)
+
+    return encode_share if place.world > 1 else encode
 
 
 def encoders(config: RunConfig, encoder: VisionTransformer, where: torch.device) -> dict[str, Encode]:
