@@ -33,7 +33,7 @@ class State:
     epoch_steps: int
     where: torch.device
     place: distributed.Ranks
-    skipped: dict[str, None]  # names of unreadable images, in the order met
+    skipped: dict[str, None]  # names of unreadable images, in the order they came
 
 
 def restore(state: State, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Training: one visible loop. Everything that changes weights stands here in reading order.
 
 Batches, masks and rates are functions of the step, so a resumed run is the very same run: there is nothing to
-replay. A run writes its folder as it goes (see `logbook`) and stops before it corrupts anything.
+replay. A run tells its loggers how it goes, writes its checkpoints, and stops before it corrupts anything.
 """
 
 from __future__ import annotations
