@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from depthjepa.config import RunConfig, to_mapping
 from depthjepa.data.samples import Batch
+from depthjepa.distributed import Ranks
 from depthjepa.evaluation import tokens
 from depthjepa.evaluation.attentive_probe import AttentivePooler, _fit, attentive
 from depthjepa.evaluation.classification import ClassifierResult, Standardiser, linear
@@ -372,13 +373,13 @@ def test_probing_during_training_ranks_by_the_middle_number_of_neighbours(
 ) -> None:
     config = config_of(classes, "evaluation.neighbours=[1,5,24]")
     encoder = build_encoder(config)
-    figures, score = probe_during_training(encoder, config, CPU)
+    figures, score = probe_during_training(encoder, config, CPU, Ranks())
     table = probe("knn", config, encoder, CPU)
     assert score == figures["probe_knn"] == pytest.approx(table.value(RANDOM, "val_accuracy_5") / 100)
     rank = probe("diagnose", config, encoder, CPU).value(config.name, "rank_me")
     assert figures["probe_rank_me"] == pytest.approx(rank)
     alone = replace(config, evaluation=replace(config.evaluation, neighbours=(5,)))
-    assert probe_during_training(encoder, alone, CPU)[1] == score
+    assert probe_during_training(encoder, alone, CPU, Ranks())[1] == score
 
 
 def test_neighbours_are_one_number_or_several(tmp_path: Path) -> None:
