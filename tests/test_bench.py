@@ -16,7 +16,6 @@ from depthjepa.commands import bench
 from depthjepa.config import RunConfig
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_method, build_teacher
-from depthjepa.model.vit import Attention
 from tiny_runs import GUIDED, SETTINGS, tiny
 
 
@@ -58,16 +57,6 @@ def test_counted_operations_are_those_of_a_hand_count(guidance: tuple[str, ...],
         assert cost.step_flops(config, build_teacher(config, has_depth=True), batch) == pytest.approx(
             by_hand(config, batch), rel=0.01
         )
-    assert not Attention.explicit  # counting leaves the fast path as it was
-
-
-def test_explicit_attention_computes_what_the_fast_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny(Path("scenes"), *GUIDED)
-    method = build_method(config, None, classes=0)
-    images, masks, _ = cost.example(config, None, 4, torch.device("cpu"))
-    fast = method(images, masks).total
-    monkeypatch.setattr(Attention, "explicit", True)
-    torch.testing.assert_close(method(images, masks).total, fast, rtol=1e-5, atol=1e-6)
 
 
 def test_the_matmul_rate_is_one_that_a_processor_can_have() -> None:

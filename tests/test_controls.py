@@ -13,19 +13,19 @@ from torch import Tensor
 
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput
+from depthjepa.guidance.config import Control
 from depthjepa.guidance.target import Description, fit_whitening, on_cells
 from depthjepa.guidance.teachers.controls import (
     AnotherImage,
     ImageItself,
     MeanMap,
     RandomNetwork,
-    beneath,
     build_control,
 )
 from depthjepa.guidance.teachers.ground_truth import DepthTeacher, to_disparity
+from depthjepa.losses import Latents
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_method, build_teacher
-from depthjepa.model.heads import Control, Latents
 from depthjepa.model.jepa import JEPA
 from tiny_images import write_flat, write_pairs
 from tiny_runs import GUIDED, Call, metrics, recipe_file, run, tiny
@@ -67,9 +67,7 @@ class Network:
 
 def test_nothing_in_its_place_is_the_teacher_itself() -> None:
     teacher = DepthTeacher()
-    assert build_control(teacher, "none", 0) is teacher and beneath(teacher) is teacher and beneath(None) is None
-    for control in CONTROLS:
-        assert beneath(build_control(teacher, control, 0)) is teacher
+    assert build_control(teacher, "none", 0) is teacher
 
 
 @pytest.mark.parametrize("control", CONTROLS)
@@ -173,7 +171,7 @@ def test_controls_are_for_latents_and_named_by_their_fault(pairs: Path, tmp_path
     status, _, errors = call(
         "train", recipe, "--out", tmp_path / "run", "guidance.kind=pixel", "guidance.control=random"
     )
-    assert status == 2 and "control=random stands in a teacher's place: it needs kind=feature" in errors
+    assert status == 2 and "guidance.control is for guidance.kind=feature, not for guidance.kind=pixel" in errors
     status, _, errors = call("train", recipe, "--out", tmp_path / "run", *GUIDED, "guidance.control=shuffled")
     assert status == 2 and "guidance.control" in errors
     assert not (tmp_path / "run").exists()
@@ -210,9 +208,9 @@ def gradients(pairs: Path, *settings: str) -> dict[str, Tensor]:
 def test_a_detached_head_learns_and_the_rest_does_not_know_of_it(pairs: Path, head: str) -> None:
     unguided = gradients(pairs)
     guided, detached = gradients(pairs, *HEADS[head]), gradients(pairs, *HEADS[head], "guidance.detached=true")
-    assert {name for name in detached if name.startswith("head.")} == {n for n in guided if n.startswith("head.")}
+    assert {name for name in detached if name.startswith("guide.")} == {n for n in guided if n.startswith("guide.")}
     for name, gradient in detached.items():
-        if name.startswith("head."):
+        if name.startswith("guide."):
             torch.testing.assert_close(gradient, guided[name])
         else:
             torch.testing.assert_close(gradient, unguided[name], rtol=1e-5, atol=1e-8)

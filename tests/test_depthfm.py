@@ -467,7 +467,7 @@ def test_it_is_loaded_by_its_name(parity):
     assert teacher.latents(torch.rand(1, 3, 64, 96)).shape == (1, 4, 8, 12)
     with pytest.raises(BadInput, match=r"no teacher network 'depthfn' \(did you mean 'depthfm'\?\)"):
         depthjepa.load_teacher("depthfn", **files)
-    with pytest.raises(BadInput, match=r"needs checkpoint .* and vae"):
+    with pytest.raises(BadInput, match=r"the teacher depthfm needs vae: .* and vae"):
         depthjepa.load_teacher("depthfm", checkpoint=files["checkpoint"])
-    with pytest.raises(BadInput, match="layer and side are for the teacher huggingface, not for depthfm"):
+    with pytest.raises(BadInput, match="the teacher depthfm takes no 'layer'.*: it has checkpoint, vae, steps"):
         depthjepa.load_teacher("depthfm", **files, layer=2)

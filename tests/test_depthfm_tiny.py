@@ -13,8 +13,8 @@ from depthjepa.config import build_config, build_fit
 from depthjepa.data.loading import open_source, view_batches
 from depthjepa.faults import BadInput
 from depthjepa.guidance.teachers.cache import made_of
+from depthjepa.guidance.teachers.depthfm import tiny
 from depthjepa.guidance.teachers.depthfm.network import DepthFM
-from depthjepa.guidance.teachers.loading import tiny_files
 from depthjepa.method import build_teacher
 from tiny_images import write_flat
 from tiny_runs import metrics, run
@@ -25,7 +25,7 @@ SETTINGS = ("guidance.kind=feature", "guidance.teacher=depthfm-tiny")
 
 
 def test_it_takes_at_most_six_megabytes() -> None:
-    checkpoint, vae = tiny_files()
+    checkpoint, vae = tiny.files()
     assert sum(file.stat().st_size for file in (checkpoint, *vae.iterdir())) <= 6e6
 
 
@@ -55,7 +55,7 @@ def test_it_is_a_depthfm_by_another_name_and_needs_nothing() -> None:
     latents = teacher.latents(images)
     assert latents.shape == (2, 4, 8, 12)
     assert torch.equal(latents, depthjepa.load_teacher("depthfm-tiny", steps=1).latents(images))
-    with pytest.raises(BadInput, match="the teacher depthfm-tiny has weights of its own"):
+    with pytest.raises(BadInput, match="the teacher depthfm-tiny takes no 'checkpoint': it has steps, attention"):
         depthjepa.load_teacher("depthfm-tiny", checkpoint="other.ckpt")
     with pytest.raises(BadInput, match=r"not for guidance\.teacher=depthfm-tiny"):
         build_teacher(build_config({}, [*SETTINGS, "guidance.teacher_vae=other"]), has_depth=False)

@@ -551,7 +551,7 @@ def test_the_flow_learns_from_the_latents_that_the_teacher_computes(data: Path, 
 
 def test_bf16_fits_nearly_the_same(data: Path, tmp_path: Path, fitted: Path, unpainted: None) -> None:
     summary = fitted_to(data, tmp_path / "fit", "fit.precision=bf16")
-    assert all(math.isfinite(row[column["key"]]) for row in summary["rows"] for column in fitting.COLUMNS)
+    assert all(math.isfinite(row[column.key]) for row in summary["rows"] for column in fitting.COLUMNS)
     one, other = (
         torch.load(folder / "teacher.ckpt", weights_only=True)["state_dict"] for folder in (fitted, tmp_path / "fit")
     )

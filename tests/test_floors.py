@@ -18,6 +18,7 @@ FLOORS = (
     ("data", "model"),
     ("formats",),
     ("guidance",),
+    ("old_keys",),
     ("config",),
     ("method",),
     ("checkpoint",),

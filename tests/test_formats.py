@@ -460,18 +460,18 @@ def test_what_the_reference_s_layout_has_no_place_for_is_named(
     monkeypatch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)
     run(halfway / "pairs", tmp_path / "guided", *GUIDED, "train.steps=1")
     said = convert(str(tmp_path / "guided"), tmp_path / "guided.pth.tar", "reference")
-    assert said[-1] == "left out, since the layout has no place for it: head"
+    assert said[-1] == "left out, since the layout has no place for it: guide"
     loaded = checkpoint.load(
         written(tmp_path / "guided.pth.tar", tmp_path / "on", "depthjepa", "target", "model.heads=2")
     )
     trained = weights(tmp_path / "guided")
     assert (
         differences(
-            loaded.model, {key: value for key, value in trained["model"].items() if not key.startswith("head.")}
+            loaded.model, {key: value for key, value in trained["model"].items() if not key.startswith("guide.")}
         )
         == []
     )
-    kept = {key: state for key, state in states_by_name(trained["optimizer"]).items() if not key.startswith("head.")}
+    kept = {key: state for key, state in states_by_name(trained["optimizer"]).items() if not key.startswith("guide.")}
     assert differences(states_by_name(loaded.optimizer), kept) == []
 
 

@@ -35,8 +35,8 @@ from tiny_runs import Call, run, tiny
 
 CPU = torch.device("cpu")
 SIZE, CELLS, WIDTH = 48, 36, 32
-PREDICTED = ("guidance.kind=pixel", "guidance.read=predicted")
-TARGET = (*PREDICTED, "guidance.scope=target")
+TARGET = ("guidance.kind=pixel", "guidance.read=predicted", "guidance.scope=target")
+PREDICTED = ("guidance.kind=pixel", "guidance.read=predicted", "masks.kind=mae")
 Saved = Callable[..., checkpoint.Checkpoint]
 
 
@@ -270,7 +270,7 @@ def test_the_figure_is_that_of_pixels_that_count_and_of_the_checkpoint_s_weights
 
     monkeypatch.setattr(gates, "take_over", watched)
     reached, maps = fit(run_of, batch, *TARGET, "evaluation.gate_steps=1")
-    assert all(torch.equal(started[0][k], v) for k, v in run_of.model.items() if not k.startswith("head."))
+    assert all(torch.equal(started[0][k], v) for k, v in run_of.model.items() if not k.startswith("guide."))
     indices = batch.index.numpy()
     shown = gates.draw(changed(run_of.config, *TARGET), batch, 10**6, CPU)
     assert shown.valid is not None
@@ -309,8 +309,8 @@ def test_pixels_without_depth_are_not_judged(saved: Saved, monkeypatch: pytest.M
 def test_diagnose_gates_writes_every_gate_and_what_failed(
     saved: Saved, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert gates.HEADS["pixel"] == ("mlp", "cnn", "deep-cnn", "dpt")
-    monkeypatch.setattr(gates, "HEADS", {"pixel": ("mlp", "dpt")})  # the others take time and are made alike
+    assert list(gates.PIXEL_HEADS) == ["mlp", "cnn", "deep-cnn", "dpt"]
+    monkeypatch.setattr(gates, "PIXEL_HEADS", ("mlp", "dpt"))  # the others take time and are made alike
     monkeypatch.setattr(task, "IMAGES", 3)
     folder = saved(*TARGET).run
     assert folder is not None
@@ -376,7 +376,7 @@ def test_the_readouts_of_the_table_are_those_of_the_depth_probe(saved: Saved, ca
 def test_gates_are_for_any_pixel_guided_run(
     saved: Saved, call: Call, monkeypatch: pytest.MonkeyPatch, asked: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(gates, "HEADS", {"pixel": ("mlp",)})
+    monkeypatch.setattr(gates, "PIXEL_HEADS", ("mlp",))
 
     def built(config: RunConfig, *_: Any, **__: Any) -> tuple[float, np.ndarray]:
         build_method(config, build_teacher(config, has_depth=True), 0)

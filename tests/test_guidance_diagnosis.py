@@ -22,6 +22,7 @@ from depthjepa.evaluation.probes import Subject
 from depthjepa.evaluation.probes.guidance import TASK
 from depthjepa.faults import BadInput
 from depthjepa.grid import to_tokens
+from depthjepa.guidance.feature import FeatureGuide
 from depthjepa.guidance.target import on_cells
 from depthjepa.guidance.teachers.ground_truth import DepthTeacher
 from depthjepa.logbook import RunFolder
@@ -142,7 +143,8 @@ def test_the_pull_grows_with_the_weight(runs: dict[str, Path]) -> None:
     found = []
     for factor in (1.0, 2.0):
         method, teacher = load_guided(saved, CPU)
-        method.weight *= factor
+        assert isinstance(method.guide, FeatureGuide)
+        method.guide.weight *= factor
         truth = on_cells(teacher, batch, saved.config.target_cells)
         found.append(pull_on_encoder(method, batch, truth))
     assert found[1]["pull"] == pytest.approx(2 * found[0]["pull"], rel=1e-4)

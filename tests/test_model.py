@@ -14,16 +14,26 @@ from depthjepa.config import load_config
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput
 from depthjepa.grid import gather, patchify
+from depthjepa.guidance.feature import FeatureGuide
 from depthjepa.guidance.target import CLIP, Description, Whitening, fit_whitening, on_cells
 from depthjepa.guidance.teachers.ground_truth import DepthTeacher, to_disparity
-from depthjepa.losses import feature_depth_loss
+from depthjepa.losses import Latents, feature_depth_loss
 from depthjepa.masks import MaskConfig, Masks, sample_masks
 from depthjepa.method import build_encoder, build_method, build_teacher
-from depthjepa.model.heads import GuidanceHead, Latents
+from depthjepa.model.decoders import LatentHead
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.predictor import Predictor, PredictorConfig
 from depthjepa.model.supervised import Supervised
-from depthjepa.model.vit import Attention, ModelConfig, Shape, VisionTransformer, initialise, normalise, sine_cosine
+from depthjepa.model.vit import (
+    Attention,
+    ModelConfig,
+    Shape,
+    VisionTransformer,
+    initialise,
+    normalise,
+    sine_cosine,
+    spelled_out_attention,
+)
 
 SHAPE = Shape(width=32, depth=2, heads=4, hidden=128)
 
@@ -54,10 +64,10 @@ def liven(model: torch.nn.Module) -> torch.nn.Module:
 def jepa(head: str | None = "linear", fill="zero", grid=(8, 8), weight=0.5) -> JEPA:
     predictor = Predictor(PredictorConfig(depth=2, width=16), SHAPE, grid)
     initialise(predictor, generator(1))
-    guide = None if head is None else GuidanceHead(head, fill, SHAPE.width, 4)
+    guide = None if head is None else FeatureGuide(LatentHead(head, fill, SHAPE.width, 4), weight)
     if guide is not None:
         initialise(guide, generator(2))
-    return JEPA(encoder(grid), liven(predictor), guide, weight)
+    return JEPA(encoder(grid), liven(predictor), guide)
 
 
 def some_masks(count=3, grid=(8, 8)) -> Masks:
@@ -78,7 +88,7 @@ def test_initialise_reaches_every_parameter_with_the_documented_values(kind):
         {
             "encoder": VisionTransformer(SHAPE, 8, (8, 8)),
             "predictor": Predictor(PredictorConfig(2, 16), SHAPE, (8, 8)),
-            "head": GuidanceHead(kind, "learned", SHAPE.width, 4),
+            "head": LatentHead(kind, "learned", SHAPE.width, 4),
             "classes": torch.nn.Linear(SHAPE.width, 10),
         }
     )
@@ -116,7 +126,7 @@ def equal(first: torch.nn.Module, second: torch.nn.Module) -> bool:
 @pytest.mark.parametrize("head", ["linear", "conv"])
 def test_twins_start_from_the_same_bits(head):
     guided, unguided = method(f"guidance.head={head}"), method("guidance.kind=none")
-    assert guided.head is not None and unguided.head is None
+    assert guided.guide is not None and unguided.guide is None
     for part in ("context_encoder", "target_encoder", "predictor"):
         assert equal(getattr(guided, part), getattr(unguided, part)), part
     assert equal(guided.context_encoder, guided.target_encoder)
@@ -127,7 +137,7 @@ def test_twins_start_from_the_same_bits(head):
 def test_another_seed_gives_other_weights_in_every_part():
     first, again, other = method(), method(), method("seed=1")
     assert equal(first, again)
-    for part in ("context_encoder", "predictor", "head"):
+    for part in ("context_encoder", "predictor", "guide"):
         mine, theirs = getattr(first, part), getattr(other, part)
         differing = [
             not torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True) if a.ndim > 1
@@ -200,8 +210,9 @@ def test_attention_equals_explicit_attention(padded):
     tokens = noise(3, 11, 32)
     readable = (torch.arange(11) < torch.tensor([[11], [7], [3]]))[:, None, None] if padded else None
     mixed = attention(tokens, readable)
-    attention.explicit = True
-    torch.testing.assert_close(mixed, attention(tokens, readable), atol=1e-5, rtol=0)
+    query, key, value = (part.unflatten(-1, (4, 8)).transpose(1, 2) for part in attention.qkv(tokens).chunk(3, -1))
+    spelled_out = spelled_out_attention(query, key, value, readable).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(mixed, attention.proj(spelled_out), atol=1e-5, rtol=0)
     torch.testing.assert_close(mixed, slow_attention(attention, tokens, readable), atol=1e-5, rtol=0)
 
 
@@ -326,7 +337,7 @@ def test_the_depth_loss_alone_teaches_context_encoder_predictor_and_head(head):
     torch.testing.assert_close(losses.total, losses.parts["loss_jepa"] + 0.5 * losses.parts["loss_depth"])
     losses.parts["loss_depth"].backward()
     # A linear head is not judged on holes, so its fill cannot learn; the small CNN's can.
-    unjudged = {"head.fill"} if head == "linear" else set()
+    unjudged = {"guide.head.fill"} if head == "linear" else set()
     for name, parameter in model.named_parameters():
         if name.startswith("target_encoder."):
             assert parameter.grad is None and not parameter.requires_grad, name
@@ -379,7 +390,8 @@ def test_linear_head_is_judged_only_where_a_token_stands():
         covered[image, masks.targets[image][masks.valid[image]]] = True
     assert not covered.all()
     fine = covered.view(3, 1, 8, 8).repeat_interleave(2, 2).repeat_interleave(2, 3)
-    predicted, judged = model.guide(*tokens_of(model, images, masks), masks)
+    levels, told, masks = model.predict(images, masks)
+    predicted, judged = model.guide.read(model.context_encoder, images, levels, told, masks)["predicted"]
     assert torch.equal(judged, fine)
     elsewhere = Latents(torch.where(fine, latents.values, 1e6), latents.valid)
     assert torch.equal(
@@ -394,7 +406,7 @@ def tokens_of(model, images, masks):
 
 
 def test_conv_head_sees_holes_as_zeros_and_is_judged_on_them():
-    head = GuidanceHead("conv", "zero", SHAPE.width, 4)
+    head = LatentHead("conv", "zero", SHAPE.width, 4)
     initialise(head, generator())
     coverage = (torch.rand(2, 64, generator=generator()) > 0.5).float()
     tokens = noise(2, 64, SHAPE.width) * coverage[..., None]
@@ -408,7 +420,7 @@ def test_conv_head_sees_holes_as_zeros_and_is_judged_on_them():
 
 @pytest.mark.parametrize("kind", ["linear", "conv"])
 def test_learned_fill_stands_in_the_holes_and_nowhere_else(kind):
-    zero, learned = (GuidanceHead(kind, fill, SHAPE.width, 4) for fill in ("zero", "learned"))
+    zero, learned = (LatentHead(kind, fill, SHAPE.width, 4) for fill in ("zero", "learned"))
     for head in (zero, learned):
         initialise(head, generator())
     with torch.no_grad():
@@ -422,7 +434,7 @@ def test_learned_fill_stands_in_the_holes_and_nowhere_else(kind):
 
 
 def test_linear_head_reads_each_token_by_itself_and_keeps_its_place():
-    head = GuidanceHead("linear", "zero", SHAPE.width, 4)
+    head = LatentHead("linear", "zero", SHAPE.width, 4)
     initialise(head, generator())
     tokens, everywhere = noise(1, 15, SHAPE.width), torch.ones(1, 15)
     changed = tokens.clone()

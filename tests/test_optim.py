@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from itertools import pairwise
 
@@ -99,13 +100,16 @@ def test_shares_take_the_place_of_the_momenta():
 
 def test_stretched_schedules_are_the_beginning_of_longer_ones():
     """`optim.stretch` lays the schedules out over more steps than are taken: the rates end early."""
-    steps, stretch = 100, 1.25
-    last = learning_rate(steps, **RATES, warmup=10, steps=int(stretch * steps))
-    progress = (steps - 10) / (125 - 10)
-    assert last == pytest.approx(1e-5 + (1e-2 - 1e-5) * 0.5 * (1 + math.cos(math.pi * progress)))
-    assert last > 1e-5
-    assert momentum(steps - 1, start=0.99, final=1.0, steps=125) == pytest.approx(0.99 + 0.01 * 99 / 125)
-    assert weight_decay(steps, start=0.04, final=0.4, steps=125) < 0.4
+    plain = OptimConfig(lr=1e-2, start_lr=1e-4, final_lr=1e-5, warmup_steps=10, momentum=0.99)
+    stretched = dataclasses.replace(plain, stretch=1.25)
+    for step in (0, 5, 50, 99):
+        found = rates(stretched, step, steps=100, epoch_steps=10, batch_size=64)
+        assert found == rates(plain, step, steps=125, epoch_steps=10, batch_size=64)
+    last = rates(stretched, 99, steps=100, epoch_steps=10, batch_size=64)
+    progress = (100 - 10) / (125 - 10)
+    assert last["lr"] == pytest.approx(1e-5 + (1e-2 - 1e-5) * 0.5 * (1 + math.cos(math.pi * progress)))
+    assert last["momentum"] == pytest.approx(0.99 + 0.01 * 99 / 125)
+    assert last["weight_decay"] < 0.4
 
 
 def test_warmup_is_given_in_steps_in_epochs_or_as_a_tenth():
@@ -144,7 +148,7 @@ def test_what_is_decayed_and_what_follows_the_rate_of_the_head(overrides):
     }
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
-            role = "head" if name.startswith("head.") else "encoder"
+            role = "head" if name.startswith(("guide.", "head.")) else "encoder"
             assert of[id(parameter)] == (role, not name.endswith("bias") and id(parameter) not in norms), name
 
 
@@ -194,7 +198,7 @@ def test_the_rate_falls_from_block_to_block_below_the_final_norm():
         for name, _ in group["params"]:
             scales[parts(name)].add(group["scale"])
     assert scales == {
-        ("head", None): {1.0},
+        ("guide", None): {1.0},
         ("predictor", None): {1.0},  # its own blocks are not the encoder's
         ("norm", None): {1.0},
         ("blocks", 2): {0.5},
@@ -244,7 +248,7 @@ def test_each_block_moves_by_its_own_rate():
         if parameter.requires_grad:
             parameter.grad = torch.randn(parameter.shape, generator=generator).sign()
     optimizer.step()
-    rates = {"head": 3e-2, "predictor": 1e-2, "norm": 1e-2, "patch_embed": 1e-2 / 16}
+    rates = {"guide": 3e-2, "predictor": 1e-2, "norm": 1e-2, "patch_embed": 1e-2 / 16}
     for name, parameter in method.named_parameters():
         place, block = parts(name)
         if parameter.requires_grad:

@@ -33,7 +33,7 @@ def part(tensors, prefix):
 
 def small(encoder, blocks, heads, patch, grid, predictor):
     shape = Shape(encoder, blocks, heads, 4 * encoder)
-    return JEPA(VisionTransformer(shape, patch, grid), Predictor(PredictorConfig(*predictor), shape, grid), None, 1.0)
+    return JEPA(VisionTransformer(shape, patch, grid), Predictor(PredictorConfig(*predictor), shape, grid))
 
 
 def build(tensors, facts, prefix):

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from depthjepa import checkpoint, cost, distributed, training
+from depthjepa import checkpoint, cost, training
 from depthjepa.config import RunConfig, build_config, to_mapping
 from depthjepa.data.samples import Batch
 from depthjepa.depth import below_unmeasured, disparity, r2_within, to_metres, to_numbers, valid
@@ -23,24 +23,24 @@ from depthjepa.evaluation import decoded as decoding
 from depthjepa.evaluation.depth_probe import DepthTable
 from depthjepa.evaluation.gathering import Views
 from depthjepa.faults import BadInput, RunStopped
+from depthjepa.guidance.config import PixelGuidance
+from depthjepa.guidance.pixel import PixelGuide
 from depthjepa.guidance.target import Whitening, fit_whitening
 from depthjepa.guidance.teachers.ground_truth import DepthPixels
 from depthjepa.logbook import RunFolder
-from depthjepa.losses import depth_loss, gradient_loss, sig_loss
+from depthjepa.losses import Latents, depth_loss, gradient_loss, sig_loss
 from depthjepa.masks import MaskConfig, Masks, sample_masks
-from depthjepa.method import build_method, build_teacher
-from depthjepa.model.decoders import DPTHead, TokenNorm, build_decoder, dpt_depths, enlargements
-from depthjepa.model.heads import HEADS, GuidanceConfig, Latents
+from depthjepa.method import build_method, build_target, build_teacher
+from depthjepa.model.decoders import PIXEL_HEADS, DPTHead, dpt_depths, enlargements
 from depthjepa.model.jepa import JEPA
-from depthjepa.model.pixel_guidance import PixelGuidance
 from tiny_images import write_flat, write_pairs
 from tiny_runs import SETTINGS, Call, differences, metrics, run, weights
 
-KINDS = HEADS["pixel"]
+KINDS = tuple(PIXEL_HEADS)
 GRID, PATCH, SIZE, WIDTH = (6, 6), 8, 48, 32
 DEEP = ("model.depth=5", "predictor.depth=6")
 CPU = torch.device("cpu")
-GRADIENT = GuidanceConfig().gradient
+GRADIENT = PixelGuidance().gradient
 
 Numbers = Any
 
@@ -233,7 +233,7 @@ def token_maps(kind: str, count: int, grid: tuple[int, int], seed: int = 0) -> l
 def decoder(kind: Any, outputs: int = 1, patch: int = PATCH) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build_decoder(kind, WIDTH, outputs, patch, 24)
+        return PIXEL_HEADS[kind](WIDTH, outputs, patch, 24)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -308,31 +308,6 @@ def test_dpt_hears_each_of_its_levels() -> None:
         assert float((head(levels) - head(changed)).abs().max()) > 1e-3, number
 
 
-@pytest.mark.parametrize("kind", ["batch", "layer"])
-def test_token_norm_takes_its_figures_from_the_tokens_that_are_there(kind: Any) -> None:
-    norm, coverage = TokenNorm(kind, WIDTH), (torch.rand(3, 36, generator=source(1)) > 0.6).float() * 2
-    tokens = 5 + 3 * noise(3, 36, WIDTH)
-    there = coverage > 0
-    assert 10 < there.sum() < 60
-    garbage = torch.where(there[..., None], tokens, 1e6)
-    found = norm(garbage, coverage)
-    axis = 0 if kind == "batch" else 1
-    torch.testing.assert_close(found[there].mean(axis), torch.zeros(found[there].shape[1 - axis]), atol=1e-5, rtol=0)
-    deviation = found[there].std(axis, correction=0)
-    torch.testing.assert_close(deviation, torch.ones_like(deviation), atol=1e-3, rtol=0)
-    assert (found[~there] == 0).all()
-    if kind == "batch":
-        torch.testing.assert_close(norm.norm.running_mean, 0.1 * tokens[there].mean(0), atol=1e-5, rtol=1e-4)
-        norm.eval()
-        alone = norm(tokens[:1], coverage[:1])
-        torch.testing.assert_close(norm(tokens, coverage)[:1], alone)  # later an image no longer hangs on its batch
-
-
-def test_no_norm_changes_nothing() -> None:
-    tokens = noise(2, 36, WIDTH)
-    assert TokenNorm("none", WIDTH)(tokens, torch.zeros(2, 36)) is tokens
-
-
 # what is read and what is judged --------------------------------------------------------------------------
 
 
@@ -344,7 +319,7 @@ def method(*overrides: str) -> JEPA:
     """A method whose attention is far from uniform, so that errors show."""
     config = settings(*overrides)
     built = build_method(config, build_teacher(config, has_depth=True), 0)
-    assert isinstance(built, JEPA) and isinstance(built.head, PixelGuidance)
+    assert isinstance(built, JEPA) and isinstance(built.guide, PixelGuide)
     with torch.no_grad():
         for part in (built.context_encoder, built.target_encoder, built.predictor):
             for parameter in part.parameters():
@@ -353,20 +328,9 @@ def method(*overrides: str) -> JEPA:
     return built
 
 
-@pytest.mark.parametrize(("read", "apart"), [("both", True), ("dense", False)])
-def test_predicted_tokens_and_those_of_whole_images_have_batch_norms_of_their_own(read: str, apart: bool) -> None:
-    model = method(f"guidance.read={read}", "guidance.norm=batch")
-    head = head_of(model)
-    before = {name: value.clone() for name, value in head.named_buffers() if "running_mean" in name}
-    head.read_dense(model.context_encoder, noise(2, 3, 48, 48))
-    moved = {name for name, value in head.named_buffers() if name in before and not torch.equal(value, before[name])}
-    assert moved == ({"dense_norms.0.norm.running_mean"} if apart else {"norms.0.norm.running_mean"})
-    assert len(before) == 1 + apart
-
-
-def head_of(model: JEPA) -> PixelGuidance:
-    assert isinstance(model.head, PixelGuidance)
-    return model.head
+def guide_of(model: JEPA) -> PixelGuide:
+    assert isinstance(model.guide, PixelGuide)
+    return model.guide
 
 
 def drawn(kind: Any = "multiblock", count: int = 3) -> Masks:
@@ -397,7 +361,8 @@ def images(count: int = 3) -> Tensor:
 
 
 def read(model: JEPA, masks: Masks) -> dict[str, tuple[Tensor, Tensor | None]]:
-    return model.depth_maps(images(), *model.predict(images(), masks))
+    levels, predicted, masks = model.predict(images(), masks)
+    return guide_of(model).read(model.context_encoder, images(), levels, predicted, masks)
 
 
 def test_the_masks_of_these_tests_overlap_and_are_padded() -> None:
@@ -438,9 +403,9 @@ def test_context_tokens_are_read_in_scope_full_alone(head: str) -> None:
         masks = drawn(kind)
         context, predicted, _ = model.predict(images(), masks)
         told = predicted.levels or (predicted.targets,)
-        plain, _ = head_of(model).read_prediction(context, told, masks)
-        other, _ = head_of(model).read_prediction([7 * each + 3 for each in context], told, masks)
-        spoken, _ = head_of(model).read_prediction(context, [7 * each + 3 for each in told], masks)
+        plain, _ = guide_of(model).read_prediction(context, told, masks)
+        other, _ = guide_of(model).read_prediction([7 * each + 3 for each in context], told, masks)
+        spoken, _ = guide_of(model).read_prediction(context, [7 * each + 3 for each in told], masks)
         assert torch.equal(plain, other) == (scope == "target")
         assert not torch.equal(plain, spoken)
 
@@ -457,7 +422,7 @@ def test_scope_full_puts_every_token_in_its_place() -> None:
             whole[image, patch] = context[-1][image, place]
         for place, patch in enumerate(masks.targets[image, 0]):
             whole[image, patch] = predicted.targets[image, 0, place]
-    expected = head_of(model).decoder([whole.transpose(1, 2).reshape(3, WIDTH, *GRID)])
+    expected = guide_of(model).head.decoder([whole.transpose(1, 2).reshape(3, WIDTH, *GRID)])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -469,7 +434,7 @@ def test_overlapping_predictions_of_a_patch_are_averaged() -> None:
     patch = next(p for p in range(36) if int(((masks.targets[0] == p) & masks.valid[0]).sum()) > 1)
     mean = predicted.targets[0][(masks.targets[0] == patch) & masks.valid[0]].mean(0)
     row, column = divmod(patch, GRID[1])
-    expected = head_of(model).decoder([mean[None, :, None, None]])
+    expected = guide_of(model).head.decoder([mean[None, :, None, None]])
     here = found[:1, :, PATCH * row : PATCH * (row + 1), PATCH * column : PATCH * (column + 1)]
     torch.testing.assert_close(here, expected, atol=1e-5, rtol=1e-4)
 
@@ -477,7 +442,7 @@ def test_overlapping_predictions_of_a_patch_are_averaged() -> None:
 def learned(model: JEPA, part: str) -> set[str]:
     """Parameters of a part that the depth loss of one batch gives a slope."""
     model.zero_grad()
-    masks = drawn("mae" if head_of(model).config.scope == "full" else "multiblock")
+    masks = drawn("mae" if guide_of(model).config.scope == "full" else "multiblock")
     model(images(), masks, truth()).parts["loss_depth"].backward()
     named = getattr(model, part).named_parameters()
     return {name for name, each in named if each.grad is not None and float(each.grad.norm()) > 0}
@@ -496,7 +461,7 @@ def test_depth_of_predicted_tokens_teaches_predictor_and_context_encoder(head: s
     # dpt reads the predictor's own tokens, before they are brought to the width of embeddings.
     unread = {"predictor_proj.weight", "predictor_proj.bias"} if head == "dpt" else set()
     assert learned(model, "predictor") == all_of(model, "predictor") - unread
-    assert learned(model, "head") == all_of(model, "head")
+    assert learned(model, "guide") == all_of(model, "guide")
     assert all(each.grad is None and not each.requires_grad for each in model.target_encoder.parameters())
 
 
@@ -505,7 +470,7 @@ def test_depth_of_dense_tokens_teaches_the_context_encoder_alone(head: str) -> N
     model = method(f"guidance.head={head}", "guidance.read=dense")
     assert learned(model, "context_encoder") == all_of(model, "context_encoder")
     assert learned(model, "predictor") == set()
-    assert learned(model, "head") == all_of(model, "head")
+    assert learned(model, "guide") == all_of(model, "guide")
     assert all(each.grad is None and not each.requires_grad for each in model.target_encoder.parameters())
 
 
@@ -517,11 +482,11 @@ def test_the_weight_of_guidance_multiplies_the_depth_loss() -> None:
 def test_dense_maps_are_of_the_context_encoder_and_the_whole_image() -> None:
     model = method("guidance.layers=[0.5, 1.0]", *DEEP[1:], "model.depth=4")
     found, judged = read(model, drawn())["dense"]
-    assert judged is None and head_of(model).encoder_layers == [1, 3]
+    assert judged is None and guide_of(model).layers == (1, 3) and guide_of(model).encoder_layers == ()
     side_by_side = torch.cat(model.context_encoder.features(images(), [1, 3]), -1)
-    expected = head_of(model).decoder([side_by_side.transpose(1, 2).reshape(3, 2 * WIDTH, *GRID)])
+    expected = guide_of(model).head.decoder([side_by_side.transpose(1, 2).reshape(3, 2 * WIDTH, *GRID)])
     assert torch.equal(found, expected)
-    wide = head_of(model).read_dense(model.context_encoder, noise(1, 3, 32, 72))
+    wide = guide_of(model).read_dense(model.context_encoder, noise(1, 3, 32, 72))
     assert wide.shape == (1, 1, 32, 72)
 
 
@@ -538,7 +503,7 @@ def test_dpt_reads_four_depths_of_the_predictor_and_of_the_context_encoder() -> 
     context, predicted, _ = model.predict(images(), masks)
     for hook in hooks:
         hook.remove()
-    assert head_of(model).encoder_layers == [1, 2, 3, 4] and head_of(model).predictor_layers == [1, 2, 4, 5]
+    assert guide_of(model).encoder_layers == (1, 2, 3, 4) and guide_of(model).predictor_layers == (1, 2, 4, 5)
     for level, number in zip(context, [1, 2, 3, 4], strict=True):
         assert torch.equal(level, model.context_encoder.norm(seen["context_encoder"][number]))
     for told, number in zip(predicted.levels, [1, 2, 4, 5], strict=True):
@@ -546,10 +511,10 @@ def test_dpt_reads_four_depths_of_the_predictor_and_of_the_context_encoder() -> 
         assert torch.equal(told[:, 0], model.predictor.predictor_norm(tokens))
     # Each level counts, and so does what brings the predictor's to the encoder's width.
     leaves = [each.detach().requires_grad_() for each in (*context, *predicted.levels)]
-    maps, _ = head_of(model).read_prediction(leaves[:4], leaves[4:], masks)
+    maps, _ = guide_of(model).read_prediction(leaves[:4], leaves[4:], masks)
     maps.square().mean().backward()
     assert all(leaf.grad is not None and float(leaf.grad.norm()) > 0 for leaf in leaves)
-    assert all(float(each.weight.grad.norm()) > 0 for each in head_of(model).from_predictor)
+    assert all(float(each.weight.grad.norm()) > 0 for each in guide_of(model).head.from_predictor)
 
 
 @pytest.mark.parametrize("scope", ["target", "full"])
@@ -558,58 +523,16 @@ def test_both_is_the_mean_of_the_two_losses(scope: str) -> None:
     masks, depth = drawn("mae" if scope == "full" else "multiblock"), truth()
     maps = read(model, masks)
     assert list(maps) == ["predicted", "dense"]
-    each = [head_of(model).loss(found, depth, judged) for found, judged in maps.values()]
+    each = [guide_of(model).compare(found, depth, judged) for found, judged in maps.values()]
     assert abs(each[0].item() - each[1].item()) > 1e-3
     torch.testing.assert_close(model(images(), masks, depth).parts["loss_depth"], (each[0] + each[1]) / 2)
-
-
-class Told(nn.Module):
-    """A decoder that gives what it was told."""
-
-    def __init__(self, scores: Tensor) -> None:
-        super().__init__()
-        self.scores = scores
-
-    def forward(self, levels: list[Tensor]) -> Tensor:
-        return self.scores.expand(len(levels[0]), -1, -1, -1)
-
-
-def test_bins_give_the_logarithm_of_an_expectation_within_the_range() -> None:
-    model = method("guidance.target=bins", "guidance.bins=20", "guidance.nearest=2", "guidance.farthest=10")
-    head = head_of(model)
-    assert head.numbers == "log" and head.config.centre == "nothing"
-    assert build_teacher(settings("guidance.target=bins"), has_depth=True).numbers == "log"
-
-    def say(scores: Tensor) -> Tensor:
-        head.decoder = Told(scores)
-        return head.read_dense(model.context_encoder, images())
-
-    for equal in (-3.0, 0.0, 1e4):
-        torch.testing.assert_close(
-            say(torch.full((1, 20, SIZE, SIZE), equal)).exp(), torch.full((3, 1, SIZE, SIZE), 6.0)
-        )
-    sharp = torch.zeros(1, 20, SIZE, SIZE)
-    for number in (0, 7, 19):
-        centre = 2 + 8 * (number + 0.5) / 20
-        one = sharp.clone()
-        one[:, number] = 1e6
-        assert float(say(one).exp().mean()) == pytest.approx(centre, rel=1e-4)
-    wild = say(1e3 * noise(1, 20, SIZE, SIZE)).exp()
-    assert float(wild.min()) > 2 and float(wild.max()) < 10 and float(wild.std()) > 0.1
-    # (relu(score) + 0.1) / sum, bin by bin.
-    scores = noise(20, seed=8).double()
-    weight = scores.clamp(min=0) + 0.1
-    expected = float((weight / weight.sum() * (2 + 8 * (torch.arange(20.0) + 0.5) / 20)).sum())
-    assert float(say(scores.float()[None, :, None, None].expand(1, 20, SIZE, SIZE))[0, 0, 0, 0].exp()) == pytest.approx(
-        expected, rel=1e-5
-    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_a_learned_fill_stands_at_absent_patches_and_nowhere_else(kind: str) -> None:
     asked = (f"guidance.head={kind}", "guidance.read=predicted", "guidance.scope=target")
-    zero, filled = (head_of(method(*asked, f"guidance.fill={fill}")) for fill in ("zero", "learned"))
+    zero, filled = (guide_of(method(*asked, f"guidance.fill={fill}")).head for fill in ("zero", "learned"))
     assert filled.fill is not None and zero.fill is None
     filled.load_state_dict(zero.state_dict(), strict=False)
     filled.fill.fill_(0.7)
@@ -645,7 +568,7 @@ def test_of_several_target_layers_the_last_one_is_read() -> None:
     masks = drawn("mae")
     context, predicted, _ = model.predict(images(), masks)
     assert predicted.targets.shape[-1] == 2 * WIDTH
-    last, _ = head_of(model).read_prediction(context, (predicted.targets[..., WIDTH:],), masks)
+    last, _ = guide_of(model).read_prediction(context, (predicted.targets[..., WIDTH:],), masks)
     assert torch.equal(read(model, masks)["predicted"][0], last)
 
 
@@ -658,7 +581,7 @@ def test_the_head_starts_from_its_own_stream() -> None:
     for part in ("context_encoder", "target_encoder", "predictor"):
         states = [getattr(each, part).state_dict() for each in built]
         assert differences(dict(states[0]), dict(states[1])) == differences(dict(states[0]), dict(states[2])) == []
-    heads = [dict(each.head.state_dict()) for each in (built[0], built[3], built[4])]
+    heads = [dict(each.guide.state_dict()) for each in (built[0], built[3], built[4])]
     assert differences(heads[0], heads[2]) == [] and len(differences(heads[0], heads[1])) == 4
 
 
@@ -785,23 +708,23 @@ def test_bounds_are_what_the_pixels_of_a_crop_can_tell_within_the_range(numbers:
     torch.testing.assert_close(white.values[said.bound], (expected - 0.5) / 2)
 
 
-@pytest.mark.parametrize("target", ["log", "disparity", "metres", "bins"])
+@pytest.mark.parametrize("target", ["log", "disparity", "metres"])
 def test_only_what_is_nearer_than_its_bound_costs(target: str) -> None:
     model = method(f"guidance.target={target}", "guidance.sky=0.5", "guidance.gradient=0")
-    assert isinstance(model.head, PixelGuidance)
+    guide = guide_of(model)
     farther = -1.0 if target == "disparity" else 1.0
     values = torch.zeros(2, 1, 2, 2)
     valid = torch.tensor([[False, False], [True, True]]).expand(2, 1, 2, 2)
     bound = torch.tensor([[True, True], [False, False]]).expand(2, 1, 2, 2)
     off = torch.tensor([[-0.5, 0.25], [0.0, 0.0]]).expand(2, 1, 2, 2) * farther
     guess = off.clone().requires_grad_()
-    loss = model.head.loss(guess, Latents(values, valid, bound))
+    loss = guide.compare(guess, Latents(values, valid, bound))
     assert float(loss.detach()) == pytest.approx(0.5 * 0.5 / 2)
     loss.backward()
     assert guess.grad is not None
     assert (guess.grad[..., 0, 0] * farther < 0).all() and not guess.grad[..., 0, 1].any()
-    assert float(model.head.loss(off, Latents(values, valid, bound), ~bound)) == 0
-    assert float(model.head.loss(off, Latents(values, valid))) == 0
+    assert float(guide.compare(off, Latents(values, valid, bound), ~bound)) == 0
+    assert float(guide.compare(off, Latents(values, valid))) == 0
 
 
 def test_the_sky_is_not_close_by_once_it_is_bounded(tmp_path: Path) -> None:
@@ -818,70 +741,64 @@ def test_the_sky_is_not_close_by_once_it_is_bounded(tmp_path: Path) -> None:
         whitening = Whitening(torch.full((1, SIZE, SIZE), math.log(1.0)), torch.tensor([1.0]))
         target = whitening.apply(teacher.batch_latents(batch, config.target_cells), math.inf)
         model = method(f"guidance.sky={sky}", "guidance.gradient=0", "loss.latent=0")
-        head = model.head
-        assert isinstance(head, PixelGuidance)
+        guide = guide_of(model)
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
         for _ in range(60):
             optimizer.zero_grad()
-            head.loss(head.read_dense(model.context_encoder, shown), target).backward()
+            guide.compare(guide.read_dense(model.context_encoder, shown), target).backward()
             optimizer.step()
-        metres = head.metres(whitening.undo(head.read_dense(model.context_encoder, shown).detach()))
+        metres = guide.metres(whitening.undo(guide.read_dense(model.context_encoder, shown).detach()))
         found[sky] = float(metres[:, :, : SIZE // 2].mean())
     assert found["1"] > 5 > found["0"]
 
 
 def test_pixel_values_are_not_clipped() -> None:
     """A depth that is far off is to cost what it costs."""
-    model, config = method(), settings()
-    whitening = Whitening(torch.zeros(1, SIZE, SIZE), torch.tensor([1e-3]))
-    optimizer = torch.optim.AdamW(model.parameters())
+    config = settings()
     teacher = build_teacher(config, has_depth=True)
-    state = training.State(
-        config, model, model, optimizer, teacher, whitening, 1.0, (), 0, 1, 1, CPU, distributed.Ranks(), {}
-    )
+    assert teacher is not None
+    target = build_target(config, method(), teacher)
+    target.whitening = Whitening(torch.zeros(1, SIZE, SIZE), torch.tensor([1e-3]))
     depth = torch.full((1, 1, SIZE, SIZE), math.e)
     batch = Batch(torch.arange(1), torch.zeros(1, 3, SIZE, SIZE), depth, torch.ones(1), torch.tensor([-1]))
-    assert float(training.teacher_latents(state, batch).values.min()) == pytest.approx(1000, rel=1e-5)
+    assert float(target(batch).values.min()) == pytest.approx(1000, rel=1e-5)
 
 
 # configuration --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("asked", "kind"),
-    [
-        (("guidance.read=predicted",), "mae"),
-        (("guidance.read=both",), "mae"),
-        (("guidance.read=predicted", "guidance.scope=full"), "mae"),
-        (("guidance.read=predicted", "masks.targets=2"), "mae"),
-        (("guidance.read=predicted", "masks.kind=multiblock"), "multiblock"),
-        (("guidance.read=predicted", "guidance.scope=target"), "multiblock"),
-        (("guidance.read=dense",), "multiblock"),
-        ((), "multiblock"),
-        (("guidance.read=predicted", "guidance.kind=feature"), "multiblock"),
-        (("guidance.read=predicted", "guidance.kind=none"), "multiblock"),
-    ],
-)
-def test_full_maps_of_predicted_tokens_take_mae_masks_unless_others_are_given(
-    asked: tuple[str, ...], kind: str
-) -> None:
-    config = settings(*asked)
+@pytest.mark.parametrize("kind", ["multiblock", "mae"])
+@pytest.mark.parametrize("scope", ["target", "full"])
+def test_masks_are_those_that_are_asked_for_whatever_is_read_under_them(scope: str, kind: str) -> None:
+    config = settings("guidance.read=predicted", f"guidance.scope={scope}", f"masks.kind={kind}")
     assert config.masks.kind == kind
+    assert settings("guidance.read=predicted", f"guidance.scope={scope}").masks.kind == "multiblock"
     assert build_config(to_mapping(config)) == config
 
 
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (("guidance.head=linear",), r"head=linear is not for kind=pixel: choose from mlp, cnn, deep-cnn, dpt"),
-        (("guidance.kind=feature", "guidance.head=mlp"), r"head=mlp is not for kind=feature: choose from linear, conv"),
-        (("guidance.loss=sig", "guidance.target=metres"), r"loss=sig compares logarithms: .*log or bins, not metres"),
-        (("guidance.loss=sig", "guidance.target=disparity"), r"it needs target=log or bins, not disparity"),
+        (("guidance.head=linear",), r"guidance\.head='linear': should be 'mlp', 'cnn', 'deep-cnn' or 'dpt'"),
+        (("guidance.kind=feature", "guidance.head=mlp"), r"guidance\.head='mlp': should be 'linear' or 'conv'"),
+        (("guidance.kind=feature", "guidance.read=dense"), r"guidance\.read='dense': should be 'predicted'"),
+        (("guidance.teacher=depth",), r"guidance\.teacher is for guidance\.kind=feature, not for guidance\.kind=pixel"),
+        (("guidance.kind=feature", "guidance.scope=full"), r"guidance\.scope is for guidance\.kind=pixel, not for"),
+        (
+            ("guidance.kind=none", "guidance.weight=1"),
+            r"weight is for .*feature or guidance\.kind=pixel, not for .*none",
+        ),
+        (("guidance.norm=layer",), r"guidance\.norm is no key any more: no study"),
+        (("guidance.target=bins",), r"guidance\.target='bins': should be 'metres', 'log' or 'disparity'"),
+        (
+            ("guidance.loss=sig", "guidance.target=metres"),
+            r"loss=sig compares logarithms: .*needs target=log, not metres",
+        ),
+        (("guidance.loss=sig", "guidance.target=disparity"), r"it needs target=log, not disparity"),
         (("guidance.loss=ssi", "guidance.sky=0.5"), r"sky=0\.5 compares depths, of which loss=ssi knows no scale"),
         (("guidance.nearest=10", "guidance.farthest=10"), r"nearest=10 m must be less than farthest=10 m"),
         (("guidance.layers=[]",), r"layers: name at least one, in ascending order, each only once"),
         (("guidance.layers=[1.0, 0.5]",), r"layers: name at least one, in ascending order, each only once"),
-        (("guidance.bins=1",), r"guidance\.bins=1: should be greater than or equal to 2"),
         (("guidance.head=dtp",), r"guidance\.head='dtp': should be .* \(did you mean 'dpt'\?\)"),
     ],
 )
@@ -947,16 +864,15 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 @pytest.mark.parametrize(
     "asked",
     [
-        ("guidance.read=both", "guidance.scope=target", "guidance.head=dpt", "guidance.norm=batch", "data.flip=true"),
+        ("guidance.read=both", "guidance.scope=target", "guidance.head=dpt", "data.flip=true"),
         (
-            "guidance.target=bins",
-            "guidance.bins=8",
+            "guidance.head=cnn",
             "guidance.loss=sig",
             "guidance.gradient=0.5",
-            "guidance.norm=batch",
+            "guidance.sky=0.5",
         ),
     ],
-    ids=["both-dpt", "bins"],
+    ids=["both-dpt", "sig-sky"],
 )
 def test_a_stopped_and_resumed_run_is_bit_by_bit_the_run_in_one_go(
     pairs: Path, tmp_path: Path, stop_after: Callable[[int], None], asked: tuple[str, ...]
@@ -1016,7 +932,9 @@ def whole_views(config: RunConfig, split: Any) -> list[Batch]:
 
 
 @pytest.mark.parametrize(
-    "asked", [("guidance.read=dense",), TARGET, ("guidance.read=both",)], ids=["dense", "target", "both"]
+    "asked",
+    [("guidance.read=dense",), TARGET, ("guidance.read=both", "masks.kind=mae")],
+    ids=["dense", "target", "both"],
 )
 def test_the_table_is_computed_pixel_by_pixel_beside_the_mean_map(saved: Saved, asked: tuple[str, ...]) -> None:
     run_of = saved(*asked)
@@ -1037,7 +955,8 @@ def test_the_table_is_computed_pixel_by_pixel_beside_the_mean_map(saved: Saved, 
     hidden = pixels_of(target_patches(masks)) if asked == TARGET else torch.ones_like(val.depth, dtype=torch.bool)
     with torch.no_grad():
         normal = model.context_encoder.normalise(val.images)
-        read_maps = model.depth_maps(normal, *model.predict(normal, masks))
+        levels, told, masks = model.predict(normal, masks)
+        read_maps = guide_of(model).read(model.context_encoder, normal, levels, told, masks)
     low, high = float(near[known].min()), float(near[known].max())
     expected = {}
     for which, (maps, _) in read_maps.items():
@@ -1087,7 +1006,7 @@ def test_a_head_that_always_gives_the_mean_map_scores_nothing(saved: Saved, aske
     run_of = saved(*asked, "guidance.target=disparity")
     mean_map = decoding.pixel_mean_map(whole_views(run_of.config, "train"), run_of.config.data.size)
     silent = {
-        name: torch.zeros_like(value) if name.startswith("head.decoder.project.") else value
+        name: torch.zeros_like(value) if name.startswith("guide.head.decoder.project.") else value
         for name, value in run_of.model.items()
     }
     assert differences(dict(run_of.model), silent) != []

@@ -539,7 +539,9 @@ def test_shipped_studies_resolve(name: str, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "releases").symlink_to(Path(__file__).parents[1] / "releases")
     study = load_study(name)
-    if "guidance.cache=latents" in study.settings:  # which is to be computed first
+    if any(
+        "guidance.cache=latents" in each for each in (study.settings, *study.arms.values())
+    ):  # which is to be computed first
         pytest.importorskip("diffusers", reason="depthfm-tiny needs the extra `teachers`")
         settings = ("guidance.kind=feature", "guidance.teacher=depthfm-tiny", "guidance.teacher_size=128")
         teach(build_config({}, ["data.root=imagenette128", *settings]), tmp_path / "latents")

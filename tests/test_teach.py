@@ -25,7 +25,7 @@ from depthjepa.faults import BadInput
 from depthjepa.guidance.target import Description
 from depthjepa.guidance.teachers.cache import CachedTeacher, cut, fingerprint, open_cache
 from depthjepa.logbook import RunFolder
-from depthjepa.model.heads import Latents
+from depthjepa.losses import Latents
 from tiny_images import picture, save, write_classes, write_flat, write_pairs
 from tiny_runs import run, tiny
 

@@ -605,7 +605,7 @@ def test_without_transformers_the_extra_is_named(folder, monkeypatch):
 def test_it_is_loaded_by_its_name(folder):
     teacher = depthjepa.load_teacher("huggingface", checkpoint=folder(DEPTHS[0]), output="features", layer=1)
     assert teacher.describe().name.endswith("layer 1")
-    with pytest.raises(BadInput, match="vae, steps, attention, ensemble and seed are for the teacher depthfm"):
+    with pytest.raises(BadInput, match="huggingface takes no 'steps': it has checkpoint, output, layer, side"):
         depthjepa.load_teacher("huggingface", checkpoint=folder(DEPTHS[0]), steps=4)
 
 

@@ -21,7 +21,7 @@ from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.guidance.teachers.ground_truth import DepthTeacher
 from depthjepa.logbook import RunFolder
-from depthjepa.model.heads import Latents
+from depthjepa.losses import Latents
 from tiny_images import picture, save, write_classes, write_flat, write_pairs
 from tiny_runs import GUIDED, differences, metrics, recipe_file, run, start, tiny, weights
 

@@ -173,7 +173,7 @@ def test_while_frozen_the_head_alone_learns_and_then_everything_does(
         for snapshot in snapshots[:4]:
             assert differences(part(initial, name), part(snapshot, name)) == []
     for before, after in pairwise(snapshots):
-        assert all(not torch.equal(before[key], after[key]) for key in before if key.startswith("head."))
+        assert all(not torch.equal(before[key], after[key]) for key in before if key.startswith("guide."))
     frozen, thawed = snapshots[3], snapshots[4]
     for key, value in frozen.items():
         assert torch.equal(value, thawed[key]) is key.endswith("pos_embed"), key
@@ -196,15 +196,15 @@ def test_the_optimiser_of_what_was_frozen_starts_at_the_thaw(pairs: Path, tmp_pa
         for group in optimizer["param_groups"]
         for number, name in zip(group["params"], group["param_names"], strict=True)
     }
-    assert {name.split(".")[0] for name in steps} == {"context_encoder", "predictor", "head"}
-    assert {name: 6 if name.startswith("head.") else 3 for name in steps} == steps
+    assert {name.split(".")[0] for name in steps} == {"context_encoder", "predictor", "guide"}
+    assert {name: 6 if name.startswith("guide.") else 3 for name in steps} == steps
 
 
 def test_a_run_may_stay_frozen_to_its_end(pairs: Path, tmp_path: Path, snapshots: list[dict[str, Tensor]]) -> None:
     run(pairs, tmp_path / "run", "train.objective=supervised", "init.frozen_steps=9", "train.steps=2")
     last = weights(tmp_path / "run")["model"]
     changed = {key for key in last if not torch.equal(last[key], snapshots[0][key])}
-    assert changed == {key for key in last if key.startswith("head.")}
+    assert changed == {key for key in last if key.startswith(("guide.", "head."))}
 
 
 def test_a_stopped_run_crosses_the_thaw_as_one_in_one_go(
@@ -280,13 +280,13 @@ def test_the_head_has_its_own_rate_frozen_and_thawed(pairs: Path, tmp_path: Path
     state, _ = prepared(pairs, tmp_path, *settings, "optim.head_lr=4e-3", "train.steps=4")
     rates = [1e-4 + (1e-3 - 1e-4) / 2, 1e-3]  # of the first two updates
     for number, rate in enumerate(rates):
-        before = part(state.method.state_dict(), "head")
+        before = part(state.method.state_dict(), "guide")
         assert step(state)["lr"] == pytest.approx(rate)
         for group in state.optimizer.param_groups:
             assert group["lr"] == pytest.approx(rate * (4 if group["role"] == "head" else 1))
         if number == 0:  # Adam's first step is the rate along each weight whose gradient is not lost in eps
             largest = max(
-                float((part(state.method.state_dict(), "head")[key] - before[key]).abs().max()) for key in before
+                float((part(state.method.state_dict(), "guide")[key] - before[key]).abs().max()) for key in before
             )
             assert largest == pytest.approx(4 * rate, rel=1e-2)
         state.step += 1
@@ -307,7 +307,7 @@ def test_a_run_starts_with_the_networks_of_every_layout(
     assert differences(part(stored, f"{context}_encoder"), part(found, "context_encoder")) == []
     assert differences(part(stored, f"{target}_encoder"), part(found, "target_encoder")) == []
     assert differences(part(own if predictor == ONE else stored, "predictor"), part(found, "predictor")) == []
-    assert differences(part(own, "head"), part(found, "head")) == []
+    assert differences(part(own, "guide"), part(found, "guide")) == []
     assert state.optimizer.state_dict()["state"] == {} and state.step == 0
     assert said[0] == (
         f"start from {path}: {context} encoder as context encoder, {target} encoder as target encoder; "
@@ -421,7 +421,7 @@ def test_positions_are_stretched_to_the_grid_of_the_run_and_it_trains(
         if key.endswith("pos_embed"):
             expected = bicubic(to_map(stored[key], (8, 8))[0].permute(1, 2, 0).numpy(), grid)
             np.testing.assert_allclose(value[0].view(*grid, -1).numpy(), expected, atol=1e-5)
-        elif not key.startswith("head."):
+        elif not key.startswith("guide."):
             assert torch.equal(value, stored[key]), key
     assert np.isfinite(float(step(state)["loss"]))
 

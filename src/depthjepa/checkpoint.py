@@ -18,7 +18,7 @@ import yaml
 from torch import Tensor
 
 from depthjepa import optim
-from depthjepa.config import RunConfig, build_config, to_mapping
+from depthjepa.config import RunConfig, build_config, read_resolved, to_mapping
 from depthjepa.faults import BadInput
 from depthjepa.formats import reference
 from depthjepa.formats.opening import KINDS, open_file, open_folder, open_name
@@ -29,7 +29,8 @@ from depthjepa.method import build_method
 from depthjepa.model.predictor import Predictor
 from depthjepa.model.vit import VisionTransformer
 
-FORMAT = 2
+FORMAT = 3
+RENAMED = {"head.": "guide.head."}  # beginnings of the names of a guided run's weights, in format 2 and now
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Checkpoint:
     floor: float | None
     skipped: tuple[str, ...]
     path: Path
+    lost: tuple[str, ...] = ()  # what the run asked for and this version no longer has, as KEY=VALUE
     layout: str = "depthjepa"
     holds: str = ""
     assumed: tuple[str, ...] = ()
@@ -157,25 +159,49 @@ def load_encoder(checkpoint: str | Path, which: Which = "target", settings: Sequ
     return saved.encoder(which)
 
 
+def refuse_lost(saved: Checkpoint) -> None:
+    """Refuse to build the guide or to go on with a run that needs what this version no longer has; say what."""
+    if saved.lost:
+        raise BadInput(
+            f"{saved.path} was trained with {', '.join(saved.lost)}, which this version no longer has: its encoder can "
+            f"be probed, embedded and converted, but the run cannot go on, nor its own head be asked"
+        )
+
+
 def _own(content: Any, path: Path) -> Checkpoint:
     if not isinstance(content, dict) or "format" not in content or "config" not in content:
         raise BadInput(f"{path} is not a checkpoint: it is neither depthjepa's nor of a layout that it reads")
-    if content["format"] != FORMAT:
-        raise BadInput(f"{path} has format {content['format']}, and this version of depthjepa reads format {FORMAT}")
+    if content["format"] not in (2, FORMAT):
+        raise BadInput(f"{path} has format {content['format']}, and this version of depthjepa reads 2 and {FORMAT}")
+    config, lost = read_resolved(content["config"])
+    model, optimizer = content["model"], content["optimizer"]
+    if content["format"] == 2 and config.train.objective == "jepa":
+        model, optimizer = _renamed(model, optimizer)
     white = content["whitening"]
     return Checkpoint(
         step=content["step"],
         epoch=content["epoch"],
-        config=build_config(content["config"]),
+        config=config,
+        lost=lost,
         classes=tuple(content["classes"]),
-        model=content["model"],
-        optimizer=content["optimizer"],
+        model=model,
+        optimizer=optimizer,
         whitening=None if white is None else Whitening(white["mean"], white["deviation"]),
         floor=content["floor"],
         skipped=tuple(content["skipped"]),
         path=path,
         reference=content["reference"],
     )
+
+
+def _renamed(model: dict[str, Tensor], optimizer: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Networks and optimiser of format 2 under today's names."""
+
+    def now(name: str) -> str:
+        return next((new + name.removeprefix(old) for old, new in RENAMED.items() if name.startswith(old)), name)
+
+    groups = [group | {"param_names": list(map(now, group["param_names"]))} for group in optimizer["param_groups"]]
+    return {now(key): value for key, value in model.items()}, {**optimizer, "param_groups": groups}
 
 
 # foreign layouts ------------------------------------------------------------------------------------------

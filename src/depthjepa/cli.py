@@ -138,11 +138,10 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is in the folder.")] = False,
 ) -> None:
     """Pretrain; prints an estimate of time and memory first."""
-    from depthjepa.config import load_config
+    from depthjepa.starting import what_to_run
     from depthjepa.training import train as run
 
-    config = load_config(recipe, overrides or [])
-    folder = out or Path("runs") / config.name
+    config, folder = what_to_run(recipe, overrides or [], out, resume=resume)
     summary = run(config, folder, resume=resume)
     if summary:
         losses = ", ".join(f"{key} {value:.4f}" for key, value in summary.items() if key.startswith("loss"))

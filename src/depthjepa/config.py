@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import (
@@ -30,14 +30,16 @@ from pydantic.dataclasses import dataclass as configuration
 
 from depthjepa.data.config import DataConfig
 from depthjepa.faults import BadInput, nearest
+from depthjepa.guidance.config import KINDS, Guidance, NoGuidance
 from depthjepa.guidance.teachers.fit import FitConfig
 from depthjepa.logbook import plain
 from depthjepa.loggers.table import check_logger
 from depthjepa.masks import MaskConfig
-from depthjepa.model.heads import CELLS, GuidanceConfig
+from depthjepa.model.decoders import CELLS
 from depthjepa.model.jepa import LossConfig
 from depthjepa.model.predictor import PredictorConfig
 from depthjepa.model.vit import ModelConfig
+from depthjepa.old_keys import current, why_removed
 from depthjepa.optim import OptimConfig
 from depthjepa.recipe_files import read_recipe
 
@@ -116,7 +118,6 @@ class EvaluationConfig:
     attentive_epochs: PositiveInt = 20  # of the attentive probe
     attentive_lr: PositiveFloat = 1e-3  # its peak, on batches of 128 images
     gate_steps: NonNegativeInt = 2000  # at most, of each head that `diagnose --gates` overfits; 0: none of them
-    gate_head_width: PositiveInt = 128  # of their hidden layers; dpt's is half of it
     depth_readout: Literal["ridge", "linear", "linear4", "dpt"] = "ridge"  # of the depth probe
     depth_steps: PositiveInt = 2000  # of a readout other than ridge, on batches of 16 images
     nearest: PositiveFloat | None = None  # metres; range of a readout's bins, beyond which depth does not count;
@@ -157,7 +158,7 @@ class RunConfig:
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     init: InitConfig = field(default_factory=InitConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    guidance: Guidance = field(default_factory=NoGuidance)
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -178,9 +179,9 @@ class RunConfig:
     @property
     def target_cells(self) -> tuple[int, int]:
         """Rows and columns of what guides: two latent cells a patch along each side, or every pixel."""
-        if self.guidance.kind == "pixel" and self.train.objective == "jepa":
-            return self.data.size
-        return CELLS * self.grid[0], CELLS * self.grid[1]
+        if self.train.objective == "supervised":
+            return CELLS * self.grid[0], CELLS * self.grid[1]
+        return self.guidance.cells(self.grid, self.data.size)
 
 
 @configuration(frozen=True, slots=True, config=STRICT)
@@ -204,37 +205,62 @@ CIRCUMSTANCES = (
 )
 
 
-def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a shipped recipe (by name) or a YAML file, with `key=value` overrides; raises `BadInput`."""
+def load_config(recipe: str | Path, *layers: Sequence[str]) -> RunConfig:
+    """Read a shipped recipe (by name) or a YAML file, with `key=value` overrides; raises `BadInput`.
+
+    Several layers of overrides lie one over the other; see `build_config`.
+    """
     content = read_recipe(recipe)
     content.setdefault("name", Path(recipe).stem)
-    return build_config(content, overrides)
+    return build_config(content, *layers)
 
 
-def build_config(content: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
-    """Check a nested mapping with overrides and turn it into a `RunConfig`; raises `BadInput` with all faults."""
-    return _build(RunConfig, content, overrides)
+def build_config(content: Mapping[str, Any], *layers: Sequence[str]) -> RunConfig:
+    """Check a nested mapping with overrides and turn it into a `RunConfig`; raises `BadInput` with all faults.
+
+    Each of the `layers` of `key=value` lies over the one before: where it names another kind of guidance, keys of the
+    kind before go with it, while a key that does not fit the kind of its own layer is refused.
+    """
+    return _build(RunConfig, content, layers)
 
 
 def build_fit(content: Mapping[str, Any], overrides: Sequence[str] = ()) -> TeacherFitConfig:
     """The same for a `TeacherFitConfig`."""
-    return _build(TeacherFitConfig, content, overrides)
+    return _build(TeacherFitConfig, content, (overrides,))
 
 
-def _build(kind: type[Configuration], content: Mapping[str, Any], overrides: Sequence[str]) -> Configuration:
-    merged = _copy(content)
-    faults = [fault for text in overrides if (fault := _override(merged, text))]
-    if not faults and kind is RunConfig:
-        _replace_length(merged, [text.partition("=")[0] for text in overrides])
-        _mask_most_for_full_maps(merged)
+def read_resolved(content: Mapping[str, Any]) -> tuple[RunConfig, tuple[str, ...]]:
+    """Read the configuration that a run has written, of this version or of an earlier one.
+
+    With it what it asks for that this version no longer has, as KEY=VALUE: such a run cannot go on.
+    """
+    now, lost = current(content)
+    return _build(RunConfig, now, ()), tuple(lost)
+
+
+def _build(kind: type[Configuration], content: Mapping[str, Any], layers: Sequence[Sequence[str]]) -> Configuration:
+    merged, lost = current(_copy(content))
+    faults = [f"{each} is no setting any more: {why}" for each, why in lost.items()]
+    for layer in layers:
+        _drop_other_guidance(merged, layer)
+        faults += [fault for text in layer if (fault := _override(merged, text))]
+        if not faults and kind is RunConfig:
+            _replace_length(merged, [text.partition("=")[0] for text in layer])
     known = keys(kind)
-    faults += [f"unknown key {key!r}{nearest(key, known)}" for key in flatten(merged) if key not in known]
+    faults += [_unknown(key, known) for key in flatten(merged) if key not in known]
+    faults += _foreign_guidance(merged)
     if not faults:
         try:
             return TypeAdapter(kind).validate_python(merged)
         except ValidationError as error:
             faults = [_explain(fault, known) for fault in error.errors()]
     raise BadInput("configuration: " + "; ".join(faults))
+
+
+def _unknown(key: str, known: Sequence[str]) -> str:
+    if why := why_removed(key):
+        return f"{key} is no key any more: {why}"
+    return f"unknown key {key!r}{nearest(key, known)}"
 
 
 def _replace_length(content: dict[str, Any], overridden: list[str]) -> None:
@@ -244,13 +270,35 @@ def _replace_length(content: dict[str, Any], overridden: list[str]) -> None:
             content["train"][other] = None
 
 
-def _mask_most_for_full_maps(content: dict[str, Any]) -> None:
-    """Where predicted tokens are to give a full depth map, take MAE-like masks unless others are named (paper)."""
-    guidance = content.get("guidance")
-    asked = guidance if isinstance(guidance, dict) else {}
-    full = asked.get("kind") == "pixel" and asked.get("scope", "full") == "full"
-    if full and asked.get("read", "dense") != "dense" and isinstance(content.setdefault("masks", {}), dict):
-        content["masks"].setdefault("kind", "mae")
+def _drop_other_guidance(content: dict[str, Any], layer: Sequence[str]) -> None:
+    """Where a layer names a kind of guidance, take away what lies below it and is for other kinds."""
+    named = [text.partition("=")[2] for text in layer if text.startswith("guidance.kind=")]
+    below = content.get("guidance")
+    if named and named[-1] in KINDS and isinstance(below, dict):
+        own = _names(KINDS[named[-1]])
+        content["guidance"] = {key: value for key, value in below.items() if key in own}
+
+
+def _foreign_guidance(content: Mapping[str, Any]) -> list[str]:
+    """Keys of guidance that are for another kind than is asked for, in words."""
+    asked = content.get("guidance")
+    if not isinstance(asked, Mapping):
+        return []
+    kind = asked.get("kind", "none")
+    if kind not in KINDS:
+        *others, last = map(repr, KINDS)
+        return [f"guidance.kind={kind!r}: should be {', '.join(others)} or {last}{nearest(str(kind), KINDS)}"]
+    faults = []
+    for key in asked:
+        others = [other for other, each in KINDS.items() if key in _names(each)]
+        if others and kind not in others:
+            wanted = " or ".join(f"guidance.kind={other}" for other in others)
+            faults.append(f"guidance.{key} is for {wanted}, not for guidance.kind={kind}")
+    return faults
+
+
+def _names(kind: Any) -> set[str]:
+    return {each.name for each in dataclasses.fields(kind)}
 
 
 def to_mapping(config: RunConfig | TeacherFitConfig) -> dict[str, Any]:
@@ -278,15 +326,16 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def keys(kind: Any, prefix: str = "") -> list[str]:
-    """All dotted keys of a configuration class."""
-    found = []
+    """All dotted keys of a configuration class; where a part is one of several classes, those of all."""
+    found: dict[str, None] = {}
+    hints = get_type_hints(kind)
     for entry in dataclasses.fields(kind):
-        part: Any = entry.default_factory
-        if dataclasses.is_dataclass(part):
-            found += keys(part, f"{prefix}{entry.name}.")
-        else:
-            found.append(prefix + entry.name)
-    return found
+        parts = [each for each in (hints[entry.name], *get_args(hints[entry.name])) if dataclasses.is_dataclass(each)]
+        for part in parts:
+            found |= dict.fromkeys(keys(part, f"{prefix}{entry.name}."))
+        if not parts:
+            found[prefix + entry.name] = None
+    return list(found)
 
 
 def _copy(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -312,6 +361,8 @@ def _override(content: dict[str, Any], text: str) -> str | None:
 
 def _explain(fault: Any, known: Sequence[str]) -> str:
     parts = [str(part) for part in fault["loc"]]
+    if parts[0] == "guidance" and len(parts) > 1 and parts[1] in KINDS:
+        del parts[1]  # the validator names the class of several that it tried
     # What follows a key are the validator's words for the alternatives of its type, and places in a list.
     key = next((begin for end in range(len(parts)) if (begin := ".".join(parts[: end + 1])) in known), ".".join(parts))
     given, text = fault["input"], fault["msg"].removeprefix("Input should be ").removeprefix("Value error, ")

@@ -1,7 +1,7 @@
 """What a step costs: operations counted on shapes alone, the matmul rate measured here, memory by arithmetic.
 
-Operations are counted once, eagerly and with explicit attention (torch's counter does not see
-`scaled_dot_product_attention` on a CPU), on the meta device: nothing is computed. Two per multiply-add.
+Operations are counted once, eagerly, on the meta device, where nothing is computed and attention is spelled out
+(torch's counter does not see `scaled_dot_product_attention`). Two per multiply-add.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from depthjepa.config import RunConfig
 from depthjepa.guidance.target import Teacher
+from depthjepa.losses import Latents
 from depthjepa.masks import Masks, sample_masks
 from depthjepa.method import build_method, build_teacher
-from depthjepa.model.heads import Latents
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.supervised import Supervised
-from depthjepa.model.vit import Attention
 
 BF16_MARGIN = 1.3
 
@@ -37,12 +36,8 @@ def step_flops(config: RunConfig, teacher: Teacher | None, batch_size: int) -> i
     with torch.device("meta"):
         method = build_method(config, teacher, classes=0).to("meta")
     images, masks, latents = example(config, teacher, batch_size, torch.device("meta"))
-    Attention.explicit = True
-    try:
-        with FlopCounterMode(display=False) as counter:
-            method(images, masks, latents).total.backward()
-    finally:
-        Attention.explicit = False
+    with FlopCounterMode(display=False) as counter:
+        method(images, masks, latents).total.backward()
     return int(counter.get_total_flops())
 
 

@@ -6,12 +6,25 @@ from parts gives the same loss as the whole.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Latents:
+    """What a teacher says of a batch, on a grid of cells (or pixel by pixel), and where it says something.
+
+    Invalid values may be anything, except where `bound` says that the truth is at least as far as they are.
+    """
+
+    values: Float[Tensor, "b c rows cols"]
+    valid: Bool[Tensor, "b c rows cols"]
+    bound: Bool[Tensor, "b c rows cols"] | None = None
 
 
 def latent_loss(

@@ -109,21 +109,22 @@ def momentum_over(step: int, *, start: float, final: float, steps: int) -> float
 
 
 Role = Literal["encoder", "head"]
+HEADS = ("guide.", "head.")  # names of what stands beside encoder and predictor, guided and supervised
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], layer_decay: float = 1.0) -> list[dict[str, object]]:
     """Split parameters by (encoder or head), by (decayed or not) and, with layer decay, by the depth they stand at.
 
     Biases and one-dimensional parameters are not decayed; the mask token is three-dimensional and therefore is,
-    as in the reference. Parameters whose name starts with `head.` follow the head's learning rate. `scale` multiplies
-    the learning rate: `layer_decay` to the power of the blocks above, counted from the encoder's final norm (Clark et
-    al. 2020, as MAE's fine-tuning uses it); predictor and head stand above the encoder.
+    as in the reference. Parameters of the guide and of supervised heads follow the head's learning rate. `scale`
+    multiplies the learning rate: `layer_decay` to the power of the blocks above, counted from the encoder's final norm
+    (Clark et al. 2020, as MAE's fine-tuning uses it); predictor and head stand above the encoder.
     """
     named = [(name, parameter) for name, parameter in named if parameter.requires_grad]
     blocks = 1 + max((_block(name) or 0 for name, _ in named), default=0)
     groups: dict[tuple[Role, bool, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in named:
-        role: Role = "head" if name.startswith("head.") else "encoder"
+        role: Role = "head" if name.startswith(HEADS) else "encoder"
         decayed = parameter.ndim > 1 and not name.endswith("bias")
         block = _block(name)
         scale = 1.0 if block is None else layer_decay ** (blocks - block)

@@ -11,7 +11,7 @@ from torch import nn
 from depthjepa import checkpoint, distributed
 from depthjepa.config import RunConfig
 from depthjepa.formats.weights import load_strictly
-from depthjepa.guidance.target import Teacher, Whitening
+from depthjepa.guidance.target import Target
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.supervised import Supervised
 
@@ -24,9 +24,7 @@ class State:
     method: JEPA | Supervised
     parallel: nn.Module  # the method, wrapped for several processes
     optimizer: torch.optim.AdamW
-    teacher: Teacher | None
-    whitening: Whitening | None
-    floor: float | None  # loss_depth of the constant prediction
+    target: Target | None  # what the teacher says, whitened
     classes: tuple[str, ...]
     step: int
     steps: int
@@ -41,11 +39,10 @@ def restore(state: State, folder: Path) -> None:
     saved = checkpoint.load(folder)
     load_strictly(state.method, saved.model, saved.path)
     state.optimizer.load_state_dict(saved.optimizer)
-    state.step, state.floor = saved.step, saved.floor
+    state.step = saved.step
     state.skipped = dict.fromkeys(saved.skipped)
-    if saved.whitening is not None:
-        mean, deviation = (part.to(state.where) for part in (saved.whitening.mean, saved.whitening.deviation))
-        state.whitening = Whitening(mean, deviation)
+    if state.target is not None and saved.whitening is not None:
+        state.target.whitening, state.target.floor = saved.whitening.to(state.where), saved.floor
 
 
 def save(state: State, folder: Path, name: str) -> None:
@@ -62,8 +59,8 @@ def save(state: State, folder: Path, name: str) -> None:
             classes=state.classes,
             model=model,
             optimizer=optimizer,
-            whitening=state.whitening,
-            floor=state.floor,
+            whitening=None if state.target is None else state.target.whitening,
+            floor=None if state.target is None else state.target.floor,
             skipped=tuple(state.skipped),
         )
 

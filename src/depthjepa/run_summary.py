@@ -7,9 +7,6 @@ from typing import Any
 
 from depthjepa import runtime
 from depthjepa.evaluation.pictures import write_pictures
-from depthjepa.guidance.target import Teacher
-from depthjepa.guidance.teachers.cache import CachedTeacher
-from depthjepa.guidance.teachers.controls import beneath
 from depthjepa.logbook import RunFolder
 from depthjepa.method import parameter_count
 from depthjepa.run_state import State
@@ -21,7 +18,7 @@ def finish(state: State, folder: RunFolder, images: int) -> dict[str, Any]:
     tail = records[-max(1, len(records) // 10) :]
     losses = {key: sum(record[key] for record in tail) / len(tail) for key in tail[-1] if key.startswith("loss")}
     speeds = sorted(record["images_per_second"] for record in records)
-    write_pictures(state.method, state.config, state.teacher, state.whitening, folder, state.where)
+    write_pictures(state.method, state.config, state.target, folder, state.where)
     return {
         "name": state.config.name,
         "steps": state.steps,
@@ -34,14 +31,8 @@ def finish(state: State, folder: RunFolder, images: int) -> dict[str, Any]:
         "parameters": parameter_count(state.method),
         "encoder_parameters": parameter_count(state.method.encoder),
         **losses,
-        "depth_floor": state.floor,
-        "teacher": None if state.teacher is None else about_teacher(state.teacher),
+        "depth_floor": None if state.target is None else state.target.floor,
+        "teacher": None if state.target is None else asdict(state.target.teacher.describe()),
         "skipped_images": len(state.skipped),
         "skipped_names": list(state.skipped)[:20],
     }
-
-
-def about_teacher(teacher: Teacher) -> dict[str, Any]:
-    """What the teacher's latents are; of a cache also how those of crops differ from the teacher's own."""
-    crops = cached.cache.facts.crops if isinstance(cached := beneath(teacher), CachedTeacher) else None
-    return asdict(teacher.describe()) | {"cached_crops": crops}

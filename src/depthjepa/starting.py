@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from depthjepa import cost, distributed
-from depthjepa.config import RunConfig, differences, to_mapping
+from depthjepa.config import RunConfig, build_config, differences, load_config, read_resolved, to_mapping
 from depthjepa.data.loading import has_validation, open_source
 from depthjepa.faults import BadInput
-from depthjepa.logbook import RunFolder, plain
+from depthjepa.logbook import RunFolder
+
+
+def what_to_run(recipe: str, overrides: Sequence[str], out: Path | None, *, resume: bool) -> tuple[RunConfig, Path]:
+    """The configuration and the folder of a run; `out` is runs/NAME by default.
+
+    A run that is resumed starts from the configuration in its folder, whatever became of the recipe since: of what is
+    asked for, the overrides alone can differ from it (`refuse_mix_up` names those that do).
+    """
+    if out is None or not (resume and RunFolder(out).started):
+        config = load_config(recipe, overrides)
+        out = out or Path("runs") / config.name
+        if not (resume and RunFolder(out).started):
+            return config, out
+    return build_config(to_mapping(_config_there(RunFolder(out))), overrides), out
+
+
+def _config_there(folder: RunFolder) -> RunConfig:
+    """The configuration of the run in a folder; raises `BadInput` for one that this version cannot go on with."""
+    config, lost = read_resolved(folder.config())
+    if lost:
+        raise BadInput(
+            f"--resume: the run in {folder.path} was started with {', '.join(lost)}, which this version no longer has; "
+            f"go on with the version that started it, or choose another --out"
+        )
+    return config
 
 
 def refuse_mix_up(config: RunConfig, folder: RunFolder, *, resume: bool) -> None:
@@ -19,7 +46,7 @@ def refuse_mix_up(config: RunConfig, folder: RunFolder, *, resume: bool) -> None
         return
     if not resume:
         raise BadInput(f"{folder.path} holds a run already: continue it with --resume, or choose another --out")
-    changed = differences(folder.config(), plain(to_mapping(config)))
+    changed = differences(to_mapping(_config_there(folder)), to_mapping(config))
     if changed:
         raise BadInput(f"--resume with changed keys: {', '.join(changed)}; the run in {folder.path} has other values")
 

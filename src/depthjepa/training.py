@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,10 @@ from depthjepa.data.order import steps_per_epoch, wrap_note
 from depthjepa.data.samples import Batch, Source
 from depthjepa.evaluation.during_training import probe_during_training
 from depthjepa.faults import BadInput, RunStopped
-from depthjepa.guidance.target import CLIP, Whitening, fit_whitening, on_cells
-from depthjepa.guidance.teachers.cache import CachedTeacher, names_of
-from depthjepa.guidance.teachers.controls import beneath
+from depthjepa.guidance.build import refuse_images_without_latents
 from depthjepa.logbook import RunFolder
 from depthjepa.loggers.logger import Logger, open_loggers
-from depthjepa.method import build_method, build_teacher, compile_blocks
-from depthjepa.model.heads import Latents
-from depthjepa.model.pixel_guidance import PixelGuidance
+from depthjepa.method import build_method, build_target, build_teacher, compile_blocks
 from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import normalise
 from depthjepa.progress import progress_bar
@@ -91,8 +87,7 @@ def prepare(
     epoch_steps = steps_per_epoch(len(source), config.train.batch_size)
     steps = config.train.total_steps(epoch_steps)
     teacher = build_teacher(config, has_depth=source.has_depth)
-    if isinstance(cached := beneath(teacher), CachedTeacher):
-        cached.cache.rows(names_of(source))  # all are there, or it is said before the first step
+    refuse_images_without_latents(config.guidance, source)
     if teacher is not None:
         teacher = teacher.to(where)
     method = build_method(config, teacher, len(source.classes))
@@ -103,17 +98,16 @@ def prepare(
     if config.train.compile:
         compile_blocks(method)
     optimizer = optim.build_optimizer(method, config.optim)
-    state = State(
-        config, method, method, optimizer, teacher, None, None, source.classes, 0, steps, epoch_steps, where, place, {}
-    )
+    target = None if teacher is None else build_target(config, method, teacher)
+    state = State(config, method, method, optimizer, target, source.classes, 0, steps, epoch_steps, where, place, {})
     if resumed:
         restore(state, folder.path)
-    elif teacher is not None:
-        state.whitening, state.floor = fit_teacher_statistics(state, source)
-        if not state.floor:
+    elif target is not None:
+        target.fit(target_batches(state, source))
+        if not target.floor:
             say("the teacher says the same of every image: there is nothing to learn from it")
-    if isinstance(method, Supervised) and state.floor:
-        method.floor = state.floor
+    if isinstance(method, Supervised) and target is not None and target.floor:
+        method.floor = target.floor
     say(cost.estimate(config, method, teacher, steps - state.step, place.world, where))
     if note := wrap_note(len(source), config.train.batch_size):
         say(note)
@@ -132,9 +126,8 @@ def freeze_or_thaw(state: State) -> None:
     state.parallel = distributed.wrap(state.method, state.place, state.where)
 
 
-def fit_teacher_statistics(state: State, source: Source) -> tuple[Whitening, float]:
-    """Mean map, deviations and floor of the teacher over crops drawn like training's, the same on every rank."""
-    assert state.teacher is not None
+def target_batches(state: State, source: Source) -> Iterator[Batch]:
+    """Crops drawn like training's, the same on every rank, to which the target is fitted."""
     config = state.config
     size = min(config.train.batch_size, 64)
     batches = TrainingBatches(
@@ -147,13 +140,7 @@ def fit_teacher_statistics(state: State, source: Source) -> tuple[Whitening, flo
         ranks=distributed.Ranks(),
         steps=max(1, min(config.train.whitening_images, len(source)) // size),
     )
-    moved = (batch.to(state.where) for batch in batches)
-    head = state.method.head
-    if isinstance(head, PixelGuidance):
-        return fit_whitening(
-            state.teacher, moved, config.target_cells, centre=config.guidance.centre, clip=math.inf, loss=head.loss
-        )
-    return fit_whitening(state.teacher, moved, config.target_cells, centre=config.guidance.centre)
+    return (batch.to(state.where) for batch in batches)
 
 
 def training_batches(state: State, source: Source) -> TrainingBatches:
@@ -239,8 +226,9 @@ def train_step(state: State, parts: list[Batch]) -> dict[str, Any]:
         last = number == len(parts) - 1
         with contextlib.nullcontext() if last else distributed.adding_up(state.parallel):
             with runtime.precision(config.train.precision, state.where):
-                latents = teacher_latents(state, batch)
-                losses = state.parallel(images, batch.masks, latents, batch.labels, step / state.steps)
+                target = None if state.target is None else state.target(batch)
+                directions = runtime.generator(config.seed, f"directions {step}")  # the same for all parts of a step
+                losses = state.parallel(images, batch.masks, target, batch.labels, step / state.steps, directions)
             (losses.total / len(parts)).backward()
         for name, value in {"loss": losses.total, **losses.parts}.items():
             totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach() / len(parts)
@@ -254,15 +242,6 @@ def train_step(state: State, parts: list[Batch]) -> dict[str, Any]:
         state.method.after_step(rates["momentum"])
     figures: dict[str, Any] = {"step": step + 1, "epoch": step // state.epoch_steps, **totals}
     return figures | {key: rates[key] for key in ("lr", "weight_decay", "momentum")} | {"grad_norm": gradients}
-
-
-def teacher_latents(state: State, batch: Batch) -> Latents | None:
-    """Whitened latents (or pixel values) of a batch, None in an unguided run."""
-    if state.teacher is None or state.whitening is None:
-        return None
-    clip = math.inf if isinstance(state.method.head, PixelGuidance) else CLIP
-    with torch.no_grad():
-        return state.whitening.apply(on_cells(state.teacher, batch, state.config.target_cells), clip)
 
 
 def refuse_non_finite(state: State, totals: dict[str, Tensor], gradients: Tensor, parts: list[Batch]) -> None:

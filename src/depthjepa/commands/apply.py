@@ -31,6 +31,7 @@ from depthjepa.evaluation.pictures import mask_arrays, picture_batch, token_maps
 from depthjepa.evaluation.probes import table as probes
 from depthjepa.evaluation.readout import DepthReadout, Predict, read_origin
 from depthjepa.faults import BadInput
+from depthjepa.guidance.config import PixelGuidance
 from depthjepa.logbook import whole_file
 from depthjepa.method import build_encoder
 from depthjepa.model.vit import VisionTransformer
@@ -103,7 +104,7 @@ def predict_folder(
     """
     guidance = saved.config.guidance
     colours: tuple[float, float] | None = None
-    if guidance.kind == "pixel" and guidance.read != "predicted":
+    if isinstance(guidance, PixelGuidance) and guidance.read != "predicted" and not saved.lost:
         predict = _own_head(saved, where)
     else:
         predict, colours = _readout(saved, config, encoder, where)

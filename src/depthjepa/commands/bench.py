@@ -19,6 +19,8 @@ import torch
 from depthjepa import cost, optim, runtime
 from depthjepa.config import RunConfig, build_config
 from depthjepa.data.loading import TrainingBatches, open_source
+from depthjepa.guidance.build import asked_directly
+from depthjepa.guidance.config import NoGuidance
 from depthjepa.guidance.target import Teacher, fit_whitening, on_cells
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_method, build_teacher, compile_blocks, parameter_count
@@ -80,7 +82,7 @@ def bench(overrides: Sequence[str] = ()) -> dict[str, Any]:
     if teacher is not None and config.train.objective == "jepa":
         figures |= guidance_figures(config, teacher, figures["fastest"].partition(",")[0], where)
         step, guided, taught = (figures[f"{name}_seconds"] for name in ("unguided", "guided", "teacher"))
-        how = "cached" if config.guidance.cache else "in the loop"
+        how = "cached" if config.guidance != asked_directly(config.guidance, control=True) else "in the loop"
         print(
             f"guidance: {guided / step:.3f} times the unguided step; the teacher ({how}) {1e3 * taught:.1f} ms, "
             f"{taught / step:.3f} of the unguided step; together {(guided + taught) / step:.3f}"
@@ -140,7 +142,7 @@ def seconds_in_turn(works: Sequence[Callable[[], object]], where: torch.device) 
 
 def guidance_figures(config: RunConfig, teacher: Teacher, precision: str, where: torch.device) -> dict[str, float]:
     """Seconds of an unguided step, of a guided one on given latents, and of the teacher's latents of a batch."""
-    unguided = replace(config, guidance=replace(config.guidance, kind="none"))
+    unguided = replace(config, guidance=NoGuidance())
     batches = TrainingBatches(
         source=open_source(config.data, "train"),
         data=config.data,

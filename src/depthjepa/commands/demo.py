@@ -21,6 +21,8 @@ from depthjepa.commands.teach import teach
 from depthjepa.config import RunConfig, differences, load_config, to_mapping
 from depthjepa.evaluation.probes import depth, diagnose, linear, probe_run
 from depthjepa.faults import BadInput
+from depthjepa.guidance.build import asked_directly, asks_network
+from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.logbook import RunFolder, to_json, write_whole
 from depthjepa.report.page import write_report
 from depthjepa.training import train
@@ -41,12 +43,11 @@ def demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Runs that are finished already are kept; one that was cut off goes on.
     """
     begin, latents = time.perf_counter(), out / "latents"
-    configs = {
-        name: load_config("demo", [*own, *overrides, f"name={name}", f"seed={seed}"]) for name, own in RUNS.items()
-    }
+    configs = {name: load_config("demo", *layers(name, overrides), [f"name={name}", f"seed={seed}"]) for name in RUNS}
     guided = configs["guided"]
-    ask = guided.guidance.kind == "feature" and guided.guidance.teacher != "depth" and guided.guidance.cache is None
+    ask = asks_network(guided.guidance) and guided.guidance == asked_directly(guided.guidance, control=True)
     if ask:
+        assert isinstance(guided.guidance, FeatureGuidance)
         configs["guided"] = replace(guided, guidance=replace(guided.guidance, cache=str(latents)))
     for name, config in configs.items():
         folder = RunFolder(out / name)
@@ -69,6 +70,11 @@ def demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
     print_summary(figures)
     print(f"report: {report}")
     return figures
+
+
+def layers(name: str, overrides: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """What lies over the recipe: what is asked for changes the guided run, and makes no other run a guided one."""
+    return (RUNS[name], overrides) if name == "guided" else (overrides, RUNS[name])
 
 
 def summary(out: Path, configs: dict[str, RunConfig]) -> dict[str, Any]:

@@ -36,9 +36,9 @@ from depthjepa.depth import align_scale_shift, metrics, valid
 from depthjepa.drawing.figures import depth_rows, save_figure
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.guidance.teachers import fit
+from depthjepa.guidance.teachers.depthfm import tiny
 from depthjepa.guidance.teachers.depthfm.network import DepthFM, load_autoencoder, load_depthfm
 from depthjepa.guidance.teachers.fit import AUTOENCODER, CHECKPOINT, Learner, Pairs
-from depthjepa.guidance.teachers.loading import tiny_files
 from depthjepa.logbook import RunFolder, plain, whole_file, write_whole
 
 # What crops of RGB-D pairs a compact teacher learns from, unless it is told otherwise.
@@ -123,11 +123,11 @@ def _open(config: TeacherFitConfig) -> tuple[Source, Source]:
 
 def _earlier(place: str) -> tuple[Path, Path]:
     """Checkpoint and autoencoder of the fitted teacher that a fit begins at."""
-    files = tiny_files() if place == "depthfm-tiny" else (Path(place) / CHECKPOINT, Path(place) / AUTOENCODER)
+    files = tiny.files() if place == tiny.NAME else (Path(place) / CHECKPOINT, Path(place) / AUTOENCODER)
     if lacking := [file.name for file in files if not file.exists()]:
         raise BadInput(
             f"fit.start={place} holds no fitted teacher ({', '.join(lacking)} is not there): give the folder of a "
-            f"fit that has ended, or depthfm-tiny"
+            f"fit that has ended, or {tiny.NAME}"
         )
     return files
 

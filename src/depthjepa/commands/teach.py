@@ -26,11 +26,12 @@ from depthjepa.data.loading import TrainingBatches, has_validation, open_source,
 from depthjepa.data.memory import first_readable
 from depthjepa.data.samples import Batch, Chosen, Source
 from depthjepa.faults import BadInput
+from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.guidance.target import Teacher, on_cells
 from depthjepa.guidance.teachers import cache
 from depthjepa.guidance.teachers.cache import DONE, TOGETHER, CachedTeacher, Facts
+from depthjepa.guidance.teachers.loading import teacher_kind
 from depthjepa.logbook import to_json, write_whole
-from depthjepa.method import load_network
 
 Places = dict[str, tuple[int, int]]
 
@@ -49,10 +50,7 @@ def teach(config: RunConfig, out: str | Path, *, say: Callable[[str], None] | No
     where = runtime.device(config.train.device, place)
     splits: tuple[Split, ...] = ("train", "val") if has_validation(config.data) else ("train",)
     sources = [open_source(config.data, split) for split in splits]
-    teacher = load_network(config.guidance)
-    if teacher is None:
-        raise BadInput("the depth teacher needs no cache: its latents are the depth files; name a network (--teacher)")
-    teacher = teacher.to(where)
+    teacher = load_network(asked_of(config)).to(where)
     with distributed.process_group(place, where, config.train.timeout_minutes):
         places = _places(sources)
         distributed.first_writes(
@@ -74,15 +72,33 @@ def teach(config: RunConfig, out: str | Path, *, say: Callable[[str], None] | No
     return facts
 
 
+def asked_of(config: RunConfig) -> FeatureGuidance:
+    """The guidance whose teacher is asked; raises `BadInput` for a configuration without a teacher."""
+    if not isinstance(config.guidance, FeatureGuidance):
+        raise BadInput(f"guidance.kind={config.guidance.kind} has no teacher: latents are for guidance.kind=feature")
+    return config.guidance
+
+
+def load_network(guidance: FeatureGuidance) -> Teacher:
+    """The teacher network of `guidance.teacher_*`; raises `BadInput` for one that is none."""
+    kind = teacher_kind(guidance.teacher)
+    if not kind.is_network:
+        raise BadInput(
+            f"the {guidance.teacher} teacher needs no cache: its latents are the depth files; name a network "
+            f"(--teacher)"
+        )
+    return kind.build(guidance)
+
+
 def _facts(config: RunConfig, teacher: Teacher, source: Source, images: int, where: torch.device) -> Facts:
     """Describe the cache; the shape of its latents is found out on one image."""
-    size = config.guidance.teacher_size
+    size = asked_of(config).teacher_size
     first, _, _ = first_readable(source, 0)
     batch = next(view_batches(Chosen(source, np.array([first])), (size, size))).to(where)
     values = _whole(teacher, batch, size)
     _, channels, rows, columns = values.shape
     return Facts(
-        cache.made_of(config.guidance),
+        cache.made_of(asked_of(config)),
         asdict(teacher.describe()),
         source.name,
         images,
@@ -131,7 +147,7 @@ def _latents(
     teacher: Teacher, source: Source, chosen: list[tuple[int, int]], config: RunConfig, where: torch.device
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Latents of some images of a source, each with the row that it belongs to; unreadable images are left out."""
-    size = config.guidance.teacher_size
+    size = asked_of(config).teacher_size
     if not chosen:
         return
     indices: Int64[np.ndarray, " k"] = np.array([index for _, index in chosen], dtype=np.int64)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from depthjepa.checkpoint import Checkpoint
+from depthjepa.checkpoint import Checkpoint, refuse_lost
 from depthjepa.config import RunConfig
 from depthjepa.data.samples import Batch
 from depthjepa.depth import disparity, valid
@@ -23,11 +23,11 @@ from depthjepa.evaluation.depth_probe import DepthTable, evaluate_depth
 from depthjepa.evaluation.readout import MeanMap, Predict
 from depthjepa.faults import BadInput
 from depthjepa.formats.weights import load_strictly
+from depthjepa.guidance.pixel import PixelGuide
 from depthjepa.guidance.target import Whitening
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_method, build_teacher
 from depthjepa.model.jepa import JEPA
-from depthjepa.model.pixel_guidance import PixelGuidance
 
 
 def load_pixel_guided(saved: Checkpoint, where: torch.device) -> JEPA:
@@ -38,6 +38,7 @@ def load_pixel_guided(saved: Checkpoint, where: torch.device) -> JEPA:
             f"{saved.path} has no pixel head to decode depth with (guidance.kind={kind}): probe its features with "
             f"`depthjepa probe RUN depth`"
         )
+    refuse_lost(saved)
     method = build_method(saved.config, build_teacher(saved.config, has_depth=True), len(saved.classes))
     load_strictly(method, saved.model, saved.path)
     assert isinstance(method, JEPA)
@@ -49,20 +50,27 @@ def predicted_metres(
     method: JEPA, whitening: Whitening, batch: Batch
 ) -> tuple[Float[Tensor, "b 1 h w"], Bool[Tensor, "b 1 h w"]]:
     """Depth [m] by a head that reads predicted tokens, under the batch's masks; and the pixels that count."""
-    head = method.head
-    assert isinstance(head, PixelGuidance) and batch.masks is not None
+    guide = pixel_guide(method)
+    assert batch.masks is not None
     images = method.context_encoder.normalise(batch.images)
-    maps, judged = method.read_prediction(*method.predict(images, batch.masks))
-    return head.metres(undone(whitening, maps)), judged
+    levels, predicted, masks = method.predict(images, batch.masks)
+    maps, judged = guide.read(method.context_encoder, images, levels, predicted, masks)["predicted"]
+    assert judged is not None
+    return guide.metres(undone(whitening, maps)), judged
 
 
 @torch.no_grad()
 def dense_metres(method: JEPA, whitening: Whitening, batch: Batch) -> Float[Tensor, "b 1 h w"]:
     """Depth [m] by a head that reads the tokens of the whole image; of any size that patches divide."""
-    head = method.head
-    assert isinstance(head, PixelGuidance)
-    maps = head.read_dense(method.context_encoder, method.context_encoder.normalise(batch.images))
-    return head.metres(undone(whitening, maps))
+    guide = pixel_guide(method)
+    maps = guide.read_dense(method.context_encoder, method.context_encoder.normalise(batch.images))
+    return guide.metres(undone(whitening, maps))
+
+
+def pixel_guide(method: JEPA) -> PixelGuide:
+    """The guide of a pixel-guided run."""
+    assert isinstance(method.guide, PixelGuide)
+    return method.guide
 
 
 def undone(whitening: Whitening, maps: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
@@ -86,15 +94,15 @@ def decode_table(
     `predicted_r2_within` is the figure in either case.
     """
     method = load_pixel_guided(saved, where)
-    head, whitening = method.head, saved.whitening
-    assert isinstance(head, PixelGuidance) and whitening is not None
-    if head.reads_prediction and config.grid != saved.config.grid:
+    guide, whitening = pixel_guide(method), saved.whitening
+    assert whitening is not None
+    if "predicted" in guide.reads and config.grid != saved.config.grid:
         raise BadInput(
             f"the predictor of {saved.path} knows {saved.config.grid} patches alone: leave data.image_size as it is"
         )
     mean_map = pixel_mean_map(train_batches(), config.data.size)
     found = {}
-    for which in ("predicted", "dense") if head.config.read == "both" else (head.config.read,):
+    for which in guide.reads:
         predictors: dict[str, Predict] = {"mean map": mean_map.predict, config.name: reading(method, whitening, which)}
         batches = val_batches()
         batches = judged_by_masks(batches, config, method, where) if which == "predicted" else moved(batches, where)
@@ -122,14 +130,13 @@ def moved(batches: Iterable[Batch], where: torch.device) -> Iterator[Batch]:
 
 def judged_by_masks(batches: Iterable[Batch], config: RunConfig, method: JEPA, where: torch.device) -> Iterator[Batch]:
     """Give batches masks as training draws them; take out depth that predictions are not judged on, for every row."""
-    head = method.head
-    assert isinstance(head, PixelGuidance)
+    guide = pixel_guide(method)
     for batch in moved(batches, where):
         index = batch.index.cpu().numpy()
         drawn = sample_masks(config.masks, config.grid, seed=config.seed, epoch=0, indices=index, batch_index=0)
         masks = drawn.to(where)
         assert batch.depth is not None
-        yield replace(batch, masks=masks, depth=torch.where(head.judged(masks), batch.depth, 0.0))
+        yield replace(batch, masks=masks, depth=torch.where(guide.judged(masks), batch.depth, 0.0))
 
 
 def pixel_mean_map(batches: Iterable[Batch], size: tuple[int, int]) -> MeanMap:

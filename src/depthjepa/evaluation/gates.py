@@ -31,17 +31,17 @@ from depthjepa.data.images import Split
 from depthjepa.data.samples import Batch
 from depthjepa.data.transforms import as_bytes
 from depthjepa.depth import disparity, r2_within, valid
-from depthjepa.evaluation.decoded import dense_metres, pixel_mean_map, predicted_metres
+from depthjepa.evaluation.decoded import dense_metres, pixel_guide, pixel_mean_map, predicted_metres
 from depthjepa.evaluation.depth_probe import depth_table
 from depthjepa.evaluation.features import Encode, OfBatch, tokens_of
 from depthjepa.evaluation.gathering import RANDOM, Views, encode_with
 from depthjepa.grid import patchify, reassemble
-from depthjepa.guidance.target import Whitening, fit_whitening, on_cells
+from depthjepa.guidance.config import NoGuidance, PixelGuidance
+from depthjepa.guidance.target import Whitening
 from depthjepa.masks import Masks, sample_masks
-from depthjepa.method import build_encoder, build_method, build_teacher
-from depthjepa.model.heads import HEADS
+from depthjepa.method import build_encoder, build_method, build_target, build_teacher
+from depthjepa.model.decoders import PIXEL_HEADS
 from depthjepa.model.jepa import JEPA
-from depthjepa.model.pixel_guidance import PixelGuidance
 from depthjepa.model.vit import VisionTransformer
 from depthjepa.warm_start import take_over
 
@@ -54,6 +54,7 @@ LR = 2e-3
 POSITION = 0.9
 POSITION_IMAGES = 128
 MARGIN = 0.02
+HEAD_WIDTH = 128  # of the hidden layers of heads that are overfitted
 
 Kind = Literal["floor", "position", "swap", "layer", "overfit"]
 TITLES: dict[Kind, str] = {
@@ -182,7 +183,7 @@ def predicted_tokens(config: RunConfig, saved: Checkpoint, where: torch.device) 
         return None
     plain = replace(
         config,
-        guidance=replace(config.guidance, kind="none"),
+        guidance=NoGuidance(),
         loss=replace(config.loss, latent=1.0),
         train=replace(config.train, objective="jepa"),
     )
@@ -241,7 +242,7 @@ def overfit_gates(
         bar.console.print(f"{text}: {reached:.3f} ({time.monotonic() - started:.0f} s)", highlight=False)
         return shown
 
-    for head in HEADS["pixel"]:
+    for head in PIXEL_HEADS:
         for scope in ("target", "full"):
             maps[f"{head}, {scope}"] = gate(head, scope, "predicted", f"{head}, {scope}")
             gate(head, scope, "predicted", f"{head}, {scope}", frozen=True)
@@ -263,17 +264,16 @@ def _pixel(config: RunConfig, head: str, scope: str, read: str) -> RunConfig:
 
     dpt, the costliest by far, is half as wide: its four levels of convolutions learn the images by heart all the same.
     """
-    width = config.evaluation.gate_head_width
+    own = config.guidance if isinstance(config.guidance, PixelGuidance) else PixelGuidance()
     guidance = replace(
-        config.guidance,
-        kind="pixel",
+        own,
         head=head,  # type: ignore[arg-type]
-        head_width=max(1, width // 2) if head == "dpt" else width,
+        head_width=HEAD_WIDTH // 2 if head == "dpt" else HEAD_WIDTH,
         scope=scope,  # type: ignore[arg-type]
         read=read,  # type: ignore[arg-type]
         layers=(1.0,),
         weight=1.0,
-        loss="l1" if config.guidance.loss == "ssi" else config.guidance.loss,
+        loss="l1" if own.loss == "ssi" else own.loss,
     )
     masks = replace(config.masks, kind="mae" if scope == "full" else "multiblock")
     return replace(config, guidance=guidance, masks=masks, train=replace(config.train, objective="jepa"))
@@ -295,16 +295,15 @@ def overfit(
     method = build_method(config, teacher, 0)
     # Its own copy: what is trained here is no more what was saved.
     take_over(method, config, replace(saved, model={key: value.clone() for key, value in saved.model.items()}))
-    head = method.head
-    assert isinstance(method, JEPA) and isinstance(head, PixelGuidance)
+    assert isinstance(method, JEPA)
     method.to(where)
     if frozen:
         for part in (method.context_encoder, method.predictor):
             part.requires_grad_(False)
-    whitening, _ = fit_whitening(
-        teacher, [batch], config.target_cells, centre=config.guidance.centre, clip=math.inf, loss=head.loss
-    )
-    truth = whitening.apply(on_cells(teacher, batch, config.target_cells), math.inf)
+    target = build_target(config, method, teacher)
+    target.fit([batch])
+    truth, whitening = target(batch), target.whitening
+    assert whitening is not None
     images = method.context_encoder.normalise(batch.images)
     steps = config.evaluation.gate_steps
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=LR, weight_decay=0.0)
@@ -364,9 +363,7 @@ class Judge:
         return r2_within(torch.cat(guesses), truth, torch.cat(masks), self._mean), shown.numpy()
 
     def _decode(self, method: JEPA, whitening: Whitening, masks: Masks) -> tuple[Tensor, Tensor]:
-        head = method.head
-        assert isinstance(head, PixelGuidance)
-        if head.reads_prediction:
+        if "predicted" in pixel_guide(method).reads:
             return predicted_metres(method, whitening, replace(self._batch, masks=masks))
         metres = dense_metres(method, whitening, self._batch)
         return metres, torch.ones_like(metres, dtype=torch.bool)

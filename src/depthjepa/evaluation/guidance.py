@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from depthjepa.checkpoint import Checkpoint
+from depthjepa.checkpoint import Checkpoint, refuse_lost
 from depthjepa.config import RunConfig
 from depthjepa.data.samples import Batch
 from depthjepa.evaluation.alignment import cka_selectivity
@@ -31,10 +31,12 @@ from depthjepa.evaluation.shortcuts import explained, measure
 from depthjepa.faults import BadInput
 from depthjepa.formats.weights import load_strictly
 from depthjepa.grid import to_map, to_tokens, unfold_cells
+from depthjepa.guidance.build import asked_directly, asks_network
 from depthjepa.guidance.target import Teacher, Whitening, on_cells, whitening_of
 from depthjepa.guidance.teachers.ground_truth import DepthTeacher
+from depthjepa.losses import Latents
 from depthjepa.method import build_method, build_teacher
-from depthjepa.model.heads import CELLS, Latents
+from depthjepa.model.decoders import CELLS
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.vit import VisionTransformer
 
@@ -60,9 +62,8 @@ def head_did_it_alone(
 
 def asked_teacher(config: RunConfig, *, has_depth: bool) -> Teacher:
     """The run's teacher network, or ground truth; never a control, and never a cache, which may lack these images."""
-    guidance = replace(config.guidance, control="none", cache=None)
-    if guidance.kind == "feature" and guidance.teacher != "depth":
-        teacher = build_teacher(replace(config, guidance=guidance), has_depth=has_depth)
+    if asks_network(config.guidance):
+        teacher = build_teacher(replace(config, guidance=asked_directly(config.guidance)), has_depth=has_depth)
         assert teacher is not None
         return teacher
     if not has_depth:
@@ -96,7 +97,8 @@ def ask_all(teacher: Teacher, config: RunConfig, views: Views, where: torch.devi
 
 def load_guided(saved: Checkpoint, where: torch.device) -> tuple[JEPA, Teacher]:
     """The networks of a guided run in eval mode and its teacher; raises `BadInput` for any other."""
-    config = replace(saved.config, guidance=replace(saved.config.guidance, cache=None))
+    refuse_lost(saved)
+    config = replace(saved.config, guidance=asked_directly(saved.config.guidance, control=True))
     teacher = build_teacher(config, has_depth=True)
     method = build_method(config, teacher, len(saved.classes))
     if teacher is None or not isinstance(method, JEPA):
@@ -138,7 +140,8 @@ def pull_on_encoder(method: JEPA, batch: Batch, truth: Latents) -> dict[str, flo
     """Gradient of the guidance loss at the context encoder against that of the other losses: ratio and cosine."""
     assert batch.masks is not None
     losses = method(method.context_encoder.normalise(batch.images), batch.masks, truth)
-    depth = method.weight * losses.parts["loss_depth"]
+    assert method.guide is not None
+    depth = method.guide.weight * losses.parts["loss_depth"]
     parameters = [each for each in method.context_encoder.parameters() if each.requires_grad]
 
     def gradient(loss: Tensor) -> Tensor:

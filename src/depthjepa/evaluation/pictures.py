@@ -12,12 +12,12 @@ from depthjepa.data.samples import Batch
 from depthjepa.data.transforms import as_bytes
 from depthjepa.evaluation.decoded import undone
 from depthjepa.evaluation.gathering import views
-from depthjepa.guidance.target import Teacher, Whitening, on_cells
+from depthjepa.guidance.pixel import PixelGuide
+from depthjepa.guidance.target import Target, on_cells
 from depthjepa.logbook import RunFolder
 from depthjepa.masks import Masks, sample_masks
 from depthjepa.method import build_encoder
 from depthjepa.model.jepa import JEPA
-from depthjepa.model.pixel_guidance import PixelGuidance
 from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import VisionTransformer
 
@@ -26,8 +26,7 @@ from depthjepa.model.vit import VisionTransformer
 def write_pictures(
     method: JEPA | Supervised,
     config: RunConfig,
-    teacher: Teacher | None,
-    whitening: Whitening | None,
+    target: Target | None,
     folder: RunFolder,
     where: torch.device,
 ) -> None:
@@ -45,14 +44,14 @@ def write_pictures(
         "random": token_maps(random, batch, config.grid),
     }
     folder.save_arrays("figures/features", features)
-    if teacher is not None and whitening is not None:
-        target = whitening.apply(on_cells(teacher, batch, config.target_cells))
+    if target is not None and target.whitening is not None:
+        truth = target(batch)
         predicted, judged = predicted_latents(method, batch, masks)
-        if isinstance(method.head, PixelGuidance):
-            predicted, target = undone(whitening, predicted), on_cells(teacher, batch, config.target_cells)
+        if isinstance(method, JEPA) and isinstance(method.guide, PixelGuide):  # in its own numbers
+            predicted, truth = undone(target.whitening, predicted), on_cells(target.teacher, batch, target.cells)
         arrays = {
             "images": as_bytes(batch.images),
-            "teacher": torch.where(target.valid, target.values, torch.nan).cpu().numpy(),
+            "teacher": torch.where(truth.valid, truth.values, torch.nan).cpu().numpy(),
             "predicted": torch.where(judged, predicted.float(), torch.nan).cpu().numpy(),
         }
         folder.save_arrays("figures/guidance", arrays)
@@ -77,12 +76,11 @@ def predicted_latents(method: JEPA | Supervised, batch: Batch, masks: Masks | No
     """What the head makes of held-out images, under masks as in training; and the cells where it is judged."""
     images = method.encoder.normalise(batch.images)
     if isinstance(method, JEPA):
-        assert masks is not None
-        if isinstance(method.head, PixelGuidance):
-            maps, judged = next(iter(method.depth_maps(images, *method.predict(images, masks)).values()))
-            return maps, torch.ones_like(maps, dtype=torch.bool) if judged is None else judged
+        assert masks is not None and method.guide is not None
         levels, predicted, masks = method.predict(images, masks)
-        return method.guide(levels[-1], predicted.targets, masks)
+        read = method.guide.read(method.context_encoder, images, levels, predicted, masks)
+        maps, judged = next(iter(read.values()))
+        return maps, torch.ones_like(maps, dtype=torch.bool) if judged is None else judged
     return method.depth_latents(method.context_encoder(images))
 
 

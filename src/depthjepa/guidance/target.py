@@ -8,7 +8,7 @@ teacher is the depth itself, pixel by pixel, and nothing is clipped: a depth tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -19,10 +19,12 @@ from torch import Tensor
 
 from depthjepa.data.samples import Batch
 from depthjepa.depth import pool_valid
-from depthjepa.losses import feature_depth_loss
-from depthjepa.model.heads import Centre, Latents
+from depthjepa.losses import Latents, feature_depth_loss
 
 CLIP = 5.0  # deviations
+LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+Centre = Literal["map", "mean", "nothing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class Description:
     direction: Literal["larger = nearer", "larger = farther", "undirected"]
     stochastic: bool
     needs_depth: bool  # whether it reads the batch's depth; a network reads its images
+    # Of latents that are read from a cache: how those of crops differ from the teacher's own (see `commands.teach`).
+    cached_crops: Mapping[str, float] | None = None
 
 
 @runtime_checkable
@@ -59,6 +63,10 @@ class Whitening:
 
     mean: Float[Tensor, "c rows cols"]
     deviation: Float[Tensor, " c"]
+
+    def to(self, device: torch.device) -> Whitening:
+        """Move both."""
+        return Whitening(self.mean.to(device), self.deviation.to(device))
 
     def apply(self, latents: Latents, clip: float = CLIP) -> Latents:
         """Whiten; invalid values become zero, those that are bounds stay bounds."""
@@ -87,6 +95,35 @@ def on_cells(teacher: Teacher, batch: Batch, cells: tuple[int, int]) -> Latents:
 def latents_loss(prediction: Float[Tensor, "b c rows cols"], target: Latents) -> Tensor:
     """The loss of feature guidance."""
     return feature_depth_loss(prediction, target.values, target.valid)
+
+
+@dataclass
+class Target:
+    """What guides: the teacher's latents of a batch, whitened by what it said of the training set.
+
+    `cells` are their rows and columns; `compare` is the loss that judges them, for the floor. Without a whitening (not
+    fitted, not restored) there is no target.
+    """
+
+    teacher: Teacher
+    cells: tuple[int, int]
+    centre: Centre = "map"
+    clip: float = CLIP
+    compare: Callable[[Tensor, Latents], Tensor] = latents_loss
+    whitening: Whitening | None = None
+    floor: float | None = None  # the loss of predicting the mean map
+
+    def fit(self, batches: Iterable[Batch]) -> None:
+        """Fit whitening and floor on training batches; see `fit_whitening`."""
+        self.whitening, self.floor = fit_whitening(
+            self.teacher, batches, self.cells, centre=self.centre, clip=self.clip, loss=self.compare
+        )
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Latents:
+        """Whitened latents of a batch."""
+        assert self.whitening is not None, "fit or restore the whitening first"
+        return self.whitening.apply(on_cells(self.teacher, batch, self.cells), self.clip)
 
 
 def fit_whitening(
@@ -132,3 +169,9 @@ def whitening_of(found: Sequence[Latents], centre: Centre = "map") -> tuple[Whit
     if centre == "nothing":
         taken, deviation = torch.zeros_like(mean), torch.ones_like(deviation)
     return Whitening(taken.float().contiguous(), deviation.float()), mean
+
+
+def luminance(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
+    """Brightness of RGB images in [0, 1]."""
+    weights = torch.tensor(LUMINANCE, device=images.device)[:, None, None]
+    return (images * weights).sum(1, keepdim=True)

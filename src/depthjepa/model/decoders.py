@@ -1,4 +1,12 @@
-"""Pixel heads: from tokens on the patch grid to numbers for every pixel (paper, section 4.2.2).
+"""Heads: from tokens on the patch grid to a teacher's latents (paper, 4.2.3), or to numbers for every pixel (4.2.2).
+
+To latents, two cells a patch along each side:
+
+`linear`    layer norm and one linear layer on each token by itself; it is judged only where a token stands, so it can
+            neither recover the position from padding nor fill holes by guessing (see the shortcut, paper section 5.2)
+`conv`      the paper's small CNN; it reads the whole grid, holes included, and is judged on every cell
+
+To pixels:
 
 `mlp`       two linear layers on each token by itself: a number for each pixel of its patch
 `cnn`       gathers along the width (1 x 1), projects to the pixels of a patch, then two 3 x 3 convolutions
@@ -20,12 +28,15 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from depthjepa.grid import unfold_cells
+from depthjepa.grid import to_map, unfold_cells
 
-Kind = Literal["mlp", "cnn", "deep-cnn", "dpt"]
+FeatureHead = Literal["linear", "conv"]
+PixelHead = Literal["mlp", "cnn", "deep-cnn", "dpt"]
+
+CELLS = 2  # latent cells a patch along each side
 
 DPT_LEVELS = 4
 PIXEL_CHANNELS = 16  # of the cnn head at full resolution
@@ -39,22 +50,49 @@ def dpt_depths(blocks: int) -> list[int]:
     return [max(0, -(-blocks * (level + 1) // DPT_LEVELS) - 1) for level in range(DPT_LEVELS)]
 
 
-def build_decoder(kind: Kind, token_width: int, outputs: int, patch: int, width: int) -> nn.Module:
-    """Return the network from token maps (a list, one a level) to [b, outputs, rows * patch, cols * patch]."""
-    if kind == "mlp":
-        return MLPHead(token_width, outputs, patch, width)
-    if kind == "cnn":
-        return CNNHead(token_width, outputs, patch, width)
-    if kind == "deep-cnn":
-        return DeepCNNHead(token_width, outputs, patch, width)
-    return DPTHead(token_width, outputs, patch, width)
-
-
 def expected_depth(scores: Float[Tensor, "b bins h w"], centres: Float[Tensor, " bins"]) -> Float[Tensor, "b 1 h w"]:
     """Mean of the bins' centres [m], weighted (relu(score) + 0.1) / sum (DINOv2, after AdaBins)."""
     weights = F.relu(scores) + 0.1
     depth: Tensor = torch.einsum("bkhw,k->bhw", weights, centres) / weights.sum(1)
     return depth[:, None]
+
+
+class LatentHead(nn.Module):
+    """Project the token grid to `channels` latents, [b, n, d] and coverage [b, n] to [b, channels, 2rows, 2cols].
+
+    Patches without a token are zero, or one learned token (`fill`).
+    """
+
+    def __init__(self, kind: FeatureHead, fill: Literal["zero", "learned"], width: int, channels: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.fill = nn.Parameter(torch.zeros(1, 1, width)) if fill == "learned" else None
+        if kind == "linear":
+            self.norm = nn.LayerNorm(width, eps=1e-6)
+            self.project = nn.Linear(width, channels * CELLS**2)
+        else:
+            hidden = min(width, 256)
+            self.gather = nn.Conv2d(width, hidden, 3, padding=1)
+            self.refine = nn.Conv2d(hidden, hidden, 3, padding=1)
+            self.project_cells = nn.Conv2d(hidden, channels, 3, padding=1)
+
+    def forward(
+        self, tokens: Float[Tensor, "b n d"], coverage: Float[Tensor, "b n"], grid: tuple[int, int]
+    ) -> Float[Tensor, "b c rows cols"]:
+        if self.fill is not None:
+            tokens = torch.where(coverage[..., None] > 0, tokens, self.fill.to(tokens.dtype))
+        if self.kind == "linear":
+            return unfold_cells(self.project(self.norm(tokens)), grid, CELLS)
+        maps = F.gelu(self.gather(to_map(tokens, grid)))
+        maps = F.interpolate(maps, scale_factor=CELLS, mode="bilinear", align_corners=False)
+        latents: Tensor = self.project_cells(F.gelu(self.refine(maps)))
+        return latents
+
+    def judged(self, coverage: Float[Tensor, "b n"], grid: tuple[int, int]) -> Bool[Tensor, "b 1 rows cols"]:
+        """Cells on which the head's output counts."""
+        covered = to_map(coverage[..., None], grid) > 0
+        covered = covered.repeat_interleave(CELLS, 2).repeat_interleave(CELLS, 3)
+        return covered if self.kind == "linear" else torch.ones_like(covered)
 
 
 class MLPHead(nn.Module):
@@ -191,23 +229,10 @@ class Residual(nn.Module):
         return maps + torch.as_tensor(self.second(F.relu(self.first(F.relu(maps)))))
 
 
-class TokenNorm(nn.Module):
-    """Normalise the tokens that are there, [b, n, d]: each by itself (`layer`), or each channel over them (`batch`)."""
-
-    def __init__(self, kind: Literal["none", "layer", "batch"], width: int) -> None:
-        super().__init__()
-        self.norm: nn.Module = {
-            "none": nn.Identity(),
-            "layer": nn.LayerNorm(width, eps=1e-6),
-            "batch": nn.BatchNorm1d(width),
-        }[kind]
-
-    def forward(self, tokens: Float[Tensor, "b n d"], coverage: Float[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
-        if isinstance(self.norm, nn.Identity):
-            return tokens
-        if tokens.is_meta:  # where operations are counted, nothing is there or absent
-            return torch.as_tensor(self.norm(tokens.flatten(0, 1))).view_as(tokens)
-        there = coverage > 0
-        normed = torch.zeros_like(tokens)
-        normed[there] = self.norm(tokens[there].float()).to(tokens.dtype)
-        return normed
+# From token maps (a list, one a level) to [b, outputs, rows * patch, cols * patch].
+PIXEL_HEADS: dict[PixelHead, type[MLPHead | CNNHead | DeepCNNHead | DPTHead]] = {
+    "mlp": MLPHead,
+    "cnn": CNNHead,
+    "deep-cnn": DeepCNNHead,
+    "dpt": DPTHead,
+}

@@ -1,9 +1,9 @@
 """I-JEPA with depth guidance: the method on one page (paper, figure 1).
 
 A context encoder sees part of the image, a predictor guesses the embeddings that the target encoder (a moving
-average of the context encoder) gives to hidden blocks. With feature-level guidance, context and predicted tokens
-are put back on the patch grid and projected to the latents of a frozen depth teacher; with pixel-level guidance a head
-decodes the depth of every pixel. That gradient reaches the context encoder and the predictor, never the target encoder.
+average of the context encoder) gives to hidden blocks. A guide asks of the same tokens that they give depth as well;
+its gradient reaches the context encoder and the predictor, never the target encoder. What it reads and how it compares
+is its own affair (`guidance`).
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveInt, field_validator
 from pydantic.dataclasses import dataclass as configuration
 from torch import Tensor, nn
 
 from depthjepa import runtime
-from depthjepa.grid import distance_to_nearest, gather, patchify, reassemble
+from depthjepa.grid import distance_to_nearest, gather, patchify
 from depthjepa.losses import (
+    Latents,
     covariance_loss,
-    feature_depth_loss,
     gaussian_loss,
     latent_loss,
     pixel_loss,
@@ -32,27 +32,25 @@ from depthjepa.losses import (
     visible_loss,
 )
 from depthjepa.masks import Masks
-from depthjepa.model.heads import GuidanceHead, Latents
-from depthjepa.model.pixel_guidance import PixelGuidance
 from depthjepa.model.predictor import Predicted, Predictor
 from depthjepa.model.vit import VisionTransformer
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Read = Literal["predicted", "dense"]  # what a guide's map is read from: tokens under masks, or those of whole images
+Judged = tuple[Tensor, Tensor | None]  # a map, and the cells of it that count (None: all)
 
 
 @configuration(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class LossConfig:
     """Weights of the terms beside guidance; the defaults are I-JEPA's: the latent loss alone, of the last layer.
 
-    `target_layers` are depths of the target encoder as shares of its blocks (1: the last one), `target_norm` what is
-    done to its tokens: each is layer-normalised, or each channel is standardised over the batch. `visible` grows from 0
+    `target_layers` are depths of the target encoder as shares of its blocks (1: the last one). `visible` grows from 0
     at the share `visible_from` of the run to its weight at `visible_full`. `variance`, `covariance` and `gaussian`
     (SIGReg) act on the mean of each image's context tokens, in the part of the batch that a process holds.
     """
 
     latent: NonNegativeFloat = 1.0
     target_layers: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0,)
-    target_norm: Literal["layer", "batch"] = "layer"
     pixel: NonNegativeFloat = 0.0
     visible: NonNegativeFloat = 0.0
     visible_from: Share = 0.25
@@ -90,28 +88,68 @@ class Losses:
     parts: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
 
 
+Terms = dict[str, tuple[float, Tensor]]  # weight and value by the name in `metrics.jsonl`
+
+
+@runtime_checkable
+class Guide(Protocol):
+    """All that is known here of guidance: its weight, the layers that it wants to be kept, what it reads, its loss."""
+
+    @property
+    def weight(self) -> float:
+        """Weight of its loss beside the latent loss."""
+        ...
+
+    @property
+    def encoder_layers(self) -> Sequence[int]:
+        """Blocks of the context encoder whose tokens it reads, the last one among them; none: the last one alone."""
+        ...
+
+    @property
+    def predictor_layers(self) -> Sequence[int]:
+        """Blocks of the predictor whose tokens it reads."""
+        ...
+
+    def read(
+        self, encoder: VisionTransformer, images: Tensor, levels: Sequence[Tensor], predicted: Predicted, masks: Masks
+    ) -> dict[Read, Judged]:
+        """Maps of depth, by what they are read from."""
+        ...
+
+    def compare(self, prediction: Tensor, target: Latents, judged: Tensor | None = None) -> Tensor:
+        """Loss of one map."""
+        ...
+
+    def loss(
+        self,
+        encoder: VisionTransformer,
+        images: Tensor,
+        levels: Sequence[Tensor],
+        predicted: Predicted,
+        masks: Masks,
+        target: Latents,
+    ) -> Tensor:
+        """Loss of a step; `levels` are context tokens [b, c, d] of `encoder_layers`, the last ones last."""
+        ...
+
+
 class JEPA(nn.Module):
-    """Context encoder, target encoder, predictor and, when guided, the head."""
+    """Context encoder, target encoder, predictor and, when guided, the guide (a module as well)."""
 
     def __init__(
         self,
         encoder: VisionTransformer,
         predictor: Predictor,
-        head: GuidanceHead | PixelGuidance | None,
-        weight: float,
+        guide: Guide | None = None,
         loss: LossConfig | None = None,
-        *,
-        detached: bool = False,
     ) -> None:
         super().__init__()
         self.context_encoder = encoder
         self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.predictor = predictor
-        self.head = head
-        self.weight = weight
-        self.detached = detached  # guidance then teaches the head alone: a control
+        self.guide = guide
         self.loss = loss or LossConfig()
-        self.layers = self.loss.layers(len(encoder.blocks))
+        self.target_layers = self.loss.layers(len(encoder.blocks))
 
     @property
     def encoder(self) -> VisionTransformer:
@@ -122,90 +160,66 @@ class JEPA(nn.Module):
         self,
         images: Float[Tensor, "b 3 h w"],
         masks: Masks,
-        teacher: Latents | None = None,
+        target: Latents | None = None,
         labels: Tensor | None = None,
         progress: float = 1.0,
+        generator: torch.Generator | None = None,
     ) -> Losses:
-        """Losses of normalised images; `teacher` holds the whitened latents (or pixel values) of a guided step.
+        """Losses of normalised images; `target` holds the whitened latents (or pixel values) of a guided step.
 
-        `progress` is the share of the run that is done, in [0, 1].
+        `progress` is the share of the run that is done, in [0, 1]; from `generator` come the directions of SIGReg
+        (None: always the same ones).
         """
-        config, visible = self.loss, self.loss.visible_weight(progress)
         levels, predicted, masks = self.predict(images, masks)
-        context = levels[-1]
-        terms: dict[str, tuple[float, Tensor]] = {}
-        if config.latent or visible:
-            targets = self.targets(images)
-        if config.latent:
-            wanted = gather(targets, masks.targets.flatten(1)).view(*masks.targets.shape, -1)
-            terms["loss_jepa"] = config.latent, latent_loss(predicted.targets.float(), wanted, masks.valid)
-        if predicted.visible is not None:
-            distance = distance_to_nearest(masks.context, masks.targets, self.context_encoder.grid[1], masks.valid)
-            near = visible_loss(predicted.visible.float(), gather(targets, masks.context), distance)
-            terms["loss_visible"] = visible, near
-        if predicted.pixels is not None:
-            patches = gather(patchify(images, self.context_encoder.patch_size), masks.targets.flatten(1))
-            patches = patches.view(*masks.targets.shape, -1)
-            terms["loss_pixel"] = config.pixel, pixel_loss(predicted.pixels.float(), patches, masks.valid)
-        terms |= self.spread(context, progress)
-        levels, predicted = self.heard(levels, predicted)
-        if isinstance(self.head, GuidanceHead) and teacher is not None:
-            latents, judged = self.guide(levels[-1], predicted.targets, masks)
-            depth = feature_depth_loss(latents.float(), teacher.values, teacher.valid & judged)
-            terms["loss_depth"] = self.weight, depth
-        if isinstance(self.head, PixelGuidance) and teacher is not None:
-            read = self.depth_maps(images, levels, predicted, masks)
-            each = [self.head.loss(maps, teacher, judged) for maps, judged in read.values()]
-            terms["loss_depth"] = self.weight, torch.stack(each).mean()
+        terms = self.latent_terms(images, predicted, masks, self.loss.visible_weight(progress))
+        terms |= self.pixel_term(images, predicted, masks)
+        terms |= self.spread_terms(levels[-1], generator)
+        if self.guide is not None and target is not None:
+            depth = self.guide.loss(self.context_encoder, images, levels, predicted, masks, target)
+            terms["loss_depth"] = self.guide.weight, depth
         total = sum((weight * value for weight, value in terms.values()), images.new_zeros(()))
         return Losses(total, {name: value for name, (_, value) in terms.items()})
 
     def predict(self, images: Float[Tensor, "b 3 h w"], masks: Masks) -> tuple[list[Tensor], Predicted, Masks]:
-        """Context tokens [b, c, d], last those of the last layer, and the prediction; other layers where a head reads.
+        """Context tokens [b, c, d], last those of the last layer, and the prediction; other layers where a guide reads.
 
         With them the masks that the prediction is about: a predictor with one sequence has all blocks in one.
         """
         if self.predictor.together:
             masks = masks.joined(self.context_encoder.grid[0] * self.context_encoder.grid[1])
-        if isinstance(self.head, PixelGuidance) and self.head.reads_prediction:
-            levels = self.context_encoder.features(images, self.head.encoder_layers, masks.context)
-            return levels, self.predictor(levels[-1], masks, self.head.predictor_layers), masks
-        context = self.context_encoder(images, masks.context)
-        return [context], self.predictor(context, masks), masks
+        wanted = self.guide.encoder_layers if self.guide else ()
+        levels = self.context_encoder.features(images, wanted or (-1,), masks.context)
+        return levels, self.predictor(levels[-1], masks, self.guide.predictor_layers if self.guide else ()), masks
 
-    def heard(self, levels: list[Tensor], predicted: Predicted) -> tuple[list[Tensor], Predicted]:
-        """What the head is given of `predict`; with `detached` its gradient ends here."""
-        if not self.detached:
-            return levels, predicted
-        inside = tuple(level.detach() for level in predicted.levels)
-        return [level.detach() for level in levels], predicted._replace(
-            targets=predicted.targets.detach(), levels=inside
-        )
+    def latent_terms(
+        self, images: Float[Tensor, "b 3 h w"], predicted: Predicted, masks: Masks, visible: float
+    ) -> Terms:
+        """The latent loss at hidden patches and, with a weight `visible`, at the context's own."""
+        terms: Terms = {}
+        if not (self.loss.latent or visible):
+            return terms
+        targets = self.targets(images)
+        if self.loss.latent:
+            wanted = gather(targets, masks.targets.flatten(1)).view(*masks.targets.shape, -1)
+            terms["loss_jepa"] = self.loss.latent, latent_loss(predicted.targets.float(), wanted, masks.valid)
+        if predicted.visible is not None:
+            distance = distance_to_nearest(masks.context, masks.targets, self.context_encoder.grid[1], masks.valid)
+            near = visible_loss(predicted.visible.float(), gather(targets, masks.context), distance)
+            terms["loss_visible"] = visible, near
+        return terms
 
-    def depth_maps(
-        self, images: Float[Tensor, "b 3 h w"], levels: Sequence[Tensor], predicted: Predicted, masks: Masks
-    ) -> dict[str, tuple[Float[Tensor, "b 1 h w"], Bool[Tensor, "b 1 h w"] | None]]:
-        """What a pixel head decodes, by what it reads (`predicted`, `dense`), whitened; and the pixels that count."""
-        assert isinstance(self.head, PixelGuidance)
-        found: dict[str, tuple[Tensor, Tensor | None]] = {}
-        if self.head.reads_prediction:
-            found["predicted"] = self.read_prediction(levels, predicted, masks)
-        if self.head.config.read != "predicted":
-            found["dense"] = self.head.read_dense(self.context_encoder, images, detached=self.detached), None
-        return found
+    def pixel_term(self, images: Float[Tensor, "b 3 h w"], predicted: Predicted, masks: Masks) -> Terms:
+        """The loss of hidden patches' pixels, where the predictor says them."""
+        if predicted.pixels is None:
+            return {}
+        patches = gather(patchify(images, self.context_encoder.patch_size), masks.targets.flatten(1))
+        patches = patches.view(*masks.targets.shape, -1)
+        return {"loss_pixel": (self.loss.pixel, pixel_loss(predicted.pixels.float(), patches, masks.valid))}
 
-    def read_prediction(
-        self, levels: Sequence[Tensor], predicted: Predicted, masks: Masks
-    ) -> tuple[Float[Tensor, "b 1 h w"], Bool[Tensor, "b 1 h w"]]:
-        """Decode what `predict` gave; of several target layers the last one is read."""
-        assert isinstance(self.head, PixelGuidance)
-        width = self.context_encoder.width
-        return self.head.read_prediction(levels, predicted.levels or (predicted.targets[..., -width:],), masks)
-
-    def spread(self, context: Float[Tensor, "b c d"], progress: float) -> dict[str, tuple[float, Tensor]]:
+    def spread_terms(self, context: Float[Tensor, "b c d"], generator: torch.Generator | None) -> Terms:
         """Terms against collapse, on the mean of each image's context tokens."""
         config = self.loss
-        terms: dict[str, tuple[float, Tensor]] = {}
+        terms: Terms = {}
         if not (config.variance or config.covariance or config.gaussian):
             return terms
         # In float32: what a batch's deviations fall short of is less than bf16 can tell.
@@ -216,8 +230,7 @@ class JEPA(nn.Module):
             if config.covariance:
                 terms["loss_covariance"] = config.covariance, covariance_loss(pooled)
             if config.gaussian:
-                # New ones each step, and the same ones when the step is done again.
-                generator = torch.Generator().manual_seed(round(progress * 2**40))
+                generator = generator or torch.Generator().manual_seed(0)
                 random = torch.randn(pooled.shape[1], config.gaussian_directions, generator=generator)
                 directions = F.normalize(random.to(pooled.device), dim=0)
                 terms["loss_gaussian"] = config.gaussian, gaussian_loss(pooled, directions)
@@ -225,28 +238,9 @@ class JEPA(nn.Module):
 
     @torch.no_grad()
     def targets(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n layers_d"]:
-        """Embeddings of the whole image by the target encoder, normalised layer by layer, side by side."""
-        found = [tokens.float() for tokens in self.target_encoder.features(images, self.layers)]
-        if self.loss.target_norm == "layer":
-            return torch.cat([F.layer_norm(tokens, tokens.shape[-1:]) for tokens in found], -1)
-        return torch.cat([(tokens - tokens.mean((0, 1))) / (tokens.std((0, 1)) + 1e-5) for tokens in found], -1)
-
-    def guide(
-        self, context: Float[Tensor, "b c d"], predicted: Float[Tensor, "b m k layers_d"], masks: Masks
-    ) -> tuple[Float[Tensor, "b channels rows cols"], Tensor]:
-        """Put context and predicted tokens back on the grid, project them; and the cells that count.
-
-        Of several target layers the last one is read: it is what the context tokens are.
-        """
-        assert isinstance(self.head, GuidanceHead)
-        grid, width = self.context_encoder.grid, self.context_encoder.width
-        tokens = torch.cat([context, predicted[..., -width:].flatten(1, 2).to(context.dtype)], 1)
-        index = torch.cat([masks.context, masks.targets.flatten(1)], 1)
-        valid = None
-        if masks.valid is not None:
-            valid = torch.cat([torch.ones_like(masks.context, dtype=torch.bool), masks.valid.flatten(1)], 1)
-        whole, coverage = reassemble(tokens, index, grid[0] * grid[1], valid)
-        return self.head(whole, coverage, grid), self.head.judged(coverage, grid)
+        """Embeddings of the whole image by the target encoder, layer-normalised layer by layer, side by side."""
+        found = [tokens.float() for tokens in self.target_encoder.features(images, self.target_layers)]
+        return torch.cat([F.layer_norm(tokens, tokens.shape[-1:]) for tokens in found], -1)
 
     @torch.no_grad()
     def after_step(self, momentum: float) -> None:

@@ -42,6 +42,11 @@ class Predicted(NamedTuple):
     visible: Float[Tensor, "b m c d"] | None = None
     levels: tuple[Float[Tensor, "b m k width"], ...] = ()  # of target patches inside the predictor, where asked for
 
+    def detach(self) -> Predicted:
+        """The same without its history: a gradient ends here."""
+        pixels, visible = (None if each is None else each.detach() for each in (self.pixels, self.visible))
+        return Predicted(self.targets.detach(), pixels, visible, tuple(level.detach() for level in self.levels))
+
 
 class Predictor(nn.Module):
     """Predict embeddings of `layers` layers of the target encoder, `pixels` values a patch, and visible tokens."""

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from depthjepa.losses import feature_depth_loss
+from depthjepa.losses import Latents, feature_depth_loss
 from depthjepa.masks import Masks
-from depthjepa.model.heads import GuidanceHead, Latents
+from depthjepa.model.decoders import LatentHead
 from depthjepa.model.jepa import Losses
 from depthjepa.model.vit import VisionTransformer
 
@@ -25,7 +25,7 @@ class Supervised(nn.Module):
 
     floor: float = 1.0  # set once the teacher's statistics are known
 
-    def __init__(self, encoder: VisionTransformer, depth_head: GuidanceHead | None, classes: int) -> None:
+    def __init__(self, encoder: VisionTransformer, depth_head: LatentHead | None, classes: int) -> None:
         super().__init__()
         self.context_encoder = encoder
         self.classes = classes
@@ -44,17 +44,18 @@ class Supervised(nn.Module):
         self,
         images: Float[Tensor, "b 3 h w"],
         masks: Masks | None = None,
-        teacher: Latents | None = None,
+        target: Latents | None = None,
         labels: Int64[Tensor, " b"] | None = None,
         progress: float = 1.0,
+        generator: torch.Generator | None = None,
     ) -> Losses:
         """Smooth-L1 depth loss and cross-entropy of the labels, and the sum of their ratios to a constant's."""
         tokens = self.context_encoder(images)
         parts: dict[str, Tensor] = {}
         total = tokens.new_zeros(())
-        if teacher is not None and "depth" in self.head:
+        if target is not None and "depth" in self.head:
             latents, _ = self.depth_latents(tokens)
-            parts["loss_depth"] = feature_depth_loss(latents.float(), teacher.values, teacher.valid)
+            parts["loss_depth"] = feature_depth_loss(latents.float(), target.values, target.valid)
             total = total + parts["loss_depth"] / self.floor
         if labels is not None and "classes" in self.head:
             logits = self.head["classes"](tokens.mean(1))
@@ -67,7 +68,7 @@ class Supervised(nn.Module):
     ) -> tuple[Float[Tensor, "b c rows cols"], Bool[Tensor, "b 1 rows cols"]]:
         """Latents of every cell, and that all of them count."""
         head, grid = self.head["depth"], self.context_encoder.grid
-        assert isinstance(head, GuidanceHead)
+        assert isinstance(head, LatentHead)
         everywhere = torch.ones(tokens.shape[:2], device=tokens.device)
         return head(tokens, everywhere, grid), head.judged(everywhere, grid)
 

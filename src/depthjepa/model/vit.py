@@ -186,8 +186,6 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention; tokens that are not `readable` (padding) are attended to by none."""
 
-    explicit = False  # spelled out with two matrix products: for counting operations, not for speed
-
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -200,20 +198,33 @@ class Attention(nn.Module):
         b, n, d = tokens.shape
         qkv = self.qkv(tokens).view(b, n, 3, self.heads, d // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        if self.explicit or self._spelled_out(query):
-            scores = (query * (d // self.heads) ** -0.5) @ key.transpose(-2, -1)
-            if readable is not None:
-                scores = scores.masked_fill(~readable, float("-inf"))
-            mixed = scores.softmax(-1) @ value
-        else:
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=readable)
+        attend = spelled_out_attention if self._spelled_out(query) else F.scaled_dot_product_attention
+        mixed = attend(query, key, value, attn_mask=readable)
         projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(b, n, d))
         return projected
 
     @staticmethod
     def _spelled_out(query: Float[Tensor, "b heads n d"]) -> bool:
-        """Whether two products beat the fused kernel: its backward is 3 to 6 times slower in bf16 on a CPU."""
-        return query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.shape[2] <= LONGEST_SPELLED_OUT
+        """Whether to take two products: the fused kernel's backward is 3 to 6 times slower in bf16 on a CPU.
+
+        On the meta device operations are counted, and torch's counter does not see the fused kernel.
+        """
+        bf16_on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
+        return query.is_meta or (bf16_on_cpu and query.shape[2] <= LONGEST_SPELLED_OUT)
+
+
+def spelled_out_attention(
+    query: Float[Tensor, "b heads n d"],
+    key: Float[Tensor, "b heads n d"],
+    value: Float[Tensor, "b heads n d"],
+    attn_mask: Bool[Tensor, "b 1 1 n"] | None = None,
+) -> Float[Tensor, "b heads n d"]:
+    """What `scaled_dot_product_attention` computes, as two matrix products."""
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, float("-inf"))
+    mixed: Tensor = scores.softmax(-1) @ value
+    return mixed
 
 
 class MLP(nn.Module):

@@ -140,7 +140,7 @@ def resolve(study: Study) -> dict[str, RunConfig]:
         try:
             _refuse_name(arm)
             _refuse_reserved(study, settings)
-            config = build_config(content | {"name": arm, "seed": 0}, [*study.settings, *settings])
+            config = build_config(content | {"name": arm, "seed": 0}, study.settings, settings)
             if study.minutes is not None:
                 config = _of_length(config, None)
             threads = config.train.threads or max(1, torch.get_num_threads() // study.side_by_side)

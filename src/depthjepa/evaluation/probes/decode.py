@@ -13,6 +13,7 @@ from depthjepa.evaluation.decoded import decode_table
 from depthjepa.evaluation.gathering import whole_views_text
 from depthjepa.evaluation.probes.depth import COLUMNS, map_figures, show_maps
 from depthjepa.evaluation.probes.task import DEPTH, Need, OwnTask, Picture, Probe, Section, Subject
+from depthjepa.guidance.config import PixelGuidance
 from depthjepa.runs import Run
 
 PIXEL_HEAD = Need(
@@ -34,6 +35,7 @@ def run(subject: Subject) -> Iterable[Probe]:
     assert saved is not None
     found = decode_table(config, saved, train, val, subject.where)
     shown, guidance = found.pictures, saved.config.guidance
+    assert isinstance(guidance, PixelGuidance)
     read = "predicted tokens" if guidance.read == "predicted" else "the tokens of the whole image"
     hidden = "pixels of target patches" if guidance.scope == "target" else "all pixels"
     protocol = f"the run's own head from {read}{f' on {hidden}' if guidance.read == 'predicted' else ''}"

@@ -13,7 +13,16 @@ from rich.progress import Progress
 from depthjepa.columns import Column
 from depthjepa.drawing import charts, figures
 from depthjepa.drawing.figures import Captioned
-from depthjepa.evaluation.gates import IMAGES, TITLES, Kind, few, overfit_gates, position_gate, readout_gates
+from depthjepa.evaluation.gates import (
+    HEAD_WIDTH,
+    IMAGES,
+    TITLES,
+    Kind,
+    few,
+    overfit_gates,
+    position_gate,
+    readout_gates,
+)
 from depthjepa.evaluation.gathering import whole_views_text
 from depthjepa.evaluation.probes.task import DEPTH, OwnTask, Picture, Probe, Section, Subject
 from depthjepa.faults import BadInput
@@ -40,7 +49,7 @@ def run(subject: Subject) -> Iterable[Probe]:
             found += fitted
             protocol += (
                 f"; overfit: R² within images, pixel by pixel, of {len(batch.images)} training images after at most "
-                f"{config.evaluation.gate_steps} steps, heads {config.evaluation.gate_head_width} wide (dpt "
+                f"{config.evaluation.gate_steps} steps, heads {HEAD_WIDTH} wide (dpt "
                 f"half of that), whole views, masks drawn anew each step and for judging"
             )
     content = TASK.table(train.source, protocol, [gate.row() for gate in found])

@@ -23,6 +23,7 @@ from depthjepa.evaluation.guidance import (
 )
 from depthjepa.evaluation.probes.task import OwnTask, Probe, Section, Subject, Task
 from depthjepa.evaluation.shortcuts import verdict
+from depthjepa.guidance.build import asks_network, is_control
 from depthjepa.method import build_encoder
 from depthjepa.runs import Run, tables_of
 
@@ -39,7 +40,7 @@ def run(subject: Subject) -> Iterable[Probe]:
     config, saved, against, where = subject.config, subject.saved, subject.against, subject.where
     assert saved is not None
     guided = config.guidance.kind != "none" and config.train.objective == "jepa"
-    network = config.guidance.kind == "feature" and config.guidance.teacher != "depth"
+    network = asks_network(config.guidance)
     if against is None and not (guided and (network or _has_depth(subject.train, subject.val))):
         return
     limits = replace(
@@ -58,7 +59,7 @@ def run(subject: Subject) -> Iterable[Probe]:
         twins = {RANDOM: twins[RANDOM], name: against.encoder(config.evaluation.which), **twins}
     layers = {name: layer_figures(each, config, train, val, known, judged, where) for name, each in twins.items()}
     text = f"{teacher.describe().name}; {views_text(train, val, ', views')}"
-    if config.guidance.kind != "none" and saved.whitening is not None and config.guidance.control == "none":
+    if config.guidance.kind != "none" and saved.whitening is not None and not is_control(config.guidance):
         figures = map_figures(config, saved, train, val, where)
         yield head_probe(config, figures, layers, train, text)
     yield layer_probe(LAYERS, "r2_within", layers, train, text)

@@ -108,7 +108,7 @@ def write_probe(result: Probe, saved: Checkpoint, which: str, out: Path | None =
         write_whole(out, to_json(result.table))
     if folder is not None:
         task, data = result.table["task"], result.table["data"]
-        own = source_name(build_config(RunFolder(folder).config()).data.root)
+        own = source_name(RunFolder(folder).config()["data"]["root"])
         elsewhere = "" if data == own else "-" + re.sub(r"\W+", "_", Path(data).name)
         name = f"probes/{task}{result.variant}{elsewhere}"
         write_whole(folder / f"{name}.json", to_json(result.table))

@@ -18,7 +18,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +30,13 @@ from torchvision.ops import roi_align
 
 from depthjepa.data.samples import Batch, Source
 from depthjepa.faults import BadInput
+from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.guidance.target import Description
-from depthjepa.guidance.teachers.loading import tiny_files
+from depthjepa.guidance.teachers.loading import teacher_kind
 from depthjepa.logbook import to_json, write_whole, writing
-from depthjepa.model.heads import GuidanceConfig, Latents
+from depthjepa.losses import Latents
 
 FORMAT = 1
-_DEPTHFM = ("teacher_steps", "teacher_attention", "teacher_seed", "teacher_output")
-SETTINGS = {
-    "depthfm": _DEPTHFM,
-    "depthfm-tiny": _DEPTHFM,
-    "huggingface": ("teacher_output", "teacher_layer"),
-}
 TOGETHER = 64  # images of a part: what is computed, checked and, after a kill, repeated together
 DONE = 1
 _SAMPLED = 64  # blocks of a file of weights that its fingerprint reads
@@ -119,7 +114,7 @@ class CachedTeacher:
         self.cache = cache
 
     def describe(self) -> Description:
-        return Description(**self.cache.facts.teacher)
+        return replace(Description(**self.cache.facts.teacher), cached_crops=self.cache.facts.crops)
 
     def to(self, device: torch.device) -> CachedTeacher:
         """Return the teacher as it is: latents are cut where the batch is."""
@@ -151,13 +146,11 @@ def cut(
 # what a cache is made of ----------------------------------------------------------------------------------
 
 
-def made_of(guidance: GuidanceConfig) -> dict[str, Any]:
+def made_of(guidance: FeatureGuidance) -> dict[str, Any]:
     """All that the latents depend on beside the images: the teacher, its weights and settings, the size it sees."""
-    places = {"teacher_checkpoint": guidance.teacher_checkpoint, "teacher_vae": guidance.teacher_vae}
-    if guidance.teacher == "depthfm-tiny":
-        places = dict(zip(places, map(str, tiny_files()), strict=True))
-    weights = {key: fingerprint(place) for key, place in places.items() if place is not None}
-    settings = {key: getattr(guidance, key) for key in SETTINGS.get(guidance.teacher, ())}
+    kind = teacher_kind(guidance.teacher)
+    weights = {key: fingerprint(str(place)) for key, place in kind.weights(guidance).items() if place is not None}
+    settings = {key: getattr(guidance, key) for key in kind.settings}
     return {"teacher": guidance.teacher, **weights, **settings, "size": guidance.teacher_size}
 
 
@@ -189,6 +182,18 @@ def hashes(names: Sequence[str]) -> UInt64[np.ndarray, " k"]:
     """One number for each name: two names of a million have the same with a probability of 3e-8."""
     whole = (name.encode("utf-8", "surrogateescape") for name in names)
     return np.frombuffer(b"".join(hashlib.blake2b(each, digest_size=8).digest() for each in whole), dtype=np.uint64)
+
+
+def cached_teacher(guidance: FeatureGuidance) -> CachedTeacher:
+    """Open the cache of a run; weights that are not named are taken for those it was made of. Raises `BadInput`."""
+    cache = open_cache(Path(guidance.cache or ""))
+    asked, there = made_of(guidance), dict(cache.facts.made_of)
+    for key in ("teacher_checkpoint", "teacher_vae"):
+        if key not in asked:
+            there.pop(key, None)
+    if differing := different(there, asked):
+        raise BadInput(f"guidance.cache={guidance.cache} holds latents of another teacher or size: {differing}")
+    return CachedTeacher(cache)
 
 
 def names_of(source: Source) -> list[str]:

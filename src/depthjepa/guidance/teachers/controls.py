@@ -14,8 +14,10 @@ Whitening, fitted on the control's own targets, gives all of them the teacher's 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from dataclasses import replace
 from itertools import pairwise
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -25,77 +27,85 @@ from torch import Tensor, nn
 from depthjepa import runtime
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput
-from depthjepa.guidance.target import Description, Teacher
-from depthjepa.guidance.teachers.depthfm.network import DepthFM
-from depthjepa.guidance.teachers.ground_truth import PARTS, DepthTeacher
-from depthjepa.model.heads import Control, Latents
+from depthjepa.guidance.target import Description, Teacher, luminance
+from depthjepa.losses import Latents
 
-LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
+NONE = "none"
 RANDOM_WIDTH = 32  # of the random network; twice that before its output
 PIXELS = 4  # of the image, along a cell, that the random network sees
 
 
-def build_control(teacher: Teacher, control: Control, seed: int) -> Teacher:
-    """Put a control in the teacher's place; `none` is the teacher itself.
+@runtime_checkable
+class TellsPictures(Protocol):
+    """A teacher that may be able to tell the image itself in the way in which it tells depth."""
+
+    @property
+    def has_picture(self) -> bool:
+        """Whether it is: features have no like of the image."""
+        ...
+
+    def picture(self, batch: Batch, cells: tuple[int, int]) -> Latents:
+        """The image as latents at about `cells` (rows, columns)."""
+        ...
+
+
+def build_control(teacher: Teacher, control: str, seed: int) -> Teacher:
+    """Put a control in the teacher's place, `none`: the teacher itself.
 
     Raises `BadInput` where a teacher has no picture of its own kind to give instead of depth.
     """
-    if control == "none":
-        return teacher
-    if control == "random":
-        return RandomNetwork(teacher, seed)
-    if control == "another":
-        return AnotherImage(teacher)
-    if control == "mean":
-        return MeanMap(teacher)
-    if not (teacher.describe().channels == 1 or _has_picture(teacher)):
-        raise BadInput(
-            f"guidance.control=image: {teacher.describe().name} gives features or cached latents, which have no like "
-            f"of the image; take another control, the teacher's depth, or no guidance.cache"
-        )
-    return ImageItself(teacher)
+    return teacher if control == NONE else CONTROLS[control](teacher, seed)
 
 
-def beneath(teacher: Teacher | None) -> Teacher | None:
-    """The teacher itself where a control stands in its place."""
-    return teacher.teacher if isinstance(teacher, ImageItself | RandomNetwork | AnotherImage | MeanMap) else teacher
+class Control(ABC):
+    """What stands in a teacher's place. It is described as the teacher is, but for its name."""
+
+    def __init__(self, teacher: Teacher, seed: int = 0) -> None:
+        self.teacher = teacher
+
+    @abstractmethod
+    def describe(self) -> Description: ...
+
+    @abstractmethod
+    def batch_latents(self, batch: Batch, cells: tuple[int, int]) -> Latents:
+        """Latents in the place of the teacher's."""
+
+    def to(self, device: torch.device) -> Control:
+        """Move the networks; returns the control itself."""
+        self.teacher = self.teacher.to(device)
+        return self
 
 
-def _has_picture(teacher: Teacher) -> bool:
-    return isinstance(teacher, DepthTeacher) or (isinstance(teacher, DepthFM) and teacher.output == "depth")
-
-
-@dataclass(frozen=True, slots=True)
-class ImageItself:
+class ImageItself(Control):
     """The image where the teacher tells depth; the same cells count."""
 
-    teacher: Teacher
+    def __init__(self, teacher: Teacher, seed: int = 0) -> None:
+        super().__init__(teacher, seed)
+        if teacher.describe().channels != 1 and not _has_picture(teacher):
+            raise BadInput(
+                f"guidance.control=image: {teacher.describe().name} gives features or cached latents, which have no "
+                f"like of the image; take another control, the teacher's depth, or no guidance.cache"
+            )
 
     def describe(self) -> Description:
         return replace(self.teacher.describe(), name=f"image as {self.teacher.describe().name}", unit="brightness")
 
-    def to(self, device: torch.device) -> ImageItself:
-        """Move the teacher's networks."""
-        return ImageItself(self.teacher.to(device))
-
     def batch_latents(self, batch: Batch, cells: tuple[int, int]) -> Latents:
-        if isinstance(self.teacher, DepthFM):
-            values = self.teacher.image_latents(self.teacher.resized(batch, cells))
-            return Latents(values, torch.ones_like(values, dtype=torch.bool))
-        weights = torch.tensor(LUMINANCE, device=batch.images.device)[:, None, None]
-        luminance = (batch.images * weights).sum(1, keepdim=True)
-        if isinstance(self.teacher, DepthTeacher):
-            parts = F.adaptive_avg_pool2d(luminance, (PARTS * cells[0], PARTS * cells[1]))
-            return Latents(F.pixel_unshuffle(parts, PARTS), self.teacher.batch_latents(batch, cells).valid)
-        values = F.adaptive_avg_pool2d(luminance, cells)
+        if isinstance(self.teacher, TellsPictures) and self.teacher.has_picture:
+            return self.teacher.picture(batch, cells)
+        values = F.adaptive_avg_pool2d(luminance(batch.images), cells)
         return Latents(values, torch.ones_like(values, dtype=torch.bool))
 
 
-class RandomNetwork:
+def _has_picture(teacher: Teacher) -> bool:
+    return isinstance(teacher, TellsPictures) and teacher.has_picture
+
+
+class RandomNetwork(Control):
     """Three random convolutions over four pixels a cell; the cells count that the depth teacher would give."""
 
-    def __init__(self, teacher: Teacher, seed: int) -> None:
-        self.teacher = teacher
+    def __init__(self, teacher: Teacher, seed: int = 0) -> None:
+        super().__init__(teacher, seed)
         widths = (3, RANDOM_WIDTH, 2 * RANDOM_WIDTH, teacher.describe().channels)
         with runtime.seeded(seed, "random teacher"):
             first = nn.Conv2d(widths[0], widths[1], 3, padding=1, padding_mode="reflect")
@@ -111,11 +121,10 @@ class RandomNetwork:
     def describe(self) -> Description:
         return replace(self.teacher.describe(), name="random network", unit="none", direction="undirected")
 
-    def to(self, device: torch.device) -> RandomNetwork:
-        """Move the networks; returns the teacher itself."""
+    def to(self, device: torch.device) -> Control:
+        """Move both networks; returns the control itself."""
         self.network.to(device)
-        self.teacher = self.teacher.to(device)
-        return self
+        return super().to(device)
 
     def batch_latents(self, batch: Batch, cells: tuple[int, int]) -> Latents:
         size = PIXELS * cells[0], PIXELS * cells[1]
@@ -127,18 +136,11 @@ class RandomNetwork:
         return Latents(values, torch.ones_like(values, dtype=torch.bool))
 
 
-@dataclass(frozen=True, slots=True)
-class AnotherImage:
+class AnotherImage(Control):
     """Each image gets the latents of its neighbour in the batch."""
-
-    teacher: Teacher
 
     def describe(self) -> Description:
         return replace(self.teacher.describe(), name=f"{self.teacher.describe().name} of another image")
-
-    def to(self, device: torch.device) -> AnotherImage:
-        """Move the teacher's networks."""
-        return AnotherImage(self.teacher.to(device))
 
     def batch_latents(self, batch: Batch, cells: tuple[int, int]) -> Latents:
         own = self.teacher.batch_latents(batch, cells)
@@ -147,18 +149,11 @@ class AnotherImage:
         return Latents(own.values.roll(1, 0), own.valid.roll(1, 0))
 
 
-@dataclass(frozen=True, slots=True)
-class MeanMap:
+class MeanMap(Control):
     """Each image gets the mean of the batch; a cell counts where an image of the batch knows it."""
-
-    teacher: Teacher
 
     def describe(self) -> Description:
         return replace(self.teacher.describe(), name=f"mean map of {self.teacher.describe().name}")
-
-    def to(self, device: torch.device) -> MeanMap:
-        """Move the teacher's networks."""
-        return MeanMap(self.teacher.to(device))
 
     def batch_latents(self, batch: Batch, cells: tuple[int, int]) -> Latents:
         own = self.teacher.batch_latents(batch, cells)
@@ -166,3 +161,11 @@ class MeanMap:
         count = known.sum(0, keepdim=True)
         mean = torch.where(known, own.values, 0.0).sum(0, keepdim=True) / count.clamp(min=1)
         return Latents(mean.expand_as(own.values), (count > 0).expand_as(own.values))
+
+
+CONTROLS: dict[str, type[Control]] = {
+    "image": ImageItself,
+    "random": RandomNetwork,
+    "another": AnotherImage,
+    "mean": MeanMap,
+}

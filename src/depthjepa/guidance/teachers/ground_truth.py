@@ -20,8 +20,10 @@ from torch import Tensor
 from depthjepa.data.samples import Batch
 from depthjepa.depth import Numbers, below_unmeasured, disparity, pool_valid, to_numbers, valid
 from depthjepa.faults import BadInput
-from depthjepa.guidance.target import Description
-from depthjepa.model.heads import Latents
+from depthjepa.guidance.config import FeatureGuidance
+from depthjepa.guidance.target import Description, luminance
+from depthjepa.guidance.teachers.loading import TeacherKind
+from depthjepa.losses import Latents
 
 PARTS = 2  # of a cell, along each side
 
@@ -42,6 +44,16 @@ class DepthTeacher:
         apparent = disparity(batch.depth) * batch.zoom[:, None, None, None]
         parts, share = pool_valid(apparent, valid(batch.depth), (PARTS * cells[0], PARTS * cells[1]))
         return Latents(F.pixel_unshuffle(parts, PARTS), F.pixel_unshuffle(share, PARTS) > 0)
+
+    @property
+    def has_picture(self) -> bool:
+        """It can tell the image itself as it tells depth."""
+        return True
+
+    def picture(self, batch: Batch, cells: tuple[int, int]) -> Latents:
+        """The image told as depth is: its luminance in four parts a cell, where depth would count."""
+        parts = F.adaptive_avg_pool2d(luminance(batch.images), (PARTS * cells[0], PARTS * cells[1]))
+        return Latents(F.pixel_unshuffle(parts, PARTS), self.batch_latents(batch, cells).valid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +96,16 @@ class DepthPixels:
 def to_disparity(latents: Float[Tensor, "b 4 rows cols"]) -> Float[Tensor, "b 1 2*rows 2*cols"]:
     """Invert the latent: disparity [1/m] at four times the patch grid."""
     return F.pixel_shuffle(latents, PARTS)
+
+
+def build(guidance: FeatureGuidance) -> DepthTeacher:
+    """Return the teacher; raises `BadInput` for weights, of which it has none."""
+    if guidance.teacher_checkpoint is not None or guidance.teacher_vae is not None:
+        raise BadInput(
+            f"guidance.teacher_checkpoint and guidance.teacher_vae are for teachers that are networks, not for "
+            f"guidance.teacher={guidance.teacher}"
+        )
+    return DepthTeacher()
+
+
+TEACHER = TeacherKind(build)

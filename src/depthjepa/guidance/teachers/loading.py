@@ -1,67 +1,69 @@
-"""Teachers by their names, for use from Python."""
+"""What there is to know of a teacher beside its name, and loading one by its name."""
 
 from __future__ import annotations
 
-from importlib import resources
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from depthjepa.faults import BadInput, nearest
-from depthjepa.guidance.teachers.depthfm.network import Attention, DepthFM, load_depthfm
-from depthjepa.guidance.teachers.fit import AUTOENCODER, CHECKPOINT
-from depthjepa.guidance.teachers.transformers_depth import HuggingFaceDepth, Output, load_huggingface
-
-NETWORKS = ("depthfm", "depthfm-tiny", "huggingface")
+from depthjepa.guidance.config import FeatureGuidance
+from depthjepa.guidance.target import Teacher
+from depthjepa.guidance.teachers.table import TEACHERS
 
 
-def tiny_files() -> tuple[Path, Path]:
-    """Checkpoint and autoencoder of `depthfm-tiny`, which this package brings along."""
-    place = Path(str(resources.files("depthjepa.guidance.teachers.depthfm"))) / "tiny"
-    return place / CHECKPOINT, place / AUTOENCODER
+@dataclass(frozen=True, slots=True)
+class TeacherKind:
+    """What there is to know of a teacher beside its name.
+
+    `build` makes it of the keys `guidance.teacher_*`, `load` of Python's arguments (`depthjepa.load_teacher`); both
+    raise `BadInput`. `settings` are the keys that change its latents, and `weights` the files that do: a cache of
+    latents remembers both.
+    """
+
+    build: Callable[[FeatureGuidance], Teacher]
+    load: Callable[..., Any] | None = None  # None: it is no network by itself
+    settings: tuple[str, ...] = ()
+    weights: Callable[[FeatureGuidance], Mapping[str, str | Path | None]] = lambda _: {}
+
+    @property
+    def is_network(self) -> bool:
+        """Whether it sees images alone; otherwise it reads the depth of the data."""
+        return self.load is not None
 
 
-def load_teacher(
-    name: str,
-    *,
-    checkpoint: str | Path | None = None,
-    vae: str | Path | None = None,
-    steps: int = 2,
-    attention: Attention = "plain",
-    ensemble: int = 1,
-    seed: int = 0,
-    output: Output = "depth",
-    layer: int | None = None,
-    side: int | None = None,
-) -> DepthFM | HuggingFaceDepth:
+def teacher_kind(name: str) -> TeacherKind:
+    """What there is to know of a teacher; raises `BadInput` for a name that no row has."""
+    kind = TEACHERS.load(name)
+    assert isinstance(kind, TeacherKind)
+    return kind
+
+
+def networks() -> tuple[str, ...]:
+    """Names of the teachers that are networks: of these `depthjepa teach` can keep the latents."""
+    return tuple(name for name in TEACHERS.names if teacher_kind(name).is_network)
+
+
+def load_teacher(name: str, **settings: Any) -> Any:
     """Load a frozen depth network: `teacher.describe()`, `teacher.latents(images)` of images [b, 3, h, w] in [0, 1].
 
-    `name` is `depthfm` (`checkpoint`, `vae`, `steps`, `attention`, `ensemble`, `seed`, `output`: see `load_depthfm`),
-    `depthfm-tiny` (the same, with weights of its own) or `huggingface` (`checkpoint`: a folder or hub id; `output`,
-    `layer`, `side`: see `load_huggingface`).
+    `name` is a row of `TEACHERS` that is a network; `settings` are the arguments of its own loader. `depthfm`: see
+    `depthfm.network.load_depthfm` (`checkpoint`, `vae`, `steps`, `attention`, `ensemble`, `seed`, `output`);
+    `depthfm-tiny`: the same without `checkpoint` and `vae`; `huggingface`: see `transformers_depth.load_huggingface`
+    (`checkpoint`, `output`, `layer`, `side`).
 
-    Raises `BadInput`, also for arguments of the other kind.
+    Raises `BadInput`, also for an argument that this teacher does not take or lacks.
     """
-    if name not in NETWORKS:
-        raise BadInput(f"there is no teacher network {name!r}{nearest(name, NETWORKS)}: {', '.join(NETWORKS)}")
-    if name == "huggingface":
-        if vae is not None or (steps, attention, ensemble, seed) != (2, "plain", 1, 0):
-            raise BadInput("vae, steps, attention, ensemble and seed are for the teacher depthfm, not for huggingface")
-        if checkpoint is None:
-            raise BadInput(
-                "the teacher huggingface needs checkpoint: a folder or hub id of a depth network, such as "
-                "depth-anything/Depth-Anything-V2-Small-hf"
-            )
-        return load_huggingface(checkpoint, output=output, layer=layer, side=side)
-    if (layer, side) != (None, None):
-        raise BadInput(f"layer and side are for the teacher huggingface, not for {name}")
-    if name == "depthfm-tiny":
-        if checkpoint is not None or vae is not None:
-            raise BadInput("the teacher depthfm-tiny has weights of its own: others are for the teacher depthfm")
-        checkpoint, vae = tiny_files()
-    if checkpoint is None or vae is None:
-        raise BadInput(
-            "the teacher depthfm needs checkpoint (released as depthfm-v1.ckpt) and vae (the autoencoder of Stable "
-            "Diffusion 1.5: a folder or hub id)"
-        )
-    return load_depthfm(
-        checkpoint, vae, steps=steps, attention=attention, ensemble=ensemble, seed=seed, output=output, name=name
-    )
+    if name not in (known := networks()):
+        raise BadInput(f"there is no teacher network {name!r}{nearest(name, known)}: {', '.join(known)}")
+    load = teacher_kind(name).load
+    assert load is not None
+    taken = {key: each for key, each in inspect.signature(load).parameters.items() if key != "name"}
+    for key in settings:
+        if key not in taken:
+            raise BadInput(f"the teacher {name} takes no {key!r}{nearest(key, taken)}: it has {', '.join(taken)}")
+    if lacking := [key for key, each in taken.items() if each.default is each.empty and settings.get(key) is None]:
+        raise BadInput(f"the teacher {name} needs {' and '.join(lacking)}: {TEACHERS.row(name).about}")
+    return load(**settings)

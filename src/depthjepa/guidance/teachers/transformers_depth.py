@@ -31,8 +31,10 @@ from depthjepa import runtime
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput, nearest
 from depthjepa.formats.weights import few
+from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.guidance.target import Description
-from depthjepa.model.heads import Latents
+from depthjepa.guidance.teachers.loading import TeacherKind
+from depthjepa.losses import Latents
 from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN
 
 Output = Literal["depth", "features"]
@@ -283,14 +285,30 @@ class HuggingFaceDepth:
         return state[:, -rows * columns :].transpose(1, 2).reshape(len(pixels), -1, rows, columns)
 
 
+def build(guidance: FeatureGuidance) -> HuggingFaceDepth:
+    """Load the network that `guidance.teacher_checkpoint` names; raises `BadInput`."""
+    if guidance.teacher_checkpoint is None:
+        raise BadInput(
+            "guidance.teacher=huggingface needs guidance.teacher_checkpoint: a folder or hub id of a depth "
+            "network, such as depth-anything/Depth-Anything-V2-Small-hf"
+        )
+    return load_huggingface(guidance.teacher_checkpoint, output=guidance.teacher_output, layer=guidance.teacher_layer)
+
+
+def weights(guidance: FeatureGuidance) -> dict[str, str | Path | None]:
+    """The files that decide what it says."""
+    return {"teacher_checkpoint": guidance.teacher_checkpoint, "teacher_vae": guidance.teacher_vae}
+
+
 def load_huggingface(
-    source: str | Path, *, output: Output = "depth", layer: int | None = None, side: int | None = None
+    checkpoint: str | Path, *, output: Output = "depth", layer: int | None = None, side: int | None = None
 ) -> HuggingFaceDepth:
     """Load a depth network of transformers on the CPU, in float32, from safetensors only.
 
     Args:
-        source: a folder as `save_pretrained` writes it, or a hub id such as depth-anything/Depth-Anything-V2-Small-hf.
-            A `preprocessor_config.json` beside it says how images are rescaled and normalised.
+        checkpoint: a folder as `save_pretrained` writes it, or a hub id such as
+            depth-anything/Depth-Anything-V2-Small-hf. A `preprocessor_config.json` beside it says how images are
+            rescaled and normalised.
         output: `depth`, one channel, larger = nearer; `features`, a hidden state of the encoder.
         layer: for `features`, the block (for GLPN the stage), from 0, negative from the end; two thirds deep by
             default.
@@ -309,6 +327,7 @@ def load_huggingface(
         raise BadInput(f"layer={layer} is for output=features; output=depth takes the whole network")
     if side is not None and side < 1:
         raise BadInput(f"side={side} is not possible for a depth network: give 1 pixel or more")
+    source = checkpoint
     transformers = _transformers()
     config = _load_config(transformers, source)
     row = family(config)
@@ -440,3 +459,6 @@ def _transformers() -> Any:
     except ImportError as fault:
         raise BadInput("this teacher needs transformers: pip install 'depthjepa[teachers]'") from fault
     return transformers
+
+
+TEACHER = TeacherKind(build, load_huggingface, ("teacher_output", "teacher_layer"), weights)

@@ -32,7 +32,7 @@ from depthjepa.formats.files import read_torch
 from depthjepa.formats.weights import few, refuse_misfit
 from depthjepa.guidance.target import Description
 from depthjepa.guidance.teachers.depthfm.layout import CHANNELS, released_keys, unet_config
-from depthjepa.model.heads import Latents
+from depthjepa.losses import Latents
 from depthjepa.runtime import generator
 
 Attention = Literal["plain", "rescaled"]
@@ -107,6 +107,16 @@ class DepthFM:
         """Latents (or features) of a batch's crops, resized to the sides nearest to a latent cell a cell (`sides`)."""
         give = self.middle_block if self.output == "features" else self.latents
         values = give(self.resized(batch, cells), index=batch.index)
+        return Latents(values, torch.ones_like(values, dtype=torch.bool))
+
+    @property
+    def has_picture(self) -> bool:
+        """Whether it can tell the image itself as it tells depth: features of the middle block cannot be had of it."""
+        return self.output == "depth"
+
+    def picture(self, batch: Batch, cells: tuple[int, int]) -> Latents:
+        """The latent of the picture, where `batch_latents` has that of its depth."""
+        values = self.image_latents(self.resized(batch, cells))
         return Latents(values, torch.ones_like(values, dtype=torch.bool))
 
     def resized(self, batch: Batch, cells: tuple[int, int]) -> Float[Tensor, "b 3 h w"]:

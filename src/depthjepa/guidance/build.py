@@ -1,0 +1,93 @@
+"""From the configuration of guidance to the teacher, the guide and the target: the only switch on its kind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from depthjepa.data.samples import Source
+from depthjepa.faults import BadInput
+from depthjepa.guidance.config import FeatureGuidance, NoGuidance, PixelGuidance
+from depthjepa.guidance.feature import FeatureGuide, build_feature_guide
+from depthjepa.guidance.pixel import PixelGuide, build_pixel_guide
+from depthjepa.guidance.target import Target, Teacher
+from depthjepa.guidance.teachers.cache import cached_teacher, names_of, open_cache
+from depthjepa.guidance.teachers.controls import build_control
+from depthjepa.guidance.teachers.ground_truth import DepthPixels
+from depthjepa.guidance.teachers.loading import teacher_kind
+from depthjepa.model.jepa import Guide
+from depthjepa.model.predictor import PredictorConfig
+from depthjepa.model.vit import VisionTransformer
+
+Guidance = NoGuidance | FeatureGuidance | PixelGuidance
+AnyGuide = FeatureGuide | PixelGuide
+
+
+def build_guidance_teacher(config: Guidance, *, has_depth: bool, root: str, seed: int) -> Teacher | None:
+    """The teacher, or the control in its place; None without guidance. `root` names the data in messages.
+
+    Raises `BadInput` where it cannot be had, or needs depth and the data have none.
+    """
+    match config:
+        case FeatureGuidance():
+            kind = teacher_kind(config.teacher)
+            if not (has_depth or kind.is_network):
+                raise BadInput(
+                    f"guidance.teacher={config.teacher} needs depth, but data.root={root} has none: give an RGB-D "
+                    f"folder or `scenes`, or take guidance.kind=none"
+                )
+            teacher = kind.build(config) if config.cache is None else cached_teacher(config)
+            return build_control(teacher, config.control, seed)
+        case PixelGuidance():
+            if not has_depth:
+                raise BadInput(
+                    f"guidance.kind=pixel needs depth, but data.root={root} has none: give an RGB-D folder or "
+                    f"`scenes`, or let a depth network teach (guidance.kind=feature)"
+                )
+            return DepthPixels(config.target, config.nearest, config.farthest, config.zoom_aware, config.sky > 0)
+        case NoGuidance():
+            return None
+
+
+def build_guide(
+    config: Guidance, encoder: VisionTransformer, predictor: PredictorConfig, channels: int, seed: int
+) -> AnyGuide | None:
+    """The guide at its initial weights, for a teacher of so many channels; None without guidance."""
+    match config:
+        case FeatureGuidance():
+            return build_feature_guide(config, encoder.width, channels, seed)
+        case PixelGuidance():
+            return build_pixel_guide(config, encoder, predictor.depth, predictor.width, seed)
+        case NoGuidance():
+            return None
+
+
+def build_guidance_target(
+    config: Guidance, guide: Guide, teacher: Teacher, grid: tuple[int, int], size: tuple[int, int]
+) -> Target:
+    """What the guide is to say, not yet fitted; for a patch grid and an image size in pixels."""
+    assert not isinstance(config, NoGuidance)
+    return Target(teacher, config.cells(grid, size), config.centre, config.clip, guide.compare)
+
+
+def asks_network(config: Guidance) -> bool:
+    """Whether a depth network guides: it can be asked about any image, with or without depth."""
+    return isinstance(config, FeatureGuidance) and teacher_kind(config.teacher).is_network
+
+
+def asked_directly(config: Guidance, *, control: bool = False) -> Guidance:
+    """The same guidance without a cache, which may lack images, and (unless `control`) by the teacher itself."""
+    if not isinstance(config, FeatureGuidance):
+        return config
+    return replace(config, cache=None, control=config.control if control else "none")
+
+
+def is_control(config: Guidance) -> bool:
+    """Whether something else stands in the teacher's place."""
+    return isinstance(config, FeatureGuidance) and config.control != "none"
+
+
+def refuse_images_without_latents(config: Guidance, source: Source) -> None:
+    """Find out before the first step whether the cache of a run has the latents of all its images."""
+    if isinstance(config, FeatureGuidance) and config.cache is not None:
+        open_cache(Path(config.cache)).rows(names_of(source))
