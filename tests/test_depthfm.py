@@ -469,5 +469,5 @@ def test_it_is_loaded_by_its_name(parity):
         depthjepa.load_teacher("depthfn", **files)
     with pytest.raises(BadInput, match=r"the teacher depthfm needs vae: .* and vae"):
         depthjepa.load_teacher("depthfm", checkpoint=files["checkpoint"])
-    with pytest.raises(BadInput, match="the teacher depthfm takes no 'layer'.*: it has checkpoint, vae, steps"):
+    with pytest.raises(BadInput, match=r"the teacher depthfm takes no 'layer'.*: it has checkpoint, vae, steps"):
         depthjepa.load_teacher("depthfm", **files, layer=2)

@@ -539,7 +539,8 @@ def test_shipped_studies_resolve(name: str, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "releases").symlink_to(Path(__file__).parents[1] / "releases")
     study = load_study(name)
-    if any(
+    cached = any("guidance.cache=latents" in each for each in (study.settings, *study.arms.values()))
+    if cached:  # which is to be computed first
         "guidance.cache=latents" in each for each in (study.settings, *study.arms.values())
     ):  # which is to be computed first
         pytest.importorskip("diffusers", reason="depthfm-tiny needs the extra `teachers`")
