@@ -541,8 +541,6 @@ def test_shipped_studies_resolve(name: str, tmp_path: Path, monkeypatch: pytest.
     study = load_study(name)
     cached = any("guidance.cache=latents" in each for each in (study.settings, *study.arms.values()))
     if cached:  # which is to be computed first
-        "guidance.cache=latents" in each for each in (study.settings, *study.arms.values())
-    ):  # which is to be computed first
         pytest.importorskip("diffusers", reason="depthfm-tiny needs the extra `teachers`")
         settings = ("guidance.kind=feature", "guidance.teacher=depthfm-tiny", "guidance.teacher_size=128")
         teach(build_config({}, ["data.root=imagenette128", *settings]), tmp_path / "latents")
