@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from depthjepa.data.order import evenly
 from depthjepa.data.samples import Batch
 from depthjepa.data.transforms import as_bytes
-from depthjepa.evaluation import classification, readout
+from depthjepa.evaluation import classification, readout, ridge
 from depthjepa.evaluation.classification import (
     Standardiser,
     chance,
@@ -226,7 +226,7 @@ def dense_ridge(encode: Callable[[torch.Tensor], torch.Tensor], parts: list[Batc
 @pytest.mark.parametrize("holes", [0.0, 0.4])
 @pytest.mark.parametrize("strength", [1e-3, 1.0])
 def test_the_readout_is_the_masked_ridge(holes: float, strength: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readout, "STRENGTHS", (strength,))
+    monkeypatch.setattr(ridge, "STRENGTHS", (strength,))
     parts = batches(50, holes=holes, size=8)
     fitted = fit_readout(patches, parts, PATCH)
     found = [fitted.predict(patches(part.images), ROWS, COLS) for part in parts]
@@ -244,10 +244,10 @@ def test_the_strength_is_the_best_on_images_that_were_not_fitted(monkeypatch: py
         return Batch(torch.arange(len(images)), images, whole.depth[chosen], whole.zoom[chosen], whole.labels[chosen])
 
     chosen = fit_readout(patches, parts, PATCH).strength
-    strengths, errors = readout.STRENGTHS, {}
+    strengths, errors = ridge.STRENGTHS, {}
     truth, known = readout.cells_of(part(aside), 2 * ROWS, 2 * COLS)
     for strength in strengths:
-        monkeypatch.setattr(readout, "STRENGTHS", (strength,))
+        monkeypatch.setattr(ridge, "STRENGTHS", (strength,))
         inner = fit_readout(patches, [part(~aside)], PATCH)  # with one strength nothing is left to choose
         guess = inner.predict(patches(part(aside).images), ROWS, COLS)
         errors[strength] = float((guess - truth)[known].square().sum())

@@ -16,7 +16,7 @@ from depthjepa.checkpoint import Checkpoint
 from depthjepa.config import RunConfig
 from depthjepa.evaluation import guidance
 from depthjepa.evaluation.gathering import Views
-from depthjepa.evaluation.guidance import Sums, head_did_it_alone, layer_figures, load_guided, pull_on_encoder
+from depthjepa.evaluation.guidance import head_did_it_alone, layer_figures, load_guided, pull_on_encoder
 from depthjepa.evaluation.pictures import picture_masks
 from depthjepa.evaluation.probes import Subject
 from depthjepa.evaluation.probes.guidance import TASK
@@ -68,20 +68,7 @@ def guidance_tables(config: RunConfig, saved: Checkpoint, against: Checkpoint | 
     return [result.table for result in TASK.run(subject)]
 
 
-# the ridge ------------------------------------------------------------------------------------------------
-
-
-def test_sums_are_those_of_a_ridge_on_standardised_tokens() -> None:
-    tokens, cells = 3 * noise(0, 200, 5) + 1, noise(1, 200, 2)
-    tokens[:, 4] = 7.0  # a channel that does not vary changes nothing
-    sums = Sums.of(tokens[:120], cells[:120]) + Sums.of(tokens[120:], cells[120:])
-    weight = sums.solve(0.3)
-    x, y = tokens[:, :4].double(), cells.double()
-    z, centred = (x - x.mean(0)) / x.std(0, correction=0), y - y.mean(0)
-    expected = torch.linalg.solve(z.T @ z / 200 + 0.3 * torch.eye(4), z.T @ centred / 200)
-    told = F.pad(tokens.double(), (0, 1), value=1.0) @ weight
-    torch.testing.assert_close(told, z @ expected + y.mean(0), atol=1e-6, rtol=1e-5)
-    assert sums.error(weight) == pytest.approx(float((told - y).square().sum()), rel=1e-8)
+# what blocks know ------------------------------------------------------------------------------------------
 
 
 def planted(pairs: Path, monkeypatch: pytest.MonkeyPatch, features: Any) -> list[dict[str, float]]:

@@ -20,7 +20,7 @@ from depthjepa.config import RunConfig
 from depthjepa.data.samples import Batch
 from depthjepa.depth import disparity, valid
 from depthjepa.evaluation.depth_probe import DepthTable, evaluate_depth
-from depthjepa.evaluation.readout import MeanMap, Predict
+from depthjepa.evaluation.readout import CellMeans, MeanMap, Predict
 from depthjepa.faults import BadInput
 from depthjepa.formats.weights import load_strictly
 from depthjepa.guidance.pixel import PixelGuide
@@ -141,17 +141,10 @@ def judged_by_masks(batches: Iterable[Batch], config: RunConfig, method: JEPA, w
 
 def pixel_mean_map(batches: Iterable[Batch], size: tuple[int, int]) -> MeanMap:
     """Mean disparity [1/m] of every pixel over the training images, and the range of disparities met."""
-    total, count = torch.zeros(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
-    low, high = torch.inf, 0.0
+    means = CellMeans(*size)
     for batch in batches:
         assert batch.depth is not None
-        known = valid(batch.depth)[:, 0].cpu()
-        near = disparity(batch.depth)[:, 0].cpu()
-        total += near.double().sum(0)
-        count += known.sum(0)
-        if known.any():
-            low, high = min(low, float(near[known].min())), max(high, float(near[known].max()))
-    if not count.any():
+        means.add(disparity(batch.depth), valid(batch.depth))
+    if not means.count.any():
         raise BadInput("there are no training images with valid depth")
-    values = torch.where(count > 0, total / count.clamp(min=1), total.sum() / count.sum())
-    return MeanMap(values.float(), low, high)
+    return means.mean_map()

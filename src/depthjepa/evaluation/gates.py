@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from depthjepa.evaluation.decoded import dense_metres, pixel_guide, pixel_mean_m
 from depthjepa.evaluation.depth_probe import depth_table
 from depthjepa.evaluation.features import Encode, OfBatch, tokens_of
 from depthjepa.evaluation.gathering import RANDOM, Views, encode_with
+from depthjepa.evaluation.ridge import Ridge
 from depthjepa.grid import patchify, reassemble
 from depthjepa.guidance.config import NoGuidance, PixelGuidance
 from depthjepa.guidance.target import Whitening
@@ -53,6 +54,7 @@ DRAWS = 4  # of masks that the overfitted are judged under
 LR = 2e-3
 POSITION = 0.9
 POSITION_IMAGES = 128
+POSITION_STRENGTH = 1e-4  # of the ridge
 MARGIN = 0.02
 HEAD_WIDTH = 128  # of the hidden layers of heads that are overfitted
 
@@ -205,22 +207,20 @@ def predicted_tokens(config: RunConfig, saved: Checkpoint, where: torch.device) 
 def position_gate(config: RunConfig, encoder: VisionTransformer, where: torch.device) -> Gate:
     """R² of a ridge from tokens to the row and column of their patch, on validation images."""
     encode = encode_with(encoder, where, config.evaluation.precision)
-
-    def tokens(split: Split) -> Float[Tensor, "images n d"]:
-        views = few(config, split, POSITION_IMAGES)
-        return torch.cat([tokens_of(encode, batch).cpu().double() for batch in views()])
-
     sides = (torch.arange(side, dtype=torch.float64) for side in config.grid)
     place = torch.stack(torch.meshgrid(*sides, indexing="ij"), -1).view(-1, 2)
     place = (place - place.mean(0)) / place.std(0).clamp(min=1e-9)
-    known, judged = tokens("train"), tokens("val")
-    centre = known.mean((0, 1))
-    deviations = (known - centre).flatten(0, 1)
-    gram = deviations.T @ deviations
-    ridge = 1e-4 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
-    weight = torch.linalg.solve(gram + ridge, deviations.T @ place.repeat(len(known), 1))
-    error = ((judged - centre) @ weight - place).square().sum() / (place.square().sum() * len(judged))
-    return Gate("position", "R² of row and column", float(1 - error), POSITION)
+    ridge = Ridge()
+    for fold, split in enumerate(get_args(Split)):
+        for batch in few(config, split, POSITION_IMAGES)():
+            # Each patch is a sample of its own: what is told here is its place.
+            tokens = tokens_of(encode, batch).cpu().flatten(0, 1)[:, None]
+            targets = place.repeat(len(batch.images), 1)[:, None]
+            ridge.add(tokens, targets, torch.full((len(tokens),), fold))
+    fitted, judged = ridge.folds[0], ridge.folds[1]
+    (found,) = fitted.solve([POSITION_STRENGTH], shared=True)
+    error = judged.error(found) / float(judged.y_square.sum())
+    return Gate("position", "R² of row and column", 1 - error, POSITION)
 
 
 # overfitting ----------------------------------------------------------------------------------------------

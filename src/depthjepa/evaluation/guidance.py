@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +24,11 @@ from depthjepa.checkpoint import Checkpoint, refuse_lost
 from depthjepa.config import RunConfig
 from depthjepa.data.samples import Batch
 from depthjepa.evaluation.alignment import cka_selectivity
+from depthjepa.evaluation.features import tokens_of
 from depthjepa.evaluation.gathering import Views
 from depthjepa.evaluation.pictures import picture_masks, predicted_latents
-from depthjepa.evaluation.readout import FOLDS, ROUNDING, STRENGTHS
+from depthjepa.evaluation.readout import FOLDS
+from depthjepa.evaluation.ridge import Ridge
 from depthjepa.evaluation.shortcuts import explained, measure
 from depthjepa.faults import BadInput
 from depthjepa.formats.weights import load_strictly
@@ -164,42 +166,6 @@ def pull_on_encoder(method: JEPA, batch: Batch, truth: Latents) -> dict[str, flo
 # what each block knows (D5, D6) ---------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class Sums:
-    """Of tokens x (with a 1 at their end) and the teacher's cells y of the same patch: what a ridge needs, float64."""
-
-    xx: Float[Tensor, "d d"]
-    xy: Float[Tensor, "d c"]
-    yy: Float[Tensor, " c"]
-
-    @classmethod
-    def of(cls, tokens: Float[Tensor, "s d"], cells: Float[Tensor, "s c"]) -> Sums:
-        """Sums over samples."""
-        x, y = F.pad(tokens.double(), (0, 1), value=1.0), cells.double()
-        return cls(x.T @ x, x.T @ y, y.square().sum(0))
-
-    def __add__(self, other: Sums | None) -> Sums:
-        return self if other is None else Sums(self.xx + other.xx, self.xy + other.xy, self.yy + other.yy)
-
-    def solve(self, strength: float) -> Float[Tensor, "d c"]:
-        """Weights that minimise the mean squared error plus the strength times those of standardised tokens."""
-        count = self.xx[-1, -1]
-        mean, mean_cells = self.xx[-1, :-1] / count, self.xy[-1] / count
-        magnitude = (self.xx.diagonal()[:-1] / count).sqrt()
-        deviation = (magnitude.square() - mean.square()).clamp(min=0).sqrt()
-        # What float32 tokens vary by rounding alone tells nothing: infinite, so that it takes no part.
-        deviation = torch.where(deviation > ROUNDING * magnitude, deviation, torch.inf)
-        covariance = (self.xx[:-1, :-1] / count - mean[:, None] * mean) / deviation[:, None] / deviation
-        shared = (self.xy[:-1] / count - mean[:, None] * mean_cells) / deviation[:, None]
-        ridge = strength * torch.eye(len(mean), dtype=torch.float64)
-        weight = torch.linalg.solve(covariance + ridge, shared) / deviation[:, None]
-        return torch.cat([weight, (mean_cells - mean @ weight)[None]])
-
-    def error(self, weight: Float[Tensor, "d c"]) -> float:
-        """Sum of squared errors."""
-        return float(self.yy.sum() - 2 * (weight * self.xy).sum() + (weight * (self.xx @ weight)).sum())
-
-
 def layer_figures(
     encoder: VisionTransformer,
     config: RunConfig,
@@ -213,22 +179,21 @@ def layer_figures(
     encoder = encoder.to(where).eval()
     blocks, grid = list(range(len(encoder.blocks))), config.grid
     whitening, _ = whitening_of([known])
-    fitted: dict[tuple[int, bool], Sums] = {}
+    ridges = [Ridge() for _ in blocks]
     for batch, first in _numbered(train):
         cells, whole = _on_patches(whitening, known, first, len(batch.images))
-        aside = (torch.arange(first, first + len(cells)) % FOLDS == FOLDS // 2)[:, None] & whole
-        for number, tokens in enumerate(_features(encoder, batch, blocks, where)):
-            for held, chosen in ((True, aside), (False, whole & ~aside)):
-                fitted[number, held] = Sums.of(tokens[chosen], cells[chosen]) + fitted.get((number, held))
-    if any(not float(sums.xx[-1, -1]) for sums in fitted.values()):
+        aside = torch.arange(first, first + len(cells)) % FOLDS == FOLDS // 2
+        fold = aside[:, None].expand_as(whole)[whole].long()
+        for ridge, tokens in zip(ridges, _features(encoder, batch, blocks, where), strict=True):
+            ridge.add(tokens[whole][:, None], cells[whole][:, None], fold)
+    if ridges[0].folds.keys() != {0, 1}:
         raise BadInput(f"a readout of guidance needs at least {FOLDS} training images that the teacher knows")
-    weights = [_solved(fitted[number, False], fitted[number, True]) for number in blocks]
+    readouts = [ridge.solve(ridge.choose(held=[1])) for ridge in ridges]
     kept: list[list[Tensor]] = [[] for _ in blocks]
     told: list[list[Tensor]] = [[] for _ in blocks]
     for batch, _ in _numbered(val):
         for number, tokens in enumerate(_features(encoder, batch, blocks, where)):
-            guess = F.pad(tokens.double(), (0, 1), value=1.0) @ weights[number]
-            told[number].append(unfold_cells(guess, grid, CELLS))
+            told[number].append(unfold_cells(readouts[number].predict(tokens), grid, CELLS))
             kept[number].append(tokens)
     white = whitening.apply(judged, math.inf)
     truth = white.values.double()
@@ -260,12 +225,8 @@ def _numbered(views: Views) -> Iterator[tuple[Batch, int]]:
         first += len(batch.images)
 
 
-@torch.no_grad()
 def _features(encoder: VisionTransformer, batch: Batch, blocks: list[int], where: torch.device) -> list[Tensor]:
-    return [tokens.float().cpu() for tokens in encoder.features(encoder.normalise(batch.images.to(where)), blocks)]
+    def encode(images: Tensor) -> Tensor:
+        return torch.cat(encoder.features(encoder.normalise(images.to(where)), blocks), -1)
 
-
-def _solved(fitted: Sums, held: Sums) -> Float[Tensor, "d c"]:
-    """Choose the strength on the images held out, then solve on all of them."""
-    strength = min(STRENGTHS, key=lambda each: held.error(fitted.solve(each)))
-    return (fitted + held).solve(strength)
+    return list(tokens_of(encode, batch).cpu().chunk(len(blocks), -1))
