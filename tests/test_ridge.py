@@ -53,7 +53,7 @@ def slow(tokens: Tensor, targets: Tensor, known: Tensor, strength: float, seen: 
             [y[here[:, place], place].mean() if here[:, place].any() else everything for place in range(y.shape[1])]
         )
         rows = torch.cat([z[here], torch.ones(int(here.sum()), 1, dtype=torch.float64)], 1)
-        penalty = (strength * here.sum()) ** 0.5 * torch.eye(rows.shape[1], dtype=torch.float64)[:-1]
+        penalty = (strength * int(here.sum())) ** 0.5 * torch.eye(rows.shape[1], dtype=torch.float64)[:-1]
         wanted = torch.cat([(y - offset)[here], torch.zeros(len(penalty), dtype=torch.float64)])
         solution = np.linalg.lstsq(torch.cat([rows, penalty]).numpy(), wanted.numpy())[0]
         found.append(judged @ torch.from_numpy(solution[:-1]) + solution[-1] + offset)
@@ -146,7 +146,7 @@ def test_the_strength_has_the_least_error_over_the_folds_held_out(held: list[int
 
 
 def test_the_strength_follows_what_tokens_tell() -> None:
-    tokens, targets = samples()
+    tokens, _targets = samples()
     assert filled(tokens, noise(9, IMAGES, PLACES, TARGETS)).choose() >= 1
     assert filled(tokens, tokens[..., :TARGETS].double()).choose() == min(ridge.STRENGTHS)
 
