@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from depthjepa import checkpoint, cost
+from depthjepa.backbones.opening import load_encoder
 from depthjepa.config import build_config, to_mapping
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.formats.weights import load_strictly
@@ -59,7 +60,7 @@ def test_a_file_and_its_run_folder_are_the_same_checkpoint(folder: Path) -> None
 
 
 def test_the_encoders_are_the_run_s_own_and_differ(folder: Path) -> None:
-    target, context = (checkpoint.load_encoder(folder, which) for which in ("target", "context"))
+    target, context = (load_encoder(folder, which) for which in ("target", "context"))
     images = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     assert not torch.equal(target(images), context(images))
     for name, encoder in (("target", target), ("context", context)):

@@ -22,7 +22,7 @@ FLOORS = (
     ("config",),
     ("method",),
     ("checkpoint",),
-    ("warm_start",),
+    ("warm_start", "backbones"),
     ("evaluation", "cost"),
     ("starting", "progress"),
     ("run_state",),

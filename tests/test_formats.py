@@ -26,6 +26,7 @@ from torch import Tensor
 
 import depthjepa
 from depthjepa import checkpoint, cost
+from depthjepa.backbones.opening import load_encoder
 from depthjepa.commands.convert import convert
 from depthjepa.config import build_config, load_config, to_mapping
 from depthjepa.config import differences as other_keys
@@ -1201,7 +1202,7 @@ def test_parameters_in_a_file_become_plain_tensors(tmp_path: Path) -> None:
     """As `dict(model.named_parameters())` is saved: the fixed positions must not become something to train."""
     tensors = {key: torch.nn.Parameter(value) for key, value in bare(fabricated()["encoder"]).items()}
     torch.save(tensors, tmp_path / "weights.pth")
-    encoder = checkpoint.load_encoder(tmp_path / "weights.pth", settings=["model.heads=2"])
+    encoder = load_encoder(tmp_path / "weights.pth", settings=["model.heads=2"])
     assert "pos_embed" not in dict(encoder.named_parameters())
     assert not isinstance(encoder.pos_embed, torch.nn.Parameter)
 

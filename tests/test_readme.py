@@ -87,3 +87,11 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
 def test_results_that_a_page_names_are_kept(page: Path) -> None:
     for name in re.findall(r"`results/([\w.*/-]+)`", page.read_text()):
         assert list((ROOT / "results").glob(name.rstrip("/"))), f"results/{name} is not there"
+
+
+def test_contributing_names_files_and_folders_that_are_there() -> None:
+    """Files called `my…` are the reader's own."""
+    named = re.findall(r"`((?:src|tests|tools)/[\w/.-]+)`", (ROOT / "CONTRIBUTING.md").read_text())
+    there = [name for name in named if not Path(name).name.startswith("my")]
+    assert len(there) > 10
+    assert not [name for name in there if not (ROOT / name).exists()]

@@ -23,7 +23,8 @@ import yaml
 from scipy.stats import ttest_1samp
 from typer.testing import CliRunner
 
-from depthjepa import checkpoint, cli, cost
+from depthjepa import cli, cost
+from depthjepa.backbones.opening import load_encoder
 from depthjepa.commands.teach import teach
 from depthjepa.config import RunConfig, build_config, load_config, to_mapping
 from depthjepa.evaluation import probes
@@ -163,7 +164,7 @@ def test_each_run_is_the_run_that_train_and_probe_give(cut: Cut, pairs: Path, tm
     train(config, tmp_path / "alone", say=lambda _: None)
     place = cut.folder / "unguided" / "seed-0"  # the one that was cut
     assert metrics(place) == metrics(tmp_path / "alone")
-    encoder = checkpoint.load_encoder(tmp_path / "alone")
+    encoder = load_encoder(tmp_path / "alone")
     expected = probes.probe("depth", config, encoder, torch.device("cpu"))
     [found] = [entry for entry in cut.content["runs"] if (entry["arm"], entry["seed"]) == ("unguided", 0)]
     assert found["figures"]["depth.r2_within"] == pytest.approx(expected.value("unguided", "r2_within"), abs=1e-6)

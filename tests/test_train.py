@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from depthjepa import checkpoint, cli, cost, training
+from depthjepa import cli, cost, training
+from depthjepa.backbones.opening import load_encoder
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.guidance.teachers.ground_truth import DepthTeacher
@@ -162,7 +163,7 @@ def test_the_supervised_ceiling_learns_from_depth_or_labels(pairs: Path, tmp_pat
     records = metrics(tmp_path / "run")
     assert {key for key in records[0] if key.startswith("loss")} == {"loss", term}
     assert summary[term] < 0.9 * records[0][term]
-    target, context = (checkpoint.load_encoder(tmp_path / "run", which) for which in ("target", "context"))
+    target, context = (load_encoder(tmp_path / "run", which) for which in ("target", "context"))
     assert differences(dict(target.state_dict()), dict(context.state_dict())) == []  # it has one encoder
 
 
@@ -380,7 +381,7 @@ def test_a_teacher_that_is_not_finite_stops_before_the_weights_are_touched(
     saved = weights(tmp_path / "spoilt")
     assert saved["step"] == 2
     assert all(torch.isfinite(value).all() for value in saved["model"].values())
-    checkpoint.load_encoder(tmp_path / "spoilt")
+    load_encoder(tmp_path / "spoilt")
 
 
 def spoilt(latents: Callable[[DepthTeacher, Batch, tuple[int, int]], Latents]) -> Callable[..., Latents]:

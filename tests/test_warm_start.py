@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from depthjepa import checkpoint, cost, distributed, training
+from depthjepa.backbones.opening import load_encoder
 from depthjepa.commands.convert import convert
 from depthjepa.config import RunConfig, build_config, to_mapping
 from depthjepa.data.loading import open_source
@@ -450,7 +451,7 @@ def test_a_larger_run_is_started_trained_resumed_and_read_like_any(
     stop_after(None)
     assert run(pairs, tmp_path / "run", *settings, resume=True)["steps"] == 2
     table = weights(origin)["model"]["target_encoder.pos_embed"]
-    encoder = checkpoint.load_encoder(tmp_path / "run")
+    encoder = load_encoder(tmp_path / "run")
     assert encoder.grid == (12, 12)
     assert torch.equal(encoder.pos_embed, stretch(table, (8, 8), (12, 12)))  # nothing stretches it twice
 
@@ -458,7 +459,7 @@ def test_a_larger_run_is_started_trained_resumed_and_read_like_any(
 def test_an_encoder_reads_larger_images_as_the_one_with_the_stretched_table_does(
     pairs: Path, origin: Path, tmp_path: Path
 ) -> None:
-    encoder = checkpoint.load_encoder(origin)
+    encoder = load_encoder(origin)
     state, _ = prepared(pairs, tmp_path, *AT_64, "data.image_size=96", f"init.checkpoint={origin}")
     images = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     tokens = encoder(images)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from depthjepa import evaluation
-    from depthjepa.checkpoint import load_encoder
+    from depthjepa.backbones.opening import load_encoder
     from depthjepa.config import load_config
     from depthjepa.faults import BadInput, RunStopped
     from depthjepa.guidance.teachers.loading import load_teacher
@@ -23,7 +23,7 @@ _HOMES = {
     "BadInput": "faults",
     "RunStopped": "faults",
     "load_config": "config",
-    "load_encoder": "checkpoint",
+    "load_encoder": "backbones.opening",
     "load_teacher": "guidance.teachers.loading",
     "train": "training",
 }

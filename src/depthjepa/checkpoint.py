@@ -7,7 +7,6 @@ layouts as well (see `formats`) and gives them the configuration that their tens
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,19 +143,6 @@ def load(checkpoint: str | Path, settings: Sequence[str] = (), like: RunConfig |
     if path.suffix in (".pt", ".pth", ".tar", ".safetensors") or path.is_absolute():
         raise BadInput(f"there is no checkpoint {path}: give {KINDS}")
     return _foreign(open_name(str(checkpoint), heads), path, settings, like)
-
-
-def load_encoder(checkpoint: str | Path, which: Which = "target", settings: Sequence[str] = ()) -> VisionTransformer:
-    """Load an encoder: a module in eval mode, normalised images [b, 3, h, w] to tokens [b, n, d].
-
-    `which`: the `target` encoder (moving average, what the paper evaluates) or the `context` encoder. A file that
-    holds one encoder gives that one. `settings` (`model.heads=3`, …) say what a foreign layout does not; what is
-    assumed instead is a warning. Images of another size than it was trained on are taken: positions stretch.
-    """
-    saved = load(checkpoint, settings)
-    for what in saved.assumed:
-        warnings.warn(f"{checkpoint}: assumed {what}", stacklevel=2)
-    return saved.encoder(which)
 
 
 def refuse_lost(saved: Checkpoint) -> None:

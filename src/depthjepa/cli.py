@@ -13,8 +13,10 @@ import typer
 from typer.core import TyperArgument, TyperCommand
 
 from depthjepa import __version__
+from depthjepa.backbones.table import BACKBONES
 from depthjepa.data.layouts.table import LAYOUTS
 from depthjepa.faults import BadInput, RunStopped, nearest
+from depthjepa.guidance.teachers.table import TEACHERS
 
 app = typer.Typer(
     name="depthjepa",
@@ -33,10 +35,7 @@ app.add_typer(prepare, name="prepare")
 
 Checkpoint = Annotated[
     str,
-    typer.Argument(
-        help="A run folder (its newest checkpoint), a checkpoint of ours or of the I-JEPA code, a safetensors file, "
-        "a Hugging Face folder or hub id, a timm folder or name."
-    ),
+    typer.Argument(help=f"{'; '.join(row.about for row in BACKBONES.rows)}."),
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as KEY=VALUE, for example train.batch_size=32.")]
 Data = Annotated[
@@ -151,9 +150,7 @@ def train(
 @app.command()
 def teach(
     data: Annotated[str, typer.Option(help=f"Images: {LAYOUTS.listed()}.")],
-    teacher: Annotated[
-        str, typer.Option(help="depthfm-tiny, depthfm or huggingface; weights by guidance.teacher_checkpoint=.")
-    ],
+    teacher: Annotated[str, typer.Option(help=f"A network ({TEACHERS.listed()}); weights by guidance.teacher_*=.")],
     out: Annotated[Path, typer.Option(help="Folder of the cache (guidance.cache of a run).")],
     overrides: Overrides = None,
 ) -> None:
@@ -408,25 +405,25 @@ def bench(
 
 
 def _loaded(checkpoint: str, data: str | None, overrides: list[str] | None) -> Any:
-    from depthjepa import checkpoint as checkpoints
     from depthjepa import runtime
+    from depthjepa.backbones.opening import open_backbone
     from depthjepa.evaluation.probes import probe_config
 
     # In `depthjepa probe RUN TASK --data DATA KEY=VALUE` the settings follow the data.
     # What a foreign layout does not say of its encoder may be said here, too.
     settings = [text for text in overrides or [] if text.startswith(("model.", "data.image_size="))]
-    saved = checkpoints.load(checkpoint, settings)
-    config = probe_config(saved, data, overrides or [])
+    backbone = open_backbone(checkpoint, settings)
+    config = probe_config(backbone.saved, data, overrides or [])
     # A file that holds one encoder serves as either; what is written about it says which one it was.
-    which = saved.which(config.evaluation.which)
+    which = backbone.which(config.evaluation.which)
     config = replace(config, evaluation=replace(config.evaluation, which=which))
-    if saved.holds:
-        print(f"{checkpoint}: layout {saved.layout}, holds {saved.holds}; taken: {which} encoder", file=sys.stderr)
-    for what in saved.assumed:
+    if backbone.found:
+        print(f"{checkpoint}: {backbone.found}; taken: {which} encoder", file=sys.stderr)
+    for what in backbone.assumed:
         print(f"{checkpoint}: assumed {what}", file=sys.stderr)
     where = runtime.device(config.train.device)
     runtime.settle_cpu(config.train.threads)
-    return saved, config, saved.encoder(which), where
+    return backbone.saved, config, backbone.encoder(which), where
 
 
 def _skipped(names: list[str]) -> str:

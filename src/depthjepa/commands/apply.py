@@ -29,6 +29,7 @@ from depthjepa.evaluation.features import pooled_features
 from depthjepa.evaluation.gathering import RANDOM, encode_with, size_text
 from depthjepa.evaluation.pictures import mask_arrays, picture_batch, token_maps
 from depthjepa.evaluation.probes import table as probes
+from depthjepa.evaluation.probes.depth import TASK as DEPTH_PROBE
 from depthjepa.evaluation.readout import DepthReadout, Predict, read_origin
 from depthjepa.faults import BadInput
 from depthjepa.guidance.config import PixelGuidance
@@ -157,7 +158,7 @@ def _refuse_other_weights(file: Path, saved: Checkpoint, config: RunConfig) -> N
     origin = read_origin(file)
     here = {"step": str(saved.step), "which": config.evaluation.which}
     if any(origin.get(key, value) != value for key, value in here.items()):
-        again = ["depthjepa", "probe", str(saved.path), "depth", "--data", origin.get("data", "DATA")]
+        again = ["depthjepa", "probe", str(saved.path), DEPTH_PROBE.name, "--data", origin.get("data", "DATA")]
         again += [f"evaluation.which={here['which']}"]
         there = here | origin
         raise BadInput(

@@ -47,7 +47,7 @@ class FeatureGuidance:
     head: FeatureHead = "linear"  # from tokens to latents
     fill: Literal["zero", "learned"] = "zero"  # what stands where a patch has no token; learned needs head=conv
     read: Literal["predicted"] = "predicted"  # tokens that the head reads: context and predicted ones, put together
-    teacher: Annotated[str, AfterValidator(TEACHERS.check)] = "depth"  # whose latents guide
+    teacher: Annotated[str, AfterValidator(TEACHERS.check)] = TEACHERS.names[0]  # whose latents guide
     teacher_checkpoint: str | None = None  # weights of the teacher: a file, a folder or a hub id, as it takes them
     teacher_vae: str | None = None  # autoencoder of depthfm: a folder or a hub id
     teacher_steps: PositiveInt = 2  # Euler steps of depthfm

@@ -1,0 +1,1 @@
+"""Encoders that are measured, whoever made them: one file a family."""

@@ -1,0 +1,45 @@
+"""Vision transformers as ours are: checkpoints of ours, and of every layout whose tensors can be renamed to ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from depthjepa import checkpoint
+from depthjepa.backbones.opening import Family
+from depthjepa.checkpoint import Checkpoint
+from depthjepa.config import RunConfig
+from depthjepa.formats.weights import Which
+from depthjepa.model.vit import VisionTransformer
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedCheckpoint:
+    """A checkpoint as a backbone."""
+
+    saved: Checkpoint
+
+    @property
+    def config(self) -> RunConfig:
+        return self.saved.config
+
+    @property
+    def found(self) -> str:
+        return f"layout {self.saved.layout}, holds {self.saved.holds}" if self.saved.holds else ""
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        return self.saved.assumed
+
+    def which(self, wanted: Which) -> Which:
+        return self.saved.which(wanted)
+
+    def encoder(self, which: Which) -> VisionTransformer:
+        return self.saved.encoder(which)
+
+
+def _open(source: str, settings: Sequence[str]) -> OpenedCheckpoint:
+    return OpenedCheckpoint(checkpoint.load(source, settings))
+
+
+FAMILY = Family(claims=lambda _: True, open=_open)
