@@ -788,7 +788,7 @@ def test_masks_are_those_that_are_asked_for_whatever_is_read_under_them(scope: s
             ("guidance.kind=none", "guidance.weight=1"),
             r"weight is for .*feature or guidance\.kind=pixel, not for .*none",
         ),
-        (("guidance.norm=layer",), r"guidance\.norm is no key any more: no study"),
+        (("guidance.norm=layer",), r"guidance\.norm is no key any more: no recipe"),
         (("guidance.target=bins",), r"guidance\.target='bins': should be 'metres', 'log' or 'disparity'"),
         (
             ("guidance.loss=sig", "guidance.target=metres"),

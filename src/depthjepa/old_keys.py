@@ -25,12 +25,12 @@ class Removed:
 
 
 REMOVED = (
-    Removed("guidance.norm", "none", "no study of ours found that a norm before the head helps"),
-    Removed("guidance.bins", 256, "guidance.target=log does as well without classes of depth"),
-    Removed("guidance.target", "log", "guidance.target=log does as well without classes of depth", "bins"),
+    Removed("guidance.norm", "none", "no recipe or study of ours used a norm before the head"),
+    Removed("guidance.bins", 256, "no recipe or study of ours used classes of depth; take guidance.target=log"),
     Removed(
-        "loss.target_norm", "layer", "standardising over the batch did worse than layer norm (small-data-ablation)"
+        "guidance.target", "log", "no recipe or study of ours used classes of depth; take guidance.target=log", "bins"
     ),
+    Removed("loss.target_norm", "layer", "no study of ours found that standardising over the batch helps"),
     Removed("evaluation.gate_head_width", 128, "the gates' heads are 128 wide"),
 )
 
