@@ -214,7 +214,7 @@ def _refuse_unusable(config: RunConfig, study: Study, checked: Sequence[Any]) ->
     if config.train.objective == "jepa":
         sample_masks(config.masks, config.grid, seed=0, epoch=0, indices=np.arange(2), batch_index=0)
     teacher = build_teacher(config, has_depth=source.has_depth)
-    with torch.device("cpu" if config.init.checkpoint else "meta"):
+    with torch.device("meta"):  # shapes alone: a checkpoint's tensors are put in their place, whatever they were
         method = build_method(config, teacher, len(source.classes))
     if config.init.checkpoint:
         start_from(method, config)
