@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from depthjepa import cli, cost
 from depthjepa.commands import bench
@@ -59,9 +61,32 @@ def test_counted_operations_are_those_of_a_hand_count(guidance: tuple[str, ...],
         )
 
 
-def test_the_matmul_rate_is_one_that_a_processor_can_have() -> None:
-    rate = cost.matmul_rate(torch.device("cpu"), torch.float32, seconds=0.02, side=512)
-    assert 1e9 < rate < 1e14
+class Machine(TorchDispatchMode):
+    """A machine of a known speed: its clock stands still but for matrix products, and every fifth is interrupted."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate, self.now, self.products = rate, 0.0, list[torch.dtype]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.mm.default:
+            left, right = args
+            self.products.append(left.dtype)
+            operations = 2 * left.shape[0] * left.shape[1] * right.shape[1]
+            self.now += operations / self.rate * (10 if len(self.products) % 5 == 0 else 1)
+        return func(*args, **(kwargs or {}))
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rate", [3e9, 8e13])
+def test_the_matmul_rate_is_the_machine_s(monkeypatch: pytest.MonkeyPatch, rate: float, dtype: torch.dtype) -> None:
+    with Machine(rate) as machine:
+        monkeypatch.setattr(cost, "time", machine)
+        found = cost.matmul_rate(torch.device("cpu"), dtype, seconds=0.0, side=24)
+    assert found == pytest.approx(rate) and set(machine.products) == {dtype}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +123,11 @@ def test_precision_is_chosen_by_the_measured_rates(
 def test_bench_writes_rates_and_fractions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cost, "matmul_rate", functools.partial(cost.matmul_rate, seconds=0.02, side=256))
+    # The rate is measured before and after: the larger one is the machine's.
+    rates = {torch.float32: [1e9, 2e9, 2e9], torch.bfloat16: [8e9, 5e9, 8e9]}
+    monkeypatch.setattr(cost, "matmul_rate", lambda where, dtype, **_: rates[dtype].pop(0))
+    seconds = {"fp32": 0.5, "bf16": 0.25}
+    monkeypatch.setattr(bench, "step_seconds", lambda *given, compiled: (seconds[given[2]], 3.0))
     monkeypatch.setattr(bench, "REPETITIONS", 2)
     file = tmp_path / "bench.json"
     settings = [*SETTINGS, *GUIDED, "masks.bias=unbiased", "data.scenes_train=16"]
@@ -108,27 +137,51 @@ def test_bench_writes_rates_and_fractions(
     assert end.value.code in (0, None)
     figures = json.loads(file.read_text())
     assert figures["batch_size"] == 8
-    assert figures["operations_per_step"] > 0
-    for name in ("fp32", "bf16"):
-        measured = figures[name]
-        assert measured["fraction_of_matmul_rate"] > 0
-        assert measured["images_per_second"] == pytest.approx(8 / measured["seconds_per_step"])
-        given = figures["operations_per_step"] / measured["seconds_per_step"] / measured["matmul_rate"]
-        assert measured["fraction_of_matmul_rate"] == pytest.approx(given)
+    operations = by_hand(tiny(Path("scenes"), *settings), batch=8)
+    assert figures["operations_per_step"] == pytest.approx(operations, rel=0.01)
+    for name, rate in (("fp32", 2e9), ("bf16", 8e9)):
+        assert figures[name] == {
+            "matmul_rate": rate,
+            "seconds_per_step": seconds[name],
+            "seconds_of_first_step": 3.0,
+            "images_per_second": pytest.approx(8 / seconds[name]),
+            "fraction_of_matmul_rate": pytest.approx(operations / seconds[name] / rate, rel=0.01),
+        }
     for key in ("loading_images_per_second", "mask_seconds_per_step", "peak_memory_bytes", "threads", "torch"):
         assert figures[key]
-    assert figures["fastest"] == min(("fp32", "bf16"), key=lambda name: figures[name]["seconds_per_step"])
-    assert figures["auto"] in ("fp32", "bf16")
+    assert figures["fastest"] == figures["auto"] == "bf16"
     printed = capsys.readouterr().out
-    assert f"fastest: {figures['fastest']}; train.precision=auto takes {figures['auto']}" in printed
+    assert "fastest: bf16; train.precision=auto takes bf16" in printed
     assert "of the matmul rate" in printed and "GFLOP a step" in printed
     step, guided, taught = (figures[f"{name}_seconds"] for name in ("unguided", "guided", "teacher"))
     assert 0 < taught < step and guided > 0
     assert f"guidance: {guided / step:.3f} times the unguided step; the teacher (in the loop) " in printed
 
 
-def test_works_are_timed_in_turn() -> None:
-    order: list[str] = []
-    times = bench.seconds_in_turn([lambda: order.append("a"), lambda: order.append("b")], torch.device("cpu"))
+def test_works_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    order, now = list[str](), [0.0]
+
+    def work(name: str, seconds: float) -> None:
+        order.append(name)
+        now[0] += seconds * (10 if len(order) <= 2 else 1)  # the first turn warms up
+
+    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    times = bench.seconds_in_turn([lambda: work("a", 0.5), lambda: work("b", 2.0)], torch.device("cpu"))
     assert order == ["a", "b"] * (1 + bench.REPETITIONS)
-    assert [len(each) for each in times] == [1 + bench.REPETITIONS] * 2
+    assert times == [[5.0] + [0.5] * bench.REPETITIONS, [20.0] + [2.0] * bench.REPETITIONS]
+
+
+def test_the_seconds_of_a_step_are_the_median_without_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "seconds_in_turn", lambda works, where: [[9.0, 1.0, 4.0, 2.0]])
+    assert bench.step_seconds(tiny(Path("scenes")), None, "fp32", torch.device("cpu")) == (2.0, 9.0)
+
+
+def test_a_step_that_is_timed_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[torch.nn.Module] = []
+    honest = bench.build_method
+    monkeypatch.setattr(bench, "build_method", lambda *given, **more: built.append(honest(*given, **more)) or built[0])
+    step = bench.training_step(tiny(Path("scenes")), None, "fp32", torch.device("cpu"))
+    before = {name: value.clone() for name, value in built[0].state_dict().items()}
+    step()
+    moved = {name.split(".")[0] for name, value in built[0].state_dict().items() if not value.equal(before[name])}
+    assert moved == {"context_encoder", "target_encoder", "predictor"}

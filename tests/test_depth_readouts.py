@@ -28,6 +28,7 @@ from depthjepa.evaluation.depth_readouts import (
     expected_depth,
     fit,
     layers_of,
+    readout_loss,
     readout_table,
 )
 from depthjepa.evaluation.features import Encode
@@ -255,7 +256,7 @@ def test_losses_are_of_log_depth_at_the_size_of_the_image(kind: str, gradient: f
     known = train.depth > 0
     with torch.no_grad():
         values = encode(train.images)
-        found = depth_readouts._loss(readout, values, train.depth, plan_of(kind, steps=1))
+        found = readout_loss(readout, values, train.depth, plan_of(kind, steps=1))
         difference = readout(values, GRID, SIZE).log() - torch.where(known, train.depth, 1).log()
         expected = sig_loss(difference.flatten(1), known.flatten(1)) + gradient * gradient_loss(difference, known)
     torch.testing.assert_close(found, expected)

@@ -284,7 +284,7 @@ def test_the_figure_is_that_of_pixels_that_count_and_of_the_checkpoint_s_weights
 @pytest.mark.parametrize("asked", ["guidance.weight=0", "guidance.loss=ssi"])
 def test_what_is_overfitted_is_metric_depth_whatever_the_run_was_asked_for(pairs: Path, asked: str) -> None:
     """Without weight no head learns, and a loss free of scale cannot repeat what is judged in metres."""
-    guidance = gates._pixel(tiny(pairs, "guidance.kind=pixel", asked), "mlp", "full", "predicted").guidance
+    guidance = gates.with_pixel_head(tiny(pairs, "guidance.kind=pixel", asked), "mlp", "full", "predicted").guidance
     assert guidance.weight > 0 and guidance.loss != "ssi"
 
 

@@ -28,7 +28,9 @@ def reference(parity):
 
 
 def part(tensors, prefix):
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    assert found, f"no tensor of {prefix}"
+    return found
 
 
 def small(encoder, blocks, heads, patch, grid, predictor):

@@ -31,7 +31,7 @@ from depthjepa.evaluation import probes
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import RunFolder, plain
 from depthjepa.report.page import write_report
-from depthjepa.study.claims import Comparison, claims_of, lines
+from depthjepa.study.claims import Comparison, claims_of, differences_by_image, lines
 from depthjepa.study.processes import measure_seconds, probe_run, spawn
 from depthjepa.study.results import Finished, baseline_rows, keep_results, markdown, spread, write_tables
 from depthjepa.study.running import Study, load_study, resolve, run_study, study_names
@@ -647,9 +647,7 @@ def test_a_study_says_what_may_be_claimed(cut: Cut) -> None:
 
 def test_the_figures_of_single_images_add_up_to_the_difference(cut: Cut) -> None:
     """What the bootstrap draws from has the mean that the tables have."""
-    from depthjepa.study.claims import _by_image
-
-    found = _by_image(cut.folder, "guided", "unguided", (0, 1))
+    found = differences_by_image(cut.folder, "guided", "unguided", (0, 1))
     assert found is not None
     assert found.mean(1) == pytest.approx(cut.content["claimed"][0]["differences"], abs=1e-6)
 

@@ -153,11 +153,11 @@ def test_several_processes_write_the_cache_of_one(tmp_path: Path, taught: Taught
         taught(config, tmp_path / "three", killed_after=1)
     for rank in (2, 0, 1):
         sources = [open_source(config.data, "train")]
-        teaching._fill(
+        teaching.fill_cache(
             tmp_path / "three",
             MeanColours(),
             sources,
-            teaching._places(sources),
+            teaching.places_of(sources),
             config,
             Ranks(rank, 3),
             torch.device("cpu"),

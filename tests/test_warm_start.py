@@ -110,8 +110,10 @@ def step(state: Any) -> dict[str, Any]:
 
 
 def part(model: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """A copy of one network's tensors."""
-    return {key.removeprefix(name + "."): value.clone() for key, value in model.items() if key.startswith(name + ".")}
+    """A copy of one network's tensors; there must be some, for none would equal none."""
+    found = {key.removeprefix(name + "."): value.clone() for key, value in model.items() if key.startswith(name + ".")}
+    assert found, f"no tensor of {name}"
+    return found
 
 
 def moved(target: dict[str, Tensor], context: dict[str, Tensor], momentum: float) -> dict[str, Tensor]:

@@ -52,14 +52,14 @@ def teach(config: RunConfig, out: str | Path, *, say: Callable[[str], None] | No
     sources = [open_source(config.data, split) for split in splits]
     teacher = load_network(asked_of(config)).to(where)
     with distributed.process_group(place, where, config.train.timeout_minutes):
-        places = _places(sources)
+        places = places_of(sources)
         distributed.first_writes(
             place,
             lambda: cache.create_cache(folder, _facts(config, teacher, sources[0], len(places), where), list(places)),
         )
         facts = cache.read_facts(folder)
         say(f"{len(places)} images, {size_of(cache.size_of(facts))} in {folder}")
-        _fill(folder, teacher, sources, places, config, place, where)
+        fill_cache(folder, teacher, sources, places, config, place, where)
         distributed.wait_for_all(place)
         if place.first and facts.crops is None:
             facts = replace(facts, crops=_compare(folder, teacher, sources[0], config, where))
@@ -107,7 +107,7 @@ def _facts(config: RunConfig, teacher: Teacher, source: Source, images: int, whe
     )
 
 
-def _fill(
+def fill_cache(
     folder: Path,
     teacher: Teacher,
     sources: list[Source],
@@ -134,7 +134,7 @@ def _fill(
             files.parts.flush()  # type: ignore[attr-defined]
 
 
-def _places(sources: list[Source]) -> Places:
+def places_of(sources: list[Source]) -> Places:
     """Each image's name with the number of its source and its index there; of equal names the first."""
     found: Places = {}
     for number, source in enumerate(sources):

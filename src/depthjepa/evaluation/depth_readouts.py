@@ -248,7 +248,7 @@ def _trained(
         optimiser.zero_grad()
         for readout in readouts:  # one after the other: the graph of one is enough to hold
             with torch.enable_grad():
-                torch.autograd.backward(_loss(readout, tokens, depth, plan))
+                torch.autograd.backward(readout_loss(readout, tokens, depth, plan))
         optimiser.step()
     return [readout.eval() for readout in readouts]
 
@@ -263,9 +263,10 @@ def _walks(
         yield from pairs.parts(places[torch.from_numpy(order)].tensor_split(per_walk)[: plan.steps - done])
 
 
-def _loss(
+def readout_loss(
     readout: BinReadout, tokens: Float[Tensor, "b n d"], depth: Float[Tensor, "b 1 h w"], plan: Plan
 ) -> Float[Tensor, ""]:
+    """The loss of log depth at the size of the image: SigLoss, and for dpt the gradient loss; pixels with depth count."""
     known = valid(depth)
     found = readout(tokens, (plan.size[0] // plan.patch_size, plan.size[1] // plan.patch_size), plan.size)
     gradient = GRADIENT if plan.kind == "dpt" else 0.0
@@ -276,4 +277,6 @@ def _loss(
 def _loss_on(readout: BinReadout, pairs: Pairs, places: Int64[Tensor, " _"], plan: Plan) -> float:
     parts = torch.split(places, BATCH)
     walk = zip(parts, pairs.parts(parts), strict=True)
-    return sum(float(_loss(readout, tokens, depth, plan)) * len(part) for part, (tokens, depth) in walk) / len(places)
+    return sum(float(readout_loss(readout, tokens, depth, plan)) * len(part) for part, (tokens, depth) in walk) / len(
+        places
+    )

@@ -236,7 +236,9 @@ def overfit_gates(
     def gate(head: str, scope: str, read: str, name: str, *, frozen: bool = False) -> Float[np.ndarray, "images h w"]:
         of, started = f"{name}, {'frozen' if frozen else 'end to end'}", time.monotonic()
         text = f"{TITLES['overfit']}: {of}"
-        reached, shown = overfit(_pixel(config, head, scope, read), saved, batch, where, bar, text, frozen=frozen)
+        reached, shown = overfit(
+            with_pixel_head(config, head, scope, read), saved, batch, where, bar, text, frozen=frozen
+        )
         gates.append(Gate("overfit", of, reached, None if frozen else WANTED))
         # There are many and each takes a while: each is told as it ends.
         bar.console.print(f"{text}: {reached:.3f} ({time.monotonic() - started:.0f} s)", highlight=False)
@@ -259,7 +261,7 @@ def overfit_gates(
     return gates, pictures
 
 
-def _pixel(config: RunConfig, head: str, scope: str, read: str) -> RunConfig:
+def with_pixel_head(config: RunConfig, head: str, scope: str, read: str) -> RunConfig:
     """The run with a pixel head of its own; what a run may do without, or hide from metres, is put right.
 
     dpt, the costliest by far, is half as wide: its four levels of convolutions learn the images by heart all the same.

@@ -109,7 +109,7 @@ def _entry(
         "not_inferior": non_inferiority(toward, margin).holds,
     }
     if comparison.measure == "depth.r2_within":
-        images = _by_image(folder, comparison.first, arm, seeds)
+        images = differences_by_image(folder, comparison.first, arm, seeds)
         if images is not None:
             over = bootstrap_interval(images)
             entry |= {"images": over.images, "bootstrap_low": over.low, "bootstrap_high": over.high}
@@ -118,7 +118,7 @@ def _entry(
     return entry | {"sentence": claim(comparison.first, arm, named, differences, margin, p_adjusted, better)}
 
 
-def _by_image(
+def differences_by_image(
     folder: Path, first: str, second: str, seeds: Sequence[int]
 ) -> Float64[np.ndarray, "seeds images"] | None:
     """What each image adds to the difference in R² within images, times the number of images; None where not kept.

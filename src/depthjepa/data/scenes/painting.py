@@ -71,7 +71,7 @@ def _ground(layout: Layout, rays: Rays, depth: Float[Tensor, "n k"], hit: Int64[
         return ((wide - (aside - place).abs()) / blur + 0.5).clamp(0, 1) * (2 * wide / blur).clamp(max=1)
 
     road = ((half - aside) / blur + 0.5).clamp(0, 1)
-    dashes = _pulses(along * rate, duty, long * rate)
+    dashes = pulses(along * rate, duty, long * rate)
     marks = (strip(0.0, 0.08) * dashes + strip(half - 0.3, 0.07)).clamp(max=1) * strength
     grain = _noise(across * noise_rate, along * noise_rate)
     rough = 1 + amplitude * (grain - 0.5) * (1.5 - long * noise_rate).clamp(0, 1)
@@ -121,8 +121,8 @@ def _surface(layout: Layout, rays: Rays, depth: Float[Tensor, "n k"], hit: Int64
     long = blur / slant
     rate_x, rate_y, duty_x, duty_y, phase_x, phase_y = at_hit(paint.rate, paint.duty, paint.phase)
     checked, amplitude, noise_rate, gradient = at_hit(paint.checked, paint.rough)
-    upright = _pulses(across * rate_x + phase_x, duty_x, long * rate_x)
-    level = _pulses(y * rate_y + phase_y, duty_y, blur * rate_y)
+    upright = pulses(across * rate_x + phase_x, duty_x, long * rate_x)
+    level = pulses(y * rate_y + phase_y, duty_y, blur * rate_y)
     both = upright * level
     second = torch.where(top, 0, both + checked * (upright + level - 3 * both))
     grain = _noise(across * noise_rate, torch.where(top, z, y) * noise_rate)
@@ -160,7 +160,7 @@ def _unit_normal(unit: Vector, shape: Float[Tensor, "n k"]) -> Vector:
     return x * keep_x, y * keep_y, z * keep_z
 
 
-def _pulses(x: Tensor, duty: Tensor, width: Tensor) -> Tensor:
+def pulses(x: Tensor, duty: Tensor, width: Tensor) -> Tensor:
     """Mean over [x - width / 2, x + width / 2] of the train of pulses that is 1 on the first `duty` of each unit."""
     width = width.clamp(min=0.02)
     ends = []
