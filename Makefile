@@ -7,16 +7,17 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/depthjepa demo
 
+# Two processes of one thread each: on small shapes more threads only wait for one another.
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: check
-	$(BIN)/python -m pytest -m ""
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m ""
 
 # Format, lint and types; the floor test (tests/test_floors.py) runs with the tests.
 check: .venv/ready
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests tools
+	$(BIN)/ruff format --check src tests tools
 	$(BIN)/mypy
 
 .venv/ready: pyproject.toml

@@ -266,7 +266,7 @@ def _walks(
 def readout_loss(
     readout: BinReadout, tokens: Float[Tensor, "b n d"], depth: Float[Tensor, "b 1 h w"], plan: Plan
 ) -> Float[Tensor, ""]:
-    """The loss of log depth at the size of the image: SigLoss, and for dpt the gradient loss; pixels with depth count."""
+    """Loss of log depth over pixels with depth, at the size of the image: SigLoss, for dpt with the gradient loss."""
     known = valid(depth)
     found = readout(tokens, (plan.size[0] // plan.patch_size, plan.size[1] // plan.patch_size), plan.size)
     gradient = GRADIENT if plan.kind == "dpt" else 0.0
