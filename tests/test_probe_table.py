@@ -25,7 +25,7 @@ from depthjepa.faults import BadInput
 from depthjepa.method import build_encoder
 from depthjepa.report.page import write_report
 from depthjepa.runs import Run
-from depthjepa.study.running import Study, resolve
+from depthjepa.study.plan import Study, resolve
 from tiny_images import write_classes, write_pairs
 from tiny_runs import SETTINGS, Call, tiny
 

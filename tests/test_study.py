@@ -32,9 +32,10 @@ from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import RunFolder, plain
 from depthjepa.report.page import write_report
 from depthjepa.study.claims import Comparison, claims_of, differences_by_image, lines
+from depthjepa.study.plan import Study, load_study, resolve, study_names
 from depthjepa.study.processes import measure_seconds, probe_run, spawn
 from depthjepa.study.results import Finished, baseline_rows, keep_results, markdown, spread, write_tables
-from depthjepa.study.running import Study, load_study, resolve, run_study, study_names
+from depthjepa.study.running import run_study
 from depthjepa.training import train
 from tiny_images import picture, save, write_classes, write_flat, write_pairs
 from tiny_runs import GUIDED, SETTINGS, metrics, start, weights

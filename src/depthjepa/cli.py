@@ -376,8 +376,9 @@ def study(
     ] = "0/1",
 ) -> None:
     """Train and probe arms with several seeds; write means and deviations, and what may be claimed."""
+    from depthjepa.study.plan import load_study
     from depthjepa.study.results import markdown
-    from depthjepa.study.running import load_study, run_study
+    from depthjepa.study.running import run_study
 
     asked = load_study(study)
     asked = replace(asked, settings=(*asked.settings, *(overrides or [])))

@@ -1,0 +1,212 @@
+"""A study as it is asked for: its file, the configuration of each arm, and all that is refused before a run starts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ConfigDict, PositiveFloat, PositiveInt, TypeAdapter, ValidationError, field_validator
+from pydantic.dataclasses import dataclass as configuration
+
+from depthjepa import runtime
+from depthjepa.config import RunConfig, build_config
+from depthjepa.data.loading import TrainingBatches, open_source
+from depthjepa.data.order import steps_per_epoch
+from depthjepa.evaluation.probes import table as probes
+from depthjepa.faults import BadInput, nearest
+from depthjepa.masks import sample_masks
+from depthjepa.method import build_method, build_teacher
+from depthjepa.recipe_files import read_recipe
+from depthjepa.starting import refuse_frozen_without_head, refuse_unusable_validation
+from depthjepa.study.claims import Comparison
+from depthjepa.warm_start import start_from
+
+FILES = ("study.yaml", "steps.json", "study.json", "study.md")
+NAME = re.compile(r"\w[\w.+=-]*", re.ASCII)
+
+
+@configuration(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class Study:
+    """What a study file says. `settings` and each of the `arms` are lists of KEY=VALUE on top of the recipe `base`."""
+
+    base: str  # a shipped recipe, or a file: relative to the study's folder
+    arms: dict[str, tuple[str, ...]]
+    seeds: tuple[int, ...]  # or how many: 3 is 0, 1, 2
+    name: str = "study"
+    about: str = ""
+    printed: str = ""  # what the source paper has in the place of these figures
+    settings: tuple[str, ...] = ()
+    minutes: PositiveFloat | None = None  # equal training time for each arm; None: as long as its configuration says
+    side_by_side: PositiveInt = 1  # runs at a time; they share the threads of the machine
+    probes: tuple[str, ...] = ()
+    claims: tuple[Comparison, ...] = ()
+
+    @field_validator("arms", mode="before")
+    @classmethod
+    def _lists_of_lists_are_one(cls, value: object) -> object:
+        """Arms that share settings name them once, by an anchor: `[*paper, *dense]`; an empty arm changes nothing."""
+        return {key: _flat(arm) for key, arm in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _count_or_list(cls, value: object) -> object:
+        return tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _flat(arm: object) -> object:
+    if arm is None:
+        return ()
+    if not isinstance(arm, list):
+        return arm
+    return [setting for each in arm for setting in (each if isinstance(each, list) else [each])]
+
+
+# reading and refusing -------------------------------------------------------------------------------------
+
+
+def study_names() -> list[str]:
+    """Names of the shipped studies."""
+    folder = resources.files("depthjepa") / "studies"
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def load_study(study: str | Path) -> Study:
+    """Read a shipped study (by name) or a YAML file; raises `BadInput` with all faults of the file."""
+    path = Path(study)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        if not path.is_file():
+            raise BadInput(f"there is no study file {path}")
+    elif str(study) in study_names():
+        path = Path(str(resources.files("depthjepa") / "studies" / f"{study}.yaml"))
+    else:
+        raise BadInput(f"there is no study {str(study)!r}{nearest(str(study), study_names())}; give a name or a file")
+    content = read_recipe(path)
+    content.setdefault("name", path.stem)
+    base = content.get("base")
+    if isinstance(base, str) and (path.parent / base).is_file():
+        content["base"] = str(path.parent / base)
+    known = [each.name for each in fields(Study)]
+    faults = [f"unknown key {key!r}{nearest(str(key), known)}" for key in content if key not in known]
+    try:
+        return TypeAdapter(Study).validate_python({key: content[key] for key in content if key in known and not faults})
+    except ValidationError as error:
+        wrong = [] if faults else error.errors()
+        faults += [f"{'.'.join(map(str, each['loc']))}: {each['msg']}, got {each['input']!r}" for each in wrong]
+    raise BadInput(f"{study}: {'; '.join(faults)}")
+
+
+def resolve(study: Study) -> dict[str, RunConfig]:
+    """The configuration of each arm, with the first seed; raises `BadInput` with every fault that can be known."""
+    faults = [f"name {study.name!r} is to name a folder: letters, digits and . + = - _"] * (
+        not NAME.fullmatch(study.name)
+    )
+    if not study.arms or not study.seeds:
+        faults.append("a study needs at least one arm and one seed")
+    faults += [f"{what} {each!r} is given twice" for what, each in _repeated(study)]
+    faults += [fault for task in study.probes if (fault := probes.fault_of(task, probes.studied()))]
+    faults += _claim_faults(study)
+    content = read_recipe(study.base)
+    found: dict[str, RunConfig] = {}
+    for arm, settings in study.arms.items():
+        try:
+            _refuse_name(arm)
+            _refuse_reserved(study, settings)
+            config = build_config(content | {"name": arm, "seed": 0}, study.settings, settings)
+            if study.minutes is not None:
+                config = of_length(config, None)
+            threads = config.train.threads or max(1, torch.get_num_threads() // study.side_by_side)
+            config = replace(config, train=replace(config.train, threads=threads))
+            _refuse_unusable(config, study, checked=[other.data for other in found.values()])
+            found[arm] = config
+        except BadInput as fault:
+            faults.append(f"arm {arm!r}: {fault}")
+    if faults:
+        raise BadInput(f"study {study.name}: {'; '.join(faults)}")
+    return found
+
+
+def _repeated(study: Study) -> Iterator[tuple[str, object]]:
+    for what, values in (("seed", study.seeds), ("probe", study.probes)):
+        yield from ((what, value) for value in dict.fromkeys(values) if values.count(value) > 1)
+
+
+def _claim_faults(study: Study) -> Iterator[str]:
+    """What is compared has to be an arm and a figure of the study."""
+    for each in study.claims:
+        for arm in (each.first, *each.against):
+            if arm not in study.arms:
+                yield f"claims: there is no arm {arm!r}{nearest(arm, study.arms)}"
+        if each.first in each.against:
+            yield f"claims: {each.first} is to stand against others, not against itself"
+        task = each.measure.partition(".")[0]
+        if task not in study.probes:
+            yield (
+                f"claims: {each.measure} is no figure of a probe of the study{nearest(task, study.probes)}: give "
+                f"PROBE.KEY with one of {', '.join(study.probes) or 'its probes (there are none)'}"
+            )
+
+
+def _refuse_name(arm: str) -> None:
+    if not NAME.fullmatch(arm) or arm in FILES:
+        raise BadInput("the name is to name a folder: letters, digits and . + = - _, beginning with a letter or digit")
+    if arm in probes.baselines():
+        raise BadInput("tables have a row of this name that no run trained: choose another one")
+
+
+def _refuse_reserved(study: Study, settings: Sequence[str]) -> None:
+    reserved = {"seed": "`seeds`", "name": "the arm's name"}
+    if study.minutes is not None:
+        reserved |= dict.fromkeys(("train.steps", "train.epochs"), "`minutes`")
+    for text in (*study.settings, *settings):
+        if (key := text.partition("=")[0]) in reserved:
+            raise BadInput(f"{key} is given by {reserved[key]} of a study, not by settings")
+
+
+def _refuse_unusable(config: RunConfig, study: Study, checked: Sequence[Any]) -> None:
+    """Meet the faults of a run and of its probes that need no training, without holding its weights."""
+    source = open_source(config.data, "train")
+    if config.data not in checked:  # listing a large folder takes a while
+        _refuse_probes_without_data(config, study.probes)
+    refuse_unusable_validation(config)
+    refuse_frozen_without_head(config)
+    runtime.device(config.train.device)
+    if study.minutes is None:
+        config.train.total_steps(steps_per_epoch(len(source), config.train.batch_size))
+    TrainingBatches(
+        source=source,
+        data=config.data,
+        masks=config.masks,
+        grid=config.grid,
+        seed=0,
+        batch_size=config.train.batch_size,
+        accumulate=config.train.accumulate,
+        steps=1,
+    )
+    if config.train.objective == "jepa":
+        sample_masks(config.masks, config.grid, seed=0, epoch=0, indices=np.arange(2), batch_index=0)
+    teacher = build_teacher(config, has_depth=source.has_depth)
+    with torch.device("meta"):  # shapes alone: a checkpoint's tensors are put in their place, whatever they were
+        method = build_method(config, teacher, len(source.classes))
+    if config.init.checkpoint:
+        start_from(method, config)
+
+
+def _refuse_probes_without_data(config: RunConfig, tasks: Sequence[str]) -> None:
+    if not tasks:
+        return
+    train_source, val_source = open_source(config.data, "train"), open_source(config.data, "val")
+    known = probes.studied()
+    for task in [known[name] for name in tasks if name in known]:  # names that are none are told with the study's
+        for need in task.needs:
+            if lacking := need.lacking(task.name, config, train_source, val_source):
+                raise BadInput(lacking)
+
+
+def of_length(config: RunConfig, steps: int | None) -> RunConfig:
+    return replace(config, train=replace(config.train, steps=steps, epochs=None))
