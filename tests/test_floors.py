@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "depthjepa"
 FLOORS = (
     ("faults", "kinds"),
     ("grid", "depth", "distributed", "runtime", "optim", "logbook", "recipe_files"),
-    ("masks", "losses", "columns", "runs", "loggers", "drawing"),
+    ("masks", "losses", "fitting", "columns", "runs", "loggers", "drawing"),
     ("data", "model"),
     ("formats",),
     ("guidance",),

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from depthjepa.evaluation.features import Pooled
-from depthjepa.evaluation.trained_probes import SETTINGS, Setting, SideBySide, mlp, sweep
+from depthjepa.evaluation.trained_probes import SETTINGS, Setting, mlp, sweep
 from depthjepa.faults import BadInput
 from depthjepa.logbook import RunFolder
 from tiny_images import write_classes
@@ -55,25 +54,6 @@ def test_settings_that_learn_together_learn_as_each_would_alone() -> None:
     for setting in settings:
         alone = sweep(train, test, WIDTH, epochs=5, settings=[setting])
         assert alone.held_out[setting] == together[setting]
-
-
-def test_a_step_is_adamws_on_the_mean_cross_entropy() -> None:
-    settings = [Setting("last", 3e-2, 0.5), Setting("last", 1e-3, 0.0)]
-    ours = SideBySide(settings, WIDTH, 3)
-    theirs = [torch.zeros(WIDTH + 1, 3, requires_grad=True) for _ in settings]
-    groups = [
-        {"params": [w], "lr": s.lr, "weight_decay": s.weight_decay} for w, s in zip(theirs, settings, strict=True)
-    ]
-    optimizer = torch.optim.AdamW(groups)
-    for step in range(5):
-        features, labels = noise(step, 20, 2 * WIDTH), torch.arange(20) % 3
-        ours.learn(features, F.one_hot(labels, 3).float(), 1.0)
-        read = F.pad(features[:, WIDTH:], (0, 1), value=1.0)
-        optimizer.zero_grad()
-        torch.stack([F.cross_entropy(read @ weight, labels) for weight in theirs]).sum().backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    for number, weight in enumerate(theirs):
-        torch.testing.assert_close(ours.weight[:, number], weight.detach(), atol=1e-6, rtol=1e-4)
 
 
 def test_no_validation_image_takes_part_in_a_choice() -> None:

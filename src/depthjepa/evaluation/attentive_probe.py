@@ -25,7 +25,7 @@ from depthjepa.evaluation.classification import ClassifierResult, Standardiser, 
 from depthjepa.evaluation.features import Pooled
 from depthjepa.evaluation.tokens import Tokens
 from depthjepa.faults import BadInput
-from depthjepa.runtime import permutation
+from depthjepa.fitting import update, walks
 
 HEADS = 12  # at most; the width must be a multiple
 BATCH = 128  # images of a step
@@ -108,25 +108,17 @@ def _fit(
     for pooler, decay in zip(poolers, weight_decays, strict=True):
         matrices = [pooler.queries, pooler.values, pooler.classifier]
         groups += [{"params": matrices, "weight_decay": decay}, {"params": [pooler.bias], "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=lr)
+    optimizer = torch.optim.AdamW(groups, lr=lr)
     per_epoch = -(-len(places) // BATCH)
-    for epoch in range(epochs):
+    for epoch, order in enumerate(walks(places, epochs, seed=seed, stream="attentive probe")):
         if epoch == epochs - 1:
             for pooler in poolers:
                 pooler.norm.reset_running_stats()
-        order = permutation(len(places), seed=seed, stream="attentive probe", epoch=epoch)
-        parts = places[torch.from_numpy(order)].tensor_split(per_epoch)
+        parts = order.tensor_split(per_epoch)
         for number, (part, batch) in enumerate(zip(parts, tokens.parts(parts), strict=True)):
-            step = epoch * per_epoch + number
+            step, target = epoch * per_epoch + number, labels[part].to(batch.device)
             rate = optim.learning_rate(step, start=lr, peak=lr, final=0.0, warmup=0, steps=epochs * per_epoch)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            with torch.enable_grad():
-                target = labels[part].to(batch.device)
-                loss = torch.stack([F.cross_entropy(pooler(batch), target) for pooler in poolers]).sum()
-            optimiser.zero_grad()
-            torch.autograd.backward(loss)
-            optimiser.step()
+            update(optimizer, (F.cross_entropy(pooler(batch), target) for pooler in poolers), rate)
     return [pooler.eval() for pooler in poolers]
 
 

@@ -35,6 +35,7 @@ from depthjepa.evaluation.features import Encode
 from depthjepa.evaluation.readout import FOLDS, MeanMap, Predict, patch_grid
 from depthjepa.evaluation.tokens import ImageSet, Pairs, Within, pairs_of
 from depthjepa.faults import BadInput
+from depthjepa.fitting import update, walks
 from depthjepa.grid import to_map
 from depthjepa.losses import depth_loss
 from depthjepa.model.decoders import DPT_LEVELS, DPTHead, dpt_depths, expected_depth
@@ -235,32 +236,26 @@ def _trained(
     for _ in rates:
         with runtime.seeded(plan.seed, "depth readout"):
             readouts.append(BinReadout(plan.kind, tokens.shape[2], *bounds).to(tokens.device))
-    groups = [
-        {"params": list(readout.parameters()), "peak": rate} for readout, rate in zip(readouts, rates, strict=True)
-    ]
-    optimiser = torch.optim.AdamW(groups, lr=1.0, weight_decay=WEIGHT_DECAY)
+    groups = [{"params": list(readout.parameters())} for readout in readouts]
+    optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
     warmup = int(WARMUP * plan.steps)
-    for step, (tokens, depth) in enumerate(_walks(pairs, places, plan), 1):
-        for group in optimiser.param_groups:
-            group["lr"] = optim.learning_rate(
-                step, start=0.0, peak=group["peak"], final=0.0, warmup=warmup, steps=plan.steps
-            )
-        optimiser.zero_grad()
-        for readout in readouts:  # one after the other: the graph of one is enough to hold
-            with torch.enable_grad():
-                torch.autograd.backward(readout_loss(readout, tokens, depth, plan))
-        optimiser.step()
+    for step, (tokens, depth) in enumerate(_batches(pairs, places, plan), 1):
+        now = [
+            optim.learning_rate(step, start=0.0, peak=rate, final=0.0, warmup=warmup, steps=plan.steps)
+            for rate in rates
+        ]
+        update(optimizer, (readout_loss(readout, tokens, depth, plan) for readout in readouts), now)
     return [readout.eval() for readout in readouts]
 
 
-def _walks(
+def _batches(
     pairs: Pairs, places: Int64[Tensor, " _"], plan: Plan
 ) -> Iterator[tuple[Float[Tensor, "b n d"], Float[Tensor, "b 1 h w"]]]:
     """As many batches as the plan has steps: walks over all images, each in an order of its own."""
     per_walk = -(-len(places) // BATCH)
-    for walk, done in enumerate(range(0, plan.steps, per_walk)):
-        order = runtime.permutation(len(places), seed=plan.seed, stream="depth readout", epoch=walk)
-        yield from pairs.parts(places[torch.from_numpy(order)].tensor_split(per_walk)[: plan.steps - done])
+    orders = walks(places, -(-plan.steps // per_walk), seed=plan.seed, stream="depth readout")
+    for walk, order in enumerate(orders):
+        yield from pairs.parts(order.tensor_split(per_walk)[: plan.steps - walk * per_walk])
 
 
 def readout_loss(

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import Tensor
 
 from depthjepa import optim, runtime
 from depthjepa.checkpoint import Checkpoint
@@ -36,6 +36,7 @@ from depthjepa.evaluation.depth_probe import depth_table
 from depthjepa.evaluation.features import Encode, OfBatch, tokens_of
 from depthjepa.evaluation.gathering import RANDOM, Views, encode_with
 from depthjepa.evaluation.ridge import Ridge
+from depthjepa.fitting import update
 from depthjepa.grid import patchify, reassemble
 from depthjepa.guidance.config import NoGuidance, PixelGuidance
 from depthjepa.guidance.target import Whitening
@@ -314,14 +315,9 @@ def overfit(
     reached, maps = -math.inf, np.zeros(0)
     for step in range(steps):
         rate = optim.learning_rate(step, start=LR / 20, peak=LR, final=LR / 50, warmup=steps // 20, steps=steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         with runtime.precision(config.train.precision, where):
             losses = method(images, draw(config, batch, step, where), truth)
-        optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
-        nn.utils.clip_grad_norm_(method.parameters(), 1.0)
-        optimizer.step()
+        update(optimizer, [losses.total], rate, clip=1.0)
         bar.update(task, completed=step + 1)
         if (step + 1) % LOOK_EVERY == 0 or step + 1 == steps:
             method.eval()

@@ -27,6 +27,7 @@ from depthjepa import runtime
 from depthjepa.evaluation.classification import Standardiser, classes_of, held_out
 from depthjepa.evaluation.features import Pooled
 from depthjepa.faults import BadInput
+from depthjepa.fitting import update, walks
 
 Layers = Literal["last", "last four"]
 RATES = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
@@ -38,7 +39,6 @@ DROPS = 0.3  # of the epochs, after which the rate falls to a tenth: 15 of 50 in
 FEWEST = 5  # training images
 HIDDEN = 512
 HEAD_RATE = 1e-3
-BETAS = (0.9, 0.999)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,64 +95,30 @@ def _fit_linear(
     classes: int,
     epochs: int,
     seed: int,
-) -> Callable[[Float[Tensor, "images d"]], list[Tensor]]:
+) -> Callable[[Float[Tensor, "images d"]], list[Int64[Tensor, " images"]]]:
     """Train the classifiers of all settings; returns what gives the classes of images by each of them."""
     standard = Standardiser.of(values)
-    widths = {"last": width, "last four": values.shape[1]}
+    heads = [nn.Linear(width if each.layers == "last" else values.shape[1], classes) for each in settings]
+    for head in heads:
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
     groups = [
-        SideBySide([each for each in settings if each.layers == layers], widths[layers], classes)
-        for layers in LAYERS
-        if any(each.layers == layers for each in settings)
+        {"params": list(head.parameters()), "weight_decay": each.weight_decay}
+        for head, each in zip(heads, settings, strict=True)
     ]
-    features, wanted = standard(values), F.one_hot(labels, classes).float()
-    for progress, batch in _batches(len(values), epochs, seed):
-        for group in groups:
-            group.learn(features[batch], wanted[batch], 0.1 ** int(progress / DROPS))
+    optimizer = torch.optim.AdamW(groups, fused=True)  # of two dozen small groups, each one's kernel counts
+    features = standard(values)
+    for epoch, batch in _batches(len(values), epochs, seed):
+        share = 0.1 ** int(epoch / epochs / DROPS)
+        read, wanted = features[batch], labels[batch]
+        losses = (F.cross_entropy(head(read[:, -head.in_features :]), wanted) for head in heads)
+        update(optimizer, losses, [share * each.lr for each in settings])
 
-    def predict(images: Float[Tensor, "images d"]) -> list[Tensor]:
-        told = {setting: guess for group in groups for setting, guess in group.classes(standard(images)).items()}
-        return [told[each] for each in settings]
+    def predict(images: Float[Tensor, "images d"]) -> list[Int64[Tensor, " images"]]:
+        read = standard(images)
+        return [head(read[:, -head.in_features :]).argmax(-1) for head in heads]
 
     return predict
-
-
-class SideBySide:
-    """Linear classifiers that read the same features, each with a rate and a weight decay of its own, as one matrix.
-
-    PyTorch's optimisers know one rate a tensor: two dozen small ones would take most of the time. So gradient (of the
-    mean cross-entropy) and AdamW's step (Loshchilov and Hutter 2019, algorithm 2) are written out for all at once.
-    """
-
-    def __init__(self, settings: Sequence[Setting], width: int, classes: int) -> None:
-        self.settings, self.width = settings, width
-        self.weight = torch.zeros(width + 1, len(settings), classes)
-        self.first, self.second, self.steps = torch.zeros_like(self.weight), torch.zeros_like(self.weight), 0
-        self.lr = torch.tensor([each.lr for each in settings])[:, None]
-        self.decay = torch.tensor([each.weight_decay for each in settings])[:, None]
-
-    def scores(self, read: Float[Tensor, "b d_and_one"]) -> Float[Tensor, "b settings classes"]:
-        """Scores of the classes by each classifier."""
-        return torch.einsum("bd,dsc->bsc", read, self.weight)
-
-    def read(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b d_and_one"]:
-        """The channels that these classifiers read, with a 1 for the bias."""
-        return F.pad(features[:, -self.width :], (0, 1), value=1.0)
-
-    def learn(self, features: Float[Tensor, "b d"], wanted: Float[Tensor, "b classes"], share: float) -> None:
-        """One step of AdamW, at `share` of each classifier's rate."""
-        read = self.read(features)
-        wrong = (self.scores(read).softmax(-1) - wanted[:, None]) / len(read)
-        gradient = torch.einsum("bd,bsc->dsc", read, wrong)
-        self.steps += 1
-        self.first.lerp_(gradient, 1 - BETAS[0])
-        self.second.lerp_(gradient.square(), 1 - BETAS[1])
-        scale = (self.second / (1 - BETAS[1] ** self.steps)).sqrt() + 1e-8
-        rate = share * self.lr
-        self.weight.mul_(1 - rate * self.decay).sub_(rate * self.first / (1 - BETAS[0] ** self.steps) / scale)
-
-    def classes(self, features: Float[Tensor, "b d"]) -> dict[Setting, Int64[Tensor, " b"]]:
-        """Classes of images by each classifier."""
-        return dict(zip(self.settings, self.scores(self.read(features)).argmax(-1).T, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,10 +141,7 @@ def mlp(train: Pooled, test: Pooled, width: int, *, epochs: int = 100, seed: int
     curves: list[tuple[float, float]] = []
     steps = -(-len(features) // BATCH)
     for number, (_, batch) in enumerate(_batches(len(features), epochs, seed), 1):
-        loss = F.cross_entropy(head(features[batch]), train.labels[batch])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        update(optimizer, [F.cross_entropy(head(features[batch]), train.labels[batch])], HEAD_RATE)
         if number % steps == 0:
             with torch.no_grad():
                 seen, told = (head(each).argmax(1) for each in (features, unseen))
@@ -188,12 +151,11 @@ def mlp(train: Pooled, test: Pooled, width: int, *, epochs: int = 100, seed: int
     return HeadResult(train_curve, val_curve)
 
 
-def _batches(images: int, epochs: int, seed: int) -> Iterator[tuple[float, Tensor]]:
-    """Share of the training that is done, and the images of a step: each once an epoch."""
-    for epoch in range(epochs):
-        order = torch.from_numpy(runtime.permutation(images, seed=seed, stream="trained probe", epoch=epoch))
+def _batches(images: int, epochs: int, seed: int) -> Iterator[tuple[int, Int64[Tensor, " b"]]]:
+    """The epoch and the images of every step: each once an epoch."""
+    for epoch, order in enumerate(walks(torch.arange(images), epochs, seed=seed, stream="trained probe")):
         for batch in torch.split(order, BATCH):
-            yield epoch / epochs, batch
+            yield epoch, batch
 
 
 def _refuse_few(train: Pooled) -> None:

@@ -34,6 +34,7 @@ from depthjepa import runtime
 from depthjepa.data.samples import Batch
 from depthjepa.depth import valid
 from depthjepa.faults import BadInput
+from depthjepa.fitting import update
 from depthjepa.guidance.teachers.depthfm.layout import CHANNELS, released_keys, unet_config
 from depthjepa.guidance.teachers.depthfm.network import STRIDE, diffusers_library, signal_share
 from depthjepa.logbook import whole_file, writing
@@ -335,15 +336,9 @@ class Learner:
         """One step of AdamW at a rate that rises over a twentieth of the steps and falls by a cosine."""
         warmup, lr = max(1, self.steps // 20), self._config.lr
         rate = learning_rate(self.step + 1, start=lr / 100, peak=lr, final=lr / 100, warmup=warmup, steps=self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimizer.step()
+        self._losses.append(float(update(self.optimizer, [loss], rate, clip=1.0)))
         if self.average is not None:
             self.average.update_parameters(self.network)
-        self._losses.append(float(loss.detach()))
         self.step += 1
 
     def mean_loss(self) -> float:
