@@ -265,7 +265,7 @@ def test_the_hint_counts_what_it_misses_of_the_depth_latents_spread() -> None:
     constant = depth.mean((0, 2, 3), keepdim=True)
 
     def said(guess: Tensor, counts: Tensor = counts) -> float:
-        return float(fit.untold(Saying(guess), latent, counts))
+        return float(fit.unexplained(Saying(guess), latent, counts))
 
     assert said(constant.expand_as(depth)) == pytest.approx(1, abs=1e-5)  # the floor: one latent for all
     assert said(depth) == 0
@@ -282,7 +282,7 @@ def test_the_hint_shapes_image_latents_and_no_others() -> None:
     config = FitConfig(autoencoder_widths=(8, 8, 8, 8))
     hinted = hinted_autoencoder(config)
     latent = torch.randn(4, 4, 2, 2, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    fit.untold(hinted.hint, latent, torch.ones(4, 1, 16, 16)).backward()  # type: ignore[no-untyped-call]
+    fit.unexplained(hinted.hint, latent, torch.ones(4, 1, 16, 16)).backward()  # type: ignore[no-untyped-call]
     assert latent.grad is not None
     assert (latent.grad[:2] != 0).any() and (latent.grad[2:] == 0).all()
     batch = boxes(2)

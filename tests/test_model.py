@@ -534,7 +534,7 @@ def test_zoom_multiplies_the_disparity():
 
 def test_depth_teacher_without_depth_is_refused():
     batch = Batch(torch.arange(1), torch.zeros(1, 3, 8, 8), None, torch.ones(1), torch.tensor([-1]))
-    with pytest.raises(BadInput, match="needs depth files"):
+    with pytest.raises(BadInput, match="needs depth: give an RGB-D"):
         DepthTeacher().batch_latents(batch, (2, 2))
 
 

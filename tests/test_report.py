@@ -371,7 +371,7 @@ def test_page_says_in_words_what_was_run_and_what_came_out(page: str) -> None:
         ),
         (
             {"train": {"objective": "supervised"}},
-            "(trained end to end with what depth and labels there are, a ceiling)",
+            "(trained end to end with what depth and labels there are)",
         ),
     ],
 )

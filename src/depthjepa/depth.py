@@ -103,7 +103,7 @@ def align_scale_shift(
     deviation = torch.where(valid, known_prediction - mean_prediction, 0)
     variance = deviation.square().sum((1, 2, 3), keepdim=True)
     covariance = (deviation * known_target).sum((1, 2, 3), keepdim=True)
-    # Rounding leaves a constant map a variance of this order: nothing can be told from it.
+    # Rounding leaves a constant map a variance of this order: it says nothing.
     noise = count * (torch.finfo(prediction.dtype).eps * mean_prediction).square()
     varies = variance > noise
     scale = torch.where(varies, covariance / torch.where(varies, variance, 1), 0)

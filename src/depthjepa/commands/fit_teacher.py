@@ -29,6 +29,7 @@ from torch import Tensor
 from depthjepa import runtime
 from depthjepa.columns import Column, table
 from depthjepa.config import TeacherFitConfig, differences, to_mapping
+from depthjepa.data.layouts.layout import with_depth
 from depthjepa.data.loading import TrainingBatches, has_validation, open_source, view_batches
 from depthjepa.data.samples import Batch, Source
 from depthjepa.data.transforms import as_bytes
@@ -106,9 +107,7 @@ def _open(config: TeacherFitConfig) -> tuple[Source, Source]:
     """Training pairs and held-out pairs."""
     source = open_source(config.data, "train")
     if not source.has_depth:
-        raise BadInput(
-            f"fit-teacher needs depth, but data.root={config.data.root} has none: give an RGB-D folder or `scenes`"
-        )
+        raise BadInput(f"fit-teacher needs depth, but data.root={config.data.root} has none: give {with_depth()}")
     if not has_validation(config.data):
         raise BadInput(f"fit-teacher judges the teacher on held-out pairs, and {config.data.root} has no val/")
     for side in config.data.size:

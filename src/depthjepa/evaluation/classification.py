@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from depthjepa.data.layouts.layout import with_labels
 from depthjepa.evaluation.features import Pooled
 from depthjepa.faults import BadInput
 from depthjepa.runtime import permutation
@@ -194,7 +195,7 @@ def classes_of(train: Pooled, test: Pooled) -> int:
             raise BadInput(f"the {name} set holds no images")
         if pooled.labels.min() < 0:
             unknown = pooled.names[int(pooled.labels.argmin())]
-            raise BadInput(f"the {name} image {unknown} has no label: use a class folder (train/CLASS/*)")
+            raise BadInput(f"the {name} image {unknown} has no label: give {with_labels()}")
     if train.values.shape[1] != test.values.shape[1]:
         widths = f"{train.values.shape[1]} and {test.values.shape[1]}"
         raise BadInput(f"training and test features differ in width: {widths}")

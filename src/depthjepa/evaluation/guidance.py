@@ -22,6 +22,7 @@ from torch import Tensor
 
 from depthjepa.checkpoint import Checkpoint, refuse_lost
 from depthjepa.config import RunConfig
+from depthjepa.data.layouts.layout import with_depth
 from depthjepa.data.samples import Batch
 from depthjepa.evaluation.alignment import cka_selectivity
 from depthjepa.evaluation.features import tokens_of
@@ -69,9 +70,7 @@ def asked_teacher(config: RunConfig, *, has_depth: bool) -> Teacher:
         assert teacher is not None
         return teacher
     if not has_depth:
-        raise BadInput(
-            f"guidance is judged by depth, and {config.data.root} has none: give an RGB-D folder or `scenes`"
-        )
+        raise BadInput(f"guidance is judged by depth, and {config.data.root} has none: give {with_depth()}")
     return DepthTeacher()
 
 
@@ -190,10 +189,10 @@ def layer_figures(
         raise BadInput(f"a readout of guidance needs at least {FOLDS} training images that the teacher knows")
     readouts = [ridge.solve(ridge.choose(held=[1])) for ridge in ridges]
     kept: list[list[Tensor]] = [[] for _ in blocks]
-    told: list[list[Tensor]] = [[] for _ in blocks]
+    read: list[list[Tensor]] = [[] for _ in blocks]
     for batch, _ in _numbered(val):
         for number, tokens in enumerate(_features(encoder, batch, blocks, where)):
-            told[number].append(unfold_cells(readouts[number].predict(tokens), grid, CELLS))
+            read[number].append(unfold_cells(readouts[number].predict(tokens), grid, CELLS))
             kept[number].append(tokens)
     white = whitening.apply(judged, math.inf)
     truth = white.values.double()
@@ -201,7 +200,7 @@ def layer_figures(
     counted = to_map(whole[..., None].float(), grid).repeat_interleave(CELLS, 2).repeat_interleave(CELLS, 3).bool()
     nothing = torch.zeros_like(truth[0])
     return [
-        {"r2_within": explained(truth, torch.cat(told[number]), counted, nothing)["r2_within"]}
+        {"r2_within": explained(truth, torch.cat(read[number]), counted, nothing)["r2_within"]}
         | cka_selectivity(torch.cat(kept[number]), cells, whole)
         for number in blocks
     ]

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from depthjepa.data.layouts.layout import with_depth
 from depthjepa.data.samples import Batch
 from depthjepa.depth import disparity, pool_valid, valid
 from depthjepa.evaluation.features import Encode, OfBatch, tokens_of
@@ -161,7 +162,7 @@ def cells_of(
 ) -> tuple[Float[Tensor, "b 1 rows cols"], Bool[Tensor, "b 1 rows cols"]]:
     """True disparity [1/m] of each cell (0 where unknown), and where it is known."""
     if batch.depth is None:
-        raise BadInput("a depth probe needs depth, and these images have none: use RGB-D folders or scenes")
+        raise BadInput(f"a depth probe needs depth, and these images have none: give {with_depth()}")
     cells, share = pool_valid(disparity(batch.depth), valid(batch.depth), (rows, cols))
     return cells, share > 0
 

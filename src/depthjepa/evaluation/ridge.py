@@ -133,9 +133,9 @@ class Sums:
         slope = found.weight / found.deviation
         level = found.offset + found.bias - slope @ (found.mean - self.centre)  # what is predicted where x is 0
         squares = self.y_square - (level * (2 * self.y - level * self.known)).sum(0)
-        told = (slope * self._deviations(level)).sum(1)
+        explained = (slope * self._deviations(level)).sum(1)
         spread = ((slope[:, None] @ self.xx)[:, 0] * slope).sum(1)
-        return float((squares - 2 * told + spread).sum())
+        return float((squares - 2 * explained + spread).sum())
 
     def _deviations(self, level: Float[Tensor, "n c"]) -> Float[Tensor, "c d"]:
         """Σ w x (y - level)."""

@@ -339,7 +339,7 @@ def _shortcut(figures: Mapping[str, float], floors: Floors) -> str:
     attainable = figures.get("attainable_energy", 1.0)
     flat = energy <= min(floors.gradient_energy, ENOUGH * attainable)
     if math.isnan(energy) or math.isnan(position):
-        return "nothing can be told: the teacher's maps do not vary about the mean map"
+        return "undecided: the teacher's maps do not vary about the mean map"
     if flat and within <= floors.r2_within and (position <= NOTHING or figures["floor_ratio"] >= NO_GAIN):
         return (
             f"predicts the mean map, or no better: the loss is {figures['floor_ratio']:.2f} of the mean map's, R² "
@@ -365,7 +365,8 @@ def _shortcut(figures: Mapping[str, float], floors: Floors) -> str:
     if not flat and strange and within <= NOTHING:
         return (
             f"another image's map, or one map for all: sharp (gradient energy {energy:.2f}), but the right image is "
-            f"found in {found:.0%} of cases (chance {figures['retrieval_chance']:.0%}, p = {p:.3f}), AUC {auc:.2f}"
+            f"found in {found:.0%} of cases (chance {figures['retrieval_chance']:.0%}), AUC {auc:.2f}; the mean "
+            f"correlation with its own target against those with others': p = {p:.3f}"
         )
     if flat:
         return (

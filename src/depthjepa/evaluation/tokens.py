@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Float16, Int64
 from torch import Tensor
 
+from depthjepa.data.layouts.layout import with_depth
 from depthjepa.data.samples import Batch
 from depthjepa.depth import valid
 from depthjepa.evaluation.features import Encode, iterate_tokens
@@ -177,7 +178,7 @@ def pairs_of(encode: Encode, images: ImageSet) -> tuple[Pairs, int]:
 
 def _depth_of(batch: Batch) -> Float[Tensor, "b 1 h w"]:
     if batch.depth is None:
-        raise BadInput("a depth probe needs depth, and these images have none: use RGB-D folders or scenes")
+        raise BadInput(f"a depth probe needs depth, and these images have none: give {with_depth()}")
     return batch.depth
 
 

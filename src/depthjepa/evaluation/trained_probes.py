@@ -77,10 +77,10 @@ def sweep(
     scores = [float((guess == train.labels[aside]).double().mean()) for guess in fitted(train.values[aside])]
     chosen = settings[max(range(len(settings)), key=scores.__getitem__)]
     again = _fit_linear(train.values, train.labels, [chosen], width, classes, epochs, seed)
-    (told,), (seen,) = again(test.values), again(train.values)
+    (on_test,), (on_train,) = again(test.values), again(train.values)
     return SweepResult(
-        train_accuracy=float((seen == train.labels).double().mean()),
-        val_accuracy=float((told == test.labels).double().mean()),
+        train_accuracy=float((on_train == train.labels).double().mean()),
+        val_accuracy=float((on_test == test.labels).double().mean()),
         chosen=chosen,
         held_out=dict(zip(settings, scores, strict=True)),
     )
@@ -144,8 +144,8 @@ def mlp(train: Pooled, test: Pooled, width: int, *, epochs: int = 100, seed: int
         update(optimizer, [F.cross_entropy(head(features[batch]), train.labels[batch])], HEAD_RATE)
         if number % steps == 0:
             with torch.no_grad():
-                seen, told = (head(each).argmax(1) for each in (features, unseen))
-            accuracies = (seen == train.labels).double().mean(), (told == test.labels).double().mean()
+                on_train, on_test = (head(each).argmax(1) for each in (features, unseen))
+            accuracies = (on_train == train.labels).double().mean(), (on_test == test.labels).double().mean()
             curves.append((float(accuracies[0]), float(accuracies[1])))
     train_curve, val_curve = np.array(curves).T
     return HeadResult(train_curve, val_curve)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from depthjepa.data.layouts.layout import with_depth
 from depthjepa.data.samples import Source
 from depthjepa.faults import BadInput
 from depthjepa.guidance.config import FeatureGuidance, NoGuidance, PixelGuidance
@@ -33,16 +34,16 @@ def build_guidance_teacher(config: Guidance, *, has_depth: bool, root: str, seed
             kind = teacher_kind(config.teacher)
             if not (has_depth or kind.is_network):
                 raise BadInput(
-                    f"guidance.teacher={config.teacher} needs depth, but data.root={root} has none: give an RGB-D "
-                    f"folder or `scenes`, or take guidance.kind=none"
+                    f"guidance.teacher={config.teacher} needs depth, but data.root={root} has none: give "
+                    f"{with_depth()}, or take guidance.kind=none"
                 )
             teacher = kind.build(config) if config.cache is None else cached_teacher(config)
             return build_control(teacher, config.control, seed)
         case PixelGuidance():
             if not has_depth:
                 raise BadInput(
-                    f"guidance.kind=pixel needs depth, but data.root={root} has none: give an RGB-D folder or "
-                    f"`scenes`, or let a depth network teach (guidance.kind=feature)"
+                    f"guidance.kind=pixel needs depth, but data.root={root} has none: give {with_depth()}, "
+                    f"or let a depth network teach (guidance.kind=feature)"
                 )
             return DepthPixels(config.target, config.nearest, config.farthest, config.zoom_aware, config.sky > 0)
         case NoGuidance():

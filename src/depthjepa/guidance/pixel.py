@@ -104,8 +104,8 @@ class PixelGuide(nn.Module):
         found: dict[Read, Judged] = {}
         if "predicted" in self.reads:
             # Of several target layers the last one is read.
-            told = predicted.levels or (predicted.targets[..., -encoder.width :],)
-            found["predicted"] = self.read_prediction(levels, told, masks)
+            forecast = predicted.levels or (predicted.targets[..., -encoder.width :],)
+            found["predicted"] = self.read_prediction(levels, forecast, masks)
         if "dense" in self.reads:
             found["dense"] = self.read_dense(encoder, images), None
         return found

@@ -71,8 +71,8 @@ class Whitening:
     def apply(self, latents: Latents, clip: float = CLIP) -> Latents:
         """Whiten; invalid values become zero, those that are bounds stay bounds."""
         values = (latents.values - self.mean) / self.deviation[:, None, None]
-        told = latents.valid if latents.bound is None else latents.valid | latents.bound
-        return Latents(torch.where(told, values.clamp(-clip, clip), 0.0), latents.valid, latents.bound)
+        counted = latents.valid if latents.bound is None else latents.valid | latents.bound
+        return Latents(torch.where(counted, values.clamp(-clip, clip), 0.0), latents.valid, latents.bound)
 
     def undo(self, values: Float[Tensor, "b c rows cols"]) -> Float[Tensor, "b c rows cols"]:
         """Return from whitened values to the teacher's own."""

@@ -117,7 +117,7 @@ def _network(runs: Sequence[Run]) -> str:
 def _kind(run: Run) -> str:
     config = flatten(run.config)
     if config.get("train.objective") == "supervised":
-        return "trained end to end with what depth and labels there are, a ceiling"
+        return "trained end to end with what depth and labels there are"
     guidance = config.get("guidance.kind", "none")
     terms = ("visible", "pixel", "variance", "covariance", "gaussian")
     method = "I-JEPA" if config.get("loss.latent", 1) else "masked patches without latent loss"

@@ -47,8 +47,8 @@ def study_section(content: Mapping[str, Any]) -> str:
     columns = {column.key: column for column in map(Column.of, content["columns"])}
     keys = list(dict.fromkeys(claim["measure"] for claim in content.get("claims", [])))
     # Not how well a readout fits what it was fitted on.
-    told = [key for key, column in columns.items() if column.better and "train" not in key]
-    keys += [key for key in told if key not in keys]
+    headline = [key for key, column in columns.items() if column.better and "train" not in key]
+    keys += [key for key in headline if key not in keys]
     drawn = [_dots(content, columns[key]) for key in keys[:MOST] if key in columns]
     return section(f"Study {content['name']}", [*parts, *(embed(each) for each in drawn if each is not None)])
 

@@ -144,8 +144,8 @@ def _meanings(columns: Iterable[Column]) -> str:
     lines = ""
     for meaning, group in groupby(columns, key=lambda column: column.meaning):
         labels = [column.label for column in group]
-        told = labels if len(labels) <= FEW else [labels[0], "…", labels[-1]]
-        lines += f"<p class='soft'><b>{text('; '.join(told))}</b>: {text(meaning)}.</p>" if meaning else ""
+        shown = labels if len(labels) <= FEW else [labels[0], "…", labels[-1]]
+        lines += f"<p class='soft'><b>{text('; '.join(shown))}</b>: {text(meaning)}.</p>" if meaning else ""
     return lines
 
 

@@ -266,7 +266,10 @@ def kept_json(content: Mapping[str, Any], folder: Path) -> str:
     ]
     shown = {column["key"] for column in content["columns"]}
     means = {
-        arm: {**each, "figures": {key: told for key, told in each["figures"].items() if key in shown and told["n"] > 1}}
+        arm: {
+            **each,
+            "figures": {key: figures for key, figures in each["figures"].items() if key in shown and figures["n"] > 1},
+        }
         for arm, each in content["means"].items()
     }
     kept = {**content, "protocols": protocols, "runs": runs, "means": means}

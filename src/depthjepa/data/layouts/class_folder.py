@@ -110,5 +110,6 @@ LAYOUT = DataLayout(
     matches=_matches,
     open=_open,
     has_validation=_has_validation,
+    may_have_labels=True,
     takes_subsets=True,
 )

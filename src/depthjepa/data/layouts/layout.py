@@ -40,6 +40,8 @@ class DataLayout:
     source_name: Callable[[str], str] = path_name  # the name of the source of a root, without opening it
     by_name: bool = False  # a root is the row's name, or NAME:MORE, instead of a path
     takes_subsets: bool = False  # whether data.classes and data.images_per_class choose from it
+    may_have_depth: bool = False
+    may_have_labels: bool = False
     pairs: str = ""  # what data.val_prefixes and data.val_list divide, as "RGB-D pairs"; empty: nothing
 
 
@@ -71,6 +73,22 @@ def open_root(config: DataConfig, root: str, split: Split) -> Source:
     if not layout.pairs:
         _refuse_division(config, root, layout)
     return layout.open(config, root, split)
+
+
+def with_depth() -> str:
+    """The layouts whose images may have depth, for a message: "an RGB-D folder (...) or ..."; files come first."""
+    return _those(lambda layout: layout.may_have_depth)
+
+
+def with_labels() -> str:
+    """The layouts whose images may have labels, as `with_depth`."""
+    return _those(lambda layout: layout.may_have_labels)
+
+
+def _those(chosen: Callable[[DataLayout], bool]) -> str:
+    names = [name for name, layout in _layouts().items() if chosen(layout)]
+    names.sort(key=lambda name: _layouts()[name].by_name)
+    return " or ".join(table.LAYOUTS.row(name).about for name in names)
 
 
 def name_of_root(root: str) -> str:

@@ -120,7 +120,7 @@ class PairedFolder:
     another, and any other value is insisted on. Depth beyond the range of `dataset.json` is invalid, and so is depth
     outside of its evaluation crop in validation data. `focal_length` is in pixels at full width, None: unknown.
 
-    Raises `BadInput` when photographs and depth files do not pair up, when the validation data cannot be told, and on
+    Raises `BadInput` when photographs and depth files do not pair up, when the validation data are unclear, and on
     reading when a depth file has another size or is not 16-bit grey.
     """
 
@@ -141,8 +141,8 @@ class PairedFolder:
         self._root = root
         self._facts = dataset_facts(root)
         self.focal_length = self._facts.focal_length
-        told = self._facts.depth_scale
-        self._depth_scale = told if told is not None and depth_scale == MILLIMETRES else depth_scale
+        stated = self._facts.depth_scale
+        self._depth_scale = stated if stated is not None and depth_scale == MILLIMETRES else depth_scale
         self._crop = self._facts.evaluation_crop if split == "val" else None
         divided = val_prefixes is not None or val_list is not None
         self._place = _place(root, split, divided)
@@ -329,5 +329,6 @@ LAYOUT = DataLayout(
     matches=_matches,
     open=_open,
     has_validation=_has_validation,
+    may_have_depth=True,
     pairs="RGB-D pairs",
 )

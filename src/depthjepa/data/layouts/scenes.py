@@ -181,6 +181,8 @@ LAYOUT = DataLayout(
     matches=_matches,
     open=_open,
     has_validation=_has_validation,
+    may_have_depth=True,
+    may_have_labels=True,
     source_name=_source_name,
     by_name=True,
 )

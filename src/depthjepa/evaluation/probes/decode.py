@@ -18,7 +18,7 @@ from depthjepa.runs import Run
 
 PIXEL_HEAD = Need(
     lambda config, train, val: config.guidance.kind == "pixel",
-    "reads a pixel head: it needs guidance.kind=pixel",
+    lambda data: "reads a pixel head: it needs guidance.kind=pixel",
     of_data=False,
 )
 PREDICTED = Column(

@@ -21,6 +21,7 @@ from depthjepa.checkpoint import Checkpoint
 from depthjepa.columns import Column, table
 from depthjepa.config import RunConfig
 from depthjepa.data.images import Split
+from depthjepa.data.layouts.layout import with_depth, with_labels
 from depthjepa.data.samples import Source
 from depthjepa.drawing.figures import Captioned
 from depthjepa.evaluation.features import Encode
@@ -42,23 +43,23 @@ class Need:
     """What a task cannot do without: whether a run and its training and validation data have it, and its refusal."""
 
     there: Callable[[RunConfig, Source, Source], bool]
-    refusal: str  # goes on after "the TASK probe"; {data} is what data.root asks for
+    refusal: Callable[[str], str]  # of what data.root asks for; goes on after "the TASK probe"
     of_data: bool = True  # or of the run: loading it refuses then, and names the checkpoint
 
     def lacking(self, task: str, config: RunConfig, train: Source, val: Source) -> str | None:
         """The sentence of the refusal; None where nothing is lacking."""
         if self.there(config, train, val):
             return None
-        return f"the {task} probe {self.refusal.format(data=config.data.root)}"
+        return f"the {task} probe {self.refusal(config.data.root)}"
 
 
 LABELS = Need(
     lambda config, train, val: bool(train.classes),
-    "needs labels, and {data} has none: give a class folder (train/CLASS/*, val/CLASS/*) or `scenes`",
+    lambda data: f"needs labels, and {data} has none: give {with_labels()}",
 )
 DEPTH = Need(
     lambda config, train, val: train.has_depth and val.has_depth,
-    "needs depth, and {data} has none: give an RGB-D folder or `scenes`",
+    lambda data: f"needs depth, and {data} has none: give {with_depth()}",
 )
 
 

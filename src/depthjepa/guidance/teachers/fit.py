@@ -274,11 +274,11 @@ def autoencoder_loss(hinted: Hinted, batch: Batch, config: FitConfig, seed: int,
     weight = 0.1 + 0.9 * counts
     loss: Tensor = (error * weight).mean() / weight.mean() + config.kl * posterior.kl().float().mean()
     if config.hint:
-        loss = loss + config.hint * untold(hinted.hint, latent, counts)
+        loss = loss + config.hint * unexplained(hinted.hint, latent, counts)
     return loss
 
 
-def untold(
+def unexplained(
     hint: nn.Module, latent: Float[Tensor, "pictures 4 rows cols"], counts: Float[Tensor, "pictures 1 h w"]
 ) -> Float[Tensor, ""]:
     """Share of the depth latents' variance that the hint does not tell from the image latents.

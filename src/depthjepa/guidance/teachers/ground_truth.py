@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from depthjepa.data.layouts.layout import with_depth
 from depthjepa.data.samples import Batch
 from depthjepa.depth import Numbers, below_unmeasured, disparity, pool_valid, to_numbers, valid
 from depthjepa.faults import BadInput
@@ -40,7 +41,7 @@ class DepthTeacher:
 
     def batch_latents(self, batch: Batch, cells: tuple[int, int]) -> Latents:
         if batch.depth is None:
-            raise BadInput("guidance.teacher=depth needs depth files: give an RGB-D folder or `scenes` as data.root")
+            raise BadInput(f"guidance.teacher=depth needs depth: give {with_depth()} as data.root")
         apparent = disparity(batch.depth) * batch.zoom[:, None, None, None]
         parts, share = pool_valid(apparent, valid(batch.depth), (PARTS * cells[0], PARTS * cells[1]))
         return Latents(F.pixel_unshuffle(parts, PARTS), F.pixel_unshuffle(share, PARTS) > 0)
@@ -83,7 +84,7 @@ class DepthPixels:
 
     def batch_latents(self, batch: Batch, cells: tuple[int, int]) -> Latents:
         if batch.depth is None:
-            raise BadInput("guidance.kind=pixel needs depth files: give an RGB-D folder or `scenes` as data.root")
+            raise BadInput(f"guidance.kind=pixel needs depth: give {with_depth()} as data.root")
         apparent = batch.depth / batch.zoom[:, None, None, None] if self.zoom_aware else batch.depth
         known = valid(apparent, self.nearest, self.farthest)
         known_depth, bound = torch.where(known, apparent, 1.0), None
