@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 import yaml
 from pydantic import (
     AfterValidator,
-    ConfigDict,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -26,7 +25,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic.dataclasses import dataclass as configuration
 
 from depthjepa.data.config import DataConfig
 from depthjepa.faults import BadInput, nearest
@@ -42,11 +40,10 @@ from depthjepa.model.vit import ModelConfig
 from depthjepa.old_keys import current, why_removed
 from depthjepa.optim import OptimConfig
 from depthjepa.recipe_files import read_recipe
+from depthjepa.settings import configuration
 
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-
-@configuration(frozen=True, slots=True, config=STRICT)
+@configuration
 class About:
     """What a recipe is, what it costs and what it scores: claims that can be falsified."""
 
@@ -57,7 +54,7 @@ class About:
     source: str = ""
 
 
-@configuration(frozen=True, slots=True, config=STRICT)
+@configuration
 class InitConfig:
     """Where a run starts from, None: random weights. While frozen, the head alone learns (paper: 1,000 steps)."""
 
@@ -65,7 +62,7 @@ class InitConfig:
     frozen_steps: NonNegativeInt = 0
 
 
-@configuration(frozen=True, slots=True, config=STRICT)
+@configuration
 class TrainConfig:
     """Length of a run, its batches, its precision, and what is written how often.
 
@@ -103,7 +100,7 @@ class TrainConfig:
         return self.steps if self.steps is not None else max(1, round((self.epochs or 0) * steps_per_epoch))
 
 
-@configuration(frozen=True, slots=True, config=STRICT)
+@configuration
 class EvaluationConfig:
     """How frozen encoders are probed; limits take an even spread over the data."""
 
@@ -145,7 +142,7 @@ class EvaluationConfig:
         return self
 
 
-@configuration(frozen=True, slots=True, config=STRICT)
+@configuration
 class RunConfig:
     """Everything that determines a run."""
 
@@ -184,7 +181,7 @@ class RunConfig:
         return self.guidance.cells(self.grid, self.data.size)
 
 
-@configuration(frozen=True, slots=True, config=STRICT)
+@configuration
 class TeacherFitConfig:
     """Everything that determines how a compact teacher is fitted (`depthjepa fit-teacher`)."""
 

@@ -24,12 +24,12 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float64, Int64
-from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
-from pydantic.dataclasses import dataclass as configuration
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor
 
 from depthjepa import runtime
 from depthjepa.faults import BadInput
+from depthjepa.settings import configuration
 
 Grid = tuple[int, int]  # rows, columns of patches
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -37,7 +37,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 ATTEMPTS = 200  # draws of one mask before the configuration is called impossible
 
 
-@configuration(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@configuration
 class MaskConfig:
     """Sampler and its scales; scales are shares of the image's patches."""
 

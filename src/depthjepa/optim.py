@@ -13,14 +13,15 @@ from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import torch
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic.dataclasses import dataclass as configuration
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
+
+from depthjepa.settings import configuration
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@configuration(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@configuration
 class OptimConfig:
     """Rates of a run. The learning rate is the one used, unless `lr_batch` asks for scaling.
 

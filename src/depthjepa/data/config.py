@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, ConfigDict, Field, field_validator
-from pydantic.dataclasses import dataclass as configuration
+from pydantic import AfterValidator, Field, field_validator
 
 from depthjepa.data.layouts.table import DEFAULT_ROOT, check_kind
+from depthjepa.settings import configuration
 
 MILLIMETRES = 1000.0  # file units per metre, where nothing says otherwise
 
@@ -15,7 +15,7 @@ Positive = Annotated[int, Field(ge=1)]
 Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 
 
-@configuration(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@configuration
 class DataConfig:
     """What is read, and how it is cropped.
 

@@ -8,19 +8,18 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
-from pydantic.dataclasses import dataclass as configuration
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from depthjepa.depth import Numbers
 from depthjepa.guidance.target import CLIP, Centre
 from depthjepa.guidance.teachers.table import TEACHERS
 from depthjepa.model.decoders import CELLS, FeatureHead, PixelHead
+from depthjepa.settings import configuration
 
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Control = Literal["none", "image", "random", "another", "mean"]
 
 
-@configuration(frozen=True, slots=True, config=STRICT)
+@configuration
 class NoGuidance:
     """I-JEPA by itself."""
 
@@ -31,7 +30,7 @@ class NoGuidance:
         return CELLS * grid[0], CELLS * grid[1]
 
 
-@configuration(frozen=True, slots=True, config=STRICT)
+@configuration
 class FeatureGuidance:
     """Guidance by the latents of a frozen teacher (paper, section 4.2.3).
 
@@ -75,7 +74,7 @@ class FeatureGuidance:
         return CLIP
 
 
-@configuration(frozen=True, slots=True, config=STRICT)
+@configuration
 class PixelGuidance:
     """Guidance by depth files, pixel by pixel (paper, section 4.2.2).
 

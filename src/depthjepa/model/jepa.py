@@ -16,8 +16,7 @@ from typing import Annotated, Literal, Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveInt, field_validator
-from pydantic.dataclasses import dataclass as configuration
+from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 
 from depthjepa import runtime
@@ -34,13 +33,14 @@ from depthjepa.losses import (
 from depthjepa.masks import Masks
 from depthjepa.model.predictor import Predicted, Predictor
 from depthjepa.model.vit import VisionTransformer
+from depthjepa.settings import configuration
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Read = Literal["predicted", "dense"]  # what a guide's map is read from: tokens under masks, or those of whole images
 Judged = tuple[Tensor, Tensor | None]  # a map, and the cells of it that count (None: all)
 
 
-@configuration(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@configuration
 class LossConfig:
     """Weights of the terms beside guidance; the defaults are I-JEPA's: the latent loss alone, of the last layer.
 

@@ -13,16 +13,16 @@ from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
-from pydantic import ConfigDict, PositiveInt
-from pydantic.dataclasses import dataclass as configuration
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from depthjepa.faults import BadInput
 from depthjepa.masks import Masks
 from depthjepa.model.vit import Block, Shape, sine_cosine
+from depthjepa.settings import configuration
 
 
-@configuration(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@configuration
 class PredictorConfig:
     """Size of the predictor; its heads are the encoder's. `blocks`: a sequence for each, or all in one."""
 

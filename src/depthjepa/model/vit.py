@@ -14,12 +14,12 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
-from pydantic import ConfigDict, PositiveFloat, PositiveInt
-from pydantic.dataclasses import dataclass as configuration
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from depthjepa.faults import BadInput
 from depthjepa.grid import gather, patchify, to_map, to_tokens
+from depthjepa.settings import configuration
 
 LONGEST_SPELLED_OUT = 1024  # tokens; beyond, their scores would fill the memory
 
@@ -46,7 +46,7 @@ SHAPES = {
 }
 
 
-@configuration(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@configuration
 class ModelConfig:
     """Size of the encoders; `width`, `depth`, `heads` and `hidden` replace those of the named size where given.
 

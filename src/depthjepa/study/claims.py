@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Float64
-from pydantic import ConfigDict, Field, PositiveFloat
-from pydantic.dataclasses import dataclass as configuration
+from pydantic import Field, PositiveFloat
 
 from depthjepa.faults import nearest
+from depthjepa.settings import configuration
 from depthjepa.study.inference import bootstrap_interval, equivalence, holm, non_inferiority, paired_interval, sign_flip
 from depthjepa.study.results import run_place
 from depthjepa.study.wording import claim
@@ -25,7 +25,7 @@ FEWEST = 2  # seeds that a deviation takes
 SUMS = ("within_residual", "within_total")  # of each image, as the depth probe keeps them
 
 
-@configuration(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@configuration
 class Comparison:
     """`first` against each of the arms `against` by a figure of the study's table, such as depth.r2_within.
 

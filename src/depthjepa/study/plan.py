@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, PositiveFloat, PositiveInt, TypeAdapter, ValidationError, field_validator
-from pydantic.dataclasses import dataclass as configuration
+from pydantic import PositiveFloat, PositiveInt, TypeAdapter, ValidationError, field_validator
 
 from depthjepa import runtime
 from depthjepa.config import RunConfig, build_config
@@ -23,6 +22,7 @@ from depthjepa.faults import BadInput, nearest
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_method, build_teacher
 from depthjepa.recipe_files import read_recipe
+from depthjepa.settings import configuration
 from depthjepa.starting import refuse_frozen_without_head, refuse_unusable_validation
 from depthjepa.study.claims import Comparison
 from depthjepa.warm_start import start_from
@@ -31,7 +31,7 @@ FILES = ("study.yaml", "steps.json", "study.json", "study.md")
 NAME = re.compile(r"\w[\w.+=-]*", re.ASCII)
 
 
-@configuration(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@configuration
 class Study:
     """What a study file says. `settings` and each of the `arms` are lists of KEY=VALUE on top of the recipe `base`."""
 

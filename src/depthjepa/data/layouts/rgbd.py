@@ -28,14 +28,15 @@ from depthjepa.data.layouts.layout import DataLayout, path_of
 from depthjepa.data.samples import Sample, UnreadableImage
 from depthjepa.depth import valid
 from depthjepa.faults import BadInput, nearest
+from depthjepa.settings import STRICT
 
 DATASET = "dataset.json"
 
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
+EXACT = ConfigDict(**STRICT, strict=True)  # 2 is no name, and "2" no number
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@configuration(frozen=True, slots=True, config=STRICT)
+@configuration(frozen=True, slots=True, config=EXACT)
 class EvaluationCrop:
     """The rectangle that a benchmark judges, as shares of the image's sides: it holds for any size.
 
@@ -63,7 +64,7 @@ class EvaluationCrop:
         return slice(top, bottom), slice(left, right)
 
 
-@configuration(frozen=True, slots=True, config=STRICT)
+@configuration(frozen=True, slots=True, config=EXACT)
 class DatasetFacts:
     """What `dataset.json` says of an RGB-D folder; every key may be left out."""
 

@@ -25,8 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
-from pydantic.dataclasses import dataclass as configuration
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -39,6 +38,7 @@ from depthjepa.guidance.teachers.depthfm.layout import CHANNELS, released_keys, 
 from depthjepa.guidance.teachers.depthfm.network import STRIDE, diffusers_library, signal_share
 from depthjepa.logbook import whole_file, writing
 from depthjepa.optim import learning_rate
+from depthjepa.settings import configuration
 
 CHECKPOINT, AUTOENCODER = "teacher.ckpt", "vae"  # what a fitted teacher is, in its folder
 TEXT_WIDTH = 16  # of the one word, all zeros, that stands for the empty text
@@ -47,7 +47,7 @@ HINT_WIDTH = 64
 MEMORY = 200  # steps over which the flow's weights are averaged
 
 
-@configuration(frozen=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@configuration
 class FitConfig:
     """The two networks of a compact teacher, what they learn from, and for how long.
 
