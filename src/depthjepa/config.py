@@ -48,18 +48,25 @@ class About:
     """What a recipe is, what it costs and what it scores: claims that can be falsified."""
 
     summary: str = ""
+    """What the recipe does, in one sentence."""
     hardware: str = "not measured"
+    """The machine that it is meant for, or was measured on."""
     time: str = "not measured"
+    """How long it takes there."""
     score: str = "not measured"
+    """What it reaches."""
     source: str = ""
+    """Paper or code that its settings are from."""
 
 
 @configuration
 class InitConfig:
-    """Where a run starts from, None: random weights. While frozen, the head alone learns (paper: 1,000 steps)."""
+    """Where a run starts from."""
 
-    checkpoint: str | None = None  # any layout that `depthjepa convert` reads
+    checkpoint: str | None = None
+    """Weights to start from, in any layout that `depthjepa convert` reads; null: random weights."""
     frozen_steps: NonNegativeInt = 0
+    """First steps in which the head alone learns (paper: 1000)."""
 
 
 @configuration
@@ -71,22 +78,36 @@ class TrainConfig:
     that is kept busy by its matrix products no gain (`depthjepa bench train.compile=true` tells).
     """
 
-    objective: Literal["jepa", "supervised"] = "jepa"  # supervised: the ceiling, by depth and labels end to end
+    objective: Literal["jepa", "supervised"] = "jepa"
+    """I-JEPA (and guidance), or the same encoder trained on depth and labels end to end."""
     epochs: PositiveFloat | None = None
+    """Length in passes over the training data; null: given by train.steps."""
     steps: PositiveInt | None = None
-    batch_size: PositiveInt = 64  # of the whole step: over all processes and accumulated parts
+    """Length in steps; null: given by train.epochs."""
+    batch_size: PositiveInt = 64
+    """Images of a whole step, over all processes and accumulated parts."""
     accumulate: PositiveInt = 1
+    """Parts of a step that each process computes one after the other, to save memory."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """Precision of the networks' arithmetic; auto: what this machine multiplies faster."""
     compile: bool = False
+    """Fuse the work within blocks by torch.compile."""
     log_every: PositiveInt = 10
-    checkpoint_every: PositiveInt = 500  # steps; the last step is always saved
-    probe_every: PositiveInt | None = None  # steps; None: no probe during training
-    whitening_images: PositiveInt = 1024  # training crops that fit the teacher's mean map and deviations
+    """Steps from one logged step to the next."""
+    checkpoint_every: PositiveInt = 500
+    """Steps from one checkpoint to the next; the last step is always saved."""
+    probe_every: PositiveInt | None = None
+    """Steps from one probe during training to the next; null: none."""
+    whitening_images: PositiveInt = 1024
+    """Training crops that the teacher's mean map and deviations are fitted to."""
     device: str | None = None
+    """cpu, cuda or cuda:N; null: the GPU of this process where there is one, else the CPU."""
     threads: PositiveInt | None = None
-    timeout_minutes: PositiveFloat = 10.0  # of several processes: how long one waits for another before all give up
-    # Beside the run folder, which every run has: names of `loggers/table.py`.
+    """CPU threads of a process; null: PyTorch's choice."""
+    timeout_minutes: PositiveFloat = 10.0
+    """Minutes that one of several processes waits for another before all give up."""
     loggers: tuple[Annotated[str, AfterValidator(check_logger)], ...] = ()
+    """Loggers beside the run folder, which every run has."""
 
     @field_validator("loggers", mode="before")
     @classmethod
@@ -104,22 +125,38 @@ class TrainConfig:
 class EvaluationConfig:
     """How frozen encoders are probed; limits take an even spread over the data."""
 
-    which: Literal["target", "context", "single"] = "target"  # single: of a file that does not say which it holds
+    which: Literal["target", "context", "single"] = "target"
+    """Encoder to probe; single: that of a file which does not say which one it holds."""
     train_images: PositiveInt | None = None
+    """Training images that a probe reads; null: all, but during training 1024 at most."""
     val_images: PositiveInt | None = None
+    """Validation images that a probe reads; null: all, but during training 512 at most."""
     batch_size: PositiveInt = 64
+    """Images that are encoded at a time."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    neighbours: tuple[PositiveInt, ...] = (10, 20, 100)  # of kNN, a column each; the middle one ranks checkpoints
-    linear_protocol: Literal["convex", "sweep"] = "convex"  # sweep: of the I-JEPA paper, trained in many settings
-    probe_epochs: PositiveInt = 100  # of that sweep and of the mlp probe
-    attentive_epochs: PositiveInt = 20  # of the attentive probe
-    attentive_lr: PositiveFloat = 1e-3  # its peak, on batches of 128 images
-    gate_steps: NonNegativeInt = 2000  # at most, of each head that `diagnose --gates` overfits; 0: none of them
-    depth_readout: Literal["ridge", "linear", "linear4", "dpt"] = "ridge"  # of the depth probe
-    depth_steps: PositiveInt = 2000  # of a readout other than ridge, on batches of 16 images
-    nearest: PositiveFloat | None = None  # metres; range of a readout's bins, beyond which depth does not count;
-    farthest: PositiveFloat | None = None  # None: that of almost all training depths, and all depth counts
+    """Precision of the encoder's arithmetic."""
+    neighbours: tuple[PositiveInt, ...] = (10, 20, 100)
+    """Numbers of nearest neighbours of kNN, a column each; the middle one ranks checkpoints."""
+    linear_protocol: Literal["convex", "sweep"] = "convex"
+    """Linear probe: logistic regression on the last layer, or the I-JEPA paper's sweep over settings."""
+    probe_epochs: PositiveInt = 100
+    """Epochs of that sweep and of the mlp probe."""
+    attentive_epochs: PositiveInt = 20
+    """Epochs of the attentive probe."""
+    attentive_lr: PositiveFloat = 1e-3
+    """Peak learning rate of the attentive probe, on batches of 128 images."""
+    gate_steps: NonNegativeInt = 2000
+    """Most steps of each head that `diagnose --gates` overfits; 0: no such gates."""
+    depth_readout: Literal["ridge", "linear", "linear4", "dpt"] = "ridge"
+    """Readout of the depth probe: ridge regression, or one trained pixel by pixel."""
+    depth_steps: PositiveInt = 2000
+    """Steps of a depth readout other than ridge, on batches of 16 images."""
+    nearest: PositiveFloat | None = None
+    """Nearest depth of such a readout [m]; nearer does not count. Null: fits the training depths, and all count."""
+    farthest: PositiveFloat | None = None
+    """Farthest depth of such a readout [m]; farther does not count. Null: as for nearest."""
     pictures: PositiveInt = 6
+    """Images that are drawn in pictures of a run and its probes."""
 
     @field_validator("neighbours", mode="before")
     @classmethod
@@ -147,7 +184,9 @@ class RunConfig:
     """Everything that determines a run."""
 
     name: str = "run"
+    """Name of the run in tables and reports; of a recipe by default its file's name."""
     seed: int = 0
+    """Seed of weights, order, crops and masks."""
     about: About = field(default_factory=About)
     data: DataConfig = field(default_factory=DataConfig)
     masks: MaskConfig = field(default_factory=MaskConfig)
@@ -186,6 +225,7 @@ class TeacherFitConfig:
     """Everything that determines how a compact teacher is fitted (`depthjepa fit-teacher`)."""
 
     seed: int = 0
+    """Seed of weights, order, crops and noise."""
     data: DataConfig = field(default_factory=DataConfig)
     fit: FitConfig = field(default_factory=FitConfig)
 

@@ -42,14 +42,23 @@ class MaskConfig:
     """Sampler and its scales; scales are shares of the image's patches."""
 
     kind: Literal["multiblock", "mae"] = "multiblock"
+    """Several target blocks, or one target of many patches."""
     bias: Literal["unbiased", "reference"] = "unbiased"
-    min_keep: PositiveInt | None = None  # fewest patches of a mask; None: 10, and 4 on grids below 14 x 14
+    """Sampling of blocks: without spatial bias, or as the released I-JEPA code does it."""
+    min_keep: PositiveInt | None = None
+    """Fewest patches of a mask; null: 10, and 4 on grids with a side below 14."""
     context_scale: tuple[Share, Share] = (0.85, 1.0)
+    """Area of the context block as shares of the patches, from and to."""
     target_scale: tuple[Share, Share] = (0.15, 0.2)
-    target_aspect: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.5)  # height / width
+    """Area of a target block as shares of the patches, from and to."""
+    target_aspect: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.5)
+    """Height / width of a target block, from and to."""
     targets: PositiveInt = 4
+    """Target blocks of an image."""
     mae_share: Share = 0.8
+    """Share of the patches that kind=mae hides."""
     mae_shape: Literal["random", "block"] = "random"
+    """What kind=mae hides: single patches, or one rectangle."""
 
     @field_validator("context_scale", "target_scale", "target_aspect")
     @classmethod

@@ -31,25 +31,40 @@ class OptimConfig:
     """
 
     lr: PositiveFloat = 1e-3
+    """Peak learning rate of AdamW."""
     start_lr: NonNegativeFloat = 2e-4
+    """Learning rate that the linear warm-up starts from."""
     final_lr: NonNegativeFloat = 1e-6
-    lr_batch: PositiveInt | None = None  # the batch the three are meant for: they grow in proportion to the run's own
-    warmup_steps: NonNegativeInt | None = None  # None: by warmup_epochs
-    warmup_epochs: NonNegativeFloat | None = None  # None: a tenth of the steps
+    """Learning rate that the cosine ends at."""
+    lr_batch: PositiveInt | None = None
+    """Batch that the three are meant for: they grow in proportion to the run's own; null: taken as they are."""
+    warmup_steps: NonNegativeInt | None = None
+    """Steps of warm-up; null: by warmup_epochs."""
+    warmup_epochs: NonNegativeFloat | None = None
+    """Epochs of warm-up; null: a tenth of the steps."""
     weight_decay: NonNegativeFloat = 0.04
+    """Weight decay at the start; none for biases and one-dimensional parameters."""
     final_weight_decay: NonNegativeFloat = 0.4
-    momentum: Share = 0.996  # of the target encoder's moving average
+    """Weight decay at the end, reached by a cosine."""
+    momentum: Share = 0.996
+    """Momentum of the target encoder's moving average at the start."""
     final_momentum: Share = 1.0
-    average_over: tuple[Share, Share] | None = None  # None: the momenta as they are given
-    # The schedules are laid out over `stretch` times the steps (the reference's ipe_scale), which ends them early.
-    # Below 1 they would run past their end, where the cosine turns and the momentum exceeds 1.
+    """Momentum at the end, reached linearly."""
+    average_over: tuple[Share, Share] | None = None
+    """How far the average reaches back, at start and end, as shares of the run; null: by the momenta."""
+    # Below 1 the schedules would run past their end, where the cosine turns and the momentum exceeds 1.
     stretch: Annotated[float, Field(ge=1)] = 1.0
+    """Schedules are laid out over this many times the steps, which ends them early (the reference's ipe_scale)."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Betas of AdamW."""
     eps: PositiveFloat = 1e-8
-    clip: PositiveFloat | None = None  # largest norm of the gradient; None: no clipping
-    head_lr: NonNegativeFloat | None = None  # peak for the head, on the same schedule; None: as `lr`
-    # Each block of the encoder learns this many times slower than the next one above it; 1: all alike.
+    """Epsilon of AdamW."""
+    clip: PositiveFloat | None = None
+    """Largest norm of the gradient; null: no clipping."""
+    head_lr: NonNegativeFloat | None = None
+    """Peak learning rate of guidance's or supervised heads, on the same schedule; null: as lr."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Learning rate of an encoder's block divided by that of the block above; 1: all alike."""
 
     def warmup(self, steps: int, steps_per_epoch: int) -> int:
         """Return the number of warm-up steps."""

@@ -19,33 +19,42 @@ Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 class DataConfig:
     """What is read, and how it is cropped.
 
-    `root` has one of the layouts of `layouts/table.py`, or is several such roots, comma-separated, each with a weight
-    if need be: `PATH*2,PATH*1`. `kind` insists on a layout.
-
-    `depth_scale` 1000 leaves the scale to an RGB-D folder's `dataset.json` where that says another; any other value is
-    insisted on. `val_prefixes` and `val_list` divide RGB-D pairs that have no `val/`: the pairs that they name are
-    validation data, all others training data.
-
     `light` varies training views alone. A teacher network sees them as they are lit; a cache of its latents was made
     of the photographs themselves.
     """
 
-    kind: Annotated[str, AfterValidator(check_kind)] | None = None  # None: told apart by what is in root
+    kind: Annotated[str, AfterValidator(check_kind)] | None = None
+    """Layout to insist on; null: told apart by what is in root."""
     root: str = DEFAULT_ROOT
-    depth_scale: Annotated[float, Field(gt=0)] = MILLIMETRES  # file units per metre
-    val_prefixes: tuple[str, ...] | None = None  # validation pairs by the beginnings of their IDs, as scene names are
-    val_list: str | None = None  # the same from a text file: one ID, or beginning of IDs, a line
-    image_size: Positive | tuple[Positive, Positive] = 224  # pixels; [height, width]
-    classes: Positive | tuple[str, ...] | None = None  # the first N in sorted order, or the named ones
-    images_per_class: Positive | None = None  # at most the first N of each, in train
-    crop_scale: Range = (0.3, 1.0)  # shares of the image's area
-    crop_ratio: Range = (3 / 4, 4 / 3)  # width / height of the crop against that of image_size (with depth: the image)
-    flip: bool = False  # mirror one view in two
-    light: Annotated[float, Field(ge=0, lt=1)] = 0.0  # brightness and contrast of a view times 1 - light to 1 + light
-    workers: Annotated[int, Field(ge=0)] = 0  # processes that decode; 0: the main one
-    memory_gib: Annotated[float, Field(ge=0)] = 2.0  # for decoded images of one size, in each rank; 0: keep none
+    """Folder, tar or scenes[:SEED]; several comma-separated, each with a weight if need be: A*2,B*1."""
+    depth_scale: Annotated[float, Field(gt=0)] = MILLIMETRES
+    """Units of depth files per metre; 1000 leaves it to an RGB-D folder's dataset.json where that says another."""
+    val_prefixes: tuple[str, ...] | None = None
+    """Beginnings of the IDs of RGB-D pairs that are validation data, the others training data, where no val/ is."""
+    val_list: str | None = None
+    """Text file that says the same: an ID, or the beginning of IDs, a line."""
+    image_size: Positive | tuple[Positive, Positive] = 224
+    """Side of what the model sees [px], or height and width."""
+    classes: Positive | tuple[str, ...] | None = None
+    """First N classes in sorted order, or the named ones; null: all."""
+    images_per_class: Positive | None = None
+    """Most training images of a class, the first ones; null: all."""
+    crop_scale: Range = (0.3, 1.0)
+    """Area of training crops as shares of the image's, from and to."""
+    crop_ratio: Range = (3 / 4, 4 / 3)
+    """Width / height of crops, from and to, against that of image_size; with depth: against the image's."""
+    flip: bool = False
+    """Mirror half of the training views."""
+    light: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Brightness and contrast of a training view are multiplied by 1 - light to 1 + light."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that decode images; 0: the main one."""
+    memory_gib: Annotated[float, Field(ge=0)] = 2.0
+    """Most memory for decoded images of one size that are kept, in each process [GiB]; 0: keep none."""
     scenes_train: Positive = 4096
+    """Rendered training images of scenes."""
     scenes_val: Positive = 1024
+    """Rendered validation images of scenes."""
 
     @field_validator("val_prefixes", mode="before")
     @classmethod

@@ -23,7 +23,8 @@ Control = Literal["none", "image", "random", "another", "mean"]
 class NoGuidance:
     """I-JEPA by itself."""
 
-    kind: Literal["none"] = "none"  # what guides
+    kind: Literal["none"] = "none"
+    """I-JEPA by itself."""
 
     def cells(self, grid: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns on which depth is judged all the same: two cells a patch along each side."""
@@ -34,30 +35,46 @@ class NoGuidance:
 class FeatureGuidance:
     """Guidance by the latents of a frozen teacher (paper, section 4.2.3).
 
-    `teacher` is a row of `teachers.table`: ground truth turned into latents, or a frozen network. `teacher_output` is a
-    network's depth (DepthFM: before decoding) or its features: of DepthFM's middle block, or of `teacher_layer`.
-    `cache` is a folder that `depthjepa teach` wrote: latents of whole images of `teacher_size` x `teacher_size` px,
-    from which those of crops are cut; the network is not needed then. `control` and `detached` make twins that show
-    what depth itself did. `read` stands in the files of a run, so that they say what it read when there is a choice.
+    `teacher` is a row of `teachers.table`: ground truth turned into latents, or a frozen network. A cache holds latents
+    of whole images, from which those of crops are cut; the network is not needed then. `control` and `detached` make
+    twins that show what depth itself did. `read` stands in the files of a run, so that they say what it read when there
+    is a choice.
     """
 
-    kind: Literal["feature"] = "feature"  # what guides
-    weight: NonNegativeFloat = 1.0  # of the guidance loss beside the latent loss
-    head: FeatureHead = "linear"  # from tokens to latents
-    fill: Literal["zero", "learned"] = "zero"  # what stands where a patch has no token; learned needs head=conv
-    read: Literal["predicted"] = "predicted"  # tokens that the head reads: context and predicted ones, put together
-    teacher: Annotated[str, AfterValidator(TEACHERS.check)] = TEACHERS.names[0]  # whose latents guide
-    teacher_checkpoint: str | None = None  # weights of the teacher: a file, a folder or a hub id, as it takes them
-    teacher_vae: str | None = None  # autoencoder of depthfm: a folder or a hub id
-    teacher_steps: PositiveInt = 2  # Euler steps of depthfm
-    teacher_attention: Literal["plain", "rescaled"] = "plain"  # of depthfm: with xformers, or without
-    teacher_seed: int = 0  # of depthfm's noise
-    teacher_output: Literal["depth", "features"] = "depth"  # what a network gives
-    teacher_layer: int | None = None  # block of huggingface's features; None: two thirds deep
-    teacher_size: PositiveInt = 512  # side [px] of the whole images that a cache is made of
-    cache: str | None = None  # folder of latents; None: the teacher is asked about every crop
-    control: Control = "none"  # what stands in the teacher's place
-    detached: bool = False  # the head learns, and its gradient stops before encoder and predictor
+    kind: Literal["feature"] = "feature"
+    """Guided by the latents of a teacher."""
+    weight: NonNegativeFloat = 1.0
+    """Weight of the guidance loss beside the latent loss."""
+    head: FeatureHead = "linear"
+    """Head from tokens to latents."""
+    fill: Literal["zero", "learned"] = "zero"
+    """What stands where a patch has no token; learned needs head=conv."""
+    read: Literal["predicted"] = "predicted"
+    """Tokens that the head reads: context and predicted ones, put together."""
+    teacher: Annotated[str, AfterValidator(TEACHERS.check)] = TEACHERS.names[0]
+    """Teacher whose latents guide."""
+    teacher_checkpoint: str | None = None
+    """Weights of a teacher that comes without: a file, a folder or a hub id, as it takes them."""
+    teacher_vae: str | None = None
+    """Autoencoder of depthfm: a folder or a hub id."""
+    teacher_steps: PositiveInt = 2
+    """Euler steps of depthfm and depthfm-tiny."""
+    teacher_attention: Literal["plain", "rescaled"] = "plain"
+    """Attention of depthfm and depthfm-tiny: as the released code computes it with xformers, or without."""
+    teacher_seed: int = 0
+    """Seed of the noise of depthfm and depthfm-tiny."""
+    teacher_output: Literal["depth", "features"] = "depth"
+    """What a network gives: depth (DepthFM: before decoding), or features (DepthFM: of its middle block)."""
+    teacher_layer: int | None = None
+    """Block of huggingface's features, from 0, negative from the end; null: two thirds deep."""
+    teacher_size: PositiveInt = 512
+    """Side of the whole images that a cache is made of [px]."""
+    cache: str | None = None
+    """Folder of latents that `depthjepa teach` wrote; null: the teacher is asked about every crop."""
+    control: Control = "none"
+    """What stands in the teacher's place: the image itself, a random network, another image's latents, the mean map."""
+    detached: bool = False
+    """The head learns, but its gradient stops before encoder and predictor."""
 
     def cells(self, grid: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the target: two latent cells a patch along each side."""
@@ -78,29 +95,45 @@ class FeatureGuidance:
 class PixelGuidance:
     """Guidance by depth files, pixel by pixel (paper, section 4.2.2).
 
-    `read`, `scope` and `layers` say which tokens the head reads (see `guidance.pixel`), `target` what it says of a
-    pixel: metres as the paper has it; log or disparity, of which the training set's mean map is taken and which are
-    divided by their deviation. `loss` and `gradient` are explained in `losses.depth_loss`. With `zoom_aware` depth is
-    divided by the crop's zoom, which is what its pixels can tell; the paper takes the metres of the file. `sky` is the
-    weight of what nothing measured above the highest measurement of a column: it is to be no nearer.
+    `read`, `scope` and `layers` say which tokens the head reads (see `guidance.pixel`). Of log and disparity the
+    training set's mean map is taken, and they are divided by their deviation; the paper has metres. `loss` and
+    `gradient` are explained in `losses.depth_loss`. Depth divided by the crop's zoom is what its pixels can tell; the
+    paper takes the metres of the file. `sky`: what nothing measured is to be no nearer than the highest measurement
+    below it.
     """
 
-    kind: Literal["pixel"] = "pixel"  # what guides
-    weight: NonNegativeFloat = 1.0  # of the guidance loss beside the latent loss
-    head: PixelHead = "mlp"  # from tokens to pixels
-    head_width: PositiveInt = 256  # of the head's hidden layers, at most the token's width
-    fill: Literal["zero", "learned"] = "zero"  # what stands where a patch has no token
-    read: Literal["predicted", "dense", "both"] = "dense"  # predicted tokens, those of the whole image, or both
-    scope: Literal["target", "full"] = "full"  # of what reads predicted tokens: hidden patches, or context ones as well
-    layers: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0,)  # depths of the encoder as shares of its blocks
-    target: Numbers = "log"  # numbers that the head says
-    loss: Literal["l1", "sig", "ssi"] = "l1"  # by which they are compared
-    gradient: NonNegativeFloat = 0.5  # weight of the gradient loss (MiDaS's)
-    sky: NonNegativeFloat = 0.0  # weight of the bound on what lies above all measurements
-    zoom_aware: bool = True  # depth is divided by the crop's zoom
-    nearest: PositiveFloat = 0.1  # m; nearer depth does not count
-    farthest: PositiveFloat = 100.0  # m; farther depth does not count
-    detached: bool = False  # the head learns, and its gradient stops before encoder and predictor
+    kind: Literal["pixel"] = "pixel"
+    """Guided by depth, pixel by pixel."""
+    weight: NonNegativeFloat = 1.0
+    """Weight of the guidance loss beside the latent loss."""
+    head: PixelHead = "mlp"
+    """Head from tokens to pixels."""
+    head_width: PositiveInt = 256
+    """Width of the head's hidden layers, at most the tokens' width."""
+    fill: Literal["zero", "learned"] = "zero"
+    """What stands where a patch has no token."""
+    read: Literal["predicted", "dense", "both"] = "dense"
+    """Tokens that the head reads: predicted ones, those of the whole image, or both."""
+    scope: Literal["target", "full"] = "full"
+    """Of what reads predicted tokens: target patches alone, or context ones as well."""
+    layers: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0,)
+    """Layers of the encoder that are read, as shares of its depth; 1: the last one."""
+    target: Numbers = "log"
+    """Numbers that the head says of a pixel: metres, their logarithm, or 1 / metres."""
+    loss: Literal["l1", "sig", "ssi"] = "l1"
+    """Absolute difference, scale-invariant loss of logarithms, or absolute difference after scale and shift."""
+    gradient: NonNegativeFloat = 0.5
+    """Weight of the gradient loss (MiDaS's)."""
+    sky: NonNegativeFloat = 0.0
+    """Weight of the bound on what nothing measured above the highest measurement of a column: no nearer than that."""
+    zoom_aware: bool = True
+    """Depth is divided by the crop's zoom."""
+    nearest: PositiveFloat = 0.1
+    """Nearest depth that counts [m]."""
+    farthest: PositiveFloat = 100.0
+    """Farthest depth that counts [m]."""
+    detached: bool = False
+    """The head learns, but its gradient stops before encoder and predictor."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> PixelGuidance:

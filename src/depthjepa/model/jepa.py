@@ -44,21 +44,31 @@ Judged = tuple[Tensor, Tensor | None]  # a map, and the cells of it that count (
 class LossConfig:
     """Weights of the terms beside guidance; the defaults are I-JEPA's: the latent loss alone, of the last layer.
 
-    `target_layers` are depths of the target encoder as shares of its blocks (1: the last one). `visible` grows from 0
-    at the share `visible_from` of the run to its weight at `visible_full`. `variance`, `covariance` and `gaussian`
-    (SIGReg) act on the mean of each image's context tokens, in the part of the batch that a process holds.
+    `visible` grows from 0 at the share `visible_from` of the run to its weight at `visible_full`. `variance`,
+    `covariance` and `gaussian` act on the mean of each image's context tokens, in the part of the batch that a process
+    holds.
     """
 
     latent: NonNegativeFloat = 1.0
+    """Weight of the latent loss of target patches (I-JEPA)."""
     target_layers: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0,)
+    """Layers of the target encoder that are predicted, as shares of its depth; 1: the last one."""
     pixel: NonNegativeFloat = 0.0
+    """Weight of the loss of target patches' pixels (MAE)."""
     visible: NonNegativeFloat = 0.0
+    """Weight of the latent loss of the context's own patches."""
     visible_from: Share = 0.25
+    """Share of the run at which the weight of visible begins to grow from 0."""
     visible_full: Share = 0.5
+    """Share of the run from which visible has its whole weight."""
     variance: NonNegativeFloat = 0.0
+    """Weight of the variance term against collapse (VICReg), on the mean of an image's context tokens."""
     covariance: NonNegativeFloat = 0.0
+    """Weight of the covariance term against collapse (VICReg), on the same."""
     gaussian: NonNegativeFloat = 0.0
+    """Weight of the distance from a normal distribution (SIGReg), on the same."""
     gaussian_directions: PositiveInt = 256
+    """Random directions along which that distance is taken in a step."""
 
     @field_validator("target_layers")
     @classmethod

@@ -24,11 +24,14 @@ from depthjepa.settings import configuration
 
 @configuration
 class PredictorConfig:
-    """Size of the predictor; its heads are the encoder's. `blocks`: a sequence for each, or all in one."""
+    """Size of the predictor; its heads are the encoder's."""
 
     depth: PositiveInt = 6
+    """Blocks."""
     width: PositiveInt = 384
+    """Width of tokens, a multiple of 4 and of the encoder's heads."""
     blocks: Literal["apart", "together"] = "apart"
+    """Target blocks: a sequence for each, or all in one, which costs less."""
 
 
 class Predicted(NamedTuple):

@@ -48,19 +48,24 @@ SHAPES = {
 
 @configuration
 class ModelConfig:
-    """Size of the encoders; `width`, `depth`, `heads` and `hidden` replace those of the named size where given.
-
-    `mean` and `deviation` of RGB in [0, 1] are what images are normalised with, at training and ever after.
-    """
+    """Size of the encoders, and how images are normalised for them."""
 
     size: Literal["tiny", "small", "base", "large", "huge", "giant"] = "small"
+    """Named size of the encoders."""
     patch_size: PositiveInt = 16
+    """Side of a patch [px]; it divides the image's sides."""
     width: PositiveInt | None = None
+    """Width of tokens; null: the size's."""
     depth: PositiveInt | None = None
+    """Blocks; null: the size's."""
     heads: PositiveInt | None = None
-    hidden: PositiveInt | None = None  # of a block's MLP
+    """Attention heads; null: the size's, or with a width of its own one for each 64."""
+    hidden: PositiveInt | None = None
+    """Width of the hidden layer of a block's MLP; null: the size's, or with a width of its own 4 times that."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Mean of RGB in [0, 1] that images are normalised with, at training and ever after."""
     deviation: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = IMAGENET_DEVIATION
+    """Deviation of RGB that images are normalised with."""
 
     @property
     def shape(self) -> Shape:

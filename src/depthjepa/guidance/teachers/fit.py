@@ -55,33 +55,56 @@ class FitConfig:
     320 with multiples 1, 2, 4, 4 and 2 blocks. Widths of the flow are multiples of 32 (its group normalisation).
     """
 
-    start: str | None = None  # a fitted teacher to go on from, its folder or `depthfm-tiny`; its autoencoder is kept
+    start: str | None = None
+    """A fitted teacher to go on from, its folder or depthfm-tiny; its autoencoder is kept; null: random weights."""
     autoencoder_widths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (16, 32, 48, 48)
+    """Channels of the autoencoder's four levels."""
     autoencoder_steps: PositiveInt = 1000
-    autoencoder_crop: PositiveInt = 64  # px: it learns from parts of this side
-    kl: NonNegativeFloat = 1e-6  # weight of the divergence of its latents from a standard normal
-    hint: NonNegativeFloat = 0.1  # weight of what its image latents do not tell a few convolutions of depth latents
+    """Steps of the autoencoder."""
+    autoencoder_crop: PositiveInt = 64
+    """Side of the parts of crops that the autoencoder learns from [px], a multiple of 8."""
+    kl: NonNegativeFloat = 1e-6
+    """Weight of the divergence of its latents from a standard normal."""
+    hint: NonNegativeFloat = 0.1
+    """Weight of what image latents do not tell a few convolutions of depth latents."""
     width: Annotated[int, Field(gt=0, multiple_of=32)] = 64
-    multiples: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 1, 1)  # of the width, level by level
-    blocks: PositiveInt = 1  # a level
+    """Channels of the flow."""
+    multiples: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 1, 1)
+    """Channels of the flow's levels as multiples of its width."""
+    blocks: PositiveInt = 1
+    """Residual blocks of a level of the flow."""
     heads: PositiveInt = 4
-    noising_step: Annotated[int, Field(ge=0, le=1000)] = 400  # of the image latent that the flow starts from
-    time_power: PositiveFloat = (
-        1.0  # times of the flow are drawn as uniform ** power: above 1 its beginning counts more
-    )
-    crops: PositiveInt = 16384  # whose latents are computed once; the flow learns from them
-    steps: PositiveInt = 6000  # of the flow
+    """Attention heads of the flow."""
+    noising_step: Annotated[int, Field(ge=0, le=1000)] = 400
+    """Noise of the image latent that the flow starts from, as a step of 1000; 0: none."""
+    time_power: PositiveFloat = 1.0
+    """Times of the flow are drawn as uniform ** power: above 1 its beginning counts more."""
+    crops: PositiveInt = 16384
+    """Crops whose latents are computed once; the flow learns from them."""
+    steps: PositiveInt = 6000
+    """Steps of the flow."""
     batch_size: PositiveInt = 32
+    """Crops of a step."""
     lr: PositiveFloat = 1e-3
-    nearest: PositiveFloat = 0.5  # m
-    farthest: PositiveFloat = 100.0  # m
-    holes: Literal["nearest", "farthest"] = "nearest"  # where nothing was measured: the next value, or far away (sky)
-    scored: tuple[PositiveFloat, PositiveFloat] | None = None  # m: depths that are judged; None: nearest to farthest
+    """Peak learning rate of both networks."""
+    nearest: PositiveFloat = 0.5
+    """Depth / zoom that is drawn as black [m]; nearer is black as well."""
+    farthest: PositiveFloat = 100.0
+    """Depth / zoom that is drawn as white [m]; farther is white as well."""
+    holes: Literal["nearest", "farthest"] = "nearest"
+    """What stands where nothing was measured: the next value, which does not count, or far away (sky), which does."""
+    scored: tuple[PositiveFloat, PositiveFloat] | None = None
+    """Depths that are judged, from and to [m]; null: from nearest to farthest."""
     val_images: PositiveInt = 500
-    checkpoint_every: PositiveInt = 200  # steps
+    """Most held-out pairs that are judged."""
+    checkpoint_every: PositiveInt = 200
+    """Steps from one saved state to the next."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the networks' arithmetic."""
     device: str | None = None
+    """cpu, cuda or cuda:N; null: the GPU where there is one, else the CPU."""
     threads: PositiveInt | None = None
+    """CPU threads; null: PyTorch's choice."""
 
     @field_validator("autoencoder_crop")
     @classmethod
