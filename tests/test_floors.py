@@ -20,7 +20,7 @@ FLOORS = (
     ("guidance",),
     ("old_keys",),
     ("config",),
-    ("method",),
+    ("method", "keys"),
     ("checkpoint",),
     ("warm_start", "backbones"),
     ("evaluation", "cost"),

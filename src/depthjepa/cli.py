@@ -169,12 +169,11 @@ def fit_teacher(
     overrides: Overrides = None,
 ) -> None:
     """Train a compact teacher of DepthFM's kind from RGB-D pairs; killed, it goes on where it stopped."""
-    from depthjepa.commands.fit_teacher import DEFAULTS
     from depthjepa.commands.fit_teacher import fit_teacher as run
-    from depthjepa.config import build_fit
+    from depthjepa.config import FIT_DEFAULTS, build_fit
     from depthjepa.report.terminal import print_table
 
-    summary = run(build_fit(DEFAULTS, [f"data.root={data}", *(overrides or [])]), out)
+    summary = run(build_fit(FIT_DEFAULTS, [f"data.root={data}", *(overrides or [])]), out)
     print_table(summary)
     print(f"{out}: {summary['bytes'] / 1e6:.2f} MB")
 
@@ -215,8 +214,21 @@ def kitti(
 
 
 @app.command()
-def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe.")] = None) -> None:
-    """List the shipped recipes with what they cost and score, or print one."""
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(help="Print this recipe; with --keys this section or key, such as data or optim.lr.")
+    ] = None,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="Print the keys of the configuration: type, default and meaning.")
+    ] = False,
+) -> None:
+    """List the shipped recipes with what they cost and score, or print one; or the keys that recipes have."""
+    if keys:
+        from depthjepa.keys import listings
+        from depthjepa.report.terminal import print_keys
+
+        print_keys(listings(name))
+        return
     from depthjepa.config import load_config
     from depthjepa.recipe_files import families, recipe_names, recipe_text
 

@@ -22,6 +22,7 @@ from pydantic import (
     PositiveInt,
     TypeAdapter,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -31,7 +32,7 @@ from depthjepa.faults import BadInput, nearest
 from depthjepa.guidance.config import KINDS, Guidance, NoGuidance
 from depthjepa.guidance.teachers.fit import FitConfig
 from depthjepa.logbook import plain
-from depthjepa.loggers.table import check_logger
+from depthjepa.loggers.table import LOGGERS, check_logger
 from depthjepa.masks import MaskConfig
 from depthjepa.model.decoders import CELLS
 from depthjepa.model.jepa import LossConfig
@@ -41,6 +42,8 @@ from depthjepa.old_keys import current, why_removed
 from depthjepa.optim import OptimConfig
 from depthjepa.recipe_files import read_recipe
 from depthjepa.settings import configuration
+
+LoggerName = Annotated[str, AfterValidator(check_logger), WithJsonSchema({"enum": LOGGERS.names})]
 
 
 @configuration
@@ -106,7 +109,7 @@ class TrainConfig:
     """CPU threads of a process; null: PyTorch's choice."""
     timeout_minutes: PositiveFloat = 10.0
     """Minutes that one of several processes waits for another before all give up."""
-    loggers: tuple[Annotated[str, AfterValidator(check_logger)], ...] = ()
+    loggers: tuple[LoggerName, ...] = ()
     """Loggers beside the run folder, which every run has."""
 
     @field_validator("loggers", mode="before")
@@ -195,6 +198,7 @@ class RunConfig:
     init: InitConfig = field(default_factory=InitConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     guidance: Guidance = field(default_factory=NoGuidance)
+    """Whether depth guides, and how; each kind has keys of its own."""
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -229,6 +233,9 @@ class TeacherFitConfig:
     data: DataConfig = field(default_factory=DataConfig)
     fit: FitConfig = field(default_factory=FitConfig)
 
+
+# What crops of RGB-D pairs a compact teacher learns from, unless it is told otherwise.
+FIT_DEFAULTS: Mapping[str, Any] = {"data": {"image_size": 128, "crop_scale": [0.25, 1.0], "flip": True}}
 
 Configuration = TypeVar("Configuration", RunConfig, TeacherFitConfig)
 

@@ -42,8 +42,6 @@ from depthjepa.guidance.teachers.depthfm.network import DepthFM, load_autoencode
 from depthjepa.guidance.teachers.fit import AUTOENCODER, CHECKPOINT, Learner, Pairs
 from depthjepa.logbook import RunFolder, plain, whole_file, write_whole
 
-# What crops of RGB-D pairs a compact teacher learns from, unless it is told otherwise.
-DEFAULTS: Mapping[str, Any] = {"data": {"image_size": 128, "crop_scale": [0.25, 1.0], "flip": True}}
 MEAN_MAP_IMAGES = 1000
 SHOWN = 6
 JUDGED_STEPS = (1, 2, 4)  # of Euler's method

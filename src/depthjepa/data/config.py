@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, field_validator
 
-from depthjepa.data.layouts.table import DEFAULT_ROOT, check_kind
+from depthjepa.data.layouts.table import DEFAULT_ROOT, KINDS, check_kind
 from depthjepa.settings import configuration
 
 MILLIMETRES = 1000.0  # file units per metre, where nothing says otherwise
 
+Kind = Annotated[str, AfterValidator(check_kind), WithJsonSchema({"enum": KINDS})]
 Positive = Annotated[int, Field(ge=1)]
 Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 
@@ -23,7 +24,7 @@ class DataConfig:
     of the photographs themselves.
     """
 
-    kind: Annotated[str, AfterValidator(check_kind)] | None = None
+    kind: Kind | None = None
     """Layout to insist on; null: told apart by what is in root."""
     root: str = DEFAULT_ROOT
     """Folder, tar or scenes[:SEED]; several comma-separated, each with a weight if need be: A*2,B*1."""

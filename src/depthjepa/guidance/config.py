@@ -8,7 +8,15 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    WithJsonSchema,
+    model_validator,
+)
 
 from depthjepa.depth import Numbers
 from depthjepa.guidance.target import CLIP, Centre
@@ -16,6 +24,7 @@ from depthjepa.guidance.teachers.table import TEACHERS
 from depthjepa.model.decoders import CELLS, FeatureHead, PixelHead
 from depthjepa.settings import configuration
 
+Teacher = Annotated[str, AfterValidator(TEACHERS.check), WithJsonSchema({"enum": TEACHERS.names})]
 Control = Literal["none", "image", "random", "another", "mean"]
 
 
@@ -51,7 +60,7 @@ class FeatureGuidance:
     """What stands where a patch has no token; learned needs head=conv."""
     read: Literal["predicted"] = "predicted"
     """Tokens that the head reads: context and predicted ones, put together."""
-    teacher: Annotated[str, AfterValidator(TEACHERS.check)] = TEACHERS.names[0]
+    teacher: Teacher = TEACHERS.names[0]
     """Teacher whose latents guide."""
     teacher_checkpoint: str | None = None
     """Weights of a teacher that comes without: a file, a folder or a hub id, as it takes them."""
@@ -115,7 +124,7 @@ class PixelGuidance:
     read: Literal["predicted", "dense", "both"] = "dense"
     """Tokens that the head reads: predicted ones, those of the whole image, or both."""
     scope: Literal["target", "full"] = "full"
-    """Of what reads predicted tokens: target patches alone, or context ones as well."""
+    """Patches that are read beside predicted tokens: target patches alone, or context ones as well."""
     layers: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0,)
     """Layers of the encoder that are read, as shares of its depth; 1: the last one."""
     target: Numbers = "log"

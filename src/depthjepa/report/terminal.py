@@ -1,9 +1,9 @@
-"""A probe's table in the terminal."""
+"""Tables in the terminal: of a probe, and of the configuration's keys."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -11,8 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from depthjepa.columns import Column, format_column
+from depthjepa.keys import Listing
 
 MANY = 8  # columns that a terminal has room for
+PIPED = 100  # columns of text for keys where nobody's terminal says how many
 
 
 def print_table(content: Mapping[str, Any]) -> None:
@@ -34,3 +36,25 @@ def print_table(content: Mapping[str, Any]) -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(grid)
     for sentence in content.get("verdict", []):
         print(sentence)
+
+
+def print_keys(listings: Sequence[Listing]) -> None:
+    """Print keys, section by section: name, type, default and meaning, wrapped and never cut off."""
+    console = Console(width=None if sys.stdout.isatty() else PIPED, highlight=False)
+    keys = [key for listing in listings for section in listing.sections for key in section.keys]
+    longest = max(len(key.name) for key in keys)
+    for listing in listings:
+        console.print(listing.title, markup=False, style="bold")
+        for section in listing.sections:
+            name = f"{section.name}: " if section.name else ""
+            needs = f" Needs {section.needs}." if section.needs else ""
+            console.print(f"\n{name}{section.about}{needs}\n", markup=False)
+            grid = Table(box=None, padding=(0, 2, 0, 0), expand=True)
+            grid.add_column("key", width=longest)
+            grid.add_column("type", ratio=11, overflow="fold")
+            grid.add_column("default", ratio=7, overflow="fold")
+            grid.add_column("meaning", ratio=15, overflow="fold")
+            for key in section.keys:
+                grid.add_row(*map(escape, (key.name, key.type, key.default, key.meaning)))
+            console.print(grid)
+        console.print()

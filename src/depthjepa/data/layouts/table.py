@@ -27,11 +27,12 @@ DEFAULT_ROOT = "scenes"  # the layout that needs no files
 
 # Values of `data.kind` that insist on one of several layouts.
 GROUPS = {"folder": ("class-folder", "flat")}
+KINDS = (*LAYOUTS.names, *GROUPS)  # all values of `data.kind`
 
 
 def check_kind(kind: str) -> str:
     """The value of `data.kind` itself, for the configuration; refuses others as a `Literal` of all would."""
-    return check_choice(kind, (*LAYOUTS.names, *GROUPS))
+    return check_choice(kind, KINDS)
 
 
 def insisted_on(kind: str | None) -> tuple[str, ...]:
