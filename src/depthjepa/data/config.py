@@ -6,12 +6,12 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, WithJsonSchema, field_validator
 
-from depthjepa.data.layouts.table import DEFAULT_ROOT, KINDS, check_kind
+from depthjepa.data.layouts.table import DEFAULT_ROOT, check_kind, kinds
 from depthjepa.settings import configuration
 
 MILLIMETRES = 1000.0  # file units per metre, where nothing says otherwise
 
-Kind = Annotated[str, AfterValidator(check_kind), WithJsonSchema({"enum": KINDS})]
+Kind = Annotated[str, AfterValidator(check_kind), WithJsonSchema({"enum": kinds()})]
 Positive = Annotated[int, Field(ge=1)]
 Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 

@@ -27,12 +27,16 @@ DEFAULT_ROOT = "scenes"  # the layout that needs no files
 
 # Values of `data.kind` that insist on one of several layouts.
 GROUPS = {"folder": ("class-folder", "flat")}
-KINDS = (*LAYOUTS.names, *GROUPS)  # all values of `data.kind`
+
+
+def kinds() -> tuple[str, ...]:
+    """All values of `data.kind`."""
+    return (*LAYOUTS.names, *GROUPS)
 
 
 def check_kind(kind: str) -> str:
     """The value of `data.kind` itself, for the configuration; refuses others as a `Literal` of all would."""
-    return check_choice(kind, KINDS)
+    return check_choice(kind, kinds())
 
 
 def insisted_on(kind: str | None) -> tuple[str, ...]:
