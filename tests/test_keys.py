@@ -12,8 +12,10 @@ from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter
 
 from depthjepa.config import FIT_DEFAULTS, RunConfig, TeacherFitConfig, build_config, build_fit, keys
 from depthjepa.data.layouts.table import LAYOUTS
+from depthjepa.evaluation import attentive_probe, depth_readouts, during_training
 from depthjepa.faults import BadInput
 from depthjepa.guidance.config import KINDS
+from depthjepa.guidance.teachers.depthfm.network import STRIDE
 from depthjepa.guidance.teachers.table import TEACHERS
 from depthjepa.keys import Key, listings, sections_of, words, written
 from depthjepa.loggers.table import LOGGERS
@@ -41,6 +43,21 @@ def test_every_key_is_listed(kind: type, sections: list) -> None:
 def test_every_key_has_a_short_meaning(key: Key) -> None:
     assert key.meaning.endswith(".")
     assert 5 < len(key.meaning) <= 160
+
+
+@pytest.mark.parametrize(
+    ("name", "figure"),
+    [
+        ("evaluation.train_images", during_training.TRAIN_IMAGES),
+        ("evaluation.val_images", during_training.VAL_IMAGES),
+        ("evaluation.attentive_lr", attentive_probe.BATCH),
+        ("evaluation.depth_steps", depth_readouts.BATCH),
+        ("fit.autoencoder_crop", STRIDE),
+    ],
+)
+def test_figures_that_a_meaning_quotes_are_the_code_s(name: str, figure: int) -> None:
+    (key,) = [key for key in ALL if key.name == name]
+    assert re.search(rf"\b{figure}\b", key.meaning)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -131,9 +131,9 @@ class EvaluationConfig:
     which: Literal["target", "context", "single"] = "target"
     """Encoder to probe; single: that of a file which does not say which one it holds."""
     train_images: PositiveInt | None = None
-    """Training images that a probe reads; null: all, but during training 1024 at most."""
+    """Most training images that are read; null: all, in probes during training 1024."""
     val_images: PositiveInt | None = None
-    """Validation images that a probe reads; null: all, but during training 512 at most."""
+    """Most validation images that are read; null: all, in probes during training 512."""
     batch_size: PositiveInt = 64
     """Images that are encoded at a time."""
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -46,9 +46,8 @@ def print_keys(listings: Sequence[Listing]) -> None:
     for listing in listings:
         console.print(listing.title, markup=False, style="bold")
         for section in listing.sections:
-            name = f"{section.name}: " if section.name else ""
-            needs = f" Needs {section.needs}." if section.needs else ""
-            console.print(f"\n{name}{section.about}{needs}\n", markup=False)
+            name = f"{section.name}, with {section.needs}" if section.needs else section.name
+            console.print(f"\n{name}: {section.about}\n" if name else f"\n{section.about}\n", markup=False)
             grid = Table(box=None, padding=(0, 2, 0, 0), expand=True)
             grid.add_column("key", width=longest)
             grid.add_column("type", ratio=11, overflow="fold")
