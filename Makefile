@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test test-all check clean
+.PHONY: demo test test-all wheel-check check clean
 
 demo: .venv/ready
 	$(BIN)/depthjepa demo
@@ -13,6 +13,10 @@ test: check
 
 test-all: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m ""
+
+# The wheel without extras, in an environment of its own: a folder that is not there yet, or a passing one by default.
+wheel-check:
+	tools/wheel_check.sh $(PYTHON) $(ENVIRONMENT)
 
 # Format, lint and types; the floor test (tests/test_floors.py) runs with the tests.
 check: .venv/ready

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# The wheel by itself: in an environment that holds no extras, outside of the checkout, the commands answer, five steps
+# of training leave a whole run folder, and a missing extra is named in one line.
+# usage: tools/wheel_check.sh PYTHON [ENVIRONMENT]     ENVIRONMENT: a folder that is not there yet, and is kept
+set -euo pipefail
+
+python=$1
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+environment=${2:-$work/environment}
+test ! -e "$environment" || { echo "wheel check: $environment is there already; it must be an empty one"; exit 2; }
+checkout=$(cd "$(dirname "$0")/.." && pwd)
+
+"$python" -m venv "$environment"
+environment=$(cd "$environment" && pwd)
+"$environment/bin/python" -m pip wheel --quiet --no-deps --wheel-dir "$work" "$checkout"
+"$environment/bin/python" -m pip install --quiet "$work"/depthjepa-*.whl
+
+PATH=$environment/bin:$PATH
+unset PYTHONPATH
+cd "$work"
+
+echo "wheel check: commands"
+depthjepa --version
+depthjepa --help > help.txt
+depthjepa recipes > recipes.txt
+grep -q train help.txt
+grep -q demo recipes.txt
+
+echo "wheel check: every module imports without extras"
+python - <<'END'
+import importlib, pathlib, pkgutil, sys
+import depthjepa
+assert pathlib.Path(depthjepa.__file__).is_relative_to(sys.prefix), f"{depthjepa.__file__} is not the wheel's"
+for module in pkgutil.walk_packages(depthjepa.__path__, "depthjepa."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+END
+
+echo "wheel check: five steps"
+small=(train.steps=5 train.log_every=1 train.precision=fp32 evaluation.precision=fp32 data.scenes_train=64
+    data.scenes_val=32 model.width=32 model.depth=2 model.heads=2 train.batch_size=8)
+depthjepa train demo "${small[@]}" --out run
+for file in config.yaml environment.json metrics.jsonl summary.json checkpoints/last.pt; do
+    test -s "run/$file" || { echo "wheel check: the run folder has no $file"; exit 1; }
+done
+test "$(wc -l < run/metrics.jsonl)" -eq 5 || { echo "wheel check: metrics.jsonl has not five steps"; exit 1; }
+
+# misses EXTRA COMMAND...: the command ends with status 2 and one line that says how to install EXTRA.
+misses() {
+    local extra=$1 status=0
+    shift
+    "$@" > output.txt 2> errors.txt || status=$?
+    if test "$status" -ne 2 || test "$(wc -l < errors.txt)" -ne 1 || ! grep -qF "depthjepa[$extra]" errors.txt; then
+        echo "wheel check: '$*' without the extra '$extra' ended with status $status and said:"
+        cat errors.txt
+        exit 1
+    fi
+}
+
+echo "wheel check: missing extras are named"
+mkdir photographs
+python -c "from PIL import Image; Image.new('RGB', (64, 64)).save('photographs/grey.png')"
+misses teachers depthjepa train demo "${small[@]}" guidance.teacher=depthfm-tiny --out taught
+misses export depthjepa convert run encoder.onnx --to onnx
+misses tables depthjepa embed run photographs --out embeddings.parquet
+echo "wheel check: passed"
