@@ -1,20 +1,24 @@
-"""README can be followed: its tree is the package's, its commands parse, its Python compiles, links lead somewhere."""
+"""README can be followed: its tree is the package's, its commands and its Python run, links lead somewhere."""
 
 from __future__ import annotations
 
 import ast
-import importlib
 import re
 import runpy
 import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 import typer
 
-import depthjepa
+from depthjepa import cost
 from depthjepa.cli import app
-from depthjepa.config import load_config
+from tiny_images import write_classes, write_flat, write_pairs
+from tiny_runs import SETTINGS, Call
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -23,15 +27,66 @@ PAGES = sorted(
 README = (ROOT / "README.md").read_text()
 
 
+def link_releases(place: Path) -> Path:
+    place.symlink_to(ROOT / "releases")
+    return place
+
+
+# README's commands are run one after the other in one folder, each with the settings of its row. A command that has no
+# row here nor a reason not to be run is a fault.
+FEW_STEPS = ("train.steps=5", "train.epochs=null", "train.precision=fp32", "evaluation.precision=fp32")
+FEW_SCENES = ("data.scenes_train=32", "data.scenes_val=16")
+ADDED: dict[str, tuple[str, ...]] = {
+    "depthjepa demo": (*SETTINGS, *FEW_STEPS, *FEW_SCENES, "guidance.teacher_size=64"),
+    "depthjepa train": (*SETTINGS, *FEW_STEPS),
+    "depthjepa probe": (),
+    "depthjepa diagnose": (),
+    "depthjepa embed": (),
+    "depthjepa predict": (),
+    "depthjepa report": (),
+}
+NOT_RUN = {
+    "pip install": "from a repository: `make wheel-check` installs the wheel",
+    "git clone": "a repository",
+    "cd depthjepa": "belongs to the clone",
+    "make demo": "minutes: `make test-all` ends with it",
+}
+# What stands for the reader's own folders, by its name in README.
+FOLDERS: dict[str, Callable[[Path], Path]] = {
+    "FOLDER": write_classes,
+    "RGBD": write_pairs,
+    "PHOTOGRAPHS": lambda place: write_flat(place, images=3, size=64),
+    "releases": link_releases,
+}
+# README's Python is run as it stands but for this.
+REPLACED = {'"train.steps=100"': ", ".join(f'"{setting}"' for setting in (*FEW_STEPS, *FEW_SCENES))}
+
+
 def blocks(text: str, language: str) -> list[str]:
     """The contents of the fences of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def commands(text: str) -> list[list[str]]:
-    """The words of each line in ```bash fences, comments left out."""
-    lines = [line for block in blocks(text, "bash") for line in block.replace("\\\n", " ").splitlines()]
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    """The words of each command in ```bash, sh and console fences, comments left out; console: what follows `$ `."""
+    lines = [line for block in blocks(text, "(?:ba)?sh") for line in block.replace("\\\n", " ").splitlines()]
+    lines += [line[2:] for block in blocks(text, "console") for line in block.splitlines() if line.startswith("$ ")]
+    words = [list(group) for line in lines for _, group in groupby(shlex.split(line, comments=True), "&&".__ne__)]
+    return [command for command in words if command != ["&&"]]
+
+
+def of_depthjepa(text: str) -> list[list[str]]:
+    """The words that follow `depthjepa`."""
+    return [words[1:] for words in commands(text) if words[0] == "depthjepa"]
+
+
+@pytest.fixture
+def readers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the folders that README speaks of."""
+    for name, make in FOLDERS.items():
+        make(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def anchor(heading: str) -> str:
@@ -49,27 +104,50 @@ def test_every_folder_of_the_package_says_what_it_is() -> None:
         assert ast.get_docstring(ast.parse(file.read_text())), f"{file} has no docstring"
 
 
-def test_commands_of_readme_are_known_with_their_options_and_keys() -> None:
-    group = typer.main.get_command(app)
-    found = commands(README)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_fences_are_of_languages_that_are_tested(page: Path) -> None:
+    fences = re.findall(r"^```(.*)\n(?:.*\n)*?```$", page.read_text(), re.MULTILINE)
+    assert set(fences) <= {"python", "bash", "sh", "console", "text"}
+
+
+def test_every_command_of_readme_is_run_or_has_a_reason_not_to() -> None:
+    found = {" ".join(words[:2]) for words in commands(README)}
     assert len(found) >= 8
-    for program, name, *words in found:
-        assert program == "depthjepa"
-        command = group.commands[name]  # type: ignore[attr-defined]
-        options = {flag for parameter in command.params for flag in parameter.opts if flag.startswith("--")}
-        assert {word for word in words if word.startswith("--")} <= options, words
-        if name == "train":
-            load_config(words[0], [word for word in words[1:] if re.match(r"[a-z_]+\.[a-z_]+=", word)])
+    assert found == ADDED.keys() | NOT_RUN.keys(), "README's commands and the rows of ADDED and NOT_RUN differ"
+
+
+def test_commands_of_readme_run(readers_folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In README's order: later commands read what earlier ones wrote. What `--out` names is there afterwards."""
+    monkeypatch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)  # a second a run
+    for words in of_depthjepa(README):
+        status, _, errors = call(*words, *ADDED[f"depthjepa {words[0]}"])
+        assert status == 0, f"depthjepa {shlex.join(words)}: {errors}"
+        if "--out" in words:
+            out = readers_folder / words[words.index("--out") + 1]
+            assert out.is_file() or any(out.iterdir()), f"depthjepa {shlex.join(words)} wrote no {out.name}"
 
 
 @pytest.mark.parametrize("code", blocks(README, "python"))
-def test_python_of_readme_compiles_and_names_what_there_is(code: str) -> None:
-    tree = ast.parse(code)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "depthjepa":
-            assert hasattr(depthjepa, node.attr)
-        if isinstance(node, ast.Import):
-            assert all(importlib.util.find_spec(alias.name) for alias in node.names)
+def test_python_of_readme_runs(readers_folder: Path, code: str) -> None:
+    for old, new in REPLACED.items():
+        code = code.replace(old, new)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_what_is_replaced_in_readme_s_python_is_there() -> None:
+    code = "".join(blocks(README, "python"))
+    assert code
+    assert all(old in code for old in REPLACED)
+
+
+def test_table_of_commands_is_the_command_line_s() -> None:
+    """Each command of the table that is called by its name there; `embed RUN FOLDER`, `predict …` are two."""
+    group = typer.main.get_command(app)
+    table = re.search(r"^\| command \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", README, re.MULTILINE)
+    assert table is not None
+    named = {name for row in table[1].splitlines() for name in re.findall(r"`([a-z-]+)", row.split("|")[1])}
+    assert named == set(group.commands)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
