@@ -1,5 +1,6 @@
 """Shapes in the signatures are checked while the tests run; places of the data that tests may read."""
 
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -8,6 +9,9 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
+# Libraries come before the hook: what is first imported under it has bytecode of its own; compiling torch takes 7 s.
+for library in ("torch", "torchvision.transforms.v2", "pydantic.dataclasses", "rich.progress", "beartype.vale"):
+    importlib.import_module(library)
 install_import_hook("depthjepa", "beartype.beartype")
 
 SHARED = Path(os.environ.get("DEPTHJEPA_DATA", Path(__file__).parents[1].parent / "shared"))

@@ -11,6 +11,7 @@ from depthjepa.faults import BadInput, nearest
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_method, build_teacher
 from depthjepa.recipe_files import recipe_names, recipe_text
+from tiny_runs import recipes_by_choice
 
 
 def refusal(*overrides: str, **content: object) -> str:
@@ -182,7 +183,7 @@ def test_the_named_recipes_are_shipped():
     assert {"demo", "photos", "rgbd", "paper-feature-depth", "paper-unguided"} <= set(recipe_names())
 
 
-@pytest.mark.parametrize("recipe", recipe_names())
+@pytest.mark.parametrize("recipe", recipes_by_choice())
 def test_every_shipped_recipe_loads_builds_and_draws_masks(recipe):
     config = load_config(recipe, ["model.depth=1", "predictor.depth=1"])  # the widths are its own
     assert config.about.summary and config.about.source
@@ -221,7 +222,7 @@ def test_a_family_stands_for_every_choice_and_each_is_a_recipe_of_its_own():
 # resolved configurations ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", recipe_names())
+@pytest.mark.parametrize("recipe", recipes_by_choice())
 def test_a_resolved_configuration_comes_back_the_same_through_yaml(recipe):
     config = load_config(recipe, ["data.image_size=[112, 224]", "data.classes=[a, b]", "optim.lr=1e-3"])
     content = yaml.safe_load(yaml.safe_dump(to_mapping(config)))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 
 from depthjepa.config import RunConfig, build_config, to_mapping
 from depthjepa.logbook import RunFolder
+from depthjepa.recipe_files import families, recipe_names
 from depthjepa.training import train
 
 Call = Callable[..., tuple[int, str, str]]  # the fixture `call`: arguments to exit status, output, errors
@@ -34,6 +37,20 @@ SETTINGS = (
 )
 GUIDED = ("guidance.kind=feature", "guidance.weight=0.5")
 CLOCK = ("images_per_second", "waiting_share", "seconds", "peak_memory_bytes")  # what differs from run to run
+
+
+def recipes_by_choice() -> list[Any]:
+    """Shipped recipes as parameters; of a family those that hold every choice once, and the others as slow ones."""
+    slow = set()
+    for family, members in families().items():
+        choices = [each.split("|") for each in re.findall(r"{(.*?)}", family)]
+        kept = {
+            re.sub(r"{.*}", "-".join(choice[row % len(choice)] for choice in choices), family)
+            for row in range(max(map(len, choices)))
+        }
+        assert kept < set(members)
+        slow |= set(members) - kept
+    return [pytest.param(name, marks=pytest.mark.slow if name in slow else ()) for name in recipe_names()]
 
 
 def tiny(root: Path, *overrides: str) -> RunConfig:
