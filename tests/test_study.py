@@ -532,23 +532,28 @@ def test_arms_of_full_size_lack_nothing_but_downloads(
     assert all(re.search(LARGE[name], fault) for fault in faults), faults
 
 
+@pytest.fixture(scope="module")
+def at_hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where shipped studies expect their data, latents that are to be computed and a run that is to be trained first."""
+    pytest.importorskip("diffusers", reason="depthfm-tiny needs the extra `teachers`")
+    place = tmp_path_factory.mktemp("at_hand")
+    for name in ("imagenette128", "imagenet100"):
+        write_classes(place / name)
+    for name in ("indoor160", "kitti2015"):
+        write_pairs(place / name)
+    (place / "releases").symlink_to(Path(__file__).parents[1] / "releases")
+    settings = ("guidance.kind=feature", "guidance.teacher=depthfm-tiny", "guidance.teacher_size=128")
+    once = ("train.steps=1", "train.batch_size=4", "train.threads=1", "train.precision=fp32")
+    with contextlib.chdir(place):
+        teach(build_config({}, ["data.root=imagenette128", *settings]), place / "latents")
+        train(load_config("imagenette-small", once), place / "runs" / "imagenette-small", say=lambda _: None)
+    return place
+
+
 @pytest.mark.parametrize("name", sorted(set(study_names()) - set(LARGE)))
-def test_shipped_studies_resolve(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_classes(tmp_path / "imagenette128")  # where their data are expected: here
-    write_classes(tmp_path / "imagenet100")
-    for name_of_pairs in ("indoor160", "kitti2015"):
-        write_pairs(tmp_path / name_of_pairs)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "releases").symlink_to(Path(__file__).parents[1] / "releases")
+def test_shipped_studies_resolve(name: str, at_hand: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(at_hand)
     study = load_study(name)
-    cached = any("guidance.cache=latents" in each for each in (study.settings, *study.arms.values()))
-    if cached:  # which is to be computed first
-        pytest.importorskip("diffusers", reason="depthfm-tiny needs the extra `teachers`")
-        settings = ("guidance.kind=feature", "guidance.teacher=depthfm-tiny", "guidance.teacher_size=128")
-        teach(build_config({}, ["data.root=imagenette128", *settings]), tmp_path / "latents")
-    if "runs/imagenette-small" in str(study.arms):  # which is to be trained first
-        once = ("train.steps=1", "train.batch_size=4", "train.threads=1", "train.precision=fp32")
-        train(load_config("imagenette-small", once), tmp_path / "runs" / "imagenette-small", say=lambda _: None)
     assert resolve(study).keys() == study.arms.keys()
 
 
