@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,26 +72,34 @@ def guidance_tables(config: RunConfig, saved: Checkpoint, against: Checkpoint | 
 # what blocks know ------------------------------------------------------------------------------------------
 
 
-def planted(pairs: Path, monkeypatch: pytest.MonkeyPatch, features: Any) -> list[dict[str, float]]:
+def planted(pairs: Path, monkeypatch: pytest.MonkeyPatch, features: Callable[[Tensor], list[Tensor]]) -> list[Any]:
+    """Figures of blocks whose tokens are those that `features` makes of each patch's latents [b, n, c]."""
     config = tiny(pairs)
-    train, val = Views(config, "train"), Views(config, "val")
-    cells = 2 * config.grid[0], 2 * config.grid[1]
-    found = [torch.cat([on_cells(DepthTeacher(), batch, cells).values for batch in views()]) for views in (train, val)]
-    valid = [torch.cat([on_cells(DepthTeacher(), batch, cells).valid for batch in views()]) for views in (train, val)]
-    heard = [guidance.Latents(*each) for each in zip(found, valid, strict=True)]
-    monkeypatch.setattr(guidance, "_features", features)
-    return layer_figures(build_encoder(config), config, train, val, heard[0], heard[1], CPU)
+    encoder, cells = build_encoder(config), (2 * config.grid[0], 2 * config.grid[1])
+    views, heard, known = [Views(config, split) for split in ("train", "val")], [], {}
+    for batches in views:
+        truths = [(batch, on_cells(DepthTeacher(), batch, cells)) for batch in batches()]
+        for batch, truth in truths:
+            tokens = to_tokens(F.pixel_unshuffle(truth.values, 2))
+            known |= {image.numpy().tobytes(): each for image, each in zip(batch.images, tokens, strict=True)}
+        values, valid = (torch.cat([getattr(truth, name) for _, truth in truths]) for name in ("values", "valid"))
+        heard.append(guidance.Latents(values, valid))
+    monkeypatch.setattr(encoder, "normalise", lambda images: images)
+    monkeypatch.setattr(
+        encoder, "features", lambda images, _: features(torch.stack([known[each.numpy().tobytes()] for each in images]))
+    )
+    return layer_figures(encoder, config, *views, *heard, CPU)
 
 
 def test_a_block_that_holds_the_latents_is_told_from_one_that_holds_none(
     pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def features(encoder: Any, batch: Any, blocks: Any, where: Any) -> list[Tensor]:
-        config = tiny(pairs)
-        cells = 2 * config.grid[0], 2 * config.grid[1]
-        latents = to_tokens(F.pixel_unshuffle(on_cells(DepthTeacher(), batch, cells).values, 2))
+    random = torch.Generator().manual_seed(0)
+
+    def features(latents: Tensor) -> list[Tensor]:
         place = torch.eye(latents.shape[1]).expand(len(latents), -1, -1)
-        return [torch.cat([noise(int(batch.index[0]), *latents.shape), place], -1), torch.cat([latents, place], -1)]
+        none = torch.randn(latents.shape, generator=random)
+        return [torch.cat([none, place], -1), torch.cat([latents, place], -1)]
 
     without, holding = planted(pairs, monkeypatch, features)
     assert holding["r2_within"] > 0.99 and without["r2_within"] < 0.05

@@ -251,17 +251,17 @@ def test_a_stopped_preparation_goes_on_and_ends_as_if_it_had_not_been(
 ) -> None:
     nyu(tmp_path / "official")
     prepare_nyuv2(tmp_path / "official", tmp_path / "whole")
-    write, written = nyuv2._save_png, []
+    write, written = nyuv2.whole_file, []
 
-    def stop_in_the_third_pair(path: Path, pixels: np.ndarray) -> None:
+    def stop_in_the_third_pair(path: Path) -> Any:
         written.append(path)
         if len(written) == 6:
             path.parent.mkdir(parents=True)
             path.with_name(path.name + ".partial").write_bytes(b"cut short")
             raise KeyboardInterrupt
-        write(path, pixels)
+        return write(path)
 
-    monkeypatch.setattr(nyuv2, "_save_png", stop_in_the_third_pair)
+    monkeypatch.setattr(nyuv2, "whole_file", stop_in_the_third_pair)
     with pytest.raises(KeyboardInterrupt):
         prepare_nyuv2(tmp_path / "official", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -270,7 +270,7 @@ def test_a_stopped_preparation_goes_on_and_ends_as_if_it_had_not_been(
         prepare_nyuv2(tmp_path / "official", tmp_path / "out", depth="filled")
 
     written.clear()
-    monkeypatch.setattr(nyuv2, "_save_png", lambda path, pixels: (written.append(path), write(path, pixels)))
+    monkeypatch.setattr(nyuv2, "whole_file", lambda path: (written.append(path), write(path))[1])
     again = prepare_nyuv2(tmp_path / "official", tmp_path / "out")
     assert [path.parent.name for path in written] == ["rgb", "depth"] * 2
     assert files(tmp_path / "out") == files(tmp_path / "whole") and not (tmp_path / "out.partial").exists()

@@ -534,7 +534,7 @@ def test_arms_of_full_size_lack_nothing_but_downloads(
 
 @pytest.fixture(scope="module")
 def at_hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where shipped studies expect their data, latents that are to be computed and a run that is to be trained first."""
+    """Data where shipped studies expect them, with latents that are computed and a run that is trained beforehand."""
     pytest.importorskip("diffusers", reason="depthfm-tiny needs the extra `teachers`")
     place = tmp_path_factory.mktemp("at_hand")
     for name in ("imagenette128", "imagenet100"):
