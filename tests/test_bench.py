@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from depthjepa import cli, cost
@@ -97,15 +99,47 @@ def test_durations_are_for_people(seconds: float, text: str) -> None:
     assert cost.duration(seconds) == text
 
 
-def test_the_estimate_grows_with_the_steps_and_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_estimate_is_by_operations_at_half_of_the_matmul_rate(monkeypatch: pytest.MonkeyPatch, world: int) -> None:
     config = tiny(Path("scenes"), "train.batch_size=32")
-    method, cpu = build_method(config, None, classes=0), torch.device("cpu")
-    monkeypatch.setattr(cost, "matmul_rate", lambda *_, **__: 1e9)
-    seconds = 2 * cost.step_flops(config, None, 8) / 8 * 32 / 1e9
-    line = cost.estimate(config, method, None, 1000, 1, cpu)
-    assert line.startswith("estimate: 1000 steps of 32 images, ")
-    assert f"about {cost.duration(1000 * seconds)} on this cpu" in line
-    assert cost.memory_bytes(config, method, 64) > cost.memory_bytes(config, method, 32)
+    operations = by_hand(config, 32)
+    monkeypatch.setattr(cost, "matmul_rate", lambda *_, **__: 2 * operations)  # a step of one process takes a second
+    line = cost.estimate(config, build_method(config, None, classes=0), None, 80, world, torch.device("cpu"))
+    told = re.match(r"estimate: 80 steps of 32 images, (\S+) GFLOP each: about (\d+) s on this cpu, and \d+ MiB", line)
+    assert told is not None
+    assert float(told[1]) == pytest.approx(operations / 1e9, rel=0.02)
+    assert float(told[2]) == pytest.approx(80 / world, abs=1)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (),
+        ("masks.bias=reference", "model.width=128", "model.heads=4", "model.depth=4", "data.image_size=96"),
+        ("predictor.blocks=together", "predictor.depth=4"),
+        ("train.objective=supervised", "model.depth=4"),
+    ],
+)
+def test_the_estimated_memory_is_what_a_step_keeps(shape: tuple[str, ...]) -> None:
+    """Activations are those that autograd keeps for the backward pass; weights have a gradient and two moments."""
+    config = tiny(Path("scenes"), *shape)
+    teacher = build_teacher(config, has_depth=True)
+    method = build_method(config, teacher, classes=0)
+    weights = {parameter.data_ptr() for parameter in method.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(saved: Tensor) -> Tensor:
+        if saved.data_ptr() not in weights:
+            kept[saved.untyped_storage().data_ptr()] = saved
+        return saved
+
+    example = cost.example(config, teacher, 8, torch.device("cpu"))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        method(*example).total.backward()
+    activations = sum(saved.untyped_storage().nbytes() for saved in kept.values())
+    for parameter in method.parameters():
+        activations += parameter.nbytes * (4 if parameter.grad is not None else 1)
+    assert cost.memory_bytes(config, method, 8) == pytest.approx(activations, rel=0.25)
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [(0.5, "fp32"), (1.1, "fp32"), (2.0, "bf16")])
@@ -128,7 +162,12 @@ def test_bench_writes_rates_and_fractions(
     monkeypatch.setattr(cost, "matmul_rate", lambda where, dtype, **_: rates[dtype].pop(0))
     seconds = {"fp32": 0.5, "bf16": 0.25}
     monkeypatch.setattr(bench, "step_seconds", lambda *given, compiled: (seconds[given[2]], 3.0))
-    monkeypatch.setattr(bench, "REPETITIONS", 2)
+    guidance = {"unguided": 0.2, "guided": 0.3, "teacher": 0.01}
+    monkeypatch.setattr(
+        bench,
+        "seconds_in_turn",
+        lambda works, _: [work() or [9.0, taken, taken] for work, taken in zip(works, guidance.values(), strict=True)],
+    )
     file = tmp_path / "bench.json"
     settings = [*SETTINGS, *GUIDED, "masks.bias=unbiased", "data.scenes_train=16"]
     monkeypatch.setattr(sys, "argv", ["depthjepa", "bench", *settings, "--json", str(file)])
@@ -153,9 +192,9 @@ def test_bench_writes_rates_and_fractions(
     printed = capsys.readouterr().out
     assert "fastest: bf16; train.precision=auto takes bf16" in printed
     assert "of the matmul rate" in printed and "GFLOP a step" in printed
-    step, guided, taught = (figures[f"{name}_seconds"] for name in ("unguided", "guided", "teacher"))
-    assert 0 < taught < step and guided > 0
-    assert f"guidance: {guided / step:.3f} times the unguided step; the teacher (in the loop) " in printed
+    assert {name: figures[f"{name}_seconds"] for name in guidance} == guidance
+    told = "guidance: 1.500 times the unguided step; the teacher (in the loop) 10.0 ms, 0.050 of the unguided step"
+    assert f"{told}; together 1.550" in printed
 
 
 def test_works_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,4 +73,5 @@ def test_it_guides_on_a_folder_of_photographs(tmp_path: Path) -> None:
     settings = (*SETTINGS, "guidance.teacher_steps=1", "train.whitening_images=24", "train.steps=3")
     summary = run(root, tmp_path / "run", *settings)
     assert summary["teacher"]["name"] == "depthfm-tiny" and 0 < summary["depth_floor"] < 1
-    assert all(record["loss_depth"] > 0 for record in metrics(tmp_path / "run"))
+    # A head that knows nothing yet is as good as the teacher's mean map.
+    assert metrics(tmp_path / "run")[0]["loss_depth"] == pytest.approx(summary["depth_floor"], rel=0.3)
