@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
@@ -28,6 +26,7 @@ from depthjepa.data.samples import Chosen, Sample, Source
 from depthjepa.faults import BadInput
 from depthjepa.kinds import Row
 from tiny_images import write_classes, write_flat, write_pairs
+from tiny_runs import Call
 
 DOCS = Path(__file__).parents[1] / "docs" / "data.md"
 
@@ -232,17 +231,12 @@ def test_a_planted_row_is_opened_insisted_on_and_named_in_messages(planted: Row,
 # lists
 
 
-def test_every_row_is_in_the_help_and_in_the_docs() -> None:
+def test_every_row_is_in_the_help_and_in_the_docs(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
     for command in ("probe", "teach"):
-        shown = subprocess.run(
-            [sys.executable, "-m", "depthjepa", command, "--help"],
-            capture_output=True,
-            text=True,
-            check=True,
-            env=os.environ | {"COLUMNS": "1000"},
-        ).stdout
-        for row in table.LAYOUTS.rows:
-            assert f"{row.name}: {row.about}" in shown
+        status, shown, _ = call(command, "--help")
+        assert status == 0
+        assert all(f"{row.name}: {row.about}" in shown for row in table.LAYOUTS.rows)
     listed = re.findall(r"^\| `([\w-]+)` \| ([^|]*) \|", DOCS.read_text(), re.MULTILINE)
     assert [name for name, _ in listed] == list(table.LAYOUTS.names)
     for row, (_, text) in zip(table.LAYOUTS.rows, listed, strict=True):
