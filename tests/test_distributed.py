@@ -20,7 +20,7 @@ from depthjepa.faults import RunStopped
 from depthjepa.logbook import RunFolder
 from depthjepa.runtime import environment
 from tiny_images import write_pairs
-from tiny_runs import GUIDED, Call, metrics, recipe_file, run, start, tiny, weights
+from tiny_runs import GUIDED, Call, metrics, recipe_file, run, same_losses, start, tiny, weights
 
 CPU = torch.device("cpu")
 
@@ -135,7 +135,9 @@ def test_a_missing_process_ends_the_run_with_a_clear_message(
     assert not (tmp_path / "two").exists()
 
 
-def test_all_processes_probe_and_save_and_tell_what_one_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_processes_train_probe_and_save_and_tell_what_one_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)
     pairs = write_pairs(tmp_path / "pairs", 24, 7)
     # Batches of three and of one image: a process has more, as many or none of them.
@@ -145,8 +147,10 @@ def test_all_processes_probe_and_save_and_tell_what_one_would(tmp_path: Path, mo
         "train", recipe_file(tmp_path / "two.yaml", pairs, *asked), "--out", tmp_path / "two", module=launcher
     )
     run(pairs, tmp_path / "one", *asked)
-    _, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
+    assert output.count("estimate:") == 1  # one process talks
+    same_losses(tmp_path / "one", tmp_path / "two")
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert [list(record) for record in two] == [list(record) for record in one]
     for name in ("last", "best"):

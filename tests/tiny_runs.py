@@ -86,6 +86,17 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key not in CLOCK} for record in RunFolder(folder).metrics()]
 
 
+def same_losses(first: Path, second: Path) -> None:
+    """Refuse two runs of the same steps whose losses or norms of gradients differ by more than rounding does."""
+    one, other = ([each for each in metrics(folder) if "loss" in each] for folder in (first, second))
+    assert [record["step"] for record in one] == [record["step"] for record in other]
+    for left, right in zip(one, other, strict=True):
+        for key in ("loss", "loss_jepa", "loss_depth"):
+            assert left[key] == pytest.approx(right[key], rel=1e-5, abs=1e-5)
+        # AdamW hardly feels the scale of its gradients: their norm does.
+        assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
+
+
 def recipe_file(path: Path, root: Path, *overrides: str) -> Path:
     """A YAML file of a tiny configuration, for the command line."""
     path.write_text(yaml.safe_dump(to_mapping(tiny(root, *overrides))))
