@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 from depthjepa import checkpoint, cost
 from depthjepa.backbones.opening import load_encoder
-from depthjepa.config import build_config, to_mapping
+from depthjepa.config import to_mapping
+from depthjepa.configuring import build_config
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.formats.weights import load_strictly
 from depthjepa.method import build_encoder

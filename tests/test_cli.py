@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 
 import depthjepa
 from depthjepa import checkpoint, cost
-from depthjepa.config import load_config
+from depthjepa.configuring import load_config
 from depthjepa.drawing import figures
 from depthjepa.evaluation import probes
 from depthjepa.evaluation.readout import DepthReadout
@@ -115,9 +115,8 @@ def test_a_run_that_cannot_begin_says_why_in_one_line(
     name = "faulty.png" if "is a file" in culprit else "faulty"
     root = make(tmp_path / name)
     length = () if any("steps" in setting for setting in settings) else ("train.steps=2", "train.epochs=null")
-    status, _, errors = call(
-        "train", recipe, f"data.root={root}", *SETTINGS, *length, *settings, "--out", tmp_path / "run"
-    )
+    given = {text.partition("=")[0]: text for text in (f"data.root={root}", *SETTINGS, *length, *settings)}
+    status, _, errors = call("train", recipe, *given.values(), "--out", tmp_path / "run")
     one_line(status, errors, culprit)
     assert not (tmp_path / "run").exists()
 
@@ -472,10 +471,14 @@ def embedded(
 
 def test_the_way_from_a_class_folder_to_its_accuracies(tmp_path: Path, call: Call) -> None:
     root, trained = write_classes(tmp_path / "classes"), tmp_path / "run"
-    settings = (f"data.root={root}", *SETTINGS, "train.steps=2", "train.epochs=null")
-    assert call("train", "photos", *settings, "--out", trained)[0] == 0
-    for task, key in (("knn", "val_accuracy_3"), ("linear", "val_accuracy"), ("attentive", "val_accuracy")):
-        status, output, _ = call("probe", trained, task, "evaluation.neighbours=3")
+    length = ("train.steps=2", "train.epochs=null")
+    assert call("train", "photos", f"data.root={root}", *SETTINGS, *length, "--out", trained)[0] == 0
+    for task, key, settings in (
+        ("knn", "val_accuracy_3", ("evaluation.neighbours=3",)),
+        ("linear", "val_accuracy", ()),
+        ("attentive", "val_accuracy", ()),
+    ):
+        status, output, _ = call("probe", trained, task, *settings)
         table = json.loads((trained / "probes" / f"{task}.json").read_text())
         rows = {row["name"]: row[key] for row in table["rows"]}
         assert status == 0 and rows.keys() == {"chance", "random encoder", "photos"}

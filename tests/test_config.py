@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import yaml
 
-from depthjepa.config import RunConfig, TrainConfig, build_config, differences, flatten, keys, load_config, to_mapping
+from depthjepa.config import RunConfig, TrainConfig, differences, flatten, keys, to_mapping
+from depthjepa.configuring import build_config, load_config
 from depthjepa.faults import BadInput, nearest
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_method, build_teacher
@@ -57,7 +58,7 @@ def test_nearest_stays_silent_where_nothing_is_near():
         ("optim.lr=-1e-3", "optim.lr='-1e-3': should be greater than 0"),
         ("optim.momentum=1.1", "optim.momentum=1.1: should be less than or equal to 1"),
         ("optim.stretch=0.5", "optim.stretch=0.5: should be greater than or equal to 1"),
-        ("optim.betas=[0.9]", r"optim.betas=\[0.9\]: Field required"),
+        ("optim.betas=[0.9]", r"optim.betas=\[0.9\]: too few values"),
         ("data.flip=maybe", "data.flip='maybe': should be a valid boolean"),
         ("data.image_size=[64, wide]", "data.image_size='wide': should be a valid integer"),
         ("model.patch_size=0", "model.patch_size=0: should be greater than 0"),
@@ -65,7 +66,7 @@ def test_nearest_stays_silent_where_nothing_is_near():
         ("masks.targets=0", "masks.targets=0: should be greater than 0"),
         ("masks.target_scale=[0.3, 0.2]", "the first number must not be larger than the second"),
         ("masks.mae_share=1.2", "masks.mae_share=1.2: should be less than or equal to 1"),
-        ("seed=", "seed=None: should be a valid integer"),
+        ("seed=", r"seed= is empty: give a value"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_it_should_be(override, said):
@@ -101,9 +102,9 @@ def test_deep_keys_below_a_value_are_refused():
 # overrides ------------------------------------------------------------------------------------------------
 
 
-def test_overrides_win_and_the_last_one_wins_and_the_recipe_stays_as_it_was():
+def test_overrides_win_and_the_last_layer_wins_and_the_recipe_stays_as_it_was():
     content = {"seed": 3, "model": {"size": "tiny"}}
-    config = build_config(content, ["seed=4", "model.patch_size=8", "seed=5"])
+    config = build_config(content, ["seed=4", "model.patch_size=8"], ["seed=5"])
     assert (config.seed, config.model.size, config.model.patch_size) == (5, "tiny", 8)
     assert content == {"seed": 3, "model": {"size": "tiny"}}
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from depthjepa import cli
 from depthjepa.checkpoint import load
-from depthjepa.config import build_config
+from depthjepa.configuring import build_config
 from depthjepa.data.samples import Batch
 from depthjepa.depth import align_scale_shift, metrics
 from depthjepa.evaluation import depth_readouts, tokens
@@ -289,7 +289,7 @@ def test_sets_that_cannot_be_probed_are_refused() -> None:
         (["depth_readout=dpt", "depth_steps=0"], "evaluation.depth_steps=0"),
         (["depth_readout=dpt", "nearest=9", "farthest=2"], "nearest=9 m must be less than farthest=2 m"),
         (["depth_readout=dpt", "nearest=0"], "evaluation.nearest=0"),
-        (["farthest=10"], "not for ridge"),
+        (["farthest=10"], "evaluation.farthest has no effect here: it takes evaluation.depth_readout"),
     ],
 )
 def test_bad_values_are_refused(setting: list[str], said: str) -> None:

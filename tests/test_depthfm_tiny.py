@@ -9,7 +9,7 @@ import torch
 
 import depthjepa
 from depthjepa.commands.fit_teacher import judge, mean_log_depth, predictor
-from depthjepa.config import build_config, build_fit
+from depthjepa.configuring import build_config, build_fit
 from depthjepa.data.loading import open_source, view_batches
 from depthjepa.faults import BadInput
 from depthjepa.guidance.teachers.cache import made_of
@@ -58,7 +58,7 @@ def test_it_is_a_depthfm_by_another_name_and_needs_nothing() -> None:
     assert torch.equal(latents, depthjepa.load_teacher("depthfm-tiny", steps=1).latents(images))
     with pytest.raises(BadInput, match="the teacher depthfm-tiny takes no 'checkpoint': it has steps, attention"):
         depthjepa.load_teacher("depthfm-tiny", checkpoint="other.ckpt")
-    with pytest.raises(BadInput, match=r"not for guidance\.teacher=depthfm-tiny"):
+    with pytest.raises(BadInput, match=r"guidance\.teacher_vae has no effect here: it takes guidance\.teacher=depthfm"):
         build_teacher(build_config({}, [*SETTINGS, "guidance.teacher_vae=other"]), has_depth=False)
 
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 import depthjepa
 from depthjepa import cli, runtime
 from depthjepa.commands import fit_teacher as fitting
-from depthjepa.config import TeacherFitConfig, build_fit
+from depthjepa.config import TeacherFitConfig
+from depthjepa.configuring import build_fit
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.guidance.teachers import fit
@@ -867,7 +868,8 @@ def test_the_way_from_an_rgbd_folder_to_a_teacher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, out = write_pairs(tmp_path / "pairs", 6, 3), tmp_path / "fit"
-    command = ("fit-teacher", "--data", root, "--out", out, *SETTINGS, "fit.steps=2", "fit.autoencoder_steps=2")
+    settings = {text.partition("=")[0]: text for text in (*SETTINGS, "fit.steps=2", "fit.autoencoder_steps=2")}
+    command = ("fit-teacher", "--data", root, "--out", out, *settings.values())
     assert call(monkeypatch, *command) == 0
     output = capsys.readouterr().out
     assert re.search(r"autoencoder 0\.\d\d M parameters, flow \d\.\d\d M parameters; 6 training pairs", output)

@@ -20,6 +20,8 @@ FLOORS = (
     ("guidance",),
     ("old_keys",),
     ("config",),
+    ("effects",),
+    ("configuring",),
     ("method", "keys"),
     ("checkpoint",),
     ("warm_start", "backbones"),

@@ -28,8 +28,9 @@ import depthjepa
 from depthjepa import checkpoint, cost
 from depthjepa.backbones.opening import load_encoder
 from depthjepa.commands.convert import convert
-from depthjepa.config import build_config, load_config, to_mapping
 from depthjepa.config import differences as other_keys
+from depthjepa.config import to_mapping
+from depthjepa.configuring import build_config, load_config
 from depthjepa.data.layouts.scenes import render
 from depthjepa.evaluation.diagnostics import rank_me
 from depthjepa.faults import BadInput

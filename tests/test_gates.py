@@ -16,7 +16,8 @@ from rich.progress import Progress
 from torch import Tensor
 
 from depthjepa import checkpoint, cost
-from depthjepa.config import RunConfig, build_config, to_mapping
+from depthjepa.config import RunConfig, to_mapping
+from depthjepa.configuring import build_config
 from depthjepa.data.samples import Batch
 from depthjepa.depth import disparity, r2_within, valid
 from depthjepa.evaluation import gates

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from depthjepa import cost
-from depthjepa.config import load_config
+from depthjepa.configuring import build_config
+from depthjepa.recipe_files import read_recipe
 from depthjepa.training import train
 from tiny_images import write_pairs
 from tiny_runs import metrics
@@ -30,9 +31,9 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("recipe", RECIPES, ids=[recipe.stem for recipe in RECIPES])
 def test_no_loss_has_moved(recipe: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)
-    config = load_config(recipe)
+    config = build_config(read_recipe(recipe))
     if config.data.root == "PAIRS":
-        config = load_config(recipe, [f"data.root={pairs}"])
+        config = build_config(read_recipe(recipe), [f"data.root={pairs}"])
     train(config, tmp_path / "run", say=lambda _: None)
     found = [{key: value for key, value in row.items() if key.startswith("loss")} for row in metrics(tmp_path / "run")]
     file = recipe.with_suffix(".txt")

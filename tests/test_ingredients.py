@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from depthjepa import runtime
-from depthjepa.config import build_config
+from depthjepa.configuring import build_config
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.grid import distance_to_nearest, gather, patchify
 from depthjepa.losses import covariance_loss, gaussian_loss, pixel_loss, variance_loss, visible_loss

@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter
 
-from depthjepa.config import FIT_DEFAULTS, RunConfig, TeacherFitConfig, build_config, build_fit, keys
+from depthjepa.config import FIT_DEFAULTS, RunConfig, TeacherFitConfig, keys
+from depthjepa.configuring import build_config, build_fit
 from depthjepa.data.layouts.table import LAYOUTS
 from depthjepa.evaluation import attentive_probe, depth_readouts, during_training
 from depthjepa.faults import BadInput

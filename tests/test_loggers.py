@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from depthjepa import cost, training
-from depthjepa.config import load_config, to_mapping
+from depthjepa.config import to_mapping
+from depthjepa.configuring import load_config
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.kinds import Row
 from depthjepa.logbook import RunFolder

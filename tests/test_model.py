@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from depthjepa.config import load_config
+from depthjepa.configuring import load_config
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput
 from depthjepa.grid import gather, patchify
@@ -114,7 +114,8 @@ TINY = ["model.width=32", "model.depth=2", "model.heads=4", "predictor.width=16"
 
 
 def method(*overrides: str):
-    config = load_config("demo", [*TINY, *overrides])
+    supervised = "train.objective=supervised" in overrides
+    config = load_config("demo", [*(TINY[:3] if supervised else TINY), *overrides])
     return build_method(config, build_teacher(config, has_depth=True), classes=6)
 
 
@@ -474,7 +475,7 @@ def test_supervised_adds_depth_and_class_loss_where_the_data_have_them():
 
 
 def test_what_the_data_cannot_teach_is_refused():
-    config = load_config("demo", [*TINY, "train.objective=supervised"])
+    config = load_config("demo", [*TINY[:3], "train.objective=supervised"])
     with pytest.raises(BadInput, match="needs depth or labels; scenes has neither"):
         build_method(config, None, classes=0)
     with pytest.raises(BadInput, match=r"needs depth, but data.root=scenes has none"):
@@ -639,6 +640,5 @@ def test_one_class_alone_cannot_be_supervised():
 
 
 def test_the_linear_head_has_no_use_for_a_learned_fill():
-    config = load_config("demo", ["guidance.fill=learned"])
-    with pytest.raises(BadInput, match=r"needs guidance\.head=conv"):
-        build_method(config, build_teacher(config, has_depth=True), classes=0)
+    with pytest.raises(BadInput, match=r"guidance\.fill has no effect here: it takes a head that reads beside a patch"):
+        load_config("demo", ["guidance.fill=learned"])

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from depthjepa.config import load_config
+from depthjepa.configuring import load_config
 from depthjepa.method import build_method, build_teacher
 from depthjepa.optim import (
     OptimConfig,
@@ -28,7 +28,8 @@ RATES = {"start": 1e-4, "peak": 1e-2, "final": 1e-5}
 
 def model(*overrides: str):
     tiny = ["model.width=32", "model.depth=1", "model.heads=4", "predictor.width=16", "predictor.depth=1"]
-    config = load_config("demo", [*tiny, *overrides])
+    supervised = "train.objective=supervised" in overrides
+    config = load_config("demo", [*(tiny[:3] if supervised else tiny), *overrides])
     return build_method(config, build_teacher(config, has_depth=True), classes=6)
 
 

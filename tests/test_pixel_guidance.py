@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from depthjepa import checkpoint, cost, training
-from depthjepa.config import RunConfig, build_config, to_mapping
+from depthjepa.config import RunConfig, to_mapping
+from depthjepa.configuring import build_config
 from depthjepa.data.samples import Batch
 from depthjepa.depth import below_unmeasured, disparity, r2_within, to_metres, to_numbers, valid
 from depthjepa.evaluation import decoded as decoding
@@ -528,7 +529,7 @@ def test_both_is_the_mean_of_the_two_losses(scope: str) -> None:
     torch.testing.assert_close(model(images(), masks, depth).parts["loss_depth"], (each[0] + each[1]) / 2)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "mlp"])  # which reads a patch by itself
 @torch.no_grad()
 def test_a_learned_fill_stands_at_absent_patches_and_nowhere_else(kind: str) -> None:
     asked = (f"guidance.head={kind}", "guidance.read=predicted", "guidance.scope=target")

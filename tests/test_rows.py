@@ -34,6 +34,7 @@ PROBES = PACKAGE / "evaluation" / "probes"
 HOMONYMS = {
     ("depth", "checkpoint.py"): "blocks of a network",
     ("depth", "cli.py"): "metres in a file",
+    ("depth", "configuring.py"): "blocks of a network",
     ("depth", "data/layouts/rgbd.py"): "a folder of depth maps",
     ("depth", "data/prepare/writing.py"): "a folder of depth maps",
     ("depth", "formats/timm.py"): "blocks of a network",
@@ -64,7 +65,7 @@ HOMONYMS = {
     ("diagnose", "cli.py"): "the command",
     ("diagnose", "evaluation/probes/guidance.py"): "the command",
     ("diagnose", "evaluation/probes/task.py"): "the command",
-    ("guidance", "config.py"): "a part of the configuration",
+    ("guidance", "configuring.py"): "a part of the configuration",
     ("guidance", "evaluation/probes/running.py"): "a part of the configuration",
     ("guidance", "old_keys.py"): "a part of the configuration",
     ("guidance", "report/sections.py"): "arrays that a run leaves behind",

@@ -175,7 +175,7 @@ def test_a_stopped_and_resumed_run_is_bit_by_bit_the_run_in_one_go(
     with pytest.raises(RunStopped, match="stopped at step 9 of 20; continue with --resume"):
         run(pairs, tmp_path / "cut", *settings)
     assert weights(tmp_path / "cut")["step"] == 9
-    assert not (tmp_path / "cut" / "summary.json").exists()
+    assert not RunFolder(tmp_path / "cut").finished
     at_step(9, lambda: pytest.fail("a resumed run repeats no step"))
     run(pairs, tmp_path / "cut", *settings, resume=True)
     same_run(tmp_path / "whole", tmp_path / "cut")
@@ -204,7 +204,7 @@ def test_a_killed_run_resumes_to_bit_by_bit_the_same_end(
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert 3 <= weights(folder)["step"] < 60
-    assert not (folder / "summary.json").exists()
+    assert not RunFolder(folder).finished
     assert call(monkeypatch, "train", recipe, "--out", folder, "--resume") == 0
     run(pairs, tmp_path / "whole", *settings)
     same_run(tmp_path / "whole", folder)

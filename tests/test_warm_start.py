@@ -19,7 +19,8 @@ from torch import Tensor
 from depthjepa import checkpoint, cost, distributed, training
 from depthjepa.backbones.opening import load_encoder
 from depthjepa.commands.convert import convert
-from depthjepa.config import RunConfig, build_config, to_mapping
+from depthjepa.config import RunConfig, to_mapping
+from depthjepa.configuring import build_config
 from depthjepa.data.loading import open_source
 from depthjepa.data.samples import Batch
 from depthjepa.evaluation.gathering import RANDOM, encoders
@@ -356,7 +357,7 @@ def test_an_encoder_trained_with_supervision_starts_both_encoders_and_takes_from
     for name in ("context_encoder", "target_encoder"):
         assert differences(part(stored, "context_encoder"), part(found, name)) == []
     assert "context encoder as target encoder; predictor starts at random" in said[0]
-    settings = ("train.objective=supervised", "data.image_size=64", "predictor.depth=4")  # which it has no use for
+    settings = ("train.objective=supervised", "data.image_size=64")
     state, said = prepared(pairs, tmp_path, *settings, f"init.checkpoint={origin}")
     stored, found = weights(origin)["model"], state.method.state_dict()
     assert differences(part(stored, "context_encoder"), part(found, "context_encoder")) == []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from depthjepa import evaluation
     from depthjepa.backbones.opening import load_encoder
-    from depthjepa.config import load_config
+    from depthjepa.configuring import load_config
     from depthjepa.faults import BadInput, RunStopped
     from depthjepa.guidance.teachers.loading import load_teacher
     from depthjepa.training import train
@@ -22,7 +22,7 @@ __all__ = ["BadInput", "RunStopped", "evaluation", "load_config", "load_encoder"
 _HOMES = {
     "BadInput": "faults",
     "RunStopped": "faults",
-    "load_config": "config",
+    "load_config": "configuring",
     "load_encoder": "backbones.opening",
     "load_teacher": "guidance.teachers.loading",
     "train": "training",

@@ -17,7 +17,8 @@ import yaml
 from torch import Tensor
 
 from depthjepa import optim
-from depthjepa.config import RunConfig, build_config, read_resolved, to_mapping
+from depthjepa.config import RunConfig, to_mapping
+from depthjepa.configuring import build_config, read_resolved
 from depthjepa.faults import BadInput
 from depthjepa.formats import reference
 from depthjepa.formats.opening import KINDS, open_file, open_folder, open_name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,7 +37,20 @@ Checkpoint = Annotated[
     str,
     typer.Argument(help=f"{'; '.join(row.about for row in BACKBONES.rows)}."),
 ]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as KEY=VALUE, for example train.batch_size=32.")]
+
+
+def _once(settings: list[str] | None) -> list[str] | None:
+    given = [text.partition("=")[0] for text in settings or ()]
+    repeated = [key for key in dict.fromkeys(given) if given.count(key) > 1]
+    if repeated:
+        raise BadInput(f"{', '.join(repeated)}: given more than once, and only one of them can hold")
+    return settings
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings as KEY=VALUE, for example train.batch_size=32.", callback=_once),
+]
 Data = Annotated[
     str | None,
     typer.Option(help=f"{LAYOUTS.listed()}; default: the run's own."),
@@ -51,6 +64,14 @@ def _one_of(what: str, *choices: str) -> Callable[[str], str]:
         return word
 
     return parse
+
+
+def _folder(word: str) -> Path:
+    if not word:
+        raise BadInput("the folder of images is an empty path")
+    if not Path(word).is_dir():
+        raise BadInput(f"there is no folder {word}" + (": it is a file" if Path(word).exists() else ""))
+    return Path(word)
 
 
 def _tasks() -> dict[str, str]:
@@ -67,6 +88,7 @@ def _pictures() -> dict[str, str]:
     return own | {name: picture.about for name, picture in drawn.items() if picture is not None}
 
 
+USAGE: Any = typer.BadParameter.__mro__[1]  # typer keeps the class of all such faults to itself
 ROWS = {"task": _tasks, "what": _pictures}
 
 
@@ -92,13 +114,32 @@ Picture = Annotated[str, typer.Argument(parser=_row_of("picture", _pictures), me
 def main() -> None:
     """Run the command line."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except USAGE as fault:
+        print(f"depthjepa: {_usage(fault)}", file=sys.stderr)
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(130)
     except BadInput as fault:
         print(f"depthjepa: {fault}", file=sys.stderr)
         sys.exit(2)
     except RunStopped as fault:
         print(f"depthjepa: {fault}", file=sys.stderr)
         sys.exit(1)
+
+
+def _usage(fault: Any) -> str:
+    """What a command line that does not parse may have meant: an argument, an option, or a key of the configuration."""
+    option = getattr(fault, "option_name", None)
+    if option is not None:
+        from depthjepa.config import RunConfig, keys
+
+        word = option.lstrip("-").replace("-", "_")
+        meant = [f"{key}=" for key in keys(RunConfig) if word in (key, key.partition(".")[2])]
+        if meant:
+            return f"there is no option {option}: settings are written KEY=VALUE, as {' or '.join(meant)}"
+    usage = " ".join(fault.ctx.get_usage().split()) if fault.ctx else ""
+    return f"{fault.format_message()} {usage}".strip()
 
 
 def _print_version(asked: bool) -> bool:
@@ -156,7 +197,7 @@ def teach(
 ) -> None:
     """Compute a teacher's latents of all images once; killed, it goes on where it stopped."""
     from depthjepa.commands.teach import teach as run
-    from depthjepa.config import build_config
+    from depthjepa.configuring import build_config
 
     settings = [f"data.root={data}", f"guidance.teacher={teacher}", "guidance.kind=feature"]
     run(build_config({"name": "teach"}, [*settings, *(overrides or [])]), out)
@@ -170,7 +211,8 @@ def fit_teacher(
 ) -> None:
     """Train a compact teacher of DepthFM's kind from RGB-D pairs; killed, it goes on where it stopped."""
     from depthjepa.commands.fit_teacher import fit_teacher as run
-    from depthjepa.config import FIT_DEFAULTS, build_fit
+    from depthjepa.config import FIT_DEFAULTS
+    from depthjepa.configuring import build_fit
     from depthjepa.report.terminal import print_table
 
     summary = run(build_fit(FIT_DEFAULTS, [f"data.root={data}", *(overrides or [])]), out)
@@ -229,7 +271,7 @@ def recipes(
 
         print_keys(listings(name))
         return
-    from depthjepa.config import load_config
+    from depthjepa.configuring import load_config
     from depthjepa.recipe_files import families, recipe_names, recipe_text
 
     if name is not None:
@@ -256,7 +298,7 @@ def probe(
     from depthjepa.evaluation import probes
     from depthjepa.report.terminal import print_table
 
-    saved, config, encoder, where = _loaded(checkpoint, data, overrides)
+    saved, config, encoder, where = _loaded(checkpoint, data, overrides, f"{task} probes", [task])
     result = probes.probe(task, config, encoder, where, saved)
     probes.write_probe(result, saved, config.evaluation.which, out)
     print_table(result.table)
@@ -282,9 +324,9 @@ def diagnose(
     from depthjepa.evaluation.probes import table
     from depthjepa.report.terminal import print_table
 
-    saved, config, encoder, where = _loaded(checkpoint, data, overrides)
-    subject = probes.Subject(config, encoder, where, saved, None if against is None else load(against))
     tasks = table.of_command("diagnose --gates" if gates else "diagnose")
+    saved, config, encoder, where = _loaded(checkpoint, data, overrides, "diagnoses", list(tasks))
+    subject = probes.Subject(config, encoder, where, saved, None if against is None else load(against))
     results = list(probes.run_tasks(tasks.values(), subject))
     for number, result in enumerate(results):
         probes.write_probe(result, saved, config.evaluation.which, None if number else out)
@@ -294,14 +336,14 @@ def diagnose(
 @app.command()
 def embed(
     checkpoint: Checkpoint,
-    folder: Annotated[Path, typer.Argument(help="Every image below it is embedded.")],
+    folder: Annotated[Path, typer.Argument(parser=_folder, metavar="FOLDER", help="Every image below it is embedded.")],
     out: Annotated[Path, typer.Option(help="File: .npz, .parquet or .safetensors.")],
     overrides: Overrides = None,
 ) -> None:
     """Write the mean-pooled embedding of every image below a folder, with the paths."""
     from depthjepa.commands.apply import embed_folder
 
-    _, config, encoder, where = _loaded(checkpoint, str(folder), overrides)
+    _, config, encoder, where = _loaded(checkpoint, str(folder), overrides, "embeddings")
     count, skipped = embed_folder(config, encoder, where, out)
     print(f"{out}: {count} embeddings of width {encoder.width}{_skipped(skipped)}")
 
@@ -309,14 +351,16 @@ def embed(
 @app.command()
 def predict(
     checkpoint: Checkpoint,
-    folder: Annotated[Path, typer.Argument(help="Every image below it gets a depth map.")],
+    folder: Annotated[
+        Path, typer.Argument(parser=_folder, metavar="FOLDER", help="Every image below it gets a depth map.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the depth maps.")],
     overrides: Overrides = None,
 ) -> None:
     """Write depth of one's own photographs: 16-bit PNG in millimetres and a coloured picture of each."""
     from depthjepa.commands.apply import predict_folder
 
-    saved, config, encoder, where = _loaded(checkpoint, str(folder), overrides)
+    saved, config, encoder, where = _loaded(checkpoint, str(folder), overrides, "predictions")
     count, skipped = predict_folder(saved, config, encoder, where, out)
     print(f"{out}: {count} depth maps{_skipped(skipped)}")
 
@@ -417,16 +461,22 @@ def bench(
         write_whole(json, to_json(figures))
 
 
-def _loaded(checkpoint: str, data: str | None, overrides: list[str] | None) -> Any:
+def _loaded(
+    checkpoint: str, data: str | None, overrides: list[str] | None, result: str, tasks: Sequence[str] = ()
+) -> Any:
+    """A backbone opened with settings; `result` is what the command gives, and `tasks` those that it runs for that."""
     from depthjepa import runtime
     from depthjepa.backbones.opening import open_backbone
-    from depthjepa.evaluation.probes import probe_config
+    from depthjepa.configuring import given
+    from depthjepa.evaluation.probes import probe_config, table
 
     # In `depthjepa probe RUN TASK --data DATA KEY=VALUE` the settings follow the data.
     # What a foreign layout does not say of its encoder may be said here, too.
     settings = [text for text in overrides or [] if text.startswith(("model.", "data.image_size="))]
     backbone = open_backbone(checkpoint, settings)
     config = probe_config(backbone.saved, data, overrides or [])
+    run = [task for name, task in table.tasks().items() if name in tasks]
+    table.refuse_unread(result, run, config, given(overrides or [], config))
     # A file that holds one encoder serves as either; what is written about it says which one it was.
     which = backbone.which(config.evaluation.which)
     config = replace(config, evaluation=replace(config.evaluation, which=which))

@@ -1,35 +1,28 @@
-"""One typed configuration of a run, read from a recipe and `key=value` overrides.
+"""One typed configuration of a run; each part is declared beside the code it configures, training here.
 
-Each part is declared beside the code it configures; training is declared here. Unknown keys and wrong values are
-all reported at once, each with the nearest valid key.
+`configuring` reads it from recipes and KEY=VALUE.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import field
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-import yaml
 from pydantic import (
     AfterValidator,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    TypeAdapter,
-    ValidationError,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
 
 from depthjepa.data.config import DataConfig
-from depthjepa.faults import BadInput, nearest
-from depthjepa.guidance.config import KINDS, Guidance, NoGuidance
+from depthjepa.faults import BadInput
+from depthjepa.guidance.config import Guidance, NoGuidance
 from depthjepa.guidance.teachers.fit import FitConfig
 from depthjepa.logbook import plain
 from depthjepa.loggers.table import LOGGERS, check_logger
@@ -38,9 +31,7 @@ from depthjepa.model.decoders import CELLS
 from depthjepa.model.jepa import LossConfig
 from depthjepa.model.predictor import PredictorConfig
 from depthjepa.model.vit import ModelConfig
-from depthjepa.old_keys import current, why_removed
 from depthjepa.optim import OptimConfig
-from depthjepa.recipe_files import read_recipe
 from depthjepa.settings import configuration
 
 LoggerName = Annotated[str, AfterValidator(check_logger), WithJsonSchema({"enum": LOGGERS.names})]
@@ -177,8 +168,6 @@ class EvaluationConfig:
     def _range_ascends(self) -> EvaluationConfig:
         if self.nearest is not None and self.farthest is not None and self.nearest >= self.farthest:
             raise ValueError(f"nearest={self.nearest:g} m must be less than farthest={self.farthest:g} m")
-        if self.depth_readout == "ridge" and (self.nearest, self.farthest) != (None, None):
-            raise ValueError("nearest and farthest are for depth_readout=linear, linear4 or dpt, not for ridge")
         return self
 
 
@@ -237,8 +226,6 @@ class TeacherFitConfig:
 # What crops of RGB-D pairs a compact teacher learns from, unless it is told otherwise.
 FIT_DEFAULTS: Mapping[str, Any] = {"data": {"image_size": 128, "crop_scale": [0.25, 1.0], "flip": True}}
 
-Configuration = TypeVar("Configuration", RunConfig, TeacherFitConfig)
-
 # Where and how a run is carried out, not what it computes: these may change on resume.
 CIRCUMSTANCES = (
     "data.workers",
@@ -247,102 +234,6 @@ CIRCUMSTANCES = (
     "train.loggers",
     *(f"{part}.{key}" for part in ("train", "fit") for key in ("device", "threads")),
 )
-
-
-def load_config(recipe: str | Path, *layers: Sequence[str]) -> RunConfig:
-    """Read a shipped recipe (by name) or a YAML file, with `key=value` overrides; raises `BadInput`.
-
-    Several layers of overrides lie one over the other; see `build_config`.
-    """
-    content = read_recipe(recipe)
-    content.setdefault("name", Path(recipe).stem)
-    return build_config(content, *layers)
-
-
-def build_config(content: Mapping[str, Any], *layers: Sequence[str]) -> RunConfig:
-    """Check a nested mapping with overrides and turn it into a `RunConfig`; raises `BadInput` with all faults.
-
-    Each of the `layers` of `key=value` lies over the one before: where it names another kind of guidance, keys of the
-    kind before go with it, while a key that does not fit the kind of its own layer is refused.
-    """
-    return _build(RunConfig, content, layers)
-
-
-def build_fit(content: Mapping[str, Any], overrides: Sequence[str] = ()) -> TeacherFitConfig:
-    """The same for a `TeacherFitConfig`."""
-    return _build(TeacherFitConfig, content, (overrides,))
-
-
-def read_resolved(content: Mapping[str, Any]) -> tuple[RunConfig, tuple[str, ...]]:
-    """Read the configuration that a run has written, of this version or of an earlier one.
-
-    With it what it asks for that this version no longer has, as KEY=VALUE: such a run cannot go on.
-    """
-    now, lost = current(content)
-    return _build(RunConfig, now, ()), tuple(lost)
-
-
-def _build(kind: type[Configuration], content: Mapping[str, Any], layers: Sequence[Sequence[str]]) -> Configuration:
-    merged, lost = current(_copy(content))
-    faults = [f"{each} is no setting any more: {why}" for each, why in lost.items()]
-    for layer in layers:
-        _drop_other_guidance(merged, layer)
-        faults += [fault for text in layer if (fault := _override(merged, text))]
-        if not faults and kind is RunConfig:
-            _replace_length(merged, [text.partition("=")[0] for text in layer])
-    known = keys(kind)
-    faults += [_unknown(key, known) for key in flatten(merged) if key not in known]
-    faults += _foreign_guidance(merged)
-    if not faults:
-        try:
-            return TypeAdapter(kind).validate_python(merged)
-        except ValidationError as error:
-            faults = [_explain(fault, known) for fault in error.errors()]
-    raise BadInput("configuration: " + "; ".join(faults))
-
-
-def _unknown(key: str, known: Sequence[str]) -> str:
-    if why := why_removed(key):
-        return f"{key} is no key any more: {why}"
-    return f"unknown key {key!r}{nearest(key, known)}"
-
-
-def _replace_length(content: dict[str, Any], overridden: list[str]) -> None:
-    """A length given as an override replaces the recipe's, in whichever unit that is."""
-    for given, other in (("steps", "epochs"), ("epochs", "steps")):
-        if f"train.{given}" in overridden and f"train.{other}" not in overridden:
-            content["train"][other] = None
-
-
-def _drop_other_guidance(content: dict[str, Any], layer: Sequence[str]) -> None:
-    """Where a layer names a kind of guidance, take away what lies below it and is for other kinds."""
-    named = [text.partition("=")[2] for text in layer if text.startswith("guidance.kind=")]
-    below = content.get("guidance")
-    if named and named[-1] in KINDS and isinstance(below, dict):
-        own = _names(KINDS[named[-1]])
-        content["guidance"] = {key: value for key, value in below.items() if key in own}
-
-
-def _foreign_guidance(content: Mapping[str, Any]) -> list[str]:
-    """Keys of guidance that are for another kind than is asked for, in words."""
-    asked = content.get("guidance")
-    if not isinstance(asked, Mapping):
-        return []
-    kind = asked.get("kind", "none")
-    if kind not in KINDS:
-        *others, last = map(repr, KINDS)
-        return [f"guidance.kind={kind!r}: should be {', '.join(others)} or {last}{nearest(str(kind), KINDS)}"]
-    faults = []
-    for key in asked:
-        others = [other for other, each in KINDS.items() if key in _names(each)]
-        if others and kind not in others:
-            wanted = " or ".join(f"guidance.kind={other}" for other in others)
-            faults.append(f"guidance.{key} is for {wanted}, not for guidance.kind={kind}")
-    return faults
-
-
-def _names(kind: Any) -> set[str]:
-    return {each.name for each in dataclasses.fields(kind)}
 
 
 def to_mapping(config: RunConfig | TeacherFitConfig) -> dict[str, Any]:
@@ -380,37 +271,3 @@ def keys(kind: Any, prefix: str = "") -> list[str]:
         if not parts:
             found[prefix + entry.name] = None
     return list(found)
-
-
-def _copy(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in content.items()}
-
-
-def _override(content: dict[str, Any], text: str) -> str | None:
-    key, equals, value = text.partition("=")
-    if not equals:
-        return f"{text!r} is not of the form key=value"
-    *parts, last = key.split(".")
-    for part in parts:
-        inner = content.setdefault(part, {})
-        if not isinstance(inner, dict):
-            return f"unknown key {key!r}: {part!r} holds no keys"
-        content = inner
-    try:
-        content[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        content[last] = value
-    return None
-
-
-def _explain(fault: Any, known: Sequence[str]) -> str:
-    parts = [str(part) for part in fault["loc"]]
-    if parts[0] == "guidance" and len(parts) > 1 and parts[1] in KINDS:
-        del parts[1]  # the validator names the class of several that it tried
-    # What follows a key are the validator's words for the alternatives of its type, and places in a list.
-    key = next((begin for end in range(len(parts)) if (begin := ".".join(parts[: end + 1])) in known), ".".join(parts))
-    given, text = fault["input"], fault["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    expected = fault.get("ctx", {}).get("expected", "")
-    close = difflib.get_close_matches(str(given), re.findall("'([^']+)'", expected), n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"{key}={given!r}: should be {text}{hint}" if "Input" in fault["msg"] else f"{key}={given!r}: {text}{hint}"

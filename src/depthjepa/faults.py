@@ -20,5 +20,5 @@ class RunStopped(Exception):
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return ` (did you mean 'X'?)` for the closest of `choices`, or an empty text."""
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -7,12 +7,13 @@ one row; the command line, the configuration's choices and the messages read the
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from depthjepa.faults import BadInput, nearest
+from depthjepa.faults import BadInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Row:
     name: str
     about: str
     module: str
+    also: tuple[str, ...] = ()  # what people call it beside its name, for messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +44,7 @@ class Table:
         for row in self.rows:
             if row.name == name:
                 return row
-        raise BadInput(
-            f"there is no {self.what} {name!r}{nearest(name, self.names)}: choose from {', '.join(self.names)}"
-        )
+        raise BadInput(f"there is no {self.what} {name!r}{self.meant(name)}: choose from {', '.join(self.names)}")
 
     def load(self, name: str) -> Any:
         """The member of a name, importing its module; raises `BadInput` for a name that no row has."""
@@ -52,19 +52,28 @@ class Table:
 
     def check(self, name: str) -> str:
         """The name itself, for a configuration's key; refuses others as a `Literal` of all names would."""
-        return check_choice(name, self.names)
+        return check_choice(name, self.names, self.meant(name))
+
+    def meant(self, name: str) -> str:
+        """` (did you mean 'X'?)` for a name that no row has, by the rows' names and what people call them."""
+        called = {word: row.name for row in self.rows for word in (*row.also, row.name)}
+        close = difflib.get_close_matches(name, called, n=1, cutoff=0.6)
+        return f" (did you mean {called[close[0]]!r}?)" if close else ""
 
     def listed(self) -> str:
         """All rows for a help text: `name: about; name: about`."""
         return "; ".join(f"{row.name}: {row.about}" for row in self.rows)
 
 
-def check_choice(name: str, choices: Sequence[str]) -> str:
-    """A choice itself, for a configuration's key; refuses others as a `Literal` of all choices would."""
+def check_choice(name: str, choices: Sequence[str], hint: str = "") -> str:
+    """A choice itself, for a configuration's key; refuses others as a `Literal` of all choices would.
+
+    `hint` is what the message ends in; empty: the nearest choice, where one is near.
+    """
     if name not in choices:
         # pydantic's own fault, so that the key's message lists the choices and finds the nearest one.
         from pydantic_core import PydanticCustomError
 
         expected = " or ".join(", ".join(map(repr, part)) for part in (choices[:-1], choices[-1:]) if part)
-        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
+        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected, "hint": hint})
     return name

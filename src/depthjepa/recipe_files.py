@@ -62,6 +62,11 @@ def recipe_text(name: str) -> str:
 def read_recipe(recipe: str | Path) -> dict[str, Any]:
     """Read a recipe's content: a YAML file where the argument ends so or has a folder, else a shipped one."""
     path = Path(recipe)
+    if (path / "config.yaml").is_file():
+        raise BadInput(
+            f"{path} is a run: go on with it by `depthjepa train {path}/config.yaml --out {path} --resume`, or repeat "
+            f"it by `depthjepa train {path}/config.yaml --out ELSEWHERE`"
+        )
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         if not path.is_file():
             raise BadInput(f"there is no recipe file {path}")

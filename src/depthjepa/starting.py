@@ -9,9 +9,11 @@ from pathlib import Path
 import torch
 
 from depthjepa import cost, distributed
-from depthjepa.config import RunConfig, build_config, differences, load_config, read_resolved, to_mapping
+from depthjepa.config import RunConfig, differences, to_mapping
+from depthjepa.configuring import build_config, load_config, read_resolved
 from depthjepa.data.loading import has_validation, open_source
 from depthjepa.faults import BadInput
+from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.logbook import RunFolder
 
 
@@ -24,8 +26,10 @@ def what_to_run(recipe: str, overrides: Sequence[str], out: Path | None, *, resu
     if out is None or not (resume and RunFolder(out).started):
         config = load_config(recipe, overrides)
         out = out or Path("runs") / config.name
-        if not (resume and RunFolder(out).started):
+        if not resume:
             return config, out
+        if not RunFolder(out).started:
+            raise BadInput(f"--resume: there is no run in {out}; leave --resume out to start one there")
     return build_config(to_mapping(_config_there(RunFolder(out))), overrides), out
 
 
@@ -71,6 +75,18 @@ def refuse_frozen_without_head(config: RunConfig) -> None:
             f"init.frozen_steps={config.init.frozen_steps} trains the head alone, and an unguided run has none: "
             f"give guidance.kind=feature or init.frozen_steps=0"
         )
+
+
+def refuse_size_without_cache(config: RunConfig) -> None:
+    """Refuse a size of images for a cache where there is none: the teacher sees the crops themselves."""
+    guidance = config.guidance
+    if isinstance(guidance, FeatureGuidance) and guidance.cache is None:
+        size, default = guidance.teacher_size, FeatureGuidance().teacher_size
+        if size != default:
+            raise BadInput(
+                f"guidance.teacher_size={size} has no effect here: it takes guidance.cache (without one, the teacher "
+                f"is asked about crops at data.image_size)"
+            )
 
 
 def settle_precision(config: RunConfig, folder: RunFolder, where: torch.device, place: distributed.Ranks) -> RunConfig:

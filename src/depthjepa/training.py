@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from depthjepa import cost, distributed, optim, runtime
-from depthjepa.config import RunConfig, load_config, to_mapping
+from depthjepa.config import RunConfig, to_mapping
+from depthjepa.configuring import load_config
 from depthjepa.data.loading import TrainingBatches, open_source
 from depthjepa.data.order import steps_per_epoch, wrap_note
 from depthjepa.data.samples import Batch, Source
@@ -31,8 +32,14 @@ from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import normalise
 from depthjepa.progress import progress_bar
 from depthjepa.run_state import State, restore, save
-from depthjepa.run_summary import finish
-from depthjepa.starting import refuse_frozen_without_head, refuse_mix_up, refuse_unusable_validation, settle_precision
+from depthjepa.run_summary import finish, so_far
+from depthjepa.starting import (
+    refuse_frozen_without_head,
+    refuse_mix_up,
+    refuse_size_without_cache,
+    refuse_unusable_validation,
+    settle_precision,
+)
 from depthjepa.warm_start import start_from
 
 UNREADABLE_SHARE = 0.01  # more than this share of unreadable images stops a run
@@ -49,7 +56,7 @@ def train(
     folder = RunFolder(out)
     place = distributed.ranks()
     where = runtime.device(config.train.device, place)
-    if resume and folder.summary():
+    if resume and folder.finished:
         refuse_mix_up(settle_precision(config, folder, where, place), folder, resume=True)
         return folder.summary()  # finished already
     say = say or (lambda text: print(text, flush=True))
@@ -83,6 +90,7 @@ def prepare(
     refuse_mix_up(config, folder, resume=resume)
     refuse_unusable_validation(config)
     refuse_frozen_without_head(config)
+    refuse_size_without_cache(config)
     where = runtime.device(config.train.device, place)
     epoch_steps = steps_per_epoch(len(source), config.train.batch_size)
     steps = config.train.total_steps(epoch_steps)
@@ -207,6 +215,8 @@ def loop(
                 count_unreadable(state, skipped, len(to_come.source))
             if stop or state.step % train_config.checkpoint_every == 0 or state.step == state.steps:
                 save(state, folder.path, "last")
+                if state.place.first:
+                    folder.write_summary(so_far(state, folder, len(to_come.source)))
             if stop and state.step < state.steps:
                 raise RunStopped(f"stopped at step {state.step} of {state.steps}; continue with --resume")
 

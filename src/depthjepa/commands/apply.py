@@ -17,7 +17,8 @@ from torch import Tensor
 from depthjepa import checkpoint as checkpoints
 from depthjepa import runtime
 from depthjepa.checkpoint import Checkpoint
-from depthjepa.config import RunConfig, load_config
+from depthjepa.config import RunConfig
+from depthjepa.configuring import load_config
 from depthjepa.data.images import image_names
 from depthjepa.data.layouts.flat import FlatFolder
 from depthjepa.data.loading import TrainingBatches, open_source, view_batches

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from depthjepa import cost, optim, runtime
-from depthjepa.config import RunConfig, build_config
+from depthjepa.config import RunConfig
+from depthjepa.configuring import build_config
 from depthjepa.data.loading import TrainingBatches, open_source
 from depthjepa.guidance.build import asked_directly
 from depthjepa.guidance.config import NoGuidance

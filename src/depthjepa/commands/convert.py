@@ -8,7 +8,8 @@ from typing import Literal, get_args
 
 from depthjepa import checkpoint, runtime
 from depthjepa.checkpoint import Checkpoint, own_training, reference_training
-from depthjepa.config import build_config, to_mapping
+from depthjepa.config import to_mapping
+from depthjepa.configuring import build_config
 from depthjepa.faults import BadInput, nearest
 from depthjepa.formats.flat import facts_of, write_flat
 from depthjepa.formats.onnx import write_onnx

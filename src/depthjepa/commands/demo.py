@@ -18,7 +18,9 @@ from rich.console import Console
 
 from depthjepa import checkpoint
 from depthjepa.commands.teach import teach
-from depthjepa.config import RunConfig, differences, load_config, to_mapping
+from depthjepa.config import RunConfig, differences, to_mapping
+from depthjepa.configuring import given, load_config
+from depthjepa.effects import refuse_idle
 from depthjepa.evaluation.probes import depth, diagnose, linear, probe_run
 from depthjepa.faults import BadInput
 from depthjepa.guidance.build import asked_directly, asks_network
@@ -44,6 +46,7 @@ def demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     begin, latents = time.perf_counter(), out / "latents"
     configs = {name: load_config("demo", *layers(name, overrides), [f"name={name}", f"seed={seed}"]) for name in RUNS}
+    refuse_idle(given(overrides, configs["guided"]), *configs.values())
     guided = configs["guided"]
     ask = asks_network(guided.guidance) and guided.guidance == asked_directly(guided.guidance, control=True)
     if ask:

@@ -83,6 +83,14 @@ class DataConfig:
             raise ValueError("a crop cannot be larger than the image: at most 1")
         return value
 
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _one_side_or_two(cls, value: object) -> object:
+        two = isinstance(value, list | tuple) and len(value) == 2
+        if not two and (isinstance(value, bool) or not isinstance(value, int)):
+            raise ValueError("should be one side [px], or height and width as [48, 64]")
+        return value
+
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of what the model sees, in pixels."""

@@ -20,6 +20,7 @@ from depthjepa import distributed, runtime
 from depthjepa.data.config import DataConfig
 from depthjepa.data.images import Split
 from depthjepa.data.layouts.layout import layout_of, name_of_root, open_root
+from depthjepa.data.layouts.table import LAYOUTS
 from depthjepa.data.memory import first_readable, in_memory
 from depthjepa.data.order import Mixture, draw_keys, epoch_order, evenly, steps_per_epoch, weighted_roots
 from depthjepa.data.reading import read
@@ -44,7 +45,7 @@ from depthjepa.masks import Grid, MaskConfig, Masks, sample_masks
 def open_source(config: DataConfig, split: Split) -> Source:
     """Open what `data.root` names; raises `BadInput` for what is missing, empty or contradictory."""
     if not config.root:
-        raise BadInput("data.root is empty: a checkpoint of another layout does not say its data; name them (--data)")
+        raise BadInput(f"data.root is empty: say which data (data.root=, or --data): {LAYOUTS.listed()}")
     parts = weighted_roots(config.root)
     sources = [open_root(config, root, split) for root, _ in parts]
     if len(sources) == 1:

@@ -90,6 +90,11 @@ class FeatureGuidance:
         return CELLS * grid[0], CELLS * grid[1]
 
     @property
+    def reads_holes(self) -> bool:
+        """Whether what stands where a patch has no token reaches a judged cell."""
+        return self.head != "linear"
+
+    @property
     def centre(self) -> Centre:
         """What whitening takes from the target: the mean map, of which nothing can be learned then."""
         return "mean" if self.control == "mean" else "map"
@@ -159,6 +164,11 @@ class PixelGuidance:
     def cells(self, grid: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the target: every pixel."""
         return size
+
+    @property
+    def reads_holes(self) -> bool:
+        """Whether what stands where a patch has no token reaches a judged pixel."""
+        return self.head != "mlp" and self.read != "dense"
 
     @property
     def centre(self) -> Centre:

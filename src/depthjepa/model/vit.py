@@ -116,7 +116,8 @@ class VisionTransformer(nn.Module):
     def embed(
         self, images: Float[Tensor, "b 3 h w"], keep: Int64[Tensor, "b c"] | None = None
     ) -> Float[Tensor, "b _ d"]:
-        """Embed patches and add their positions."""
+        """Embed patches and add their positions; raises `BadInput` for what are no images that patches divide."""
+        refuse_other_than_images(images, self.patch_size)
         patches = patchify(images, self.patch_size)
         grid = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
         positions = self.positions(grid)
@@ -243,6 +244,23 @@ class MLP(nn.Module):
     def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         narrowed: Tensor = self.fc2(F.gelu(self.fc1(tokens)))
         return narrowed
+
+
+def refuse_other_than_images(images: Tensor, patch: int) -> None:
+    """Raise `BadInput` for tensors that are no normalised images [b, 3, h, w] whose sides are multiples of `patch`."""
+    what = f"{tuple(images.shape)} {str(images.dtype).removeprefix('torch.')}"
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise BadInput(f"an encoder takes images [b, 3, height, width], not a tensor {what}")
+    if not images.is_floating_point():
+        raise BadInput(
+            f"an encoder takes images as floating point: RGB in [0, 1], normalised (`encoder.normalise`), not {what}"
+        )
+    height, width = images.shape[-2:]
+    if height % patch or width % patch or not height * width:
+        near = " x ".join(str(max(patch, round(side / patch) * patch)) for side in (height, width))
+        raise BadInput(
+            f"patches of {patch} px do not divide images of {height} x {width} px: the nearest size is {near}"
+        )
 
 
 def stretch(positions: Float[Tensor, "1 n d"], there: tuple[int, int], here: tuple[int, int]) -> Float[Tensor, "1 m d"]:

@@ -14,7 +14,8 @@ import torch
 from pydantic import PositiveFloat, PositiveInt, TypeAdapter, ValidationError, field_validator
 
 from depthjepa import runtime
-from depthjepa.config import RunConfig, build_config
+from depthjepa.config import RunConfig
+from depthjepa.configuring import build_config
 from depthjepa.data.loading import TrainingBatches, open_source
 from depthjepa.data.order import steps_per_epoch
 from depthjepa.evaluation.probes import table as probes
@@ -85,7 +86,10 @@ def load_study(study: str | Path) -> Study:
     elif str(study) in study_names():
         path = Path(str(resources.files("depthjepa") / "studies" / f"{study}.yaml"))
     else:
-        raise BadInput(f"there is no study {str(study)!r}{nearest(str(study), study_names())}; give a name or a file")
+        shipped = ", ".join(study_names())
+        raise BadInput(
+            f"there is no study {str(study)!r}{nearest(str(study), study_names())}; give a file, or one of {shipped}"
+        )
     content = read_recipe(path)
     content.setdefault("name", path.stem)
     base = content.get("base")
@@ -96,8 +100,10 @@ def load_study(study: str | Path) -> Study:
     try:
         return TypeAdapter(Study).validate_python({key: content[key] for key in content if key in known and not faults})
     except ValidationError as error:
-        wrong = [] if faults else error.errors()
-        faults += [f"{'.'.join(map(str, each['loc']))}: {each['msg']}, got {each['input']!r}" for each in wrong]
+        for each in [] if faults else error.errors():
+            key = ".".join(map(str, each["loc"]))
+            absent = each["type"] == "missing"
+            faults.append(f"{key} is missing" if absent else f"{key}: {each['msg']}, got {each['input']!r}")
     raise BadInput(f"{study}: {'; '.join(faults)}")
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from depthjepa import checkpoint, runtime
-from depthjepa.config import RunConfig, build_config, to_mapping
+from depthjepa.config import RunConfig, to_mapping
+from depthjepa.configuring import build_config
 from depthjepa.evaluation import probes
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import RunFolder, writing

@@ -47,7 +47,7 @@ def run_place(folder: Path, arm: str, seed: int) -> Path:
 
 def is_done(place: Path, tasks: Sequence[str]) -> bool:
     """Whether a run has its summary and all its probe tables."""
-    return bool(RunFolder(place).summary()) and not missing_tables(place, tasks)
+    return RunFolder(place).finished and not missing_tables(place, tasks)
 
 
 def missing_tables(place: Path, tasks: Sequence[str]) -> list[str]:

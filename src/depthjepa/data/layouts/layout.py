@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,7 @@ class DataLayout:
     source_name: Callable[[str], str] = path_name  # the name of the source of a root, without opening it
     by_name: bool = False  # a root is the row's name, or NAME:MORE, instead of a path
     takes_subsets: bool = False  # whether data.classes and data.images_per_class choose from it
+    reads: tuple[str, ...] = ()  # keys of `data` that change how it is read, beside those that are refused elsewhere
     may_have_depth: bool = False
     may_have_labels: bool = False
     pairs: str = ""  # what data.val_prefixes and data.val_list divide, as "RGB-D pairs"; empty: nothing
@@ -94,6 +95,18 @@ def _those(chosen: Callable[[DataLayout], bool]) -> str:
 def name_of_root(root: str) -> str:
     """The name that the source of one root bears, without opening it, and whether or not its files are still there."""
     return next((layout.source_name(root) for layout in _layouts().values() if layout.matches(root)), path_name(root))
+
+
+def layouts_that_read(key: str, roots: Iterable[str]) -> str:
+    """The layouts that a key of `data` is for; empty where it is for all, or where one of the roots has such a layout.
+
+    A root of which nothing is known yet might have any.
+    """
+    readers = {name: layout for name, layout in _layouts().items() if key in layout.reads}
+    found = [next((layout for layout in _layouts().values() if layout.matches(each)), None) for each in roots]
+    if not readers or None in found or any(layout in readers.values() for layout in found):
+        return ""
+    return " or ".join(table.LAYOUTS.row(name).about for name in readers)
 
 
 def _layouts() -> dict[str, DataLayout]:

@@ -330,6 +330,7 @@ LAYOUT = DataLayout(
     matches=_matches,
     open=_open,
     has_validation=_has_validation,
+    reads=("depth_scale",),
     may_have_depth=True,
     pairs="RGB-D pairs",
 )

@@ -181,6 +181,7 @@ LAYOUT = DataLayout(
     matches=_matches,
     open=_open,
     has_validation=_has_validation,
+    reads=("scenes_train", "scenes_val"),
     may_have_depth=True,
     may_have_labels=True,
     source_name=_source_name,

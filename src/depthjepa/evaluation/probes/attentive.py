@@ -43,6 +43,7 @@ TASK = SharedTask(
     columns=COLUMNS,
     guesses=("chance",),
     needs=(LABELS,),
+    reads=("attentive_epochs", "attentive_lr"),
     tokens=True,
     measure=measure,
     protocol=protocol,

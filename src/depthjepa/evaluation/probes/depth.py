@@ -194,6 +194,12 @@ TASK = OwnTask(
     needs=(DEPTH,),
     section=Section("Depth read out of the features", depth_figures),
     picture=Picture("maps of `probe RUN depth`", show, photographs=True),
-    variant=Variant(lambda config: config.evaluation.depth_readout != "ridge", run_readout),
+    reads=("depth_readout",),
+    variant=Variant(
+        lambda config: config.evaluation.depth_readout != "ridge",
+        "evaluation.depth_readout=linear, linear4 or dpt",
+        run_readout,
+        reads=("depth_steps", "nearest", "farthest"),
+    ),
     run=run,
 )

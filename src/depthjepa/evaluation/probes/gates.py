@@ -159,6 +159,7 @@ TASK = OwnTask(
         Column("passed", "passed", "whether it is reached; a gate that fails names a cause"),
     ),
     needs=(DEPTH,),
+    reads=("gate_steps",),
     section=Section("Why depth decodes or does not", gate_figures),
     picture=Picture("input swap and layer sweep of `diagnose RUN --gates`", show),
     command="diagnose --gates",

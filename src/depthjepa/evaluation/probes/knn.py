@@ -101,6 +101,7 @@ TASK = SharedTask(
     ),
     guesses=("chance",),
     needs=(LABELS,),
+    reads=("neighbours",),
     section=Section("What the features find alike", neighbour_figures),
     measure=measure,
     protocol=protocol,

@@ -103,5 +103,11 @@ TASK = SharedTask(
     needs=(LABELS,),
     measure=measure,
     protocol=protocol,
-    variant=Variant(lambda config: config.evaluation.linear_protocol == "sweep", run_sweep),
+    reads=("linear_protocol",),
+    variant=Variant(
+        lambda config: config.evaluation.linear_protocol == "sweep",
+        "evaluation.linear_protocol=sweep",
+        run_sweep,
+        reads=("probe_epochs",),
+    ),
 )

@@ -71,6 +71,7 @@ TASK = SharedTask(
     columns=COLUMNS,
     guesses=("chance",),
     needs=(LABELS,),
+    reads=("probe_epochs",),
     section=Section("How a classifier learns on frozen features", accuracy_figures),
     measure=measure,
     protocol=protocol,

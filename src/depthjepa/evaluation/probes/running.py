@@ -15,7 +15,8 @@ import torch
 
 from depthjepa import runtime
 from depthjepa.checkpoint import Checkpoint
-from depthjepa.config import RunConfig, build_config, to_mapping
+from depthjepa.config import RunConfig, to_mapping
+from depthjepa.configuring import build_config
 from depthjepa.data.loading import source_name
 from depthjepa.evaluation.features import Encode
 from depthjepa.evaluation.probes import table
@@ -100,18 +101,22 @@ def probe_config(saved: Checkpoint, data: str | None, overrides: Iterable[str] =
 def write_probe(result: Probe, saved: Checkpoint, which: str, out: Path | None = None) -> None:
     """Write table, arrays and readout below the run folder of a checkpoint, and the table alone to `out`.
 
+    The table says of which step the weights are, and of how many where the run says so.
+
     On other data than the run's own, the files carry the name of the data; the readout is always the newest, and says
     to which weights it belongs. A checkpoint outside a run folder has no place for them.
     """
     folder = saved.run
+    asked = RunFolder(folder).summary().get("of_steps") if folder is not None else None
+    content = result.table | {"step": saved.step} | ({} if asked is None else {"of_steps": asked})
     if out is not None:
-        write_whole(out, to_json(result.table))
+        write_whole(out, to_json(content))
     if folder is not None:
         task, data = result.table["task"], result.table["data"]
         own = source_name(RunFolder(folder).config()["data"]["root"])
         elsewhere = "" if data == own else "-" + re.sub(r"\W+", "_", Path(data).name)
         name = f"probes/{task}{result.variant}{elsewhere}"
-        write_whole(folder / f"{name}.json", to_json(result.table))
+        write_whole(folder / f"{name}.json", to_json(content))
         if result.arrays:
             RunFolder(folder).save_arrays(name, result.arrays)
         if result.readout is not None:

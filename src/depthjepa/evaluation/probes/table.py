@@ -6,9 +6,10 @@ choices, columns, sections and refusals from the rows.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TypeVar
 
+from depthjepa.config import RunConfig
 from depthjepa.evaluation.gathering import RANDOM
 from depthjepa.evaluation.probes import attentive, decode, depth, diagnose, gates, guidance, knn, linear, mlp
 from depthjepa.evaluation.probes.task import Command, OwnTask, SharedTask, Task
@@ -69,3 +70,22 @@ def chosen(name: str, among: Mapping[str, Row]) -> Row:
     if (fault := fault_of(name, among)) is not None:
         raise BadInput(fault)
     return among[name]
+
+
+def refuse_unread(command: str, run: Collection[Task], config: RunConfig, given: Iterable[str]) -> None:
+    """Raise `BadInput` for settings `evaluation.*` that none of the tasks which a command runs reads, but others do."""
+    faults = []
+    for key in given:
+        name = key.removeprefix("evaluation.")
+        readers = [task.name for task in TASKS if name in task.reads]
+        variants = {
+            task.name: task.variant for task in TASKS if task.variant is not None and name in task.variant.reads
+        }
+        read = any(
+            task.name in readers or (task.name in variants and variants[task.name].asked(config)) for task in run
+        )
+        if (readers or variants) and not read:
+            named = [*readers, *(f"{task} with {variant.setting}" for task, variant in variants.items())]
+            faults.append(f"{key} has no effect on {command}: the probe that reads it is {' or '.join(named)}")
+    if faults:
+        raise BadInput("; ".join(faults))

@@ -168,7 +168,9 @@ class Variant:
     """Another protocol of a task, which a configuration asks for; studies have it beside the default one."""
 
     asked: Callable[[RunConfig], bool]
+    setting: str  # what asks for it, in words
     run: Callable[[Subject], Probe]
+    reads: tuple[str, ...] = ()  # keys of `evaluation` that the task reads by this protocol alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +192,7 @@ class Task:
     command: Command = "probe"
     studied: bool = True  # whether studies may ask for it
     variant: Variant | None = None
+    reads: tuple[str, ...] = ()  # keys of `evaluation` that it reads, beside those that all tasks do
 
     def table(self, source: Source, protocol: str, rows: Rows) -> dict[str, Any]:
         """The table of these rows as run folders keep it."""

@@ -20,18 +20,24 @@ class TeacherKind:
 
     `build` makes it of the keys `guidance.teacher_*`, `load` of Python's arguments (`depthjepa.load_teacher`); both
     raise `BadInput`. `settings` are the keys that change its latents, and `weights` the files that do: a cache of
-    latents remembers both.
+    latents remembers both. `places` are the keys that say where its files lie.
     """
 
     build: Callable[[FeatureGuidance], Teacher]
     load: Callable[..., Any] | None = None  # None: it is no network by itself
     settings: tuple[str, ...] = ()
     weights: Callable[[FeatureGuidance], Mapping[str, str | Path | None]] = lambda _: {}
+    places: tuple[str, ...] = ()
 
     @property
     def is_network(self) -> bool:
         """Whether it sees images alone; otherwise it reads the depth of the data."""
         return self.load is not None
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The keys of guidance, beside those that all teachers have, that change what it says."""
+        return (*self.settings, *self.places)
 
 
 def teacher_kind(name: str) -> TeacherKind:

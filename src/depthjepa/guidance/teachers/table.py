@@ -23,6 +23,7 @@ TEACHERS = Table(
             "huggingface",
             "checkpoint: a folder or hub id of a depth network, such as depth-anything/Depth-Anything-V2-Small-hf",
             "guidance.teachers.transformers_depth",
+            also=("depthanything", "depth-anything", "depth_anything_v2", "dpt", "midas", "zoedepth", "transformers"),
         ),
     ),
 )

@@ -461,4 +461,4 @@ def _transformers() -> Any:
     return transformers
 
 
-TEACHER = TeacherKind(build, load_huggingface, ("teacher_output", "teacher_layer"), weights)
+TEACHER = TeacherKind(build, load_huggingface, ("teacher_output", "teacher_layer"), weights, ("teacher_checkpoint",))

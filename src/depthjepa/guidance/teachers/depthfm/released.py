@@ -40,4 +40,4 @@ def weights(guidance: FeatureGuidance) -> dict[str, str | Path | None]:
     return {"teacher_checkpoint": guidance.teacher_checkpoint, "teacher_vae": guidance.teacher_vae}
 
 
-TEACHER = TeacherKind(build, load_depthfm, SETTINGS, weights)
+TEACHER = TeacherKind(build, load_depthfm, SETTINGS, weights, ("teacher_checkpoint", "teacher_vae"))

@@ -1,0 +1,207 @@
+"""From a mapping and KEY=VALUE to a configuration, and all that is refused on the way.
+
+Unknown keys and wrong values are reported at once, each with the nearest valid key; so is a key that changes nothing
+(`effects`). Layers of KEY=VALUE lie one over the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from depthjepa.config import RunConfig, TeacherFitConfig, flatten, keys, to_mapping
+from depthjepa.effects import refuse_idle
+from depthjepa.faults import BadInput, nearest
+from depthjepa.guidance.config import KINDS
+from depthjepa.old_keys import current, why_removed
+from depthjepa.recipe_files import read_recipe
+
+SHAPE = ("width", "depth", "heads", "hidden")  # of a model; one key, `size`, names them all
+
+Configuration = TypeVar("Configuration", RunConfig, TeacherFitConfig)
+
+
+def load_config(recipe: str | Path, *layers: Sequence[str]) -> RunConfig:
+    """Read a shipped recipe (by name) or a YAML file, with `key=value` overrides; raises `BadInput`.
+
+    Several layers of overrides lie one over the other; see `build_config`.
+    """
+    content = read_recipe(recipe)
+    own = flatten(content)
+    content.setdefault("name", Path(recipe).stem)
+    config = build_config(content, *layers)
+    alone = config if not any(layers) else _alone(content)
+    if not own.keys() >= flatten(to_mapping(alone or config)).keys():  # all keys are what a run wrote, not asked for
+        refuse_idle(_telling(own), config, *([] if alone is None else [alone]))
+    return config
+
+
+@functools.cache
+def _defaults() -> dict[str, list[Any]]:
+    """The default of every key; several where kinds of guidance differ."""
+    found: dict[str, list[Any]] = {}
+    for kind in KINDS.values():
+        for key, value in flatten(to_mapping(RunConfig(guidance=kind()))).items():
+            found.setdefault(key, []).append(value)
+    return found
+
+
+def _telling(asked: Mapping[str, Any]) -> list[str]:
+    """The keys that ask for something else than their default."""
+    return [key for key, value in asked.items() if value not in _defaults().get(key, [])]
+
+
+def _alone(content: Mapping[str, Any]) -> RunConfig | None:
+    """A recipe without what is laid over it; None where it says too little by itself."""
+    try:
+        return _build(RunConfig, content, ())
+    except BadInput:
+        return None
+
+
+def build_config(content: Mapping[str, Any], *layers: Sequence[str]) -> RunConfig:
+    """Check a nested mapping with overrides and turn it into a `RunConfig`; raises `BadInput` with all faults.
+
+    Each of the `layers` of `key=value` lies over the one before: where it names another kind of guidance, keys of the
+    kind before go with it, while a key that does not fit the kind of its own layer is refused. So is a key of the last
+    layer that changes nothing and is not at its default. (What `content` has may belong to what a layer switches off.)
+    """
+    config = _build(RunConfig, content, layers)
+    refuse_idle(given(layers[-1] if layers else (), config), config)
+    return config
+
+
+def given(layer: Sequence[str], config: RunConfig) -> list[str]:
+    """The keys for which KEY=VALUE asks for something else than their default, in the configuration it led to."""
+    names, values = [text.partition("=")[0] for text in layer], flatten(to_mapping(config))
+    return _telling({name: values[name] for name in names if name in values})
+
+
+def build_fit(content: Mapping[str, Any], overrides: Sequence[str] = ()) -> TeacherFitConfig:
+    """The same for a `TeacherFitConfig`."""
+    return _build(TeacherFitConfig, content, (overrides,))
+
+
+def read_resolved(content: Mapping[str, Any]) -> tuple[RunConfig, tuple[str, ...]]:
+    """Read the configuration that a run has written, of this version or of an earlier one.
+
+    With it what it asks for that this version no longer has, as KEY=VALUE: such a run cannot go on.
+    """
+    now, lost = current(content)
+    return _build(RunConfig, now, ()), tuple(lost)
+
+
+def _build(kind: type[Configuration], content: Mapping[str, Any], layers: Sequence[Sequence[str]]) -> Configuration:
+    merged, lost = current(_copy(content))
+    faults = [f"{each} is no setting any more: {why}" for each, why in lost.items()]
+    for layer in layers:
+        _drop_other_guidance(merged, layer)
+        _drop_other_size(merged, layer)
+        faults += [fault for text in layer if (fault := _override(merged, text))]
+        if not faults and kind is RunConfig:
+            _replace_length(merged, [text.partition("=")[0] for text in layer])
+    known = keys(kind)
+    faults += [_unknown(key, known) for key in flatten(merged) if key not in known]
+    faults += _foreign_guidance(merged)
+    if not faults:
+        try:
+            return TypeAdapter(kind).validate_python(merged)
+        except ValidationError as error:
+            faults = [_explain(fault, known) for fault in error.errors()]
+    raise BadInput("configuration: " + "; ".join(faults))
+
+
+def _unknown(key: str, known: Sequence[str]) -> str:
+    if why := why_removed(key):
+        return f"{key} is no key any more: {why}"
+    return f"unknown key {key!r}{nearest(key, known)}"
+
+
+def _replace_length(content: dict[str, Any], overridden: list[str]) -> None:
+    """A length given as an override replaces the recipe's, in whichever unit that is."""
+    for given, other in (("steps", "epochs"), ("epochs", "steps")):
+        if f"train.{given}" in overridden and f"train.{other}" not in overridden:
+            content["train"][other] = None
+
+
+def _drop_other_size(content: dict[str, Any], layer: Sequence[str]) -> None:
+    """Where a layer names a size, take away the widths and depths below it, which would stand in its place."""
+    below = content.get("model")
+    if any(text.startswith("model.size=") for text in layer) and isinstance(below, dict):
+        content["model"] = {key: value for key, value in below.items() if key not in SHAPE}
+
+
+def _drop_other_guidance(content: dict[str, Any], layer: Sequence[str]) -> None:
+    """Where a layer names a kind of guidance, take away what lies below it and is for other kinds."""
+    named = [text.partition("=")[2] for text in layer if text.startswith("guidance.kind=")]
+    below = content.get("guidance")
+    if named and named[-1] in KINDS and isinstance(below, dict):
+        own = _names(KINDS[named[-1]])
+        content["guidance"] = {key: value for key, value in below.items() if key in own}
+
+
+def _foreign_guidance(content: Mapping[str, Any]) -> list[str]:
+    """Keys of guidance that are for another kind than is asked for, in words."""
+    asked = content.get("guidance")
+    if not isinstance(asked, Mapping):
+        return []
+    kind = asked.get("kind", "none")
+    if kind not in KINDS:
+        *others, last = map(repr, KINDS)
+        return [f"guidance.kind={kind!r}: should be {', '.join(others)} or {last}{nearest(str(kind), KINDS)}"]
+    faults = []
+    for key in asked:
+        others = [other for other, each in KINDS.items() if key in _names(each)]
+        if others and kind not in others:
+            wanted = " or ".join(f"guidance.kind={other}" for other in others)
+            faults.append(f"guidance.{key} is for {wanted}, not for guidance.kind={kind}")
+    return faults
+
+
+def _names(kind: Any) -> set[str]:
+    return {each.name for each in dataclasses.fields(kind)}
+
+
+def _copy(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in content.items()}
+
+
+def _override(content: dict[str, Any], text: str) -> str | None:
+    key, equals, value = text.partition("=")
+    if not equals:
+        return f"{text!r} is not of the form key=value"
+    if not value:
+        return f"{key}= is empty: give a value (null stands for none)"
+    *parts, last = key.split(".")
+    for part in parts:
+        inner = content.setdefault(part, {})
+        if not isinstance(inner, dict):
+            return f"unknown key {key!r}: {part!r} holds no keys"
+        content = inner
+    try:
+        content[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        content[last] = value
+    return None
+
+
+def _explain(fault: Any, known: Sequence[str]) -> str:
+    parts = [str(part) for part in fault["loc"]]
+    if parts[0] == "guidance" and len(parts) > 1 and parts[1] in KINDS:
+        del parts[1]  # the validator names the class of several that it tried
+    # What follows a key are the validator's words for the alternatives of its type, and places in a list.
+    key = next((begin for end in range(len(parts)) if (begin := ".".join(parts[: end + 1])) in known), ".".join(parts))
+    given, text = fault["input"], fault["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    expected = fault.get("ctx", {}).get("expected", "")
+    text = "too few values" if fault["type"] == "missing" else text
+    close = difflib.get_close_matches(str(given), re.findall("'([^']+)'", expected), n=1)
+    hint = fault.get("ctx", {}).get("hint") or (f" (did you mean {close[0]!r}?)" if close else "")
+    return f"{key}={given!r}: should be {text}{hint}" if "Input" in fault["msg"] else f"{key}={given!r}: {text}{hint}"
