@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ from PIL import Image
 
 from depthjepa.columns import Column, format_column
 from depthjepa.drawing import charts, figures
+from depthjepa.evaluation.probes import table as probes
 from depthjepa.faults import BadInput
-from depthjepa.report.page import headline, write_report
+from depthjepa.report.page import headline, not_probed, write_report
 from depthjepa.report.tables import best_rows, merge_tables
+from depthjepa.runs import Run
 
 COLUMNS = [
     {"key": "r2_within", "label": "R² within", "unit": "", "better": "higher"},
@@ -98,7 +101,7 @@ def cells(page: str, row: str) -> list[str]:
     """Cells of the first table row with that name; bold ones are in asterisks."""
     line = next(line for line in page.split("<tr") if re.search(rf"(>|</span>){re.escape(row)}</td>", line))
     marked = line.replace("<b>", "*").replace("</b>", "*")
-    return [re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<td>(.*?)</td>", marked)][1:]
+    return [re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", marked)][1:]
 
 
 def test_page_needs_nothing_but_itself(page: str) -> None:
@@ -381,7 +384,7 @@ def test_page_says_which_terms_a_run_was_trained_with(tmp_path: Path, config: di
 
 def test_missing_parts_are_left_out(tmp_path: Path) -> None:
     page = written([begin_run(tmp_path / "bare", "bare")], tmp_path / "report.html")
-    assert "<img" not in page and re.findall("<h2>(.*?)</h2>", page) == ["What was run"]
+    assert "<img" not in page and re.findall("<h2>(.*?)</h2>", page) == ["In numbers", "What was run"]
 
 
 def test_runs_with_and_without_parts_share_a_page(folders: list[Path], tmp_path: Path) -> None:
@@ -626,3 +629,12 @@ def test_the_headline_ranks_models_and_nothing_else() -> None:
     assert headline([]) == headline(merge_tables({"run": [gates]})) == ""
     both = merge_tables({"run": [gates, depth_result(0.25, 1.5) | {"rows": [{"name": "run", "r2_within": 0.25}]}]})
     assert headline(both) == "R² within (higher is better): run 0.250."
+
+
+def test_what_was_not_probed_is_listed(tmp_path: Path) -> None:
+    """A page that lacks a run's table says so instead of showing the others alone."""
+    first, second = (Run(tmp_path, name, {}, {}, {}, [], []) for name in ("first", "second"))
+    assert not_probed([first, second])[0].startswith("No run was probed: `depthjepa probe RUN depth`")
+    probed = replace(first, probes=[{"task": "knn", "columns": [], "rows": []}])
+    assert not_probed([probed, second]) == [f"{probes.tasks()['knn'].title}: not probed of second."]
+    assert not_probed([probed]) == []

@@ -26,6 +26,7 @@ from depthjepa.guidance.target import Description
 from depthjepa.guidance.teachers.cache import CachedTeacher, cut, fingerprint, open_cache
 from depthjepa.logbook import RunFolder
 from depthjepa.losses import Latents
+from depthjepa.method import build_method
 from tiny_images import picture, save, write_classes, write_flat, write_pairs
 from tiny_runs import run, tiny
 
@@ -298,3 +299,30 @@ def test_two_processes_and_a_network_of_transformers_by_the_command_line(tmp_pat
         "train.steps=2",
         f"guidance.cache={tmp_path / 'two'}",
     )
+
+
+@pytest.mark.parametrize(
+    ("correlation", "said"),
+    [
+        (0.95, "close: they share 90% "),
+        (0.8, "usable: they share 64% "),
+        (0.5, "far off: they share 25% "),
+        (-0.9, "far off: they share 0% "),
+    ],
+)
+def test_the_correlation_of_a_cache_has_a_verdict(correlation: float, said: str) -> None:
+    assert teaching.verdict(correlation).startswith(said)
+
+
+def test_the_estimate_adds_a_teacher_that_is_asked_and_not_one_that_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)
+    config = tiny(write_classes(tmp_path / "classes", 5), *SETTINGS, "guidance.cache=latents", "train.steps=1")
+    method = build_method(config, MeanColours(), classes=0)
+    lines = [
+        cost.estimate(replace(config, guidance=guidance), method, MeanColours(), 1, 1, torch.device("cpu"))
+        for guidance in (config.guidance, replace(config.guidance, cache=None))
+    ]
+    assert all(line.startswith("estimate: 1 steps") for line in lines)
+    assert ["the teacher comes on top" in line for line in lines] == [False, True]

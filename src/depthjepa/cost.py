@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from depthjepa.config import RunConfig
+from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.guidance.target import Teacher
 from depthjepa.losses import Latents
 from depthjepa.masks import Masks, sample_masks
@@ -127,14 +128,16 @@ def estimate(
     """One line before a run: about how long it takes and how much memory, from counted operations.
 
     Half of the measured float32 (or bf16) matmul rate is taken as the speed of a step. A teacher that is a network
-    is not counted.
+    and is asked about every crop is not counted.
     """
     share = max(1, config.train.batch_size // world)
     operations = step_flops(config, teacher, batch_size=min(share, 8)) / min(share, 8) * share
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     seconds = operations / (0.5 * matmul_rate(where, dtype, seconds=0.2)) * steps
     memory = memory_bytes(config, method, share // config.train.accumulate)
-    beside = "; the teacher comes on top" if teacher is not None and not teacher.describe().needs_depth else ""
+    asked = isinstance(config.guidance, FeatureGuidance) and config.guidance.cache is None
+    network = teacher is not None and not teacher.describe().needs_depth
+    beside = "; the teacher comes on top" if asked and network else ""
     return (
         f"estimate: {steps} steps of {config.train.batch_size} images, {operations * world / 1e9:.3g} GFLOP each: "
         f"about {duration(seconds)} on this {where.type}, and {size_of(memory)} for the model and its batch{beside}"

@@ -3,7 +3,7 @@
 config.yaml        the resolved configuration
 environment.json   versions, processor, commit
 metrics.jsonl      one JSON object a logged step
-summary.json       figures of the finished run
+summary.json       figures of the steps that were done
 checkpoints/       see `checkpoint.py`
 figures/, probes/  arrays and tables for the report
 """
@@ -78,9 +78,15 @@ class RunFolder:
         write_whole(self.path / "summary.json", to_json(summary))
 
     def summary(self) -> dict[str, Any]:
-        """Read `summary.json`; empty while the run is not finished."""
+        """Read `summary.json`: of the steps up to the last checkpoint (`finished` tells); empty before the first."""
         file = self.path / "summary.json"
         return json.loads(file.read_text()) if file.exists() else {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has reached its end. (Earlier versions wrote a summary there alone.)"""
+        summary = self.summary()
+        return bool(summary) and bool(summary.get("finished", True))
 
     def probe(self, task: str) -> dict[str, Any]:
         """Read the table of a probe."""

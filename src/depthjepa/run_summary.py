@@ -1,4 +1,4 @@
-"""What a finished run shows: pictures for the report, and the figures of its summary."""
+"""What a run says of itself: the figures of its summary as it goes, and pictures for the report at its end."""
 
 from __future__ import annotations
 
@@ -14,15 +14,24 @@ from depthjepa.run_state import State
 
 def finish(state: State, folder: RunFolder, images: int) -> dict[str, Any]:
     """Write what the report shows of a run on so many images, and return its summary."""
+    write_pictures(state.method, state.config, state.target, folder, state.where)
+    return so_far(state, folder, images)
+
+
+def so_far(state: State, folder: RunFolder, images: int) -> dict[str, Any]:
+    """The summary of the steps that were done; empty before the first one that was logged."""
     records = [record for record in folder.metrics() if "loss" in record]
+    if not records:
+        return {}
     tail = records[-max(1, len(records) // 10) :]
     losses = {key: sum(record[key] for record in tail) / len(tail) for key in tail[-1] if key.startswith("loss")}
     speeds = sorted(record["images_per_second"] for record in records)
-    write_pictures(state.method, state.config, state.target, folder, state.where)
     return {
         "name": state.config.name,
-        "steps": state.steps,
-        "epochs": state.steps / state.epoch_steps,
+        "finished": state.step == state.steps,
+        "steps": state.step,
+        "of_steps": state.steps,
+        "epochs": state.step / state.epoch_steps,
         "images": images,
         "seconds": records[-1]["seconds"],
         "images_per_second": speeds[len(speeds) // 2],

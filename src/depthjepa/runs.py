@@ -32,6 +32,14 @@ class Run:
     metrics: list[dict[str, Any]]
     probes: list[dict[str, Any]]
 
+    @property
+    def stopped(self) -> tuple[int, int | None] | None:
+        """The last step, and how many were asked for, of a run that did not reach its end; None of one that did."""
+        if self.summary.get("finished", bool(self.summary)) or not self.metrics:
+            return None
+        asked = self.summary.get("of_steps") or self.config.get("train", {}).get("steps")
+        return int(self.metrics[-1].get("step", 0)), asked
+
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
     """Read run folders; a name that occurs twice is told apart by its folder."""

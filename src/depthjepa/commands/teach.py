@@ -38,6 +38,8 @@ Places = dict[str, tuple[int, int]]
 CELL = 8  # pixels of the whole image a latent cell is asked for
 CROPS = 64  # on which the cache is compared with the teacher
 
+CLOSE, HALF = 0.75, 0.5  # shares of variance at which the verdict on a cache changes
+
 
 def teach(config: RunConfig, out: str | Path, *, say: Callable[[str], None] | None = None) -> Facts:
     """Compute the latents of all images of `config.data` with the teacher of `config.guidance`; goes on after a kill.
@@ -68,8 +70,25 @@ def teach(config: RunConfig, out: str | Path, *, say: Callable[[str], None] | No
         say(
             f"{facts.crops['crops']:.0f} crops cut from the cache, against the teacher's own latents: correlation "
             f"{facts.crops['correlation']:.3f}, root mean square difference {facts.crops['difference']:.3f} deviations"
+            f"; {verdict(facts.crops['correlation'])}"
         )
     return facts
+
+
+def verdict(correlation: float) -> str:
+    """What crops that are cut from a cache are worth beside the teacher's own, in words; the limits are proposals."""
+    share = max(0.0, correlation) ** 2
+    if share >= CLOSE:
+        return f"close: they share {share:.0%} of their variance"
+    if share >= HALF:
+        return (
+            f"usable: they share {share:.0%} of their variance; a larger guidance.teacher_size or data.crop_scale "
+            f"brings them nearer"
+        )
+    return (
+        f"far off: they share {share:.0%} of their variance, so a run is guided by something else than the teacher; "
+        f"take a larger guidance.teacher_size or data.crop_scale, or no cache"
+    )
 
 
 def asked_of(config: RunConfig) -> FeatureGuidance:

@@ -30,16 +30,31 @@ figcaption { font-size: .92rem; color: var(--soft); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; margin: .75rem 0; }
 th, td { padding: .4rem .9rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { font-weight: 600; vertical-align: bottom; }
+table.wide { font-size: .82rem; }
+table.wide th, table.wide td { padding: .4rem .35rem; }
+table.wide th { white-space: normal; }
 th small { display: block; font-weight: 400; color: var(--soft); }
 th:first-child, td:first-child { text-align: left; padding-left: .3rem; }
 thead th { border-bottom: 2px solid var(--ink); }
 tr.baseline td { color: var(--soft); background: var(--pale); }
 td b { color: var(--ink); }
-table.text th, table.text td { text-align: left; vertical-align: top; }
-table.text td + td { white-space: normal; overflow-wrap: anywhere; min-width: 5rem; }
+table.text th, table.text td { text-align: left; vertical-align: top; white-space: normal; overflow-wrap: anywhere; }
+table.text td + td { min-width: 4rem; }
 pre { background: var(--pale); padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; line-height: 1.45; }
 summary { cursor: pointer; margin: .5rem 0; }
-@media (max-width: 40rem) { body { padding: 1.25rem .9rem 3rem; font-size: 15px; } h1 { font-size: 1.5rem; } }
+@media (max-width: 40rem) {
+  body { padding: 1.25rem .9rem 3rem; font-size: 15px; }
+  h1 { font-size: 1.5rem; }
+  /* A row of figures becomes a list of them: columns side by side have no room. */
+  table.figures thead { display: none; }
+  table.figures, table.figures tbody, table.figures tr { display: block; }
+  table.figures td { display: flex; justify-content: space-between; gap: 1rem; white-space: normal; }
+  table.figures td:first-child { display: block; margin-top: 1rem; font-weight: 600;
+    border-bottom: 2px solid var(--ink); }
+  table.text { font-size: .8rem; }
+  table.text th, table.text td { padding: .3rem .25rem; min-width: 0; }
+  table.figures td[data-column]::before { content: attr(data-column); text-align: left; color: var(--soft); }
+}
 """
 
 

@@ -67,10 +67,32 @@ def render(runs: Sequence[Run], out: Path, studies: Sequence[Mapping[str, Any]] 
             _drawn("What was hidden and what was to be predicted", mask_figures(runs)),
             _drawn("Guidance maps", guidance_figures(runs)),
             _drawn("Losses", loss_figure(runs)),
-            section("In numbers", [READING, *(table_html(table, names) for table in tables)] if tables else []),
+            section(
+                "In numbers",
+                [READING * bool(tables), *map(_soft, not_probed(runs)), *(table_html(each, names) for each in tables)],
+            ),
             section("What was run", what_was_run(runs, out)),
         ],
     )
+
+
+def not_probed(runs: Sequence[Run]) -> list[str]:
+    """What the page's tables lack, in sentences: runs that were not probed as others were, or not at all."""
+    if not any(run.probes for run in runs):
+        return ["No run was probed: `depthjepa probe RUN depth` (or knn, linear, …) writes what would stand here."]
+    tasks = {str(content.get("task")): None for run in runs for content in run.probes}
+    known = probes.tasks()
+    found = []
+    for task in tasks:
+        lacking = [run.name for run in runs if not any(content.get("task") == task for content in run.probes)]
+        if lacking:
+            title = known[task].title if task in known else task
+            found.append(f"{title}: not probed of {listed(lacking)}.")
+    return found
+
+
+def _soft(sentence: str) -> str:
+    return f'<p class="soft">{text(sentence)}</p>'
 
 
 def _drawn(title: str, pictures: Sequence[Captioned]) -> str:
@@ -89,6 +111,7 @@ def summary_sentence(runs: Sequence[Run]) -> str:
     data = _shared(runs, "data.root") or _shared(runs, "data.kind")
     pixels, steps = _shared(runs, "data.image_size"), _shared(runs, "train.steps")
     epochs, batch = _shared(runs, "train.epochs"), _shared(runs, "train.batch_size")
+    meant = "meant for" if any(run.stopped for run in runs) else "for"
     height, width = pixels if isinstance(pixels, list) else (pixels, pixels)
     parts = [
         "One run" if len(runs) == 1 else f"{len(runs)} runs",
@@ -96,12 +119,18 @@ def summary_sentence(runs: Sequence[Run]) -> str:
         f"with patches of {patch} pixels" if patch else "",
         f"on {data}" if data else "",
         f"at {height} × {width} pixels" if pixels else "",
-        f"for {steps:,} steps" if is_number(steps) else f"for {epochs:g} epochs" if is_number(epochs) else "",
+        f"{meant} {steps:,} steps" if is_number(steps) else f"{meant} {epochs:g} epochs" if is_number(epochs) else "",
         f"in batches of {batch}" if batch else "",
     ]
     kinds = {kind: [run.name for run in runs if _kind(run) == kind] for kind in map(_kind, runs)}
     named = "; ".join(f"{listed(names)} ({kind})" for kind, names in kinds.items())
-    return " ".join(part for part in parts if part) + f": {named}."
+    cut = "".join(
+        f" {run.name} was stopped at step {step:,}{f' of {asked:,}' if asked else ''}."
+        for run in runs
+        if run.stopped
+        for step, asked in [run.stopped]
+    )
+    return " ".join(part for part in parts if part) + f": {named}.{cut}"
 
 
 def _network(runs: Sequence[Run]) -> str:
@@ -177,7 +206,8 @@ def _rows(columns: Mapping[str, Mapping[str, Any]], wanted: Callable[[list[Any]]
 def _cost(summary: Mapping[str, Any]) -> dict[str, str]:
     known: dict[str, str] = {}
     if is_number(steps := summary.get("steps")):
-        known["steps"] = f"{steps:,}"
+        asked = "" if summary.get("finished", True) else f" of {summary['of_steps']:,}"
+        known["steps"] = f"{steps:,}{asked}"
     if is_number(seconds := summary.get("seconds")):
         known["time"] = f"{seconds / 60:,.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
     if is_number(speed := summary.get("images_per_second")):

@@ -18,6 +18,7 @@ from depthjepa.evaluation.probes import table as probes
 from depthjepa.faults import BadInput
 from depthjepa.report.html import run_label, text
 
+FEW_COLUMNS = 4  # more of them stand close
 FEW = 3  # columns of one meaning that are all named
 
 
@@ -89,6 +90,9 @@ def _add(table: Table, result: Mapping[str, Any], run: str, runs: set[str]) -> N
             name = f"{name}, {run}"
         table.rows.append(Row(name, "baseline" if baseline else "run", values))
     table.remarks += [f"{run}: {sentence}" for sentence in result.get("verdict", [])]
+    step, asked = result.get("step"), result.get("of_steps")
+    if is_number(step) and is_number(asked) and step < asked:
+        table.remarks.append(f"{run}: the weights are those of step {step:,} of {asked:,}")
 
 
 def _explained(column: Column, task: str) -> Column:
@@ -119,18 +123,20 @@ def table_html(table: Table, runs: Sequence[str]) -> str:
     columns = {key: table.written(key) for key in table.columns}
     lines = []
     for number, row in enumerate(table.rows):
-        cells = "".join(
-            f"<td><b>{text(written[number])}</b></td>" if row.name in best[key] else f"<td>{text(written[number])}</td>"
-            for key, written in columns.items()
-        )
+        cells = ""
+        for key, written in columns.items():
+            figure = text(written[number])
+            figure = f"<b>{figure}</b>" if row.name in best[key] else figure
+            cells += f'<td data-column="{text(_heading(table.columns[key]))}">{figure}</td>'
         style = ' class="baseline"' if row.kind == "baseline" else ""
         lines.append(f"<tr{style}><td>{run_label(row.name, runs)}</td>{cells}</tr>")
     known = probes.tasks().get(table.task)
+    kind = "figures wide" if len(table.columns) > FEW_COLUMNS else "figures"
     where = f" on {text(table.data)}" if table.data else ""
     remarks = "".join(f"<li>{text(remark)}</li>" for remark in table.remarks)
     return (
         f"<h3>{text(table.task if known is None else known.title)}{where}</h3>\n"
-        f'<p class="soft">{text(table.protocol)}</p>\n<div class="scroll"><table>\n'
+        f'<p class="soft">{text(table.protocol)}</p>\n<div class="scroll"><table class="{kind}">\n'
         f"<thead><tr><th></th>{header}</tr></thead>\n<tbody>\n"
         + "\n".join(lines)
         + "\n</tbody></table></div>\n"
@@ -147,6 +153,11 @@ def _meanings(columns: Iterable[Column]) -> str:
         shown = labels if len(labels) <= FEW else [labels[0], "…", labels[-1]]
         lines += f"<p class='soft'><b>{text('; '.join(shown))}</b>: {text(meaning)}.</p>" if meaning else ""
     return lines
+
+
+def _heading(column: Column) -> str:
+    """What stands beside a figure where there is no room for a head: label, direction, unit."""
+    return " ".join(filter(None, [column.label, column.arrow, f"[{column.unit}]" if column.unit else ""]))
 
 
 def _head(column: Column) -> str:
