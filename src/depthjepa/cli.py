@@ -114,7 +114,7 @@ Picture = Annotated[str, typer.Argument(parser=_row_of("picture", _pictures), me
 def main() -> None:
     """Run the command line."""
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(standalone_mode=False) or 0)
     except USAGE as fault:
         print(f"depthjepa: {_usage(fault)}", file=sys.stderr)
         sys.exit(2)
