@@ -116,7 +116,8 @@ def main() -> None:
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except USAGE as fault:
-        print(f"depthjepa: {_usage(fault)}", file=sys.stderr)
+        if fault.format_message():  # empty where help was printed in the place of a command that is missing
+            print(f"depthjepa: {_usage(fault)}", file=sys.stderr)
         sys.exit(2)
     except typer.Abort:
         sys.exit(130)
