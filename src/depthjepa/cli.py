@@ -70,7 +70,9 @@ def _folder(word: str) -> Path:
     if not word:
         raise BadInput("the folder of images is an empty path")
     if not Path(word).is_dir():
-        raise BadInput(f"there is no folder {word}" + (": it is a file" if Path(word).exists() else ""))
+        from depthjepa.data.layouts.layout import nothing_at
+
+        raise nothing_at(word)
     return Path(word)
 
 

@@ -58,7 +58,7 @@ def layout_of(config: DataConfig, root: str) -> DataLayout:
     tried = (name for name, layout in layouts.items() if name in allowed or not layout.by_name)
     found = next((name for name in tried if layouts[name].matches(root)), None)
     if found is None:
-        raise _nothing_at(root)
+        raise nothing_at(root)
     if insisted is not None:
         return insisted  # opening it says what it lacks
     if found not in allowed:
@@ -128,7 +128,8 @@ def _refuse_division(config: DataConfig, root: str, layout: DataLayout) -> None:
             raise BadInput(f"data.{key} divides {pairs}, but {layout.source_name(root)} is no {nouns}")
 
 
-def _nothing_at(root: str) -> BadInput:
+def nothing_at(root: str) -> BadInput:
+    """What to say of a root where no layout is: a file, or a path that is not there, with the nearest one that is."""
     path = path_of(root)
     if path.exists():
         return BadInput(f"data.root={path} is a file, not a folder")
