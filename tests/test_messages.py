@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from depthjepa import cost
+from depthjepa import cost, run_summary, training
+from depthjepa.faults import RunStopped
 from depthjepa.logbook import RunFolder
 from tiny_images import write_flat, write_pairs
 from tiny_runs import GUIDED, Call, run
@@ -113,17 +116,13 @@ def test_an_encoder_says_what_it_takes(place: Path) -> None:
 
 def test_a_stopped_run_says_how_far_it_came(place: Path, tmp_path: Path, call: Call) -> None:
     """Its summary, its report and its probes name the step, and what was recorded of its cost."""
-    from depthjepa import training
-    from depthjepa.faults import RunStopped
 
-    def stop_after(steps: int):  # type: ignore[no-untyped-def]
+    def stop_after(steps: int) -> Callable[[], bool]:
         left = iter(range(steps))
         return lambda: next(left, None) is None
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)
-        import contextlib
-
         patch.setattr(training.runtime, "interruptions", lambda: contextlib.nullcontext(stop_after(2)))
         with pytest.raises(RunStopped):
             run(place / "pairs", tmp_path / "cut", "train.steps=40", "train.checkpoint_every=1000")
@@ -137,3 +136,22 @@ def test_a_stopped_run_says_how_far_it_came(place: Path, tmp_path: Path, call: C
     page = (tmp_path / "page.html").read_text()
     assert "meant for 40 steps" in page and "was stopped at step 3 of 40" in page
     assert "3 of 40" in page and "the weights are those of step 3 of 40" in page
+
+
+def test_a_run_that_ends_in_its_pictures_is_not_finished(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its last step all is learned, but what the report shows is still to be written: resuming does it."""
+    monkeypatch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)
+
+    def full(*_: object) -> None:
+        raise RunStopped("the disk is full")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_summary, "write_pictures", full)
+        with pytest.raises(RunStopped):
+            run(place / "pairs", tmp_path / "run", "train.steps=2")
+    folder = RunFolder(tmp_path / "run")
+    assert folder.summary()["steps"] == folder.summary()["of_steps"] == 2 and not folder.finished
+    assert run(place / "pairs", tmp_path / "run", "train.steps=2", resume=True)["finished"] and folder.finished
+    assert any((tmp_path / "run" / "figures").iterdir())

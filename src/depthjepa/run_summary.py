@@ -15,11 +15,14 @@ from depthjepa.run_state import State
 def finish(state: State, folder: RunFolder, images: int) -> dict[str, Any]:
     """Write what the report shows of a run on so many images, and return its summary."""
     write_pictures(state.method, state.config, state.target, folder, state.where)
-    return so_far(state, folder, images)
+    return so_far(state, folder, images) | {"finished": True}
 
 
 def so_far(state: State, folder: RunFolder, images: int) -> dict[str, Any]:
-    """The summary of the steps that were done; empty before the first one that was logged."""
+    """The summary of the steps that were done; empty before the first one that was logged.
+
+    Not finished even at the last step: that is for `finish` to say, once the pictures are written.
+    """
     records = [record for record in folder.metrics() if "loss" in record]
     if not records:
         return {}
@@ -28,7 +31,7 @@ def so_far(state: State, folder: RunFolder, images: int) -> dict[str, Any]:
     speeds = sorted(record["images_per_second"] for record in records)
     return {
         "name": state.config.name,
-        "finished": state.step == state.steps,
+        "finished": False,
         "steps": state.step,
         "of_steps": state.steps,
         "epochs": state.step / state.epoch_steps,
