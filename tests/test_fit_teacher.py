@@ -574,7 +574,7 @@ def asked_to_stop(value: Tensor) -> Tensor:
     ("deed", "at", "fault", "said", "again"),
     [
         (killed, 3, KeyboardInterrupt, "^$", 2),  # goes on where it last saved
-        (asked_to_stop, 2, RunStopped, "stopped at step 3 of 4 of the {part}; the same command goes on", 3),
+        (asked_to_stop, 3, RunStopped, "stopped at step 3 of 4 of the {part}; the same command goes on", 3),
     ],
 )
 def test_a_fit_cut_short_goes_on_to_bit_by_bit_the_same_teacher(

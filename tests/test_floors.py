@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "depthjepa"
 # Names of files and of folders (rooms) directly below the package, from the ground up.
 FLOORS = (
     ("faults", "kinds", "settings"),
-    ("grid", "depth", "distributed", "runtime", "optim", "logbook", "recipe_files"),
+    ("grid", "depth", "distributed", "runtime", "optim", "logbook", "recipe_files", "progress", "stopping"),
     ("masks", "losses", "fitting", "columns", "runs", "loggers", "drawing"),
     ("data", "model"),
     ("formats",),
@@ -26,7 +26,7 @@ FLOORS = (
     ("checkpoint",),
     ("warm_start", "backbones"),
     ("evaluation", "cost"),
-    ("starting", "progress"),
+    ("starting",),
     ("run_state",),
     ("run_summary",),
     ("training",),

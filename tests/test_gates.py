@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.progress import Progress
 from torch import Tensor
 
 from depthjepa import checkpoint, cost
@@ -233,7 +232,7 @@ def waves(count: int = 2) -> Batch:
 
 def fit(saved: checkpoint.Checkpoint, batch: Batch, *overrides: str, frozen: bool = False) -> tuple[float, np.ndarray]:
     config = changed(saved.config, "guidance.kind=pixel", "guidance.head=mlp", *overrides)
-    return overfit(config, saved, batch, CPU, Progress(disable=True), "fit", frozen=frozen)
+    return overfit(config, saved, batch, CPU, "fit", frozen=frozen)
 
 
 def test_a_few_images_are_repeated_end_to_end_and_not_by_the_head_alone(

@@ -61,11 +61,11 @@ def test_a_planted_logger_gets_a_stopped_and_resumed_run_without_gap_or_double(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[tuple[str, Any]]
 ) -> None:
     pairs, folder = write_pairs(tmp_path / "pairs", 12, 6), tmp_path / "run"
-    settings = ("train.steps=8", "train.probe_every=4", "train.checkpoint_every=3", "train.loggers=planted")
+    settings = ("train.steps=8", "train.probe_every=4", "train.checkpoint_every=1000", "train.loggers=planted")
     step = training.train_step
 
     def stopped_after_three(state: Any, parts: Any) -> dict[str, Any]:
-        if state.step == 4:  # a checkpoint is at 3; a step and its probe come after it
+        if state.step == 6:  # the newest checkpoint is that of the probe; two steps come after it
             raise RunStopped("the power went out")
         figures: dict[str, Any] = step(state, parts)
         return figures
@@ -73,16 +73,16 @@ def test_a_planted_logger_gets_a_stopped_and_resumed_run_without_gap_or_double(
     monkeypatch.setattr(training, "train_step", stopped_after_three)
     with pytest.raises(RunStopped, match="power"):
         run(pairs, folder, *settings)
-    assert [name for name, _ in calls] == ["made", "begin", *["log"] * 5, "close"]  # four steps and a probe
+    assert [name for name, _ in calls] == ["made", "begin", *["log"] * 7, "close"]  # six steps and a probe
     first = [content for name, content in calls if name == "log"]
     calls.clear()
     monkeypatch.setattr(training, "train_step", step)
     summary = run(pairs, folder, *settings, resume=True)
-    assert [name for name, _ in calls] == ["made", "begin", *["log"] * 7, "finish", "close"]
+    assert [name for name, _ in calls] == ["made", "begin", *["log"] * 5, "finish", "close"]
     assert calls[0][1] == folder
     config, environment, begun = calls[1][1]
     assert config == to_mapping(tiny(pairs, *settings)) and environment["world"] == 1
-    assert begun == 3 and calls[-2][1] == summary
+    assert begun == 4 and calls[-2][1] == summary
     second = [content for name, content in calls if name == "log"]
     told = [record for record in first if record["step"] <= begun] + second
     assert [record["step"] for record in told] == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8]

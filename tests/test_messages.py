@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -116,14 +116,17 @@ def test_an_encoder_says_what_it_takes(place: Path) -> None:
 
 def test_a_stopped_run_says_how_far_it_came(place: Path, tmp_path: Path, call: Call) -> None:
     """Its summary, its report and its probes name the step, and what was recorded of its cost."""
+    step = training.train_step
 
-    def stop_after(steps: int) -> Callable[[], bool]:
-        left = iter(range(steps))
-        return lambda: next(left, None) is None
+    def stopped_in_the_third(state: Any, parts: Any) -> dict[str, Any]:
+        if state.step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        figures: dict[str, Any] = step(state, parts)
+        return figures
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)
-        patch.setattr(training.runtime, "interruptions", lambda: contextlib.nullcontext(stop_after(2)))
+        patch.setattr(training, "train_step", stopped_in_the_third)
         with pytest.raises(RunStopped):
             run(place / "pairs", tmp_path / "cut", "train.steps=40", "train.checkpoint_every=1000")
     summary = RunFolder(tmp_path / "cut").summary()

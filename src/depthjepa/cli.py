@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,8 @@ from depthjepa.backbones.table import BACKBONES
 from depthjepa.data.layouts.table import LAYOUTS
 from depthjepa.faults import BadInput, RunStopped, nearest
 from depthjepa.guidance.teachers.table import TEACHERS
+from depthjepa.progress import task
+from depthjepa.stopping import Interrupted, interruptions
 
 app = typer.Typer(
     name="depthjepa",
@@ -115,14 +118,20 @@ Picture = Annotated[str, typer.Argument(parser=_row_of("picture", _pictures), me
 
 def main() -> None:
     """Run the command line."""
+    # A terminal shows what is at work alone; elsewhere the lines tell of all the time that a command takes.
+    named = next((word for word in sys.argv[1:] if not word.startswith("-")), "depthjepa")
+    telling = contextlib.nullcontext() if sys.stdout.isatty() else task(named)
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        with interruptions() as stopping, stopping.at_once(), telling:
+            status = app(standalone_mode=False) or 0
+        sys.exit(status)
+    except Interrupted as asked:
+        print(f"depthjepa: {asked}", file=sys.stderr)
+        sys.exit(128 + asked.number)
     except USAGE as fault:
         if fault.format_message():  # empty where help was printed in the place of a command that is missing
             print(f"depthjepa: {_usage(fault)}", file=sys.stderr)
         sys.exit(2)
-    except typer.Abort:
-        sys.exit(130)
     except BadInput as fault:
         print(f"depthjepa: {fault}", file=sys.stderr)
         sys.exit(2)

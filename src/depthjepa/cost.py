@@ -22,6 +22,7 @@ from depthjepa.masks import Masks, sample_masks
 from depthjepa.method import build_method, build_teacher
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.supervised import Supervised
+from depthjepa.progress import duration
 
 BF16_MARGIN = 1.3
 
@@ -147,12 +148,3 @@ def estimate(
 def size_of(count: int) -> str:
     """Format bytes for people."""
     return f"{count / 2**20:.0f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"
-
-
-def duration(seconds: float) -> str:
-    """Format seconds for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

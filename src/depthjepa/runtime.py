@@ -1,4 +1,4 @@
-"""Device, precision, random numbers, interruptions and memory: the only file that touches global state.
+"""Device, precision, random numbers and memory: the only file that touches PyTorch's global state.
 
 Randomness is an argument here. `uniforms` is a pure function of (seed, stream, epoch, sample index), so any
 mask or crop can be drawn again, whatever the batch size, the number of workers or the rank that asks.
@@ -12,10 +12,9 @@ import hashlib
 import os
 import platform
 import resource
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -107,27 +106,6 @@ def permutation(length: int, *, seed: int, stream: str, epoch: int) -> np.ndarra
 def _key(seed: int, stream: str, epoch: int) -> tuple[int, int]:
     digest = hashlib.blake2b(f"{seed}/{stream}/{epoch}".encode(), digest_size=16).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
-
-
-@contextlib.contextmanager
-def interruptions() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a wish to stop after the current step; a second Ctrl-C stops at once."""
-    wishes: list[int] = []
-
-    def wish(number: int, frame: object) -> None:
-        if wishes and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        wishes.append(number)
-
-    try:
-        before = {number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are somebody else's
-        before = {}
-    try:
-        yield lambda: bool(wishes)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def peak_memory_bytes(where: torch.device) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depthjepa import cost, distributed, optim, runtime
+from depthjepa import cost, distributed, optim, progress, runtime
 from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import load_config
 from depthjepa.data.loading import TrainingBatches, open_source
@@ -30,7 +30,6 @@ from depthjepa.loggers.logger import Logger, open_loggers
 from depthjepa.method import build_method, build_target, build_teacher, compile_blocks
 from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import normalise
-from depthjepa.progress import progress_bar
 from depthjepa.run_state import State, restore, save
 from depthjepa.run_summary import finish, so_far
 from depthjepa.starting import (
@@ -40,6 +39,7 @@ from depthjepa.starting import (
     refuse_unusable_validation,
     settle_precision,
 )
+from depthjepa.stopping import Interrupted, Stopping, interruptions
 from depthjepa.warm_start import start_from
 
 UNREADABLE_SHARE = 0.01  # more than this share of unreadable images stops a run
@@ -69,9 +69,10 @@ def train(
         with open_loggers(config.train.loggers, folder.path, place) as loggers:
             for logger in loggers:
                 logger.begin(to_mapping(config), runtime.environment(), state.step)
-            with runtime.interruptions() as stopping:
+            with interruptions("continue with --resume") as stopping:
                 loop(state, folder, loggers, batches, stopping)
-            summary = finish(state, folder, len(source)) if place.first else {}
+                with stopping.at_once(), progress.task(f"{config.name}: pictures"):
+                    summary = finish(state, folder, len(source)) if place.first else {}
             for logger in loggers:
                 logger.finish(summary)
         return summary
@@ -111,7 +112,8 @@ def prepare(
     if resumed:
         restore(state, folder.path)
     elif target is not None:
-        target.fit(target_batches(state, source))
+        with progress.task(f"what the teacher says of {config.train.whitening_images} crops"):
+            target.fit(target_batches(state, source))
         if not target.floor:
             say("the teacher says the same of every image: there is nothing to learn from it")
     if isinstance(method, Supervised) and target is not None and target.floor:
@@ -169,25 +171,30 @@ def training_batches(state: State, source: Source) -> TrainingBatches:
 
 
 def loop(
-    state: State,
-    folder: RunFolder,
-    loggers: tuple[Logger, ...],
-    to_come: TrainingBatches,
-    stopping: Callable[[], bool],
+    state: State, folder: RunFolder, loggers: tuple[Logger, ...], to_come: TrainingBatches, stopping: Stopping
 ) -> None:
     """Step until the end, logging and saving on the way."""
-    train_config, batches = state.config.train, iter(to_come)
-    since, images, waited = time.perf_counter(), 0, 0.0
+    train_config, batches, length = state.config.train, iter(to_come), len(to_come.source)
     before = folder.metrics()
-    scores = (record.get("probe_score", -math.inf) for record in before)
-    best = distributed.of_first(max(scores, default=-math.inf), state.place)
+    unprobed = state.step > 0 and not any("probe_score" in record for record in before[-1:])
+    if probe_is_due(state) and distributed.of_first(unprobed, state.place):
+        probe(state, folder, loggers, stopping)  # the run was stopped after the step that asked for it
+    since, images, waited = time.perf_counter(), 0, 0.0
     # Of all sessions of a run, as far as their steps are kept.
     start = since - max((record.get("seconds", 0.0) for record in before), default=0.0)
-    with progress_bar(state.config.name, state.step, state.steps, shown=state.place.first) as advance:
+    with progress.task(state.config.name, state.steps, state.step) as shown:
         while state.step < state.steps:
             asked = time.perf_counter()
-            parts = [next(batches) for _ in range(train_config.accumulate)]
+            parts = draw(batches, train_config.accumulate, stopping)
             waited += time.perf_counter() - asked
+            skipped = [name for part in parts for name in part.skipped]
+            # All processes stop before the same step: one that was stopped while it drew its batch has none.
+            stop, unreadable = distributed.any_process((stopping(), bool(skipped)), state.place, state.where)
+            if unreadable:
+                count_unreadable(state, skipped, length)
+            if stop:
+                keep(state, folder, length)
+                raise RunStopped(f"stopped at step {state.step} of {state.steps}; continue with --resume")
 
             figures = train_step(state, parts)
             state.step += 1
@@ -203,22 +210,30 @@ def loop(
                 figures["peak_memory_bytes"] = runtime.peak_memory_bytes(state.where)
                 log(state, loggers, figures)
                 since, images, waited = now, 0, 0.0
-            advance(state.step, figures)
-            if train_config.probe_every and state.step % train_config.probe_every == 0:
-                score = probe(state, loggers)
-                if score > best:
-                    best = score
-                    save(state, folder.path, "best")
-            skipped = [name for part in parts for name in part.skipped]
-            stop, unreadable = distributed.any_process((stopping(), bool(skipped)), state.place, state.where)
-            if unreadable:
-                count_unreadable(state, skipped, len(to_come.source))
-            if stop or state.step % train_config.checkpoint_every == 0 or state.step == state.steps:
-                save(state, folder.path, "last")
-                if state.place.first:
-                    folder.write_summary(so_far(state, folder, len(to_come.source)))
-            if stop and state.step < state.steps:
-                raise RunStopped(f"stopped at step {state.step} of {state.steps}; continue with --resume")
+                # Of a step that is logged: the others leave their loss on the device.
+                shown.figures = f"loss {float(figures['loss']):.3f}, {figures['images_per_second']:.0f} images/s"
+            shown.done = state.step
+            due = state.step % train_config.checkpoint_every == 0 or state.step == state.steps
+            if due or probe_is_due(state):
+                keep(state, folder, length)
+            if probe_is_due(state):
+                probe(state, folder, loggers, stopping)
+
+
+def draw(batches: Iterator[Batch], parts: int, stopping: Stopping) -> list[Batch]:
+    """The parts of the next step's batch; none where somebody wishes to stop, which is not waited for."""
+    try:
+        with stopping.at_once():
+            return [next(batches) for _ in range(parts)]
+    except Interrupted:
+        return []
+
+
+def keep(state: State, folder: RunFolder, images: int) -> None:
+    """Write the newest checkpoint, and what the run says of itself so far."""
+    save(state, folder.path, "last")
+    if state.place.first:
+        folder.write_summary(so_far(state, folder, images))
 
 
 def train_step(state: State, parts: list[Batch]) -> dict[str, Any]:
@@ -292,17 +307,27 @@ def log(state: State, loggers: tuple[Logger, ...], figures: dict[str, Any]) -> N
         logger.log(record)
 
 
-def probe(state: State, loggers: tuple[Logger, ...]) -> float:
-    """Probe the evaluated encoder on the validation data, log the figures, return the one that ranks.
+def probe_is_due(state: State) -> bool:
+    """Whether the encoder is to be probed after the step that was done last."""
+    every = state.config.train.probe_every
+    return every is not None and state.step % every == 0
+
+
+def probe(state: State, folder: RunFolder, loggers: tuple[Logger, ...], stopping: Stopping) -> None:
+    """Probe the evaluated encoder on the validation data, log the figures, and save it where it is the best so far.
 
     All processes take part and get the figures of the first one, so that all save the same checkpoints.
     """
-    found = probe_during_training(state.method.encoder, state.config, state.where, state.place)
+    scores = (record.get("probe_score", -math.inf) for record in folder.metrics())
+    best = distributed.of_first(max(scores, default=-math.inf), state.place)
+    with stopping.at_once(), progress.task("probe"):
+        found = probe_during_training(state.method.encoder, state.config, state.where, state.place)
     figures, score = distributed.of_first(found, state.place)
+    if score > best:
+        save(state, folder.path, "best")
     record = {"step": state.step, "epoch": state.step // state.epoch_steps, **figures, "probe_score": score}
     for logger in loggers:
         logger.log(record)
-    return score
 
 
 __all__ = ["load_config", "train"]

@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from rich.progress import Progress
 from torch import Tensor
 
 from depthjepa import runtime
@@ -41,6 +40,8 @@ from depthjepa.guidance.teachers.depthfm import tiny
 from depthjepa.guidance.teachers.depthfm.network import DepthFM, load_autoencoder, load_depthfm
 from depthjepa.guidance.teachers.fit import AUTOENCODER, CHECKPOINT, Learner, Pairs
 from depthjepa.logbook import RunFolder, plain, whole_file, write_whole
+from depthjepa.progress import task, track
+from depthjepa.stopping import Interrupted, Stopping, interruptions
 
 MEAN_MAP_IMAGES = 1000
 SHOWN = 6
@@ -83,7 +84,7 @@ def fit_teacher(
         autoencoder = earlier.vae
     say(f"autoencoder {_millions(autoencoder)}, flow {_millions(flow)}; {len(source)} training pairs of {source.name}")
     folder.begin(to_mapping(config), runtime.environment())
-    with runtime.interruptions() as stopping:
+    with interruptions("the same command goes on") as stopping:
         if not (place := folder.path / AUTOENCODER).exists():
             if config.fit.start is None:
                 _fit_autoencoder(config, folder, autoencoder.to(where), source, where, stopping)
@@ -94,9 +95,10 @@ def fit_teacher(
             autoencoder = load_autoencoder(place).to(where)
             pairs = _latents(config, folder, autoencoder, source, where, stopping)
             _fit_flow(config, folder, flow.to(where), pairs, float(autoencoder.config.scaling_factor), where, stopping)
-    for name in (PROGRESS, LATENTS):  # a kill may have come between the last writing and this
-        (folder.path / name).unlink(missing_ok=True)
-    summary = _judge(config, folder, source, held_out, where)
+        for name in (PROGRESS, LATENTS):  # a kill may have come between the last writing and this
+            (folder.path / name).unlink(missing_ok=True)
+        with stopping.at_once(), task("judging the teacher"):
+            summary = _judge(config, folder, source, held_out, where)
     folder.write_summary(summary)
     return summary
 
@@ -148,7 +150,7 @@ def _fit_autoencoder(
     autoencoder: Any,
     source: Source,
     where: torch.device,
-    stopping: Callable[[], bool],
+    stopping: Stopping,
 ) -> None:
     hinted = fit.Hinted(autoencoder, config.seed).to(where)
     learner = Learner(hinted, config.fit, config.fit.autoencoder_steps, averaged=False)
@@ -171,7 +173,7 @@ def _latents(
     autoencoder: Any,
     source: Source,
     where: torch.device,
-    stopping: Callable[[], bool],
+    stopping: Stopping,
 ) -> Pairs:
     """Latents of the crops, computed once for all sessions of a fit."""
     file = folder.path / LATENTS
@@ -183,17 +185,14 @@ def _latents(
 
 
 def _encode(
-    config: TeacherFitConfig, autoencoder: Any, source: Source, where: torch.device, stopping: Callable[[], bool]
+    config: TeacherFitConfig, autoencoder: Any, source: Source, where: torch.device, stopping: Stopping
 ) -> Pairs:
     steps = max(1, config.fit.crops // config.fit.batch_size)
     batches = (batch.to(where) for batch in _batches(config, source, steps))
-    found = []
-    with Progress() as bar:
-        for batch in bar.track(batches, total=steps, description="latents of crops"):
-            found.append(fit.encode_pair(autoencoder, batch, config.fit))
-            if stopping():
-                raise RunStopped("stopped while the latents of crops were computed; the same command goes on")
-    return Pairs.joined(found)
+    with stopping.at_once():
+        return Pairs.joined(
+            [fit.encode_pair(autoencoder, batch, config.fit) for batch in track(batches, "latents of crops", steps)]
+        )
 
 
 def _fit_flow(
@@ -203,7 +202,7 @@ def _fit_flow(
     pairs: Pairs,
     scale: float,
     where: torch.device,
-    stopping: Callable[[], bool],
+    stopping: Stopping,
 ) -> None:
     learner = Learner(flow, config.fit, config.fit.steps, averaged=True)
     _resume(learner, folder, "flow")
@@ -228,30 +227,32 @@ def _learn(
     folder: RunFolder,
     part: str,
     config: TeacherFitConfig,
-    stopping: Callable[[], bool],
+    stopping: Stopping,
 ) -> None:
     """Step until the end, logging and saving on the way; raises `RunStopped` when asked to stop or not finite."""
-    with Progress() as bar:
-        task = bar.add_task(part, total=learner.steps, completed=learner.step)
+    with task(part, learner.steps, learner.step) as shown:
         while learner.step < learner.steps:
-            value = loss(learner.step)
+            try:
+                with stopping.at_once():
+                    value = loss(learner.step)
+            except Interrupted as asked:
+                learner.save(folder.path / PROGRESS, part)
+                raise RunStopped(
+                    f"stopped at step {learner.step} of {learner.steps} of the {part}; the same command goes on"
+                ) from asked
             if not value.isfinite():
                 raise RunStopped(
                     f"{part}, step {learner.step + 1}: the loss is {value.item()}; what was saved before is whole. "
                     f"Lower fit.lr"
                 )
             learner.update(value)
+            shown.done = learner.step
             if learner.step % LOG_EVERY == 0:
                 mean = learner.mean_loss()
                 folder.log({"part": part, "step": learner.step, f"loss_{part}": mean})
-            bar.update(task, completed=learner.step)
-            stop = stopping()
-            if stop or learner.step % config.fit.checkpoint_every == 0 or learner.step == learner.steps:
+                shown.figures = f"loss {mean:.3f}"
+            if learner.step % config.fit.checkpoint_every == 0 or learner.step == learner.steps:
                 learner.save(folder.path / PROGRESS, part)
-            if stop:
-                raise RunStopped(
-                    f"stopped at step {learner.step} of {learner.steps} of the {part}; the same command goes on"
-                )
 
 
 def _resume(learner: Learner, folder: RunFolder, part: str) -> None:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from rich.progress import Progress
 from torch import Tensor
 
 from depthjepa import distributed, runtime
@@ -32,6 +31,8 @@ from depthjepa.guidance.teachers import cache
 from depthjepa.guidance.teachers.cache import DONE, TOGETHER, CachedTeacher, Facts
 from depthjepa.guidance.teachers.loading import teacher_kind
 from depthjepa.logbook import to_json, write_whole
+from depthjepa.progress import task, track
+from depthjepa.stopping import interruptions
 
 Places = dict[str, tuple[int, int]]
 
@@ -61,11 +62,16 @@ def teach(config: RunConfig, out: str | Path, *, say: Callable[[str], None] | No
         )
         facts = cache.read_facts(folder)
         say(f"{len(places)} images, {size_of(cache.size_of(facts))} in {folder}")
-        fill_cache(folder, teacher, sources, places, config, place, where)
-        distributed.wait_for_all(place)
-        if place.first and facts.crops is None:
-            facts = replace(facts, crops=_compare(folder, teacher, sources[0], config, where))
-            write_whole(folder / "cache.json", to_json(asdict(facts)))
+        with (
+            interruptions(f"what is in {folder} is kept, and the same command goes on") as stopping,
+            stopping.at_once(),
+        ):
+            fill_cache(folder, teacher, sources, places, config, place, where)
+            distributed.wait_for_all(place)
+            if place.first and facts.crops is None:
+                with task("comparing the cache with the teacher"):
+                    facts = replace(facts, crops=_compare(folder, teacher, sources[0], config, where))
+                write_whole(folder / "cache.json", to_json(asdict(facts)))
     if facts.crops is not None:
         say(
             f"{facts.crops['crops']:.0f} crops cut from the cache, against the teacher's own latents: correlation "
@@ -139,18 +145,17 @@ def fill_cache(
     files = cache.open_cache(folder, finished=False, mode="r+")
     left = [part for part in place.share(len(files.parts)) if not files.parts[part] & DONE]
     listed, together = list(places), files.facts.together
-    with Progress(disable=not place.first) as bar:
-        for part in bar.track(left, description="latents"):
-            rows = range(part * together, min((part + 1) * together, len(listed)))
-            values = np.full((len(rows), *files.facts.shape), np.nan, dtype=np.float16)
-            for number, source in enumerate(sources):
-                chosen = [(row, places[listed[row]][1]) for row in rows if places[listed[row]][0] == number]
-                for row, latent in _latents(teacher, source, chosen, config, where):
-                    values[row - rows.start] = latent
-            files.latents[rows.start : rows.stop] = values
-            files.latents.flush()  # type: ignore[attr-defined]
-            files.parts[part] = cache.checksum(values) << 1 | DONE
-            files.parts.flush()  # type: ignore[attr-defined]
+    for part in track(left, f"parts of {together} latents", len(left)):
+        rows = range(part * together, min((part + 1) * together, len(listed)))
+        values = np.full((len(rows), *files.facts.shape), np.nan, dtype=np.float16)
+        for number, source in enumerate(sources):
+            chosen = [(row, places[listed[row]][1]) for row in rows if places[listed[row]][0] == number]
+            for row, latent in _latents(teacher, source, chosen, config, where):
+                values[row - rows.start] = latent
+        files.latents[rows.start : rows.stop] = values
+        files.latents.flush()  # type: ignore[attr-defined]
+        files.parts[part] = cache.checksum(values) << 1 | DONE
+        files.parts.flush()  # type: ignore[attr-defined]
 
 
 def places_of(sources: list[Source]) -> Places:

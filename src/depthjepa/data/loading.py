@@ -38,6 +38,7 @@ from depthjepa.data.transforms import (
 )
 from depthjepa.faults import BadInput
 from depthjepa.masks import Grid, MaskConfig, Masks, sample_masks
+from depthjepa.progress import task
 
 # opening a source -----------------------------------------------------------------------------------------
 
@@ -123,7 +124,7 @@ class TrainingBatches:
             in_memory(self.source, self.data.memory_gib, self.data.workers) if draws > len(self.source) else self.source
         )
         reader = _TrainingReader(source, self.data, self.masks, self.grid, self.seed)
-        return read(reader, self._requests(), 0 if self.source.keeps_samples else self.data.workers)
+        yield from read(reader, self._requests(), 0 if self.source.keeps_samples else self.data.workers)
 
     def _requests(self) -> Iterator[_Request]:
         length = len(self.source)
@@ -220,14 +221,16 @@ def view_batches(
     requests = (indices[first : first + batch_size] for first in range(0, len(indices), batch_size))
     skipped: tuple[str, ...] = ()
     held: Batch | None = None  # a batch waits for the next one, which may be empty and then only adds to `skipped`
-    for batch in read(_ViewReader(source, size, view), requests, workers):
-        if len(batch.index) == 0:
-            skipped += batch.skipped
-            continue
-        if held is not None:
-            yield replace(held, skipped=held.skipped + skipped)
-            skipped = ()
-        held = batch
+    with task(f"images of {source.name}", len(indices)) as shown:
+        for batch in read(_ViewReader(source, size, view), requests, workers):
+            shown.done += len(batch.index) + len(batch.skipped)
+            if len(batch.index) == 0:
+                skipped += batch.skipped
+                continue
+            if held is not None:
+                yield replace(held, skipped=held.skipped + skipped)
+                skipped = ()
+            held = batch
     if held is None and may_be_empty:
         return
     if held is None:

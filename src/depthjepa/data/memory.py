@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from depthjepa.data.reading import read
 from depthjepa.data.samples import Sample, Source, UnreadableImage
 from depthjepa.faults import BadInput
+from depthjepa.progress import track
 
 _DECODED_TOGETHER = 64  # images that a worker decodes in one go
 
@@ -70,7 +71,8 @@ def in_memory(source: Source, gibibytes: float, workers: int) -> Source:
     names: list[str] = []
     unreadable: dict[int, str] = {}
     requests = (range(first, min(first + _DECODED_TOGETHER, count)) for first in range(0, count, _DECODED_TOGETHER))
-    for part in read(_Decoder(source, height, width), requests, workers):
+    parts = read(_Decoder(source, height, width), requests, workers)
+    for part in track(parts, f"decoding {count} images of {source.name}", -(-count // _DECODED_TOGETHER)):
         if part.images is None:
             return source
         places = slice(len(names), len(names) + len(part.names))

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
+import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -13,6 +19,8 @@ from depthjepa.faults import BadInput
 
 Answer = TypeVar("Answer")
 
+LOOK_EVERY = 0.5  # seconds in which a worker finds out that it is to end
+
 
 def read(reader: Dataset[Answer | BadInput], requests: Iterator[object], workers: int) -> Iterator[Answer]:
     """Let workers answer requests, in order and two each ahead; raise their faults here.
@@ -20,28 +28,40 @@ def read(reader: Dataset[Answer | BadInput], requests: Iterator[object], workers
     An exception that leaves a worker gets the worker's traceback into its message, so faults of the user
     travel as values and stay one clear message.
     """
+    no_more = multiprocessing.RawValue("b", 0)
     loader: DataLoader[Answer | BadInput] = DataLoader(
         reader,
         batch_size=None,
         sampler=requests,
         num_workers=workers,
         collate_fn=_unchanged,  # with batch_size=None it gets an answer, not a list
-        worker_init_fn=_leave_interrupts_to_parent,
+        worker_init_fn=partial(_end_when_told, no_more),
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else the loader draws its seed from the global generator
     )
-    for answer in loader:
-        if isinstance(answer, BadInput):
-            raise answer
-        yield answer
+    try:
+        for answer in loader:
+            if isinstance(answer, BadInput):
+                raise answer
+            yield answer
+    finally:
+        no_more.value = 1
 
 
 def _unchanged(answer: Answer) -> Answer:
     return answer
 
 
-def _leave_interrupts_to_parent(worker: int) -> None:
+def _end_when_told(no_more: ctypes.c_byte, worker: int) -> None:
     # Ctrl-C reaches every process of the terminal, SIGTERM of a scheduler every process of the job; the run still
-    # needs its batches to end a step in order, and then ends its workers itself.
+    # needs its batches to end a step in order, and then ends its workers itself: also those that are in the middle of
+    # an answer, for which the loader would wait.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_wait, args=(no_more, os.getppid()), daemon=True).start()
+
+
+def _wait(no_more: ctypes.c_byte, parent: int) -> None:
+    while not no_more.value and os.getppid() == parent:
+        time.sleep(LOOK_EVERY)
+    os._exit(0)

@@ -26,6 +26,7 @@ from depthjepa.evaluation.features import Pooled
 from depthjepa.evaluation.tokens import Tokens
 from depthjepa.faults import BadInput
 from depthjepa.fitting import update, walks
+from depthjepa.progress import track
 
 HEADS = 12  # at most; the width must be a multiple
 BATCH = 128  # images of a step
@@ -110,7 +111,8 @@ def _fit(
         groups += [{"params": matrices, "weight_decay": decay}, {"params": [pooler.bias], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=lr)
     per_epoch = -(-len(places) // BATCH)
-    for epoch, order in enumerate(walks(places, epochs, seed=seed, stream="attentive probe")):
+    orders = walks(places, epochs, seed=seed, stream="attentive probe")
+    for epoch, order in enumerate(track(orders, "epochs of the attentive probe", epochs)):
         if epoch == epochs - 1:
             for pooler in poolers:
                 pooler.norm.reset_running_stats()

@@ -21,6 +21,7 @@ from torch import Tensor
 from depthjepa.data.layouts.layout import with_labels
 from depthjepa.evaluation.features import Pooled
 from depthjepa.faults import BadInput
+from depthjepa.progress import track
 from depthjepa.runtime import permutation
 
 WEIGHT_DECAYS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
@@ -103,7 +104,7 @@ def linear(train: Pooled, test: Pooled, seed: int = 0) -> ClassifierResult:
     features, unseen = standard(features), standard(train.values[held])
     weight = torch.zeros(classes, features.shape[1] + 1)
     best, weight_decay = torch.inf, WEIGHT_DECAYS[0]
-    for strength in WEIGHT_DECAYS:
+    for strength in track(WEIGHT_DECAYS, "strengths of the linear probe", len(WEIGHT_DECAYS)):
         weight = fit_logistic(features, labels, strength, weight)
         loss = float(F.cross_entropy(logits(weight, unseen), train.labels[held]))
         if loss > best:  # the loss is U-shaped in the strength: weaker ones only overfit more, and take longest

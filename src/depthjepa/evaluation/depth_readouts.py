@@ -40,6 +40,7 @@ from depthjepa.grid import to_map
 from depthjepa.losses import depth_loss
 from depthjepa.model.decoders import DPT_LEVELS, DPTHead, dpt_depths, expected_depth
 from depthjepa.model.vit import VisionTransformer
+from depthjepa.progress import task, track
 
 Kind = Literal["linear", "linear4", "dpt"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -152,7 +153,8 @@ def readout_table(encoders: Mapping[str, Encode], train: ImageSet, val: ImageSet
     rows: dict[str, Predict] = {"mean map": mean_map.predict}
     rates: dict[str, str] = {}
     for name, encode in encoders.items():
-        readout, rate = fit(encode, train, plan, 1 / mean_map.maximum, 1 / mean_map.minimum)
+        with task(name):
+            readout, rate = fit(encode, train, plan, 1 / mean_map.maximum, 1 / mean_map.minimum)
         rows[name], rates[name] = readout.on(encode, plan.patch_size), f"{rate:g}"
     scores, shown = evaluate_depth(rows, mean_map, val(), plan.pictures)
     content: list[dict[str, float | str]] = [
@@ -239,7 +241,8 @@ def _trained(
     groups = [{"params": list(readout.parameters())} for readout in readouts]
     optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
     warmup = int(WARMUP * plan.steps)
-    for step, (tokens, depth) in enumerate(_batches(pairs, places, plan), 1):
+    what = f"{plan.kind} readout, {len(rates)} rates side by side" if len(rates) > 1 else f"{plan.kind} readout"
+    for step, (tokens, depth) in enumerate(track(_batches(pairs, places, plan), what, plan.steps), 1):
         now = [
             optim.learning_rate(step, start=0.0, peak=rate, final=0.0, warmup=warmup, steps=plan.steps)
             for rate in rates

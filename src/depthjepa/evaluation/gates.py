@@ -21,7 +21,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from jaxtyping import Float
-from rich.progress import Progress
 from torch import Tensor
 
 from depthjepa import optim, runtime
@@ -45,6 +44,7 @@ from depthjepa.method import build_encoder, build_method, build_target, build_te
 from depthjepa.model.decoders import PIXEL_HEADS
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.vit import VisionTransformer
+from depthjepa.progress import track
 from depthjepa.warm_start import take_over
 
 IMAGES = 8
@@ -228,7 +228,7 @@ def position_gate(config: RunConfig, encoder: VisionTransformer, where: torch.de
 
 
 def overfit_gates(
-    config: RunConfig, saved: Checkpoint, batch: Batch, where: torch.device, bar: Progress
+    config: RunConfig, saved: Checkpoint, batch: Batch, where: torch.device
 ) -> tuple[list[Gate], dict[str, np.ndarray]]:
     """Every head on both scopes, end to end and with all but the head frozen; and the maps of the end-to-end ones."""
     gates: list[Gate] = []
@@ -237,12 +237,10 @@ def overfit_gates(
     def gate(head: str, scope: str, read: str, name: str, *, frozen: bool = False) -> Float[np.ndarray, "images h w"]:
         of, started = f"{name}, {'frozen' if frozen else 'end to end'}", time.monotonic()
         text = f"{TITLES['overfit']}: {of}"
-        reached, shown = overfit(
-            with_pixel_head(config, head, scope, read), saved, batch, where, bar, text, frozen=frozen
-        )
+        reached, shown = overfit(with_pixel_head(config, head, scope, read), saved, batch, where, text, frozen=frozen)
         gates.append(Gate("overfit", of, reached, None if frozen else WANTED))
         # There are many and each takes a while: each is told as it ends.
-        bar.console.print(f"{text}: {reached:.3f} ({time.monotonic() - started:.0f} s)", highlight=False)
+        print(f"{text}: {reached:.3f} ({time.monotonic() - started:.0f} s)", flush=True)
         return shown
 
     for head in PIXEL_HEADS:
@@ -287,7 +285,6 @@ def overfit(
     saved: Checkpoint,
     batch: Batch,
     where: torch.device,
-    bar: Progress,
     name: str,
     *,
     frozen: bool = False,
@@ -311,21 +308,18 @@ def overfit(
     steps = config.evaluation.gate_steps
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=LR, weight_decay=0.0)
     judge = Judge(config, batch, where)
-    task = bar.add_task(name, total=steps)
     reached, maps = -math.inf, np.zeros(0)
-    for step in range(steps):
+    for step in track(range(steps), name, steps):
         rate = optim.learning_rate(step, start=LR / 20, peak=LR, final=LR / 50, warmup=steps // 20, steps=steps)
         with runtime.precision(config.train.precision, where):
             losses = method(images, draw(config, batch, step, where), truth)
         update(optimizer, [losses.total], rate, clip=1.0)
-        bar.update(task, completed=step + 1)
         if (step + 1) % LOOK_EVERY == 0 or step + 1 == steps:
             method.eval()
             reached, maps = judge(method, whitening)
             method.train()
             if reached >= ENOUGH:
                 break
-    bar.remove_task(task)
     return reached, maps
 
 

@@ -28,6 +28,7 @@ from depthjepa.evaluation.classification import Standardiser, classes_of, held_o
 from depthjepa.evaluation.features import Pooled
 from depthjepa.faults import BadInput
 from depthjepa.fitting import update, walks
+from depthjepa.progress import track
 
 Layers = Literal["last", "last four"]
 RATES = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
@@ -153,7 +154,8 @@ def mlp(train: Pooled, test: Pooled, width: int, *, epochs: int = 100, seed: int
 
 def _batches(images: int, epochs: int, seed: int) -> Iterator[tuple[int, Int64[Tensor, " b"]]]:
     """The epoch and the images of every step: each once an epoch."""
-    for epoch, order in enumerate(walks(torch.arange(images), epochs, seed=seed, stream="trained probe")):
+    orders = walks(torch.arange(images), epochs, seed=seed, stream="trained probe")
+    for epoch, order in enumerate(track(orders, "epochs of a trained probe", epochs)):
         for batch in torch.split(order, BATCH):
             yield epoch, batch
 

@@ -25,10 +25,11 @@ from typing import Any
 
 import yaml
 
-from depthjepa import runtime
 from depthjepa.config import RunConfig, differences, to_mapping
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import plain, to_json, write_whole
+from depthjepa.progress import task
+from depthjepa.stopping import interruptions
 from depthjepa.study.claims import compare, lines
 from depthjepa.study.plan import Study, of_length, resolve
 from depthjepa.study.processes import POLL, end, measure_seconds, spawn, why_failed
@@ -66,7 +67,7 @@ def run_study(
     refuse_other_kept(asked, keep)
     _refuse_shard(study, folder, shard)
     _claim(study, configs, folder, resume=resume or shard[1] > 1)
-    with runtime.interruptions() as stopping:
+    with interruptions() as stopping:
         failed = _measure_steps(study, configs, folder, measure or measure_seconds, stopping, say)
         order = [(arm, seed) for seed in study.seeds for arm in study.arms]
         mine = order[shard[0] :: shard[1]]
@@ -138,24 +139,26 @@ def _run_all(
     waiting, running, ended = list(left), dict[tuple[str, int], tuple[SpawnProcess, float]](), total - len(left)
     if done := sum(is_done(run_place(folder, arm, seed), study.probes) for arm in study.arms for seed in study.seeds):
         say(f"{done} of {total} runs were finished before")
-    try:
-        while waiting or running:
-            while waiting and len(running) < study.side_by_side and not stopping():
-                arm, seed = run = waiting.pop(0)
-                say(f"{arm}, seed {seed} starts (run {total - len(waiting)} of {total})")
-                content = to_mapping(replace(configs[arm], seed=seed))
-                running[run] = spawn(content, run_place(folder, *run), study.probes), time.perf_counter()
-            wait([process.sentinel for process, _ in running.values()], POLL)
-            if stopping():
-                break
-            for run in [run for run, (process, _) in running.items() if process.exitcode is not None]:
-                process, begin = running.pop(run)
-                reason, ended = why_failed(process, run_place(folder, *run)), ended + 1
-                how = "finished" if reason is None else f"failed ({reason})"
-                say(f"{run[0]}, seed {run[1]} {how} after {time.perf_counter() - begin:.0f} s ({ended} of {total})")
-                yield run, reason
-    finally:
-        end([process for process, _ in running.values()])
+    with task(f"runs of {study.name}", total, ended) as shown:
+        try:
+            while waiting or running:
+                shown.done, shown.figures = ended, ", ".join(f"{arm}, seed {seed}" for arm, seed in running)
+                while waiting and len(running) < study.side_by_side and not stopping():
+                    arm, seed = run = waiting.pop(0)
+                    say(f"{arm}, seed {seed} starts (run {total - len(waiting)} of {total})")
+                    content = to_mapping(replace(configs[arm], seed=seed))
+                    running[run] = spawn(content, run_place(folder, *run), study.probes), time.perf_counter()
+                wait([process.sentinel for process, _ in running.values()], POLL)
+                if stopping():
+                    break
+                for run in [run for run, (process, _) in running.items() if process.exitcode is not None]:
+                    process, begin = running.pop(run)
+                    reason, ended = why_failed(process, run_place(folder, *run)), ended + 1
+                    how = "finished" if reason is None else f"failed ({reason})"
+                    say(f"{run[0]}, seed {run[1]} {how} after {time.perf_counter() - begin:.0f} s ({ended} of {total})")
+                    yield run, reason
+        finally:
+            end([process for process, _ in running.values()])
     if stopping():
         done = sum(is_done(run_place(folder, arm, seed), study.probes) for arm in study.arms for seed in study.seeds)
         raise RunStopped(f"stopped with {done} of {total} runs finished; continue with --resume")

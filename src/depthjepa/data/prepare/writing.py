@@ -13,15 +13,15 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
-from rich.progress import Progress
 
-from depthjepa import runtime
 from depthjepa.data.config import MILLIMETRES
 from depthjepa.data.images import Split, image_names
 from depthjepa.data.layouts.rgbd import DATASET, DatasetFacts, dataset_facts, decode_depth, some_of
 from depthjepa.data.samples import UnreadableImage
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import to_json, write_whole, writing
+from depthjepa.progress import track
+from depthjepa.stopping import interruptions
 
 SPLITS: tuple[Split, ...] = ("train", "val")
 
@@ -73,8 +73,8 @@ def write_all(out: Path, facts: DatasetFacts, pairs: Sequence[Pair]) -> Prepared
     _begin(out, folder, facts, pairs)
     counts = {split: np.zeros(3, dtype=np.int64) for split in SPLITS}  # pairs, measured pixels, pixels
     scale = facts.depth_scale or MILLIMETRES
-    with runtime.interruptions() as stopping, Progress() as bar:
-        for pair in bar.track(pairs, description="pairs"):
+    with interruptions() as stopping:
+        for pair in track(pairs, f"pairs of {facts.name}", len(pairs)):
             if stopping():
                 raise RunStopped(f"stopped; what is written stands in {folder}, and the same command goes on")
             photograph = folder / pair.split / "rgb" / pair.photograph

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from rich.progress import Progress
 
 from depthjepa.columns import Column
 from depthjepa.drawing import charts, figures
@@ -36,22 +35,19 @@ def run(subject: Subject) -> Iterable[Probe]:
     """Run all gates of a checkpoint on RGB-D data: a table with verdicts in words, and the overfitted maps."""
     config, saved, train, val, where = subject.config, subject.saved, subject.train, subject.val, subject.where
     assert saved is not None
-    with Progress() as bar:
-        task = bar.add_task("gates: readouts", total=None)
-        found, words = readout_gates(config, saved, subject.encoder, train, val, where)
-        found.insert(1, position_gate(config, subject.encoder, where))
-        bar.remove_task(task)
-        protocol = f"readouts: ridge of 2 x 2 disparities a patch, R² within images, {whole_views_text(train, val)}"
-        maps: dict[str, np.ndarray] = {}
-        if config.evaluation.gate_steps:
-            batch = next(iter(few(config, "train", IMAGES)())).to(where)
-            fitted, maps = overfit_gates(config, saved, batch, where, bar)
-            found += fitted
-            protocol += (
-                f"; overfit: R² within images, pixel by pixel, of {len(batch.images)} training images after at most "
-                f"{config.evaluation.gate_steps} steps, heads {HEAD_WIDTH} wide (dpt "
-                f"half of that), whole views, masks drawn anew each step and for judging"
-            )
+    found, words = readout_gates(config, saved, subject.encoder, train, val, where)
+    found.insert(1, position_gate(config, subject.encoder, where))
+    protocol = f"readouts: ridge of 2 x 2 disparities a patch, R² within images, {whole_views_text(train, val)}"
+    maps: dict[str, np.ndarray] = {}
+    if config.evaluation.gate_steps:
+        batch = next(iter(few(config, "train", IMAGES)())).to(where)
+        fitted, maps = overfit_gates(config, saved, batch, where)
+        found += fitted
+        protocol += (
+            f"; overfit: R² within images, pixel by pixel, of {len(batch.images)} training images after at most "
+            f"{config.evaluation.gate_steps} steps, heads {HEAD_WIDTH} wide (dpt "
+            f"half of that), whole views, masks drawn anew each step and for judging"
+        )
     content = TASK.table(train.source, protocol, [gate.row() for gate in found])
     failed = [f"{gate.name}: {gate.figure:.3f}, wanted {gate.wanted:.3f}" for gate in found if gate.passed is False]
     yield Probe(content | {"verdict": [*words, *(f"failed: {each}" for each in failed)]}, maps)

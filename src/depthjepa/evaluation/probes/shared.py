@@ -14,6 +14,7 @@ from depthjepa.data.images import Split
 from depthjepa.evaluation.features import Encode
 from depthjepa.evaluation.gathering import RANDOM, one_pass
 from depthjepa.evaluation.probes.task import Data, Measured, Probe, Seen, SharedTask
+from depthjepa.progress import task as at_work
 
 SPLITS: tuple[Split, ...] = ("train", "val")
 
@@ -26,7 +27,9 @@ def shared_tables(data: Data, encoders: Mapping[str, Encode], tasks: Sequence[Sh
     rows: dict[str, list[dict[str, Any]]] = {task.name: [] for task in tasks}
     arrays: dict[str, dict[str, np.ndarray]] = {task.name: {} for task in tasks}
     for name, encode in encoders.items():
-        for task, found in zip(tasks, _measured(data, encode, tasks), strict=True):
+        with at_work(name):
+            measured = _measured(data, encode, tasks)
+        for task, found in zip(tasks, measured, strict=True):
             if not rows[task.name]:
                 rows[task.name] += [{"name": guess, **figures} for guess, figures in found.guesses.items()]
             rows[task.name].append({"name": name, **found.figures})
