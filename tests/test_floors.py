@@ -26,7 +26,7 @@ FLOORS = (
     ("checkpoint",),
     ("warm_start", "backbones"),
     ("evaluation", "cost"),
-    ("starting",),
+    ("starting", "memory"),
     ("run_state",),
     ("run_summary",),
     ("training",),

@@ -26,7 +26,6 @@ from depthjepa.guidance.target import Description
 from depthjepa.guidance.teachers.cache import CachedTeacher, cut, fingerprint, open_cache
 from depthjepa.logbook import RunFolder
 from depthjepa.losses import Latents
-from depthjepa.method import build_method
 from tiny_images import picture, save, write_classes, write_flat, write_pairs
 from tiny_runs import run, tiny
 
@@ -319,10 +318,9 @@ def test_the_estimate_adds_a_teacher_that_is_asked_and_not_one_that_was(
 ) -> None:
     monkeypatch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)
     config = tiny(write_classes(tmp_path / "classes", 5), *SETTINGS, "guidance.cache=latents", "train.steps=1")
-    method = build_method(config, MeanColours(), classes=0)
     lines = [
-        cost.estimate(replace(config, guidance=guidance), method, MeanColours(), 1, 1, torch.device("cpu"))
+        cost.estimate(replace(config, guidance=guidance), MeanColours(), 1, 1, torch.device("cpu"), 1)
         for guidance in (config.guidance, replace(config.guidance, cache=None))
     ]
     assert all(line.startswith("estimate: 1 steps") for line in lines)
-    assert ["the teacher comes on top" in line for line in lines] == [False, True]
+    assert ["the time of the teacher comes on top" in line for line in lines] == [False, True]

@@ -1,4 +1,4 @@
-"""What a step costs: operations counted on shapes alone, the matmul rate measured here, memory by arithmetic.
+"""What a step costs: operations counted on shapes alone, the matmul rate measured here.
 
 Operations are counted once, eagerly, on the meta device, where nothing is computed and attention is spelled out
 (torch's counter does not see `scaled_dot_product_attention`). Two per multiply-add.
@@ -20,8 +20,6 @@ from depthjepa.guidance.target import Teacher
 from depthjepa.losses import Latents
 from depthjepa.masks import Masks, sample_masks
 from depthjepa.method import build_method, build_teacher
-from depthjepa.model.jepa import JEPA
-from depthjepa.model.supervised import Supervised
 from depthjepa.progress import duration
 
 BF16_MARGIN = 1.3
@@ -96,37 +94,10 @@ def synchronise(where: torch.device) -> None:
         torch.cuda.synchronize(where)
 
 
-def memory_bytes(config: RunConfig, method: JEPA | Supervised, images: int) -> int:
-    """Estimate a step's peak memory: weights, gradients and two optimiser states in float32, and activations.
-
-    Activations that the backward pass needs are taken as 34 numbers a token, layer and width for the encoder's
-    visible tokens and for the predictor's sequences (Korthikanti et al. 2022, equation 1, in bytes at 16 bits).
-    """
-    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    kept = sum(p.numel() for p in method.parameters()) - trained
-    shape, cells = config.model.shape, config.grid[0] * config.grid[1]
-    per_number = 34 if config.train.precision == "bf16" else 68
-    if config.train.objective == "supervised":
-        activations = shape.depth * shape.width * cells
-    else:
-        masks = sample_masks(config.masks, config.grid, seed=0, epoch=0, indices=np.arange(2), batch_index=0)
-        if config.predictor.blocks == "together":
-            masks = masks.joined(cells)
-        seen, blocks, hidden = masks.context.shape[1], masks.targets.shape[1], masks.targets.shape[2]
-        activations = shape.depth * shape.width * seen
-        activations += config.predictor.depth * config.predictor.width * blocks * (seen + hidden)
-    return 16 * trained + 4 * kept + per_number * images * activations
-
-
 def estimate(
-    config: RunConfig,
-    method: JEPA | Supervised,
-    teacher: Teacher | None,
-    steps: int,
-    world: int,
-    where: torch.device,
+    config: RunConfig, teacher: Teacher | None, steps: int, world: int, where: torch.device, memory: int
 ) -> str:
-    """One line before a run: about how long it takes and how much memory, from counted operations.
+    """One line before a run of `world` processes: about how long it takes, and the memory that is known of it.
 
     Half of the measured float32 (or bf16) matmul rate is taken as the speed of a step. A teacher that is a network
     and is asked about every crop is not counted.
@@ -135,14 +106,17 @@ def estimate(
     operations = step_flops(config, teacher, batch_size=min(share, 8)) / min(share, 8) * share
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     seconds = operations / (0.5 * matmul_rate(where, dtype, seconds=0.2)) * steps
-    memory = memory_bytes(config, method, share // config.train.accumulate)
-    asked = isinstance(config.guidance, FeatureGuidance) and config.guidance.cache is None
-    network = teacher is not None and not teacher.describe().needs_depth
-    beside = "; the teacher comes on top" if asked and network else ""
+    beside = "; the time of the teacher comes on top" if asks_network(config, teacher) else ""
     return (
         f"estimate: {steps} steps of {config.train.batch_size} images, {operations * world / 1e9:.3g} GFLOP each: "
-        f"about {duration(seconds)} on this {where.type}, and {size_of(memory)} for the model and its batch{beside}"
+        f"about {duration(seconds)} on this {where.type}, and {size_of(memory)} of memory{beside}"
     )
+
+
+def asks_network(config: RunConfig, teacher: Teacher | None) -> bool:
+    """Whether a network is asked about the crops of every step."""
+    asked = isinstance(config.guidance, FeatureGuidance) and config.guidance.cache is None
+    return asked and teacher is not None and not teacher.describe().needs_depth
 
 
 def size_of(count: int) -> str:

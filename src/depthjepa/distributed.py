@@ -26,11 +26,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Place of this process among those of the run: its number, how many there are, its number on this machine."""
+    """Place of this process among those of the run: its number, how many there are, the same on this machine."""
 
     rank: int = 0
     world: int = 1
     local: int = 0
+    beside: int = 1
 
     @property
     def first(self) -> bool:
@@ -43,11 +44,12 @@ class Ranks:
 
 
 def ranks() -> Ranks:
-    """Read `RANK`, `WORLD_SIZE` and `LOCAL_RANK` as `torchrun` sets them; one process without them."""
+    """Read `RANK`, `WORLD_SIZE` and their `LOCAL_` like as `torchrun` sets them; one process without them."""
     return Ranks(
         int(os.environ.get("RANK", "0")),
         int(os.environ.get("WORLD_SIZE", "1")),
         int(os.environ.get("LOCAL_RANK", "0")),
+        int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
     )
 
 

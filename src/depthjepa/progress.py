@@ -29,7 +29,7 @@ class Task:
     total: int | None = None
     done: int = 0
     figures: str = ""
-    began: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=lambda: time.monotonic())
     first: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -112,8 +113,39 @@ def peak_memory_bytes(where: torch.device) -> int:
     """Largest memory so far: on a GPU what was allocated there, else the resident size of this process."""
     if where.type == "cuda":
         return int(torch.cuda.max_memory_allocated(where))
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    return _resident_bytes("VmHWM")
+
+
+def held_bytes(where: torch.device) -> int:
+    """Memory that is taken now: of a GPU by whoever works on it, else of the machine by this process."""
+    if where.type == "cuda":
+        free, total = torch.cuda.mem_get_info(where)
+        return int(total - free)
+    return _resident_bytes("VmRSS")
+
+
+def _resident_bytes(which: str) -> int:
+    """Resident size of this process: now (`VmRSS`) or at most (`VmHWM`); both the latter where there is no /proc.
+
+    What `getrusage` calls the maximum counts the process that started this one, too, as long as it was that one.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        scale = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    line = next(line for line in status.read_text().splitlines() if line.startswith(which))
+    return 1024 * int(line.split()[1])
+
+
+def memory_bytes(where: torch.device, place: Ranks) -> int:
+    """Memory that a process may take: its GPU's, else its share of the machine's, or of what a container may use."""
+    if where.type == "cuda":
+        return int(torch.cuda.mem_get_info(where)[1])
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        if limit.exists() and (text := limit.read_text().strip()).isdigit():
+            found.append(int(text))
+    return min(found) // place.beside
 
 
 def environment() -> dict[str, object]:

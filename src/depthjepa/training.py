@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depthjepa import cost, distributed, optim, progress, runtime
+from depthjepa import cost, distributed, memory, optim, progress, runtime
 from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import load_config
 from depthjepa.data.loading import TrainingBatches, open_source
@@ -104,21 +104,22 @@ def prepare(
     if config.init.checkpoint is not None and not resumed:
         say(start_from(method, config))
     method = method.to(where)
-    if config.train.compile:
-        compile_blocks(method)
     optimizer = optim.build_optimizer(method, config.optim)
     target = None if teacher is None else build_target(config, method, teacher)
     state = State(config, method, method, optimizer, target, source.classes, 0, steps, epoch_steps, where, place, {})
     if resumed:
         restore(state, folder.path)
-    elif target is not None:
+    taken = memory.refuse_too_large(config, method, optimizer, teacher, source, place, where)
+    say(cost.estimate(config, teacher, steps - state.step, place.world, where, taken))
+    if target is not None and not resumed:
         with progress.task(f"what the teacher says of {config.train.whitening_images} crops"):
             target.fit(target_batches(state, source))
         if not target.floor:
             say("the teacher says the same of every image: there is nothing to learn from it")
     if isinstance(method, Supervised) and target is not None and target.floor:
         method.floor = target.floor
-    say(cost.estimate(config, method, teacher, steps - state.step, place.world, where))
+    if config.train.compile:
+        compile_blocks(method)
     if note := wrap_note(len(source), config.train.batch_size):
         say(note)
     if state.step:

@@ -59,13 +59,10 @@ class Kept:
 
 def in_memory(source: Source, gibibytes: float, workers: int) -> Source:
     """The source with its images decoded, where they have one size and fit into the memory; else itself."""
-    if not gibibytes or source.has_depth:
+    found = _room(source, gibibytes)
+    if found is None:
         return source
-    _, sample, _ = first_readable(source, 0)
-    _, height, width = sample.image.shape
-    count = len(source)
-    if count * height * width * 3 > gibibytes * 2**30:
-        return source
+    count, (height, width) = len(source), found
     images = torch.empty(count, height, width, 3, dtype=torch.uint8)
     labels = torch.empty(count, dtype=torch.int64)
     names: list[str] = []
@@ -80,6 +77,24 @@ def in_memory(source: Source, gibibytes: float, workers: int) -> Source:
         names += part.names
         unreadable |= part.unreadable
     return Kept(source, images, labels, names, unreadable)
+
+
+def kept_bytes(source: Source, gibibytes: float) -> int:
+    """Bytes of the samples that a process keeps while it trains: those that `in_memory` decodes, or rendered ones."""
+    if source.keeps_samples:
+        sample = source.sample(0)
+        return len(source) * (sample.image.nbytes + (0 if sample.depth is None else sample.depth.nbytes))
+    found = _room(source, gibibytes)
+    return 0 if found is None else len(source) * 3 * found[0] * found[1]
+
+
+def _room(source: Source, gibibytes: float) -> tuple[int, int] | None:
+    """Height and width of the first image, where images like it are to be kept and fit into the memory."""
+    if not gibibytes or source.has_depth:
+        return None
+    _, sample, _ = first_readable(source, 0)
+    _, height, width = sample.image.shape
+    return (height, width) if len(source) * height * width * 3 <= gibibytes * 2**30 else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,180 @@
+"""The memory that a run takes, found out before its first step; what cannot fit is refused.
+
+The way forward of two small batches is watched, tensor by tensor, on the device and in the precision of the run:
+networks, heads, attention and teacher count as they are. What lasts (this process, gradients, the optimiser's state,
+images that are kept) comes on top. On a GPU it is the GPU's memory that counts, else the machine's.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from depthjepa import distributed, runtime
+from depthjepa.config import RunConfig
+from depthjepa.cost import asks_network, example, size_of
+from depthjepa.data.memory import kept_bytes
+from depthjepa.data.samples import Batch, Source
+from depthjepa.faults import BadInput
+from depthjepa.guidance.target import Teacher
+from depthjepa.masks import Masks, sample_masks
+from depthjepa.model.jepa import JEPA
+from depthjepa.model.supervised import Supervised
+
+WATCHED = (2, 4)  # images of the batches that are watched
+DRAWN = 64  # masks of a part, at most: the longest of them is what all are padded to
+SLACK = 1.25  # of tensors that come and go: the heap has holes, and convolutions take room to work in
+SURE = 0.9  # of the memory that is there: a batch that is advised fits when other things have grown a little
+MOMENTS = 2  # of AdamW
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes that a process takes at its peak.
+
+    `fixed` whatever the batch, `image` for each image of the part of a step that is computed at a time, `waiting` for
+    each image that has been read and waits for its turn.
+    """
+
+    fixed: int
+    image: int
+    waiting: int
+
+    def of(self, images: int, parts: int = 1, ahead: int = 0) -> int:
+        """Bytes with steps of `parts` parts of so many images, while `ahead` further parts are read."""
+        return self.fixed + images * (self.image + self.waiting * (parts + ahead))
+
+
+def refuse_too_large(
+    config: RunConfig,
+    method: JEPA | Supervised,
+    optimizer: torch.optim.Optimizer,
+    teacher: Teacher | None,
+    source: Source,
+    place: distributed.Ranks,
+    where: torch.device,
+) -> int:
+    """The bytes that each process of a run takes at its peak.
+
+    Raises `BadInput` where that is more than there is, with the largest batch that would fit.
+    """
+    there = runtime.memory_bytes(where, place)
+    need = memory_need(config, method, optimizer, teacher, source, place, where)
+    parts, ahead = config.train.accumulate, 2 * config.data.workers
+    together = parts * place.world
+    taken = need.of(config.train.batch_size // together, parts, ahead)
+    if taken <= there:
+        return taken
+    one = need.of(1, parts, ahead)
+    if one > SURE * there:
+        raise BadInput(
+            f"a step on one image takes {size_of(one)} of memory, and there are {size_of(there)} on this "
+            f"{where.type}: take a smaller model or a smaller data.image_size"
+        )
+    most = int((SURE * there - need.fixed) / (one - need.fixed)) * together
+    raise BadInput(
+        f"train.batch_size={config.train.batch_size} takes {size_of(taken)} of memory, and there are {size_of(there)} "
+        f"on this {where.type}: the largest that fits is about train.batch_size={most}"
+    )
+
+
+def memory_need(
+    config: RunConfig,
+    method: JEPA | Supervised,
+    optimizer: torch.optim.Optimizer,
+    teacher: Teacher | None,
+    source: Source,
+    place: distributed.Ranks,
+    where: torch.device,
+) -> Need:
+    """What a process of a run takes at its peak; method and optimiser are as before afterwards."""
+    small, large = (watched(config, method, teacher, images, where) for images in WATCHED)
+    image = (large - small) // (WATCHED[1] - WATCHED[0])
+    weights = sum(parameter.nbytes for parameter in method.parameters() if parameter.requires_grad)
+    # A gradient for each weight, and where several processes exchange them another copy.
+    copies = 1 + (place.world > 1) + (0 if optimizer.state else MOMENTS)
+    fixed = runtime.held_bytes(where) + max(0, small - WATCHED[0] * image) + copies * weights
+    if where.type == "cuda":
+        return Need(fixed, image, 0)  # what is read and waits does so in the machine's memory
+    height, width = config.data.size
+    waiting = 4 * (3 + source.has_depth) * height * width
+    return Need(fixed + kept_bytes(source, config.data.memory_gib), image, waiting)
+
+
+def watched(
+    config: RunConfig, method: JEPA | Supervised, teacher: Teacher | None, images: int, where: torch.device
+) -> int:
+    """Peak bytes of the tensors that the losses of few random images make, with those kept for the way back."""
+    pixels, masks, target = example(config, teacher, images, where)
+    if masks is not None:
+        masks = _first(config, images).to(where)
+    buffers = {name: buffer.clone() for name, buffer in method.named_buffers()}
+
+    def forward() -> None:
+        with runtime.precision(config.train.precision, where):
+            if teacher is not None and asks_network(config, teacher):
+                with torch.no_grad():
+                    teacher.batch_latents(_batch(pixels.sigmoid()), config.target_cells)
+            method(pixels, masks, target)
+
+    peak = int(SLACK * peak_bytes(forward))
+    for name, buffer in method.named_buffers():
+        buffer.copy_(buffers[name])
+    return peak
+
+
+def _first(config: RunConfig, images: int) -> Masks:
+    """Masks of the first images of a part of a step, as long as that part's are."""
+    indices = np.arange(min(DRAWN, max(images, config.train.batch_size // config.train.accumulate)))
+    masks = sample_masks(config.masks, config.grid, seed=0, epoch=0, indices=indices, batch_index=0)
+    valid = None if masks.valid is None else masks.valid[:images]
+    return Masks(masks.context[:images], masks.targets[:images], valid)
+
+
+def _batch(images: Tensor) -> Batch:
+    index = torch.arange(len(images), device=images.device)
+    return Batch(index=index, images=images, depth=None, zoom=torch.ones_like(images[:, 0, 0, 0]), labels=index)
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Most bytes that the tensors which a piece of work makes take at a time; those that it is given do not count."""
+    watch = _Watch()
+    with watch:
+        work()
+    return watch.peak
+
+
+class _Watch(TorchDispatchMode):
+    """Adds the bytes of every new storage, and takes them off when it is gone."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.alive: dict[int, int] = {}  # bytes by address
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {_address(tensor) for tensor in tree_iter((args, kwargs)) if isinstance(tensor, Tensor)}
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor) and (address := _address(tensor)) not in given and address not in self.alive:
+                storage = tensor.untyped_storage()
+                self.alive[address] = storage.nbytes()
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._gone, address)
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _gone(self, address: int) -> None:
+        self.now -= self.alive.pop(address)
+
+
+def _address(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
