@@ -159,8 +159,8 @@ class VisionTransformer(nn.Module):
     ) -> list[Float[Tensor, "b _ d"]]:
         """Tokens after the given blocks (0-based; negative counts from the end), each through the final norm.
 
-        A list of [b, n, d], in the order of `layers`; the last is what the encoder itself gives. Raises `BadInput` for
-        blocks that are not there.
+        A list of [b, n, d], in the order of `layers`; those of block -1 are what the encoder itself gives. Raises
+        `BadInput` for blocks that are not there.
         """
         depth = len(self.blocks)
         wanted = [layer + depth if layer < 0 else layer for layer in layers]
