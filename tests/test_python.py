@@ -95,7 +95,7 @@ def test_an_encoder_says_what_goes_in_and_what_comes_out(place: Path, monkeypatc
 # functions that give what the commands write
 
 
-@pytest.mark.parametrize("settings", [[], ["evaluation.depth_readout=dpt", "evaluation.depth_steps=2"]])
+@pytest.mark.parametrize("settings", [[], ["evaluation.depth_readout=linear", "evaluation.depth_steps=2"]])
 def test_probe_returns_the_table_that_the_command_writes(place: Path, call: Call, settings: list[str]) -> None:
     trained, written = place / "runs" / "mine", place / "by_command.json"
     assert call("probe", trained, "depth", *settings, "--out", written)[0] == 0
@@ -227,6 +227,10 @@ WRONG = {
     "depthjepa.embed(RUN, '')": r"the folder of images is an empty path",
     "depthjepa.embed(RUN, 'photographs', 'a.csv')": r"a\.csv: embeddings are written as \.npz, \.parquet",
     "depthjepa.embed(RUN, 'photographs', settings=['evaluation.neighbours=3'])": r"no effect on embeddings",
+    "depthjepa.embed(RUN, 'photographs', settings=['data.root=pairs'])": r"pairs, but photographs is given as the data",
+    "depthjepa.embed(RUN, 'photographs', '')": r"out is an empty path",
+    "depthjepa.predict(RUN, 'photographs', '')": r"out is an empty path",
+    "depthjepa.probe(RUN, 'depth', out='')": r"out is an empty path",
     "depthjepa.predict(RUN, 'gone', 'maps')": r"there is no folder gone",
     "depthjepa.load_encoder(RUN, 'targt')": r"there is no encoder 'targt' \(did you mean 'target'\?\)",
     "depthjepa.load_encoder(RUN, settings='model.heads=3')": r"as \['model\.heads=3'\]",

@@ -27,7 +27,7 @@ from depthjepa.data.transforms import as_bytes
 from depthjepa.drawing import figures
 from depthjepa.evaluation.decoded import dense_metres, load_pixel_guided
 from depthjepa.evaluation.gathering import RANDOM, encode_with, size_text
-from depthjepa.evaluation.opened import open_with, tell_unreadable
+from depthjepa.evaluation.opened import open_with, tell_unreadable, to_write
 from depthjepa.evaluation.pictures import mask_arrays, picture_batch, token_maps
 from depthjepa.evaluation.probes import table as probes
 from depthjepa.evaluation.probes.depth import TASK as DEPTH_PROBE
@@ -73,14 +73,14 @@ def predict(
         folder: all images below it, at any depth. Those that cannot be read are left out and named.
         out: a folder, made where it is not there; it must not lie in `folder`.
         settings: KEY=VALUE: `evaluation.which`, `evaluation.precision`, `train.device`, …
-        say: gets one line for what is found, assumed or left out; without it, that is a warning.
+        say: gets a line for what is found, assumed or left out; without it, the last two are warnings.
 
     Raises:
         BadInput: there is no such run or folder, the run holds no depth readout, or one of other weights, no image can
             be read, a setting has no effect, or something would be overwritten.
     """
-    place = folder_of_images(folder)
-    count, unreadable = predict_folder(*open_with(run, place, settings, "predictions", say=say), Path(out))
+    place, maps = folder_of_images(folder), to_write(out)
+    count, unreadable = predict_folder(*open_with(run, place, settings, "predictions", say=say), maps)
     tell_unreadable(unreadable, say)
     return count
 

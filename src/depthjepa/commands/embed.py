@@ -19,7 +19,7 @@ from depthjepa.data.layouts.layout import folder_of_images
 from depthjepa.data.loading import view_batches
 from depthjepa.evaluation.features import iterate_tokens
 from depthjepa.evaluation.gathering import encode_with
-from depthjepa.evaluation.opened import open_with, tell_unreadable
+from depthjepa.evaluation.opened import open_with, tell_unreadable, to_write
 from depthjepa.faults import BadInput
 from depthjepa.logbook import whole_file
 
@@ -51,14 +51,15 @@ def embed(
         patches: every patch's token instead of their mean.
         settings: KEY=VALUE: `evaluation.which`, `evaluation.precision`, `evaluation.batch_size`, `data.image_size`,
             `train.device`, …; `model.*` where a foreign layout does not say.
-        say: gets one line for what is found, assumed or left out; without it, that is a warning.
+        say: gets a line for what is found, assumed or left out; without it, the last two are warnings.
 
     Raises:
         BadInput: there is no such backbone or folder, no image can be read, a setting has no effect, `out` is of no
             known kind or cannot be written, or the embeddings do not fit into the memory.
     """
     place = folder_of_images(folder)
-    write = None if out is None else _writer(Path(out))
+    file = None if out is None else to_write(out)
+    write = None if file is None else _writer(file)
     _, config, encoder, where = open_with(backbone, place, settings, "embeddings", say=say)
     source = FlatFolder(place)
     shape = (len(source), *((math.prod(config.grid),) if patches else ()), encoder.width)
@@ -74,9 +75,9 @@ def embed(
         unreadable += batch.skipped
     embeddings = embeddings[: len(paths)]
     tell_unreadable(unreadable, say)
-    if out is not None and write is not None:
-        with whole_file(Path(out)) as file:
-            write(file, embeddings, paths, config.grid if patches else None)
+    if file is not None and write is not None:
+        with whole_file(file) as opened:
+            write(opened, embeddings, paths, config.grid if patches else None)
     return paths, embeddings
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from depthjepa.evaluation import probes
-from depthjepa.evaluation.opened import open_with
+from depthjepa.evaluation.opened import open_with, to_write
 from depthjepa.evaluation.probes import table
 
 
@@ -40,6 +40,7 @@ def probe(
         BadInput: there is no such task, backbone or data, the data lack depth or labels, or a setting has no effect.
     """
     table.chosen(task, table.of_command("probe"))
+    file = None if out is None else to_write(out)
     saved, config, encoder, where = open_with(backbone, data, settings, f"{task} probes", [task], say)
     result = probes.probe(task, config, encoder, where, saved)
-    return probes.write_probe(result, saved, config.evaluation.which, None if out is None else Path(out))
+    return probes.write_probe(result, saved, config.evaluation.which, file)

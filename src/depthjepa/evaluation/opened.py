@@ -16,6 +16,7 @@ from depthjepa.checkpoint import Checkpoint
 from depthjepa.config import RunConfig
 from depthjepa.configuring import given, refuse_other_than_settings, refuse_repeated
 from depthjepa.evaluation.probes import probe_config, table
+from depthjepa.faults import BadInput
 from depthjepa.model.vit import VisionTransformer
 
 NAMED = 3  # unreadable images that are named; of more, their number says enough
@@ -50,6 +51,9 @@ def open_with(
     """
     refuse_other_than_settings(settings)
     refuse_repeated(settings)
+    twice = [text for text in settings if data is not None and text.startswith("data.root=")]
+    if twice:
+        raise BadInput(f"{twice[0]}, but {data} is given as the data already, and only one of them can hold")
     found = open_backbone(backbone, [text for text in settings if text.startswith(("model.", "data.image_size="))])
     config = probe_config(found.saved, None if data is None else str(data), settings)
     run = [task for name, task in table.tasks().items() if name in tasks]
@@ -64,6 +68,13 @@ def open_with(
     where = runtime.device(config.train.device)
     runtime.settle_cpu(config.train.threads)
     return Opened(found.saved, config, found.encoder(which), where)
+
+
+def to_write(out: str | Path) -> Path:
+    """The path of what is to be written; raises `BadInput` for an empty one, which would be the working directory."""
+    if not str(out):
+        raise BadInput("out is an empty path: name what is to be written")
+    return Path(out)
 
 
 def tell_unreadable(faults: Sequence[str], say: Say | None = None) -> None:
