@@ -11,20 +11,37 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from depthjepa import evaluation
     from depthjepa.backbones.opening import load_encoder
+    from depthjepa.commands.apply import predict
+    from depthjepa.commands.embed import embed
+    from depthjepa.commands.probe import probe
     from depthjepa.configuring import load_config
     from depthjepa.faults import BadInput, RunStopped
     from depthjepa.guidance.teachers.loading import load_teacher
     from depthjepa.training import train
 
 __version__ = "0.1.0"
-__all__ = ["BadInput", "RunStopped", "evaluation", "load_config", "load_encoder", "load_teacher", "train"]
+__all__ = [
+    "BadInput",
+    "RunStopped",
+    "embed",
+    "evaluation",
+    "load_config",
+    "load_encoder",
+    "load_teacher",
+    "predict",
+    "probe",
+    "train",
+]
 
 _HOMES = {
     "BadInput": "faults",
     "RunStopped": "faults",
+    "embed": "commands.embed",
     "load_config": "configuring",
     "load_encoder": "backbones.opening",
     "load_teacher": "guidance.teachers.loading",
+    "predict": "commands.apply",
+    "probe": "commands.probe",
     "train": "training",
 }
 
@@ -35,3 +52,7 @@ def __getattr__(name: str) -> Any:
     if name == "evaluation":
         return importlib.import_module("depthjepa.evaluation")
     raise AttributeError(f"module 'depthjepa' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

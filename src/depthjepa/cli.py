@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,10 +43,10 @@ Checkpoint = Annotated[
 
 
 def _once(settings: list[str] | None) -> list[str] | None:
-    given = [text.partition("=")[0] for text in settings or ()]
-    repeated = [key for key in dict.fromkeys(given) if given.count(key) > 1]
-    if repeated:
-        raise BadInput(f"{', '.join(repeated)}: given more than once, and only one of them can hold")
+    if settings:
+        from depthjepa.configuring import refuse_repeated
+
+        refuse_repeated(settings)
     return settings
 
 
@@ -67,16 +67,6 @@ def _one_of(what: str, *choices: str) -> Callable[[str], str]:
         return word
 
     return parse
-
-
-def _folder(word: str) -> Path:
-    if not word:
-        raise BadInput("the folder of images is an empty path")
-    if not Path(word).is_dir():
-        from depthjepa.data.layouts.layout import nothing_at
-
-        raise nothing_at(word)
-    return Path(word)
 
 
 def _tasks() -> dict[str, str]:
@@ -307,13 +297,10 @@ def probe(
     out: Annotated[Path | None, typer.Option(help="Write the table as JSON.")] = None,
 ) -> None:
     """Probe a frozen encoder; its baselines stand beside the figure."""
-    from depthjepa.evaluation import probes
+    from depthjepa.commands.probe import probe as run
     from depthjepa.report.terminal import print_table
 
-    saved, config, encoder, where = _loaded(checkpoint, data, overrides, f"{task} probes", [task])
-    result = probes.probe(task, config, encoder, where, saved)
-    probes.write_probe(result, saved, config.evaluation.which, out)
-    print_table(result.table)
+    print_table(run(checkpoint, task, data, settings=overrides or [], out=out, say=_note))
 
 
 @app.command()
@@ -333,11 +320,12 @@ def diagnose(
     """Measure collapse beside the random encoder; of a guided run also whether depth got into the features."""
     from depthjepa.checkpoint import load
     from depthjepa.evaluation import probes
+    from depthjepa.evaluation.opened import open_with
     from depthjepa.evaluation.probes import table
     from depthjepa.report.terminal import print_table
 
     tasks = table.of_command("diagnose --gates" if gates else "diagnose")
-    saved, config, encoder, where = _loaded(checkpoint, data, overrides, "diagnoses", list(tasks))
+    saved, config, encoder, where = open_with(checkpoint, data, overrides or [], "diagnoses", tasks, _note)
     subject = probes.Subject(config, encoder, where, saved, None if against is None else load(against))
     results = list(probes.run_tasks(tasks.values(), subject))
     for number, result in enumerate(results):
@@ -348,33 +336,32 @@ def diagnose(
 @app.command()
 def embed(
     checkpoint: Checkpoint,
-    folder: Annotated[Path, typer.Argument(parser=_folder, metavar="FOLDER", help="Every image below it is embedded.")],
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Every image below it is embedded.")],
     out: Annotated[Path, typer.Option(help="File: .npz, .parquet or .safetensors.")],
     overrides: Overrides = None,
+    patches: Annotated[
+        bool, typer.Option("--patches", help="Every patch's token [images, patches, width] and the grid of patches.")
+    ] = False,
 ) -> None:
-    """Write the mean-pooled embedding of every image below a folder, with the paths."""
-    from depthjepa.commands.apply import embed_folder
+    """Write the mean-pooled embedding of every image below a folder, with the paths; or those of its patches."""
+    from depthjepa.commands.embed import embed as run
 
-    _, config, encoder, where = _loaded(checkpoint, str(folder), overrides, "embeddings")
-    count, skipped = embed_folder(config, encoder, where, out)
-    print(f"{out}: {count} embeddings of width {encoder.width}{_skipped(skipped)}")
+    paths, embeddings = run(checkpoint, folder, out, patches=patches, settings=overrides or [], say=_note)
+    each = f" of {embeddings.shape[1]} patches each" if patches else ""
+    print(f"{out}: {len(paths)} embeddings{each} of width {embeddings.shape[-1]}")
 
 
 @app.command()
 def predict(
     checkpoint: Checkpoint,
-    folder: Annotated[
-        Path, typer.Argument(parser=_folder, metavar="FOLDER", help="Every image below it gets a depth map.")
-    ],
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Every image below it gets a depth map.")],
     out: Annotated[Path, typer.Option(help="Folder for the depth maps.")],
     overrides: Overrides = None,
 ) -> None:
     """Write depth of one's own photographs: 16-bit PNG in millimetres and a coloured picture of each."""
-    from depthjepa.commands.apply import predict_folder
+    from depthjepa.commands.apply import predict as run
 
-    saved, config, encoder, where = _loaded(checkpoint, str(folder), overrides, "predictions")
-    count, skipped = predict_folder(saved, config, encoder, where, out)
-    print(f"{out}: {count} depth maps{_skipped(skipped)}")
+    print(f"{out}: {run(checkpoint, folder, out, settings=overrides or [], say=_note)} depth maps")
 
 
 @app.command()
@@ -473,33 +460,6 @@ def bench(
         write_whole(json, to_json(figures))
 
 
-def _loaded(
-    checkpoint: str, data: str | None, overrides: list[str] | None, result: str, tasks: Sequence[str] = ()
-) -> Any:
-    """A backbone opened with settings; `result` is what the command gives, and `tasks` those that it runs for that."""
-    from depthjepa import runtime
-    from depthjepa.backbones.opening import open_backbone
-    from depthjepa.configuring import given
-    from depthjepa.evaluation.probes import probe_config, table
-
-    # In `depthjepa probe RUN TASK --data DATA KEY=VALUE` the settings follow the data.
-    # What a foreign layout does not say of its encoder may be said here, too.
-    settings = [text for text in overrides or [] if text.startswith(("model.", "data.image_size="))]
-    backbone = open_backbone(checkpoint, settings)
-    config = probe_config(backbone.saved, data, overrides or [])
-    run = [task for name, task in table.tasks().items() if name in tasks]
-    table.refuse_unread(result, run, config, given(overrides or [], config))
-    # A file that holds one encoder serves as either; what is written about it says which one it was.
-    which = backbone.which(config.evaluation.which)
-    config = replace(config, evaluation=replace(config.evaluation, which=which))
-    if backbone.found:
-        print(f"{checkpoint}: {backbone.found}; taken: {which} encoder", file=sys.stderr)
-    for what in backbone.assumed:
-        print(f"{checkpoint}: assumed {what}", file=sys.stderr)
-    where = runtime.device(config.train.device)
-    runtime.settle_cpu(config.train.threads)
-    return backbone.saved, config, backbone.encoder(which), where
-
-
-def _skipped(names: list[str]) -> str:
-    return f"; {len(names)} unreadable: {', '.join(names[:3])}" if names else ""
+def _note(text: str) -> None:
+    """Say what was found, assumed or left out, beside what a command prints."""
+    print(text, file=sys.stderr)

@@ -30,10 +30,14 @@ Configuration = TypeVar("Configuration", RunConfig, TeacherFitConfig)
 
 
 def load_config(recipe: str | Path, *layers: Sequence[str]) -> RunConfig:
-    """Read a shipped recipe (by name) or a YAML file, with `key=value` overrides; raises `BadInput`.
+    """Read a shipped recipe (by name) or a YAML file, with overrides, as in `["train.steps=100", "seed=1"]`.
 
-    Several layers of overrides lie one over the other; see `build_config`.
+    `depthjepa recipes` lists the recipes, and `depthjepa recipes --keys` what can be set. Several layers of overrides
+    lie one over the other; see `build_config`. Raises `BadInput` for all unknown keys and wrong values at once, each
+    with the nearest valid one, and for keys that change nothing.
     """
+    for layer in layers:
+        refuse_other_than_settings(layer)
     content = read_recipe(recipe)
     own = flatten(content)
     content.setdefault("name", Path(recipe).stem)
@@ -42,6 +46,21 @@ def load_config(recipe: str | Path, *layers: Sequence[str]) -> RunConfig:
     if not own.keys() >= flatten(to_mapping(alone or config)).keys():  # all keys are what a run wrote, not asked for
         refuse_idle(_telling(own), config, *([] if alone is None else [alone]))
     return config
+
+
+def refuse_other_than_settings(settings: object) -> None:
+    """Raise `BadInput` for what is no list or tuple of texts; one text by itself would be read letter by letter."""
+    if not isinstance(settings, (list, tuple)) or not all(isinstance(text, str) for text in settings):
+        example = settings if isinstance(settings, str) else "evaluation.which=context"
+        raise BadInput(f"settings are a list of KEY=VALUE, as [{example!r}], and not {settings!r}")
+
+
+def refuse_repeated(settings: Sequence[str]) -> None:
+    """Raise `BadInput` for keys that are given more than once in one list of KEY=VALUE."""
+    names = [text.partition("=")[0] for text in settings]
+    repeated = [key for key in dict.fromkeys(names) if names.count(key) > 1]
+    if repeated:
+        raise BadInput(f"{', '.join(repeated)}: given more than once, and only one of them can hold")
 
 
 @functools.cache

@@ -138,14 +138,19 @@ def _resident_bytes(which: str) -> int:
 
 
 def memory_bytes(where: torch.device, place: Ranks) -> int:
-    """Memory that a process may take: its GPU's, else its share of the machine's, or of what a container may use."""
+    """Memory that a process may take: its GPU's, else its share of the machine's."""
     if where.type == "cuda":
         return int(torch.cuda.mem_get_info(where)[1])
-    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    return machine_bytes() // place.beside
+
+
+def machine_bytes() -> int:
+    """The memory of this machine, or of the container that this is where that is less."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
         if limit.exists() and (text := limit.read_text().strip()).isdigit():
             found.append(int(text))
-    return min(found) // place.beside
+    return min(found)
 
 
 def environment() -> dict[str, object]:

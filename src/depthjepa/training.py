@@ -48,10 +48,14 @@ UNREADABLE_SHARE = 0.01  # more than this share of unreadable images stops a run
 def train(
     config: RunConfig, out: str | Path, *, resume: bool = False, say: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
-    """Run a configuration and return its summary; `out` becomes a run folder.
+    """Run a configuration (`load_config`) and return its summary; `out` becomes a run folder.
 
-    `resume` continues the run that is there, exactly. Raises `BadInput` before anything is written, `RunStopped`
-    when the run cannot go on; the last checkpoint is whole then.
+    The summary is that of `summary.json`: `steps`, the last losses (`loss`, `loss_jepa`, …), `images_per_second`,
+    `seconds`, `peak_memory_bytes`, …; it is empty in all processes but the first. `resume` continues the run that is
+    there, exactly. `say` gets the lines before the first step (None: they are printed).
+
+    Raises `BadInput` before anything is written, `RunStopped` when the run cannot go on; the last checkpoint is whole
+    then.
     """
     folder = RunFolder(out)
     place = distributed.ranks()

@@ -6,11 +6,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, get_args, runtime_checkable
 
 from depthjepa.backbones.table import BACKBONES
 from depthjepa.checkpoint import Checkpoint
 from depthjepa.config import RunConfig
+from depthjepa.configuring import refuse_other_than_settings
+from depthjepa.faults import BadInput, nearest
 from depthjepa.formats.weights import Which
 from depthjepa.model.vit import VisionTransformer
 
@@ -61,7 +63,11 @@ class Family:
 
 
 def open_backbone(source: str | Path, settings: Sequence[str] = ()) -> Backbone:
-    """Open a backbone by the first family that claims it; raises `BadInput`."""
+    """Open a backbone by the first family that claims it; raises `BadInput`, also for what is no path and no name."""
+    if not isinstance(source, (str, Path)):
+        raise BadInput(f"a backbone is opened by its path or name, not from a {type(source).__name__}")
+    if not str(source):
+        raise BadInput(f"the backbone is an empty path: give {'; '.join(row.about for row in BACKBONES.rows)}")
     families = [BACKBONES.load(name) for name in BACKBONES.names]
     family: Family = next(each for each in families if each is families[-1] or each.claims(str(source)))
     return family.open(str(source), settings)
@@ -70,10 +76,17 @@ def open_backbone(source: str | Path, settings: Sequence[str] = ()) -> Backbone:
 def load_encoder(backbone: str | Path, which: Which = "target", settings: Sequence[str] = ()) -> VisionTransformer:
     """Load an encoder: a module in eval mode, normalised images [b, 3, h, w] to tokens [b, n, d].
 
+    `backbone`: a run folder (its newest checkpoint), a checkpoint of ours or of another library, a hub id or a name.
     `which`: the `target` encoder (moving average, what the paper evaluates) or the `context` encoder. A file that
-    holds one encoder gives that one. `settings` (`model.heads=3`, …) say what a foreign layout does not; what is
+    holds one encoder gives that one. `settings` (`["model.heads=3"]`, …) say what a foreign layout does not; what is
     assumed instead is a warning. Images of another size than it was trained on are taken: positions stretch.
+    `help(encoder)` says what goes in and what comes out.
+
+    Raises `BadInput` where nothing is there or it is no encoder that can be read.
     """
+    if which not in (choices := get_args(Which)):
+        raise BadInput(f"there is no encoder {which!r}{nearest(str(which), choices)}: choose from {', '.join(choices)}")
+    refuse_other_than_settings(settings)
     opened = open_backbone(backbone, settings)
     for what in opened.assumed:
         warnings.warn(f"{backbone}: assumed {what}", stacklevel=2)

@@ -1,11 +1,10 @@
-"""What a trained run is good for on one's own photographs: embeddings, depth maps, pictures."""
+"""What a trained run is good for on one's own photographs: depth maps, pictures."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -21,13 +20,14 @@ from depthjepa.config import RunConfig
 from depthjepa.configuring import load_config
 from depthjepa.data.images import image_names
 from depthjepa.data.layouts.flat import FlatFolder
+from depthjepa.data.layouts.layout import folder_of_images
 from depthjepa.data.loading import TrainingBatches, open_source, view_batches
 from depthjepa.data.samples import Batch
 from depthjepa.data.transforms import as_bytes
 from depthjepa.drawing import figures
 from depthjepa.evaluation.decoded import dense_metres, load_pixel_guided
-from depthjepa.evaluation.features import pooled_features
 from depthjepa.evaluation.gathering import RANDOM, encode_with, size_text
+from depthjepa.evaluation.opened import open_with, tell_unreadable, to_write
 from depthjepa.evaluation.pictures import mask_arrays, picture_batch, token_maps
 from depthjepa.evaluation.probes import table as probes
 from depthjepa.evaluation.probes.depth import TASK as DEPTH_PROBE
@@ -43,20 +43,6 @@ MILLIMETRES = 1000.0
 FARTHEST = 65.535  # metres that a 16-bit PNG in millimetres can say
 
 
-def embed_folder(
-    config: RunConfig, encoder: VisionTransformer, where: torch.device, out: Path
-) -> tuple[int, list[str]]:
-    """Write `embeddings` (float32 [images, d], mean over tokens) and `paths`; return their number and what failed."""
-    writers = {".npz": _write_npz, ".parquet": _write_parquet, ".safetensors": _write_safetensors}
-    if out.suffix not in writers:
-        raise BadInput(f"--out {out}: embeddings are written as {', '.join(writers)}")
-    skipped: list[str] = []
-    features = pooled_features(encode_with(encoder, where, config.evaluation.precision), _folder_views(config, skipped))
-    with whole_file(out) as file:
-        writers[out.suffix](file, features.values.numpy(), list(features.names))
-    return len(features.names), skipped
-
-
 def _folder_views(config: RunConfig, skipped: list[str]) -> Iterator[Batch]:
     """Whole views of every image below a folder, whatever its layout; unreadable ones are added to `skipped`."""
     source = FlatFolder(Path(config.data.root))
@@ -68,27 +54,35 @@ def _folder_views(config: RunConfig, skipped: list[str]) -> Iterator[Batch]:
         yield batch
 
 
-def _write_npz(file: BinaryIO, embeddings: np.ndarray, paths: list[str]) -> None:
-    np.savez(file, embeddings=embeddings, paths=np.array(paths))
+def predict(
+    run: str | Path,
+    folder: str | Path,
+    out: str | Path,
+    *,
+    settings: Sequence[str] = (),
+    say: Callable[[str], None] | None = None,
+) -> int:
+    """Write the depth of every image below a folder to the folder `out`; return how many maps.
 
+    A photograph `deep/er/wide.jpg` gets `out/deep/er/wide.depth.png`, 16 bits, depth along the optical axis [mm] (0:
+    beyond 65.5 m), and `wide.colour.png`, both of the size of the photograph. Depth is metric only as far as camera and
+    views resemble those that the readout was fitted on; `predict_folder` says which readout that is.
 
-def _write_parquet(file: BinaryIO, embeddings: np.ndarray, paths: list[str]) -> None:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as fault:
-        raise BadInput("embeddings as .parquet need pyarrow: pip install 'depthjepa[tables]'") from fault
-    flat = pyarrow.array(embeddings.reshape(-1))
-    vectors = pyarrow.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
-    pyarrow.parquet.write_table(pyarrow.table({"paths": paths, "embeddings": vectors}), file)
+    Args:
+        run: a run folder that `probe(run, "depth")` was called on, or that of a pixel-guided run.
+        folder: all images below it, at any depth. Those that cannot be read are left out and named.
+        out: a folder, made where it is not there; it must not lie in `folder`.
+        settings: KEY=VALUE: `evaluation.which`, `evaluation.precision`, `train.device`, …
+        say: gets a line for what is found, assumed or left out; without it, the last two are warnings.
 
-
-def _write_safetensors(file: BinaryIO, embeddings: np.ndarray, paths: list[str]) -> None:
-    # The format holds tensors and short texts only: the paths are UTF-8 bytes, one path a line.
-    from safetensors.numpy import save
-
-    lines = np.frombuffer("\n".join(paths).encode(), dtype=np.uint8)
-    file.write(save({"embeddings": embeddings, "paths": lines}, {"paths": "UTF-8, one path a line"}))
+    Raises:
+        BadInput: there is no such run or folder, the run holds no depth readout, or one of other weights, no image can
+            be read, a setting has no effect, or something would be overwritten.
+    """
+    place, maps = folder_of_images(folder), to_write(out)
+    count, unreadable = predict_folder(*open_with(run, place, settings, "predictions", say=say), maps)
+    tell_unreadable(unreadable, say)
+    return count
 
 
 def predict_folder(

@@ -80,9 +80,29 @@ class ModelConfig:
 
 
 class VisionTransformer(nn.Module):
-    """Encoder: normalised images [b, 3, h, w] to tokens [b, n, d] in raster order.
+    """Encoder: normalised images [b, 3, h, w] to tokens [b, n, d], one for each patch, in raster order.
 
-    `keep` chooses the patches that are computed at all; the others cost nothing.
+        >>> import depthjepa, torch
+        >>> encoder = depthjepa.load_encoder("runs/mine")
+        >>> images = torch.rand(2, 3, 96, 144)  # RGB in [0, 1]
+        >>> with torch.no_grad():
+        ...     tokens = encoder(encoder.normalise(images))
+        ...     early, late = encoder.features(encoder.normalise(images), layers=[0, -1])
+        >>> rows, columns = 96 // encoder.patch_size, 144 // encoder.patch_size
+        >>> tokens.shape == early.shape == late.shape == (2, rows * columns, encoder.width)
+        True
+        >>> maps = tokens.transpose(1, 2).reshape(2, encoder.width, rows, columns)
+
+    In: RGB in [0, 1], from which `normalise` takes the mean (`encoder.mean`) and which it divides by the deviation
+    (`encoder.deviation`) of each channel: ImageNet's, unless the checkpoint says otherwise. Floating point, on the
+    encoder's device. Height and width are multiples of `encoder.patch_size`; beside those that it was trained on
+    (`encoder.grid` patches: rows, columns) others are taken, and positions are stretched bicubically.
+
+    Out: the tokens after the last block and its norm; token `row * columns + column` is of the patch at that row and
+    column. There is no class token: the mean over n stands for the image. `features(images, layers)` gives the same of
+    several blocks. `keep` [b, c] (patch numbers) chooses the patches that are computed at all: tokens [b, c, d].
+
+    Raises `BadInput` for what are no images that patches divide, with the nearest size that they do.
     """
 
     pos_embed: Tensor
@@ -107,6 +127,7 @@ class VisionTransformer(nn.Module):
     def forward(
         self, images: Float[Tensor, "b 3 h w"], keep: Int64[Tensor, "b c"] | None = None
     ) -> Float[Tensor, "b _ d"]:
+        """Tokens [b, n, d] of normalised images, or [b, c, d] of the patches `keep`; see the class."""
         tokens = self.embed(images, keep)
         for block in self.blocks:
             tokens = block(tokens)
@@ -136,7 +157,11 @@ class VisionTransformer(nn.Module):
     def features(
         self, images: Float[Tensor, "b 3 h w"], layers: Sequence[int], keep: Int64[Tensor, "b c"] | None = None
     ) -> list[Float[Tensor, "b _ d"]]:
-        """Tokens after the given blocks (0-based; negative counts from the end), each through the final norm."""
+        """Tokens after the given blocks (0-based; negative counts from the end), each through the final norm.
+
+        A list of [b, n, d], in the order of `layers`; those of block -1 are what the encoder itself gives. Raises
+        `BadInput` for blocks that are not there.
+        """
         depth = len(self.blocks)
         wanted = [layer + depth if layer < 0 else layer for layer in layers]
         if not all(0 <= layer < depth for layer in wanted):

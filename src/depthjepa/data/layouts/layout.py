@@ -128,6 +128,16 @@ def _refuse_division(config: DataConfig, root: str, layout: DataLayout) -> None:
             raise BadInput(f"data.{key} divides {pairs}, but {layout.source_name(root)} is no {nouns}")
 
 
+def folder_of_images(folder: str | Path) -> Path:
+    """A folder as a path; raises `BadInput` where there is none, with the nearest one."""
+    if not str(folder):
+        raise BadInput("the folder of images is an empty path")
+    place = path_of(str(folder))
+    if not place.is_dir():
+        raise nothing_at(str(folder))
+    return place
+
+
 def nothing_at(root: str) -> BadInput:
     """What to say of a root where no layout is: a file, or a path that is not there, with the nearest one that is."""
     path = path_of(root)

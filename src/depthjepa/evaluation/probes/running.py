@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ from depthjepa.evaluation.probes import table
 from depthjepa.evaluation.probes.shared import shared_tables
 from depthjepa.evaluation.probes.task import Data, OwnTask, Probe, SharedTask, Subject
 from depthjepa.faults import BadInput
-from depthjepa.logbook import RunFolder, to_json, write_whole
+from depthjepa.logbook import RunFolder, plain, to_json, write_whole
 from depthjepa.model.vit import VisionTransformer
 
 
@@ -98,17 +99,20 @@ def probe_config(saved: Checkpoint, data: str | None, overrides: Iterable[str] =
     return config
 
 
-def write_probe(result: Probe, saved: Checkpoint, which: str, out: Path | None = None) -> None:
-    """Write table, arrays and readout below the run folder of a checkpoint, and the table alone to `out`.
+def write_probe(result: Probe, saved: Checkpoint, which: str, out: Path | None = None) -> dict[str, Any]:
+    """Write table, arrays and readout below the run folder of a checkpoint, and the table alone to `out`; return it.
 
-    The table says of which step the weights are, and of how many where the run says so.
+    The table says of which step the weights are, and of how many where the run says so. Figures that are not finite
+    are None.
 
     On other data than the run's own, the files carry the name of the data; the readout is always the newest, and says
     to which weights it belongs. A checkpoint outside a run folder has no place for them.
     """
     folder = saved.run
     asked = RunFolder(folder).summary().get("of_steps") if folder is not None else None
-    content = result.table | {"step": saved.step} | ({} if asked is None else {"of_steps": asked})
+    content: dict[str, Any] = plain(
+        result.table | {"step": saved.step} | ({} if asked is None else {"of_steps": asked})
+    )
     if out is not None:
         write_whole(out, to_json(content))
     if folder is not None:
@@ -122,3 +126,4 @@ def write_probe(result: Probe, saved: Checkpoint, which: str, out: Path | None =
         if result.readout is not None:
             origin = {"step": str(saved.step), "which": which, "data": data}
             result.readout.save(folder / "probes" / f"{task}.safetensors", origin)
+    return content

@@ -1,0 +1,89 @@
+"""A backbone opened with data and settings: what probes, diagnoses, embeddings and predictions begin with."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from depthjepa import runtime
+from depthjepa.backbones.opening import open_backbone
+from depthjepa.checkpoint import Checkpoint
+from depthjepa.config import RunConfig
+from depthjepa.configuring import given, refuse_other_than_settings, refuse_repeated
+from depthjepa.evaluation.probes import probe_config, table
+from depthjepa.faults import BadInput
+from depthjepa.model.vit import VisionTransformer
+
+NAMED = 3  # unreadable images that are named; of more, their number says enough
+
+Say = Callable[[str], None]
+
+
+class Opened(NamedTuple):
+    """A checkpoint, the configuration that it is measured with, and its encoder, with the device to measure it on."""
+
+    saved: Checkpoint
+    config: RunConfig
+    encoder: VisionTransformer
+    where: torch.device
+
+
+def open_with(
+    backbone: str | Path,
+    data: str | Path | None,
+    settings: Sequence[str],
+    result: str,
+    tasks: Collection[str] = (),
+    say: Say | None = None,
+) -> Opened:
+    """Open a backbone with data (None: the run's own) and KEY=VALUE (`data.*`, `evaluation.*`, `train.device`, …).
+
+    `model.*` and `data.image_size` say what a foreign layout does not. `result` is what it is opened for, in words, and
+    `tasks` are the tables that are computed for that. `say` gets one line for what was found in a file of another
+    library and for all that had to be assumed of it; without `say`, what is assumed is a warning.
+
+    Raises `BadInput`, also for a key that has no effect on the result.
+    """
+    refuse_other_than_settings(settings)
+    refuse_repeated(settings)
+    twice = [text for text in settings if data is not None and text.startswith("data.root=")]
+    if twice:
+        raise BadInput(f"{twice[0]}, but {data} is given as the data already, and only one of them can hold")
+    found = open_backbone(backbone, [text for text in settings if text.startswith(("model.", "data.image_size="))])
+    config = probe_config(found.saved, None if data is None else str(data), settings)
+    run = [task for name, task in table.tasks().items() if name in tasks]
+    table.refuse_unread(result, run, config, given(settings, config))
+    # A file that holds one encoder serves as either; what is written about it says which one it was.
+    which = found.which(config.evaluation.which)
+    config = replace(config, evaluation=replace(config.evaluation, which=which))
+    if found.found and say is not None:
+        say(f"{backbone}: {found.found}; taken: {which} encoder")
+    for what in found.assumed:
+        (say or warn)(f"{backbone}: assumed {what}")
+    where = runtime.device(config.train.device)
+    runtime.settle_cpu(config.train.threads)
+    return Opened(found.saved, config, found.encoder(which), where)
+
+
+def to_write(out: str | Path) -> Path:
+    """The path of what is to be written; raises `BadInput` for an empty one, which would be the working directory."""
+    if not str(out):
+        raise BadInput("out is an empty path: name what is to be written")
+    return Path(out)
+
+
+def tell_unreadable(faults: Sequence[str], say: Say | None = None) -> None:
+    """Say, or without `say` warn, which images could not be read and were left out, and why."""
+    if faults:
+        more = "; …" if len(faults) > NAMED else ""
+        (say or warn)(f"{len(faults)} unreadable, left out: {'; '.join(faults[:NAMED])}{more}")
+
+
+def warn(text: str) -> None:
+    """Tell a program what a command would write to standard error."""
+    warnings.warn(text, stacklevel=4)
