@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 import runpy
 from pathlib import Path
@@ -10,16 +11,18 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter
 
-from depthjepa.config import FIT_DEFAULTS, RunConfig, TeacherFitConfig, keys
-from depthjepa.configuring import build_config, build_fit
+from depthjepa.config import FIT_DEFAULTS, RunConfig, TeacherFitConfig, flatten, keys, to_mapping
+from depthjepa.configuring import build_config, build_fit, load_config
 from depthjepa.data.layouts.table import LAYOUTS
 from depthjepa.evaluation import attentive_probe, depth_readouts, during_training
 from depthjepa.faults import BadInput
 from depthjepa.guidance.config import KINDS
 from depthjepa.guidance.teachers.depthfm.network import STRIDE
 from depthjepa.guidance.teachers.table import TEACHERS
-from depthjepa.keys import Key, listings, sections_of, words, written
+from depthjepa.keys import SHORT, Key, listings, sections_of, words, written
 from depthjepa.loggers.table import LOGGERS
+from depthjepa.recipe_files import recipe_names
+from depthjepa.recipe_values import in_words
 from tiny_runs import Call
 
 ROOT = Path(__file__).parents[1]
@@ -143,6 +146,75 @@ def test_values_are_written_as_in_a_recipe(value: object, text: str) -> None:
 def test_the_page_is_the_code_s() -> None:
     page = runpy.run_path(str(ROOT / "tools" / "keys.py"))["page"]()
     assert page == (ROOT / "docs" / "keys.md").read_text(), "docs/keys.md is stale: python tools/keys.py --write"
+
+
+def set_by_recipes() -> dict[tuple[str, str], str]:
+    """What docs/keys.md says that recipes set otherwise: (recipe, key) to the value, as it is written."""
+    found: dict[tuple[str, str], str] = {}
+    for key, said in re.findall(r"^- `([\w.]+)`: (.*)$", (ROOT / "docs" / "keys.md").read_text(), re.MULTILINE):
+        for names, value in re.findall(r"([^`]+) `([^`]*)`(?:; |$)", said.replace("\\", "")):
+            for name in expanded(names):
+                assert (name, key) not in found, f"{key} of {name} is said twice"
+                found[name, key] = value
+    return found
+
+
+def expanded(words: str) -> set[str]:
+    """The recipes that words such as `paper-* but *-small, photos` or `all but demo and rgbd` speak of."""
+    found: set[str] = set()
+    for term in words.split(", "):
+        pattern, _, exceptions = term.partition(" but ")
+        fitting = set(fnmatch.filter(recipe_names(), "*" if pattern == "all" else pattern))
+        found |= fitting - {name for each in exceptions.split(" and ") for name in fnmatch.filter(fitting, each)}
+        assert fitting, f"no recipe is called {pattern}"
+    return found
+
+
+@pytest.mark.parametrize("name", [each for each in recipe_names() if "-pixel-" not in each or "mlp-full" in each])
+def test_the_page_says_what_each_recipe_sets(name: str) -> None:
+    """What is said to be set has that value in the recipe, and the others have their default."""
+    config, said = (
+        load_config(name),
+        {key: value for (recipe, key), value in set_by_recipes().items() if recipe == name},
+    )
+    values = flatten(to_mapping(config))
+    defaults = flatten(to_mapping(RunConfig(guidance=KINDS[config.guidance.kind]())))
+    defaults["guidance.kind"] = RunConfig().guidance.kind
+    others = {key for key in values if values[key] != defaults[key] and key != "name" and not key.startswith("about.")}
+    assert said.keys() == others
+    for key, value in said.items():
+        full = written(values[key])
+        assert full == value or (value.endswith("…") and len(value) == SHORT and full.startswith(value[:-1]))
+
+
+NAMES = ["a-x-1", "a-x-2", "a-y-1", "a-y-2", "b", "b-p", "b-q", "b-r", "b-small", "c-x-1-small", "d-z-1-small"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        (NAMES, "all"),
+        (NAMES[1:], "all but a-x-1"),
+        (["b", "c-x-1-small", "d-z-1-small"], "b, c-x-1-small, d-z-1-small"),
+        (NAMES[:4], "a-*"),
+        (["a-x-1", "a-x-2"], "a-x-*"),
+        (["a-x-1", "a-y-1", "b"], "a-*-1, b"),
+        (["a-x-1", "a-y-1"], "a-*-1"),
+        (["b-p", "b-q", "b-r"], "b-* but *-small"),
+        (["b-p", "b-q", "b-small"], "b-* but b-r"),
+        (["b"], "b"),
+    ],
+)
+def test_recipes_are_named_in_few_words(chosen: list[str], said: str) -> None:
+    assert in_words(set(chosen), NAMES) == said
+
+
+def test_what_recipes_set_is_printed_whole_for_one_key(call: Call) -> None:
+    _, output, _ = call("recipes", "--keys", "guidance.teacher_vae")
+    names, value = "paper-feature-pretrained, paper-feature-scratch, paper-feature-scratch-120", "stable-diffusion-v1-5"
+    assert f"{names} {value}/{value}" in " ".join(output.split())
+    _, output, _ = call("recipes", "--keys")
+    assert f"{value}/{value}" not in output
 
 
 def cells(output: str) -> list[list[str]]:

@@ -264,15 +264,18 @@ def recipes(
         str | None, typer.Argument(help="Print this recipe; with --keys this section or key, such as data or optim.lr.")
     ] = None,
     keys: Annotated[
-        bool, typer.Option("--keys", help="Print the keys of the configuration: type, default and meaning.")
+        bool,
+        typer.Option(
+            "--keys", help="Print the keys of the configuration: type, default, meaning, and what recipes set."
+        ),
     ] = False,
 ) -> None:
     """List the shipped recipes with what they cost and score, or print one; or the keys that recipes have."""
     if keys:
-        from depthjepa.keys import listings
+        from depthjepa.keys import SHORT, listings
         from depthjepa.report.terminal import print_keys
 
-        print_keys(listings(name))
+        print_keys(listings(name), SHORT if name is None else None)
         return
     from depthjepa.configuring import load_config
     from depthjepa.recipe_files import families, recipe_names, recipe_text

@@ -1,11 +1,12 @@
 """All keys of the configuration in words: their types and defaults as people write them, and what they mean.
 
-They are read from the JSON schema of the classes that declare them, where a field's docstring is its meaning.
-`depthjepa recipes --keys` and docs/keys.md print them.
+They are read from the JSON schema of the classes that declare them, where a field's docstring is its meaning; with
+them stands what shipped recipes set otherwise. `depthjepa recipes --keys` and docs/keys.md print them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,9 +16,11 @@ from pydantic import TypeAdapter
 
 from depthjepa.config import FIT_DEFAULTS, RunConfig, TeacherFitConfig, flatten, to_mapping
 from depthjepa.faults import BadInput, nearest
+from depthjepa.recipe_values import Setting, settings_of_recipes
 
 NOUNS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
 SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+SHORT = 32  # letters of a recipe's value that a list of all keys has room for
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +35,24 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Keys that begin alike, with what they are about; `needs` is the setting without which they are refused."""
+    """Keys that begin alike, with what they are about; `needs` is the setting without which they are refused.
+
+    `recipes` are the settings of shipped recipes that are not the default, by key.
+    """
 
     name: str  # empty: keys without a section
     about: str
     keys: tuple[Key, ...]
     needs: str = ""
+    recipes: Mapping[str, list[Setting]] = dataclasses.field(default_factory=dict)
+
+    def set_by_recipes(self, most: int | None = None) -> list[tuple[str, list[tuple[str, str]]]]:
+        """Key by key, recipes and the value that they set, as it is written, cut off after `most` letters."""
+        return [
+            (key.name, [(each.recipes, _cut(written(each.value), most)) for each in self.recipes[key.name]])
+            for key in self.keys
+            if key.name in self.recipes
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +68,10 @@ def listings(only: str | None = None) -> list[Listing]:
 
     Raises `BadInput` for a section or key that is not there, with the nearest one.
     """
-    run = sections_of(RunConfig)
+    run = [
+        replace(section, recipes=settings_of_recipes(section.needs.partition("=")[2]))
+        for section in sections_of(RunConfig)
+    ]
     known = {key for section in run for key in section.keys}
     fit = [_without(section, known) for section in sections_of(TeacherFitConfig, FIT_DEFAULTS)]
     found = [
@@ -135,6 +153,10 @@ def _keys(fields: Mapping[str, Any], prefix: str, defaults: Mapping[str, Any]) -
         )
         for name, field in fields.items()
     )
+
+
+def _cut(text: str, most: int | None) -> str:
+    return text if most is None or len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _first_paragraph(content: Mapping[str, Any]) -> str:
