@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
+import json
 import re
 import runpy
 from pathlib import Path
@@ -23,11 +25,15 @@ from depthjepa.keys import SHORT, Key, listings, sections_of, words, written
 from depthjepa.loggers.table import LOGGERS
 from depthjepa.recipe_files import recipe_names
 from depthjepa.recipe_values import in_words
+from depthjepa.study.claims import Comparison
+from depthjepa.study.keys import study_listing
+from depthjepa.study.plan import Study
 from tiny_runs import Call
 
 ROOT = Path(__file__).parents[1]
 RUN, FIT = sections_of(RunConfig), sections_of(TeacherFitConfig, FIT_DEFAULTS)
-ALL = [key for section in (*RUN, *FIT) for key in section.keys]
+STUDY = study_listing().sections
+ALL = [key for section in (*RUN, *FIT, *STUDY) for key in section.keys]
 
 
 def the(name: str, needs: str = "") -> Key:
@@ -88,6 +94,16 @@ def test_keys_of_a_kind_of_guidance_are_refused_for_the_others() -> None:
                 build_config({}, [f"{key.name}={key.default}", "guidance.kind=none"])
 
 
+def test_every_key_of_a_study_file_is_listed_and_its_default_holds() -> None:
+    study, claim = STUDY
+    given = {"base": "demo", "arms": {"a": ()}, "seeds": (0,)}
+    assert [key.name for key in study.keys] == [each.name for each in dataclasses.fields(Study)]
+    assert [key.name for key in claim.keys] == [f"claims.{each.name}" for each in dataclasses.fields(Comparison)]
+    assert {key.name for key in study.keys if not key.default} == given.keys()
+    printed = {key.name: json.loads(key.default) for key in study.keys if key.default and key.name != "name"}
+    assert Study(**given, name="study", **printed) == Study(**given)
+
+
 def test_choices_that_are_rows_are_those_of_the_table() -> None:
     for key, table in (("guidance.teacher", TEACHERS), ("data.kind", LAYOUTS), ("train.loggers", LOGGERS)):
         offered = the(key, "guidance.kind=feature" if key.startswith("guidance") else "").type
@@ -118,6 +134,7 @@ def test_keys_that_a_fit_shares_with_a_run_are_listed_once() -> None:
         (Annotated[float, Field(ge=0, lt=1)], "number >= 0 and < 1"),
         (Annotated[float, Field(gt=2.5)] | None, "number > 2.5, or null"),
         (str | None, "text, or null"),
+        (dict[str, tuple[str, ...]], "lists of texts by name"),
         (bool, "true or false"),
         (Literal["a"], "a"),
         (Literal["a", "b-c"], "one of a | b-c"),
@@ -239,9 +256,12 @@ def test_the_command_prints_all_of_it_in_100_columns(call: Call) -> None:
     status, output, _ = call("recipes", "--keys")
     assert status == 0
     assert max(map(len, output.splitlines())) <= 100
-    expected = [key for listing in listings() for section in listing.sections for key in section.keys]
+    expected = [
+        key for listing in listings(more=[study_listing()]) for section in listing.sections for key in section.keys
+    ]
     assert cells(output) == [
-        [text.replace(" ", "") for text in (key.name, key.type, key.default, key.meaning)] for key in expected
+        [text.replace(" ", "") for text in (key.name, key.type, key.default or "required", key.meaning)]
+        for key in expected
     ]
 
 
@@ -253,6 +273,7 @@ def test_the_command_prints_all_of_it_in_100_columns(call: Call) -> None:
         ("optim.lr", "optim.lr", "optim.lr"),
         ("data", "data.kind", "data.flip"),  # a run's, then what a fit has otherwise
         ("fit.kl", "fit.kl", "fit.kl"),
+        ("claims.margin", "claims.margin", "claims.margin"),
     ],
 )
 def test_one_section_or_key_can_be_asked_for(call: Call, word: str, first: str, last: str) -> None:

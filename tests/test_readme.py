@@ -107,7 +107,7 @@ def test_every_folder_of_the_package_says_what_it_is() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_fences_are_of_languages_that_are_tested(page: Path) -> None:
     fences = re.findall(r"^```(.*)\n(?:.*\n)*?```$", page.read_text(), re.MULTILINE)
-    assert set(fences) <= {"python", "bash", "sh", "console", "text"}
+    assert set(fences) <= {"python", "bash", "sh", "console", "text", "yaml"}
 
 
 def test_every_command_of_readme_is_run_or_has_a_reason_not_to() -> None:

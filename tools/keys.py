@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from depthjepa.keys import SHORT, listings
+from depthjepa.study.keys import study_listing
 
 PAGE = Path(__file__).parents[1] / "docs" / "keys.md"
 INTRODUCTION = """\
@@ -31,14 +32,15 @@ words between hyphens of their names; every recipe has a `name` and an `about` o
 def page() -> str:
     """The page as Markdown."""
     text = INTRODUCTION
-    for listing in listings():
+    for listing in listings(more=[study_listing()]):
         text += f"\n## {listing.title}\n"
         for section in listing.sections:
             if section.name:
                 text += f"\n### {section.needs or section.name}\n"
             text += f"\n{section.about}\n\n| key | type | default | meaning |\n|---|---|---|---|\n"
             for each in section.keys:
-                text += f"| `{each.name}` | {cell(each.type)} | `{each.default}` | {cell(each.meaning)} |\n"
+                default = f"`{each.default}`" if each.default else "required"
+                text += f"| `{each.name}` | {cell(each.type)} | {default} | {cell(each.meaning)} |\n"
             if settings := section.set_by_recipes(SHORT):
                 text += "\nSet otherwise by recipes:\n\n"
             for key, values in settings:

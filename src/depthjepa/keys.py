@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,7 +29,7 @@ class Key:
 
     name: str
     type: str
-    default: str
+    default: str  # empty: it has none and has to be given
     meaning: str
 
 
@@ -63,8 +63,8 @@ class Listing:
     sections: tuple[Section, ...]
 
 
-def listings(only: str | None = None) -> list[Listing]:
-    """The keys of a run, then those of `fit-teacher` that differ from them; or one section or key of both.
+def listings(only: str | None = None, more: Sequence[Listing] = ()) -> list[Listing]:
+    """The keys of a run, those of `fit-teacher` that differ from them, and `more`; or one section or key of all.
 
     Raises `BadInput` for a section or key that is not there, with the nearest one.
     """
@@ -77,6 +77,7 @@ def listings(only: str | None = None) -> list[Listing]:
     found = [
         Listing("Keys of a run: `depthjepa train` and all that reads runs", tuple(run)),
         Listing("Keys of `depthjepa fit-teacher`", tuple(section for section in fit if section.keys)),
+        *more,
     ]
     return found if only is None else _only(found, only)
 
@@ -116,12 +117,12 @@ def sections_of(kind: type[RunConfig | TeacherFitConfig], changed: Mapping[str, 
     classes: dict[str, Any] = {f"#/$defs/{name}": content for name, content in schema["$defs"].items()}
     defaults = flatten(to_mapping(kind())) | flatten(changed or {})
     plain = {name: field for name, field in schema["properties"].items() if not {"$ref", "oneOf"} & field.keys()}
-    found = [Section("", _first_paragraph(schema), _keys(plain, "", defaults))]
+    found = [Section("", first_paragraph(schema), keys_of(plain, "", defaults))]
     for name, field in schema["properties"].items():
         if "$ref" in field:
             content = classes[field["$ref"]]
-            keys = _keys(content["properties"], f"{name}.", defaults)
-            found.append(Section(name, _first_paragraph(content), keys))
+            keys = keys_of(content["properties"], f"{name}.", defaults)
+            found.append(Section(name, first_paragraph(content), keys))
         elif "oneOf" in field:
             kinds = [classes[each["$ref"]] for each in field["oneOf"]]
             found += _in_kinds(name, field, kinds, defaults)
@@ -138,17 +139,20 @@ def _in_kinds(name: str, field: Any, kinds: list[Any], defaults: Mapping[str, An
     for value, content in values.items():
         own = {key: each for key, each in content["properties"].items() if key != tag}
         if own:
-            keys = _keys(own, f"{name}.", defaults)
-            found.append(Section(name, _first_paragraph(content), keys, needs=f"{name}.{tag}={value}"))
+            keys = keys_of(own, f"{name}.", defaults)
+            found.append(Section(name, first_paragraph(content), keys, needs=f"{name}.{tag}={value}"))
     return found
 
 
-def _keys(fields: Mapping[str, Any], prefix: str, defaults: Mapping[str, Any]) -> tuple[Key, ...]:
+def keys_of(fields: Mapping[str, Any], prefix: str = "", defaults: Mapping[str, Any] | None = None) -> tuple[Key, ...]:
+    """The keys that the properties of a class's schema are; `defaults` by dotted name go before the schema's."""
+    known = {prefix + name: field["default"] for name, field in fields.items() if "default" in field}
+    known.update(defaults or {})
     return tuple(
         Key(
             prefix + name,
             words(field),
-            written(defaults.get(prefix + name, field["default"])),
+            written(known[prefix + name]) if prefix + name in known else "",
             " ".join(field.get("description", "").split()),
         )
         for name, field in fields.items()
@@ -159,7 +163,8 @@ def _cut(text: str, most: int | None) -> str:
     return text if most is None or len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _first_paragraph(content: Mapping[str, Any]) -> str:
+def first_paragraph(content: Mapping[str, Any]) -> str:
+    """What the docstring of a class says first, in one line, from its schema."""
     return " ".join(content["description"].split("\n\n")[0].split())
 
 
@@ -181,7 +186,11 @@ def words(schema: Mapping[str, Any], *, many: bool = False) -> str:
         return f"list of {len(schema['prefixItems'])} {each}"
     if "items" in schema:
         fewest = f"{schema['minItems']} or more " if "minItems" in schema else ""
-        return f"list of {fewest}{words(schema['items'], many=True)}"
+        return f"list{'s' * many} of {fewest}{words(schema['items'], many=True)}"
+    if "additionalProperties" in schema:
+        return f"{words(schema['additionalProperties'], many=True)} by name"
+    if "$ref" in schema:  # a class whose keys are a section of their own
+        return str(schema["$ref"]).rpartition("/")[2].lower() + "s" * many
     bounds = {sign: schema[key] for key, sign in SIGNS.items() if key in schema}
     if schema["type"] == "integer" and ">" in bounds:
         bounds = {">=": bounds.pop(">") + 1, **bounds}

@@ -57,7 +57,7 @@ def print_keys(listings: Sequence[Listing], most: int | None = None) -> None:
             grid.add_column("default", ratio=7, overflow="fold")
             grid.add_column("meaning", ratio=15, overflow="fold")
             for key in section.keys:
-                grid.add_row(*map(escape, (key.name, key.type, key.default, key.meaning)))
+                grid.add_row(*map(escape, (key.name, key.type, key.default or "required", key.meaning)))
             console.print(grid)
             _print_set_by_recipes(console, section.set_by_recipes(most))
         console.print()
