@@ -36,9 +36,10 @@ from depthjepa.evaluation.diagnostics import rank_me
 from depthjepa.faults import BadInput
 from depthjepa.formats.weights import Weights, describe
 from depthjepa.logbook import RunFolder
-from depthjepa.method import build_encoder
+from depthjepa.method import build_encoder, build_method
 from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, SHAPES, Shape, VisionTransformer
-from tiny_images import write_flat, write_pairs
+from depthjepa.warm_start import start_from
+from tiny_images import write_classes, write_flat, write_pairs
 from tiny_runs import GUIDED, SETTINGS, Call, differences, metrics, run, tiny, weights
 
 SMALL = Shape(width=24, depth=2, heads=3, hidden=96)
@@ -462,7 +463,7 @@ def test_what_the_reference_s_layout_has_no_place_for_is_named(
     monkeypatch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)
     run(halfway / "pairs", tmp_path / "guided", *GUIDED, "train.steps=1")
     said = convert(str(tmp_path / "guided"), tmp_path / "guided.pth.tar", "reference")
-    assert said[-1] == "left out, since the layout has no place for it: guide"
+    assert said[-1] == "left out, since the layout has no place for it: guide, teacher's statistics"
     loaded = checkpoint.load(
         written(tmp_path / "guided.pth.tar", tmp_path / "on", "depthjepa", "target", "model.heads=2")
     )
@@ -475,6 +476,92 @@ def test_what_the_reference_s_layout_has_no_place_for_is_named(
     )
     kept = {key: state for key, state in states_by_name(trained["optimizer"]).items() if not key.startswith("guide.")}
     assert differences(states_by_name(loaded.optimizer), kept) == []
+
+
+def test_a_run_that_started_from_another_is_written_with_predictor_and_optimiser(
+    halfway: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a third one takes encoders and predictor over from the file."""
+    monkeypatch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)
+    run(halfway / "pairs", tmp_path / "on", f"init.checkpoint={halfway / 'run'}", "optim.layer_decay=0.5", *LENGTH)
+    file, said = written_and_said(tmp_path / "on", tmp_path / "on", "reference")
+    assert said == ["layout reference, with encoder, target_encoder, predictor, opt"]
+    trained = weights(tmp_path / "on")
+    back = checkpoint.load(written(file, tmp_path / "back", "depthjepa", "target", "model.heads=2"))
+    assert differences(states_by_name(back.optimizer), states_by_name(trained["optimizer"])) == []
+    config = tiny(halfway / "pairs", f"init.checkpoint={file}", "train.steps=1")
+    method = build_method(config, None, classes=0)
+    assert "predictor taken as well" in start_from(method, config)
+    assert differences(dict(method.state_dict()), dict(trained["model"])) == []
+
+
+@pytest.mark.parametrize(("frozen", "learned"), [(2, 4), (6, 0)])
+def test_steps_in_which_the_head_alone_learned_are_told_from_those_of_the_optimiser(
+    halfway: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: int, learned: int
+) -> None:
+    monkeypatch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)
+    asked = (*GUIDED, *LENGTH, f"init.checkpoint={halfway / 'run'}", f"init.frozen_steps={frozen}")
+    run(halfway / "pairs", tmp_path / "run", *asked)
+    file, said = written_and_said(tmp_path / "run", tmp_path / "run", "reference")
+    held = ", opt" if learned else ""
+    left = "guide, teacher's statistics" if learned else "guide, optimiser, teacher's statistics"
+    assert said == [
+        f"layout reference, with encoder, target_encoder, predictor{held}",
+        f"encoder and predictor learned in {learned} of 6 steps, in the others the head alone",
+        f"left out, since the layout has no place for it: {left}",
+    ]
+    back = checkpoint.load(written(file, tmp_path / "back", "depthjepa", "target", "model.heads=2"))
+    trained = states_by_name(weights(tmp_path / "run")["optimizer"])
+    kept = {key: state for key, state in trained.items() if not key.startswith("guide.")}
+    assert bool(kept) is bool(learned)
+    assert differences(states_by_name(back.optimizer) if back.optimizer else {}, kept) == []
+
+
+def test_a_supervised_run_leaves_out_head_and_optimiser_and_says_so(tmp_path: Path, call: Call) -> None:
+    run(write_classes(tmp_path / "classes"), tmp_path / "run", "train.objective=supervised", "train.steps=1")
+    file, said = written_and_said(tmp_path / "run", tmp_path / "run", "reference")
+    assert said == [
+        "layout reference, with encoder, target_encoder",
+        "both encoders are the source's one, the context encoder",
+        "not in the source: predictor",
+        "left out, since the layout has no place for it: head, optimiser",
+    ]
+    content = torch.load(file, weights_only=True)
+    assert content.keys() == {"encoder", "target_encoder"}
+    expected = checkpoint.load(tmp_path / "run").part("context_encoder")
+    assert differences(bare(content["encoder"]), expected) == differences(bare(content["target_encoder"]), expected)
+
+
+@pytest.mark.parametrize("source", ["hf", "timm", "safetensors"])
+def test_a_foreign_encoder_has_no_predictor_and_no_optimiser_and_that_is_said(
+    layouts: dict[str, Path], tmp_path: Path, source: str
+) -> None:
+    file, said = written_and_said(layouts[source], tmp_path / "one", "reference")
+    assert said[1:] == [
+        "both encoders are the source's one, the target encoder",
+        "not in the source: predictor, optimiser",
+    ]
+    assert torch.load(file, weights_only=True).keys() == {"encoder", "target_encoder"}
+    folder, said = written_and_said(layouts[source], tmp_path / "run", "depthjepa")
+    assert said[1].startswith("without predictor and optimiser state: ")
+    assert not checkpoint.load(folder).optimizer
+
+
+@pytest.mark.parametrize("layout", ["hf", "timm", "safetensors", "onnx"])
+def test_a_layout_of_one_encoder_says_what_it_leaves_out(small: Path, tmp_path: Path, layout: str) -> None:
+    _, said = written_and_said(small, tmp_path / "one", layout)
+    assert said[-1] == "left out: context encoder, predictor, optimiser"
+    one = written(small, tmp_path / "target", "safetensors")
+    _, said = written_and_said(one, tmp_path / "again", layout)
+    assert not [line for line in said if line.startswith("left out")]
+
+
+def written_and_said(source: Path, stem: Path, layout: str) -> tuple[Path, list[str]]:
+    """Convert; the target and what is said of it, without its path."""
+    target = stem.with_name(stem.name + f"-{layout}" + ENDINGS.get(layout, ""))
+    found = convert(str(source), target, layout)
+    lines = [line for line in found if not line.startswith((f"{source}: ", "assumed: "))]
+    return target, [line.removeprefix(f"{target}: ") for line in lines]
 
 
 # which encoder --------------------------------------------------------------------------------------------
@@ -519,7 +606,7 @@ def test_a_file_of_one_encoder_serves_as_both_and_it_is_said(small: Path, tmp_pa
     assert "the context encoder" in said[1]
     assert said[2] == "there is no target encoder in the source"
     said = convert(str(one), tmp_path / "both.pth.tar", "reference")
-    assert said[-1] == "both encoders are the source's one, the context encoder"
+    assert said[2] == "both encoders are the source's one, the context encoder"
     content = torch.load(tmp_path / "both.pth.tar", weights_only=True)
     assert content.keys() == {"encoder", "target_encoder"}
     assert differences(bare(content["encoder"]), expected) == []

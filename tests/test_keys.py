@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import fnmatch
+import json
 import re
 import runpy
 from pathlib import Path
@@ -10,21 +13,27 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter
 
-from depthjepa.config import FIT_DEFAULTS, RunConfig, TeacherFitConfig, keys
-from depthjepa.configuring import build_config, build_fit
+from depthjepa.config import FIT_DEFAULTS, RunConfig, TeacherFitConfig, flatten, keys, to_mapping
+from depthjepa.configuring import build_config, build_fit, load_config
 from depthjepa.data.layouts.table import LAYOUTS
 from depthjepa.evaluation import attentive_probe, depth_readouts, during_training
 from depthjepa.faults import BadInput
 from depthjepa.guidance.config import KINDS
 from depthjepa.guidance.teachers.depthfm.network import STRIDE
 from depthjepa.guidance.teachers.table import TEACHERS
-from depthjepa.keys import Key, listings, sections_of, words, written
+from depthjepa.keys import SHORT, Key, listings, sections_of, words, written
 from depthjepa.loggers.table import LOGGERS
+from depthjepa.recipe_files import recipe_names
+from depthjepa.recipe_values import in_words
+from depthjepa.study.claims import Comparison
+from depthjepa.study.keys import study_listing
+from depthjepa.study.plan import Study
 from tiny_runs import Call
 
 ROOT = Path(__file__).parents[1]
 RUN, FIT = sections_of(RunConfig), sections_of(TeacherFitConfig, FIT_DEFAULTS)
-ALL = [key for section in (*RUN, *FIT) for key in section.keys]
+STUDY = study_listing().sections
+ALL = [key for section in (*RUN, *FIT, *STUDY) for key in section.keys]
 
 
 def the(name: str, needs: str = "") -> Key:
@@ -85,6 +94,16 @@ def test_keys_of_a_kind_of_guidance_are_refused_for_the_others() -> None:
                 build_config({}, [f"{key.name}={key.default}", "guidance.kind=none"])
 
 
+def test_every_key_of_a_study_file_is_listed_and_its_default_holds() -> None:
+    study, claim = STUDY
+    given = {"base": "demo", "arms": {"a": ()}, "seeds": (0,)}
+    assert [key.name for key in study.keys] == [each.name for each in dataclasses.fields(Study)]
+    assert [key.name for key in claim.keys] == [f"claims.{each.name}" for each in dataclasses.fields(Comparison)]
+    assert {key.name for key in study.keys if not key.default} == given.keys()
+    printed = {key.name: json.loads(key.default) for key in study.keys if key.default and key.name != "name"}
+    assert Study(**given, name="study", **printed) == Study(**given)
+
+
 def test_choices_that_are_rows_are_those_of_the_table() -> None:
     for key, table in (("guidance.teacher", TEACHERS), ("data.kind", LAYOUTS), ("train.loggers", LOGGERS)):
         offered = the(key, "guidance.kind=feature" if key.startswith("guidance") else "").type
@@ -115,6 +134,7 @@ def test_keys_that_a_fit_shares_with_a_run_are_listed_once() -> None:
         (Annotated[float, Field(ge=0, lt=1)], "number >= 0 and < 1"),
         (Annotated[float, Field(gt=2.5)] | None, "number > 2.5, or null"),
         (str | None, "text, or null"),
+        (dict[str, tuple[str, ...]], "lists of texts by name"),
         (bool, "true or false"),
         (Literal["a"], "a"),
         (Literal["a", "b-c"], "one of a | b-c"),
@@ -145,6 +165,75 @@ def test_the_page_is_the_code_s() -> None:
     assert page == (ROOT / "docs" / "keys.md").read_text(), "docs/keys.md is stale: python tools/keys.py --write"
 
 
+def set_by_recipes() -> dict[tuple[str, str], str]:
+    """What docs/keys.md says that recipes set otherwise: (recipe, key) to the value, as it is written."""
+    found: dict[tuple[str, str], str] = {}
+    for key, said in re.findall(r"^- `([\w.]+)`: (.*)$", (ROOT / "docs" / "keys.md").read_text(), re.MULTILINE):
+        for names, value in re.findall(r"([^`]+) `([^`]*)`(?:; |$)", said.replace("\\", "")):
+            for name in expanded(names):
+                assert (name, key) not in found, f"{key} of {name} is said twice"
+                found[name, key] = value
+    return found
+
+
+def expanded(words: str) -> set[str]:
+    """The recipes that words such as `paper-* but *-small, photos` or `all but demo and rgbd` speak of."""
+    found: set[str] = set()
+    for term in words.split(", "):
+        pattern, _, exceptions = term.partition(" but ")
+        fitting = set(fnmatch.filter(recipe_names(), "*" if pattern == "all" else pattern))
+        found |= fitting - {name for each in exceptions.split(" and ") for name in fnmatch.filter(fitting, each)}
+        assert fitting, f"no recipe is called {pattern}"
+    return found
+
+
+@pytest.mark.parametrize("name", [each for each in recipe_names() if "-pixel-" not in each or "mlp-full" in each])
+def test_the_page_says_what_each_recipe_sets(name: str) -> None:
+    """What is said to be set has that value in the recipe, and the others have their default."""
+    config, said = (
+        load_config(name),
+        {key: value for (recipe, key), value in set_by_recipes().items() if recipe == name},
+    )
+    values = flatten(to_mapping(config))
+    defaults = flatten(to_mapping(RunConfig(guidance=KINDS[config.guidance.kind]())))
+    defaults["guidance.kind"] = RunConfig().guidance.kind
+    others = {key for key in values if values[key] != defaults[key] and key != "name" and not key.startswith("about.")}
+    assert said.keys() == others
+    for key, value in said.items():
+        full = written(values[key])
+        assert full == value or (value.endswith("…") and len(value) == SHORT and full.startswith(value[:-1]))
+
+
+NAMES = ["a-x-1", "a-x-2", "a-y-1", "a-y-2", "b", "b-p", "b-q", "b-r", "b-small", "c-x-1-small", "d-z-1-small"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        (NAMES, "all"),
+        (NAMES[1:], "all but a-x-1"),
+        (["b", "c-x-1-small", "d-z-1-small"], "b, c-x-1-small, d-z-1-small"),
+        (NAMES[:4], "a-*"),
+        (["a-x-1", "a-x-2"], "a-x-*"),
+        (["a-x-1", "a-y-1", "b"], "a-*-1, b"),
+        (["a-x-1", "a-y-1"], "a-*-1"),
+        (["b-p", "b-q", "b-r"], "b-* but *-small"),
+        (["b-p", "b-q", "b-small"], "b-* but b-r"),
+        (["b"], "b"),
+    ],
+)
+def test_recipes_are_named_in_few_words(chosen: list[str], said: str) -> None:
+    assert in_words(set(chosen), NAMES) == said
+
+
+def test_what_recipes_set_is_printed_whole_for_one_key(call: Call) -> None:
+    _, output, _ = call("recipes", "--keys", "guidance.teacher_vae")
+    names, value = "paper-feature-pretrained, paper-feature-scratch, paper-feature-scratch-120", "stable-diffusion-v1-5"
+    assert f"{names} {value}/{value}" in " ".join(output.split())
+    _, output, _ = call("recipes", "--keys")
+    assert f"{value}/{value}" not in output
+
+
 def cells(output: str) -> list[list[str]]:
     """Cells of the printed tables, row by row, put together again where they were wrapped; without spaces."""
     rows: list[list[str]] = []
@@ -167,9 +256,12 @@ def test_the_command_prints_all_of_it_in_100_columns(call: Call) -> None:
     status, output, _ = call("recipes", "--keys")
     assert status == 0
     assert max(map(len, output.splitlines())) <= 100
-    expected = [key for listing in listings() for section in listing.sections for key in section.keys]
+    expected = [
+        key for listing in listings(more=[study_listing()]) for section in listing.sections for key in section.keys
+    ]
     assert cells(output) == [
-        [text.replace(" ", "") for text in (key.name, key.type, key.default, key.meaning)] for key in expected
+        [text.replace(" ", "") for text in (key.name, key.type, key.default or "required", key.meaning)]
+        for key in expected
     ]
 
 
@@ -181,6 +273,7 @@ def test_the_command_prints_all_of_it_in_100_columns(call: Call) -> None:
         ("optim.lr", "optim.lr", "optim.lr"),
         ("data", "data.kind", "data.flip"),  # a run's, then what a fit has otherwise
         ("fit.kl", "fit.kl", "fit.kl"),
+        ("claims.margin", "claims.margin", "claims.margin"),
     ],
 )
 def test_one_section_or_key_can_be_asked_for(call: Call, word: str, first: str, last: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import re
 import runpy
 import shlex
@@ -16,9 +17,18 @@ import pytest
 import typer
 
 from depthjepa import cost
-from depthjepa.cli import app
+from depthjepa.cli import USAGE, app
+from depthjepa.commands.convert import convert
+from depthjepa.config import FIT_DEFAULTS, RunConfig, TeacherFitConfig, keys
+from depthjepa.configuring import build_fit, load_config
+from depthjepa.faults import BadInput
+from depthjepa.guidance.teachers.table import TEACHERS
+from depthjepa.keys import listings
+from depthjepa.recipe_files import read_recipe, recipe_names
+from depthjepa.study.keys import study_listing
+from depthjepa.study.plan import load_study, study_names
 from tiny_images import write_classes, write_flat, write_pairs
-from tiny_runs import SETTINGS, Call
+from tiny_runs import GUIDED, SETTINGS, Call, run
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -107,7 +117,7 @@ def test_every_folder_of_the_package_says_what_it_is() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_fences_are_of_languages_that_are_tested(page: Path) -> None:
     fences = re.findall(r"^```(.*)\n(?:.*\n)*?```$", page.read_text(), re.MULTILINE)
-    assert set(fences) <= {"python", "bash", "sh", "console", "text"}
+    assert set(fences) <= {"python", "bash", "sh", "console", "text", "yaml"}
 
 
 def test_every_command_of_readme_is_run_or_has_a_reason_not_to() -> None:
@@ -125,6 +135,177 @@ def test_commands_of_readme_run(readers_folder: Path, call: Call, monkeypatch: p
         if "--out" in words:
             out = readers_folder / words[words.index("--out") + 1]
             assert out.is_file() or any(out.iterdir()), f"depthjepa {shlex.join(words)} wrote no {out.name}"
+
+
+# every page -----------------------------------------------------------------------------------------------
+
+NOW = [page for page in PAGES if page.name != "CHANGELOG.md"]  # that one speaks of what was
+
+
+def printed(page: Path) -> list[str]:
+    """The command lines of a page: of fences, of indented lines, and between backticks where arguments follow."""
+    text = page.read_text().replace("\\\n", " ")
+    lines = re.findall(r"^ {4}(depthjepa .*)$", text, re.MULTILINE)
+    lines += [shlex.join(["depthjepa", *words]) for words in of_depthjepa(text)]
+    lines += [" ".join(each.split()) for each in re.findall(r"`(depthjepa [a-z-]+ [^`]*)`", text)]
+    return [line for line in lines if "…" not in line]
+
+
+def words_of(line: str) -> list[str]:
+    """The words behind `depthjepa`; `[--option A|B]` is given, with A."""
+    words = shlex.split(re.sub(r"\[(--[^]]*)\]", r"\1", line), comments=True)[1:]
+    return [word if "=" in word else word.partition("|")[0] for word in words]
+
+
+def fault_of(words: list[str]) -> str | None:
+    """What is wrong with a command line, found without running it: options, names, and what its settings lead to.
+
+    A name in capitals stands for the reader's.
+    """
+    command, name = typer.main.get_command(app), ""
+    while isinstance(command, typer.core.TyperGroup):
+        if words[0] not in command.commands:
+            return f"there is no command {words[0]}"
+        name, *words = words
+        command = command.commands[name]
+    try:
+        given = command.make_context(name, list(words)).params
+    except (BadInput, USAGE) as fault:
+        return str(fault)
+    settings = given.get("overrides") or []
+    try:
+        if name == "train" and not given["recipe"].endswith(".yaml"):
+            load_config(given["recipe"], settings)
+        elif name == "study" and not given["study"].endswith(".yaml") and not given["study"].isupper():
+            load_study(given["study"])
+        elif name == "fit-teacher":
+            build_fit(FIT_DEFAULTS, settings)
+        elif name == "teach":
+            TEACHERS.check(given["teacher"])
+        elif name == "recipes" and given["keys"]:
+            listings(given["name"], [study_listing()])
+        elif name == "recipes" and given["name"]:
+            read_recipe(given["name"])
+    except BadInput as fault:
+        return str(fault)
+    known = keys(TeacherFitConfig if name == "fit-teacher" else RunConfig)
+    unknown = [text for text in settings if text.partition("=")[0] not in known]
+    return f"no keys: {', '.join(unknown)}" if unknown else None
+
+
+@pytest.mark.parametrize("page", NOW, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_command_lines_of_a_page_are_the_command_line_s(page: Path, readers_folder: Path) -> None:
+    faults = {line: fault for line in printed(page) if (fault := fault_of(words_of(line)))}
+    assert not faults
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("depthjepa trian photos", "no command trian"),
+        ("depthjepa train photo", "no recipe 'photo'"),
+        ("depthjepa train photos --ot x", "--ot"),
+        ("depthjepa train photos data.rot=x", "unknown key 'data.rot'"),
+        ("depthjepa train photos guidance.control=image", "guidance.control"),
+        ("depthjepa probe RUN lnear", "no probe 'lnear'"),
+        ("depthjepa probe RUN depth evaluation.far=1", "no keys: evaluation.far=1"),
+        ("depthjepa study nothing", "no study 'nothing'"),
+        ("depthjepa recipes --keys optm", "no section or key 'optm'"),
+        ("depthjepa prepare nyu SOURCE --out x", "no command nyu"),
+    ],
+)
+def test_faults_of_a_printed_line_are_found(line: str, said: str) -> None:
+    assert said in (fault_of(words_of(line)) or "")
+    assert fault_of(words_of("depthjepa prepare kitti A --out B [--raw RAW] [--split C]")) is None
+
+
+@pytest.mark.parametrize("page", NOW, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_keys_and_recipes_that_a_page_names_are_there(page: Path) -> None:
+    """Between backticks; `guidance.teacher_*` stands for several keys."""
+    known = {*keys(RunConfig), *keys(TeacherFitConfig)}
+    sections = "|".join(sorted({key.partition(".")[0] for key in known if "." in key}))
+    named = re.findall(rf"(?<=`)((?:{sections})\.[a-z_0-9*]+)(?=[=` ])", page.read_text())
+    assert not [key for key in named if not fnmatch.filter(known, key)]
+    shipped = [*recipe_names(), *study_names()]
+    recipes = re.findall(r"(?<=`)((?:paper|ijepa)-[\w*-]+)(?=`)", page.read_text())
+    assert not [name for name in recipes if not fnmatch.filter(shipped, name)]
+
+
+@pytest.mark.parametrize("page", NOW, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_modules_that_a_page_starts_are_programs(page: Path) -> None:
+    """`python -m depthjepa.cli` would do nothing, and end well."""
+    started = re.findall(r"-m\s+(depthjepa[\w.]*)", page.read_text())
+    assert set(started) <= {"depthjepa"}
+
+
+# Pages of docs/ whose commands are run, one after the other in one folder: what is added to those that begin so, and
+# what is not run. Settings that a page gives and that take long are replaced.
+TINY = (
+    *(text for text in SETTINGS if not text.startswith(("model.width", "model.heads"))),
+    "model.width=64",
+    "model.heads=1",
+)
+FIT = (
+    "data.image_size=64",
+    "fit.autoencoder_widths=[8, 8, 8, 8]",
+    "fit.autoencoder_steps=2",
+    "fit.width=32",
+    "fit.multiples=[1]",
+    "fit.steps=2",
+    "fit.crops=8",
+    "fit.batch_size=4",
+    "fit.val_images=3",
+)
+TEACHING = (*TINY, *FEW_STEPS, "train.whitening_images=8")
+RUN_PAGES: dict[str, dict[str, tuple[str, ...]]] = {
+    "checkpoints.md": {"train": (), "convert plain.pth.tar": ("masks.bias=unbiased",), "convert": ()},
+    "depth-probes.md": {"probe": ("evaluation.depth_steps=4",)},
+    "pixel-guidance.md": {
+        "train": (*TINY, *FEW_STEPS),
+        "diagnose": ("evaluation.gate_steps=0",),
+        **dict.fromkeys(("probe", "predict", "show"), ()),
+    },
+    "teachers.md": {"train": TEACHING, "teach": (), "fit-teacher": FIT},
+}
+SHORTER = {"train.epochs=300": "train.epochs=3", "guidance.teacher_size=256": "guidance.teacher_size=64"}
+EXTRAS = {"checkpoints.md": ("transformers", "timm", "onnx", "onnxruntime"), "teachers.md": ("diffusers",)}
+PAGES_NOT_RUN = {
+    "train paper-feature-pretrained": "a ViT-H",
+    "train photos --out runs/guided": "a network from a hub",
+}
+
+
+def make(name: str, place: Path) -> Path:
+    """What a page of docs/ reads and does not write: pairs, and runs, the plain one as the released file as well."""
+    if name == "NYU":
+        return write_pairs(place)
+    pairs = place.parents[name.count("/")] / "RGBD"
+    if name.endswith(".pth.tar"):
+        convert(str(make("runs/released", place.parent / "runs" / "released")), place, "reference")
+    elif not place.exists():
+        run(pairs, place, *TINY[-2:], "train.steps=2", *(GUIDED if name == "RUN" else ()))
+    return place
+
+
+@pytest.mark.parametrize("name", RUN_PAGES)
+def test_commands_of_a_page_run(name: str, readers_folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)
+    for module in EXTRAS.get(name, ()):
+        pytest.importorskip(module)
+    page, ran = ROOT / "docs" / name, 0
+    lines = re.findall(r"^ {4}depthjepa (.*)$", page.read_text().replace("\\\n", " "), re.MULTILINE)
+    for needed in ("NYU", "RUN", "runs/mine", "runs/plain", "IN1K-vit.h.14-300e.pth.tar"):
+        if any(f" {needed} " in line for line in lines):
+            make(needed, readers_folder / needed)
+    for line in map(" ".join, map(str.split, lines)):
+        if line.startswith(tuple(PAGES_NOT_RUN)):
+            continue
+        added = next(settings for start, settings in RUN_PAGES[name].items() if line.startswith(start))
+        words = [SHORTER.get(word, word) for word in words_of(f"depthjepa {line}")]
+        status, _, errors = call(*words, *added)
+        assert status == 0, f"depthjepa {shlex.join(words)}: {errors}"
+        ran += 1
+    assert ran
 
 
 @pytest.mark.parametrize("code", blocks(README, "python"))

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
@@ -557,6 +557,35 @@ def test_shipped_studies_resolve(name: str, at_hand: Path, monkeypatch: pytest.M
     monkeypatch.chdir(at_hand)
     study = load_study(name)
     assert resolve(study).keys() == study.arms.keys()
+
+
+@pytest.fixture
+def printed(pairs: Path, tmp_path: Path) -> Study:
+    """The study of docs/studies.md, on pairs that are here."""
+    page = (Path(__file__).parents[1] / "docs" / "studies.md").read_text()
+    (text,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    file = tmp_path / "mine.yaml"
+    file.write_text(text.replace("RGBD", str(pairs)))
+    return load_study(file)
+
+
+def test_the_printed_study_resolves_and_shows_every_key(printed: Study) -> None:
+    assert {arm: config.guidance.kind for arm, config in resolve(printed).items()} == {
+        "unguided": "none",
+        "depth": "feature",
+        "picture": "feature",
+        "weak": "feature",
+    }
+    left = {each.name for each in fields(Study) if getattr(printed, each.name) == each.default}
+    assert left <= {"printed", "side_by_side"}
+
+
+@pytest.mark.slow
+def test_the_printed_study_runs(printed: Study, tmp_path: Path) -> None:
+    quick = replace(printed, minutes=None, seeds=(0, 1), settings=(*printed.settings, *SETTINGS, "train.steps=5"))
+    content = run_study(quick, tmp_path / "out")
+    assert not content["failed"]
+    assert [claim["against"] for claim in content["claimed"]] == ["unguided", "picture"]
 
 
 def test_settings_behind_a_studys_name_are_for_all_arms(

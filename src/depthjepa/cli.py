@@ -260,18 +260,23 @@ def kitti(
 @app.command()
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(help="Print this recipe; with --keys this section or key, such as data or optim.lr.")
+        str | None,
+        typer.Argument(help="Print this recipe; with --keys this section or key: data, optim.lr, study."),
     ] = None,
     keys: Annotated[
-        bool, typer.Option("--keys", help="Print the keys of the configuration: type, default and meaning.")
+        bool,
+        typer.Option(
+            "--keys", help="Print the keys of the configuration: type, default, meaning, and what recipes set."
+        ),
     ] = False,
 ) -> None:
     """List the shipped recipes with what they cost and score, or print one; or the keys that recipes have."""
     if keys:
-        from depthjepa.keys import listings
+        from depthjepa.keys import SHORT, listings
         from depthjepa.report.terminal import print_keys
+        from depthjepa.study.keys import study_listing
 
-        print_keys(listings(name))
+        print_keys(listings(name, [study_listing()]), SHORT if name is None else None)
         return
     from depthjepa.configuring import load_config
     from depthjepa.recipe_files import families, recipe_names, recipe_text
@@ -418,7 +423,9 @@ def convert(
 
 @app.command()
 def study(
-    study: Annotated[str, typer.Argument(help="Name of a shipped study, or a YAML file.")],
+    study: Annotated[
+        str, typer.Argument(help="A shipped study, or a YAML file; `recipes --keys study` prints its keys.")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(help="Settings of all arms, such as data.root=FOLDER; an arm's own stay."),

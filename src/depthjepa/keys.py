@@ -1,13 +1,14 @@
 """All keys of the configuration in words: their types and defaults as people write them, and what they mean.
 
-They are read from the JSON schema of the classes that declare them, where a field's docstring is its meaning.
-`depthjepa recipes --keys` and docs/keys.md print them.
+They are read from the JSON schema of the classes that declare them, where a field's docstring is its meaning; with
+them stands what shipped recipes set otherwise. `depthjepa recipes --keys` and docs/keys.md print them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,9 +16,11 @@ from pydantic import TypeAdapter
 
 from depthjepa.config import FIT_DEFAULTS, RunConfig, TeacherFitConfig, flatten, to_mapping
 from depthjepa.faults import BadInput, nearest
+from depthjepa.recipe_values import Setting, settings_of_recipes
 
 NOUNS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
 SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+SHORT = 32  # letters of a recipe's value that a list of all keys has room for
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +29,30 @@ class Key:
 
     name: str
     type: str
-    default: str
+    default: str  # empty: it has none and has to be given
     meaning: str
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Keys that begin alike, with what they are about; `needs` is the setting without which they are refused."""
+    """Keys that begin alike, with what they are about; `needs` is the setting without which they are refused.
+
+    `recipes` are the settings of shipped recipes that are not the default, by key.
+    """
 
     name: str  # empty: keys without a section
     about: str
     keys: tuple[Key, ...]
     needs: str = ""
+    recipes: Mapping[str, list[Setting]] = dataclasses.field(default_factory=dict)
+
+    def set_by_recipes(self, most: int | None = None) -> list[tuple[str, list[tuple[str, str]]]]:
+        """Key by key, recipes and the value that they set, as it is written, cut off after `most` letters."""
+        return [
+            (key.name, [(each.recipes, _cut(written(each.value), most)) for each in self.recipes[key.name]])
+            for key in self.keys
+            if key.name in self.recipes
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +63,21 @@ class Listing:
     sections: tuple[Section, ...]
 
 
-def listings(only: str | None = None) -> list[Listing]:
-    """The keys of a run, then those of `fit-teacher` that differ from them; or one section or key of both.
+def listings(only: str | None = None, more: Sequence[Listing] = ()) -> list[Listing]:
+    """The keys of a run, those of `fit-teacher` that differ from them, and `more`; or one section or key of all.
 
     Raises `BadInput` for a section or key that is not there, with the nearest one.
     """
-    run = sections_of(RunConfig)
+    run = [
+        replace(section, recipes=settings_of_recipes(section.needs.partition("=")[2]))
+        for section in sections_of(RunConfig)
+    ]
     known = {key for section in run for key in section.keys}
     fit = [_without(section, known) for section in sections_of(TeacherFitConfig, FIT_DEFAULTS)]
     found = [
         Listing("Keys of a run: `depthjepa train` and all that reads runs", tuple(run)),
         Listing("Keys of `depthjepa fit-teacher`", tuple(section for section in fit if section.keys)),
+        *more,
     ]
     return found if only is None else _only(found, only)
 
@@ -98,12 +117,12 @@ def sections_of(kind: type[RunConfig | TeacherFitConfig], changed: Mapping[str, 
     classes: dict[str, Any] = {f"#/$defs/{name}": content for name, content in schema["$defs"].items()}
     defaults = flatten(to_mapping(kind())) | flatten(changed or {})
     plain = {name: field for name, field in schema["properties"].items() if not {"$ref", "oneOf"} & field.keys()}
-    found = [Section("", _first_paragraph(schema), _keys(plain, "", defaults))]
+    found = [Section("", first_paragraph(schema), keys_of(plain, "", defaults))]
     for name, field in schema["properties"].items():
         if "$ref" in field:
             content = classes[field["$ref"]]
-            keys = _keys(content["properties"], f"{name}.", defaults)
-            found.append(Section(name, _first_paragraph(content), keys))
+            keys = keys_of(content["properties"], f"{name}.", defaults)
+            found.append(Section(name, first_paragraph(content), keys))
         elif "oneOf" in field:
             kinds = [classes[each["$ref"]] for each in field["oneOf"]]
             found += _in_kinds(name, field, kinds, defaults)
@@ -120,24 +139,32 @@ def _in_kinds(name: str, field: Any, kinds: list[Any], defaults: Mapping[str, An
     for value, content in values.items():
         own = {key: each for key, each in content["properties"].items() if key != tag}
         if own:
-            keys = _keys(own, f"{name}.", defaults)
-            found.append(Section(name, _first_paragraph(content), keys, needs=f"{name}.{tag}={value}"))
+            keys = keys_of(own, f"{name}.", defaults)
+            found.append(Section(name, first_paragraph(content), keys, needs=f"{name}.{tag}={value}"))
     return found
 
 
-def _keys(fields: Mapping[str, Any], prefix: str, defaults: Mapping[str, Any]) -> tuple[Key, ...]:
+def keys_of(fields: Mapping[str, Any], prefix: str = "", defaults: Mapping[str, Any] | None = None) -> tuple[Key, ...]:
+    """The keys that the properties of a class's schema are; `defaults` by dotted name go before the schema's."""
+    known = {prefix + name: field["default"] for name, field in fields.items() if "default" in field}
+    known.update(defaults or {})
     return tuple(
         Key(
             prefix + name,
             words(field),
-            written(defaults.get(prefix + name, field["default"])),
+            written(known[prefix + name]) if prefix + name in known else "",
             " ".join(field.get("description", "").split()),
         )
         for name, field in fields.items()
     )
 
 
-def _first_paragraph(content: Mapping[str, Any]) -> str:
+def _cut(text: str, most: int | None) -> str:
+    return text if most is None or len(text) <= most else f"{text[: most - 1]}…"
+
+
+def first_paragraph(content: Mapping[str, Any]) -> str:
+    """What the docstring of a class says first, in one line, from its schema."""
     return " ".join(content["description"].split("\n\n")[0].split())
 
 
@@ -159,7 +186,11 @@ def words(schema: Mapping[str, Any], *, many: bool = False) -> str:
         return f"list of {len(schema['prefixItems'])} {each}"
     if "items" in schema:
         fewest = f"{schema['minItems']} or more " if "minItems" in schema else ""
-        return f"list of {fewest}{words(schema['items'], many=True)}"
+        return f"list{'s' * many} of {fewest}{words(schema['items'], many=True)}"
+    if "additionalProperties" in schema:
+        return f"{words(schema['additionalProperties'], many=True)} by name"
+    if "$ref" in schema:  # a class whose keys are a section of their own
+        return str(schema["$ref"]).rpartition("/")[2].lower() + "s" * many
     bounds = {sign: schema[key] for key, sign in SIGNS.items() if key in schema}
     if schema["type"] == "integer" and ">" in bounds:
         bounds = {">=": bounds.pop(">") + 1, **bounds}

@@ -15,6 +15,7 @@ What is chosen is laid over the rest of the file.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping
 from importlib import resources
@@ -89,6 +90,7 @@ def _content(text: str, name: str) -> dict[str, Any]:
     return content
 
 
+@functools.cache
 def _shipped() -> dict[str, tuple[Any, tuple[str, ...]]]:
     """File of each shipped recipe, and what is chosen of a family (nothing of a recipe by itself)."""
     found: dict[str, tuple[Any, tuple[str, ...]]] = {}

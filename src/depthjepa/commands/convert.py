@@ -13,7 +13,7 @@ from depthjepa.configuring import build_config
 from depthjepa.faults import BadInput, nearest
 from depthjepa.formats.flat import facts_of, write_flat
 from depthjepa.formats.onnx import write_onnx
-from depthjepa.formats.reference import write_reference
+from depthjepa.formats.reference import steps_of, write_reference
 from depthjepa.formats.timm import write_timm
 from depthjepa.formats.transformers import write_huggingface
 from depthjepa.formats.weights import Weights, Which
@@ -21,6 +21,7 @@ from depthjepa.logbook import RunFolder
 
 Layout = Literal["depthjepa", "reference", "hf", "timm", "onnx", "safetensors"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
+OPTIMISER = "optimiser"
 
 
 def convert(source: str, target: Path, to: str, which: Which = "target", settings: Sequence[str] = ()) -> list[str]:
@@ -78,7 +79,8 @@ def _write_run(saved: Checkpoint, target: Path) -> list[str]:
     RunFolder(target).begin(to_mapping(saved.config), runtime.environment())
     words = [f"{target}: a run folder at step {saved.step}"]
     if not optimizer:
-        words.append("without optimiser state: start other runs from it (init.checkpoint), it cannot be resumed")
+        without = "optimiser state" if saved.part("predictor") else "predictor and optimiser state"
+        words.append(f"without {without}: start other runs from it (init.checkpoint), it cannot be resumed")
     return words
 
 
@@ -90,20 +92,30 @@ def _write_reference(saved: Checkpoint, target: Path) -> list[str]:
     loss = saved.config.loss
     if loss.pixel or len(loss.target_layers) > 1:  # its outputs are more than the layout knows
         predictor = None
-    written = ["encoder", "target_encoder"]
-    training = {}
-    if predictor is not None:
-        written.append("predictor")
-        training = reference_training(saved)
-        written += [key for key in ("opt",) if key in training]
+    training = dict(reference_training(saved)) if predictor is not None else {}
+    learned = steps_of(training)
+    if saved.optimizer and not learned:
+        training.pop("opt", None)
     write_reference(target, encoders, predictor, training)
+    written = ["encoder", "target_encoder", *["predictor"] * (predictor is not None), *["opt"] * ("opt" in training)]
     words = [f"{target}: layout reference, with {', '.join(written)}"]
     if saved.which("target") == saved.which("context"):
         words.append(f"both encoders are the source's one, the {saved.which()} encoder")
-    placed = {"context_encoder", "target_encoder", *(["predictor"] if predictor else [])}
-    if left := sorted({key.split(".")[0] for key in saved.model} - placed):
+    if absent := [what for what in ("predictor", OPTIMISER) if what not in _held(saved)]:
+        words.append(f"not in the source: {', '.join(absent)}")
+    if training and saved.optimizer and learned < saved.step:
+        words.append(f"encoder and predictor learned in {learned} of {saved.step} steps, in the others the head alone")
+    kept = {"context encoder", "target encoder", "single encoder", *written, *[OPTIMISER] * ("opt" in training)}
+    if left := [what for what in _held(saved) if what not in kept]:
         words.append(f"left out, since the layout has no place for it: {', '.join(left)}")
     return words
+
+
+def _held(saved: Checkpoint) -> list[str]:
+    """What a checkpoint holds, in words: its networks, the state of its optimiser, what is known of its teacher."""
+    networks = sorted({key.split(".")[0].replace("_", " ") for key in saved.model})
+    optimizer = bool(saved.optimizer) or "opt" in (saved.reference or {})
+    return [*networks, *[OPTIMISER] * optimizer, *["teacher's statistics"] * (saved.whitening is not None)]
 
 
 def _write_encoder(saved: Checkpoint, target: Path, to: str, which: Which) -> list[str]:
@@ -126,4 +138,6 @@ def _write_encoder(saved: Checkpoint, target: Path, to: str, which: Which) -> li
         words.append(
             f"images [batch, 3, {size[0]}, {size[1]}], normalised, to tokens; onnxruntime agrees to {worst:.1g}"
         )
+    if left := [what for what in _held(saved) if what != f"{held} encoder"]:
+        words.append(f"left out: {', '.join(left)}")
     return words

@@ -38,8 +38,11 @@ def print_table(content: Mapping[str, Any]) -> None:
         print(sentence)
 
 
-def print_keys(listings: Sequence[Listing]) -> None:
-    """Print keys, section by section: name, type, default and meaning, wrapped and never cut off."""
+def print_keys(listings: Sequence[Listing], most: int | None = None) -> None:
+    """Print keys, section by section: name, type, default and meaning, wrapped and never cut off.
+
+    Below them what recipes set otherwise, where values of more than `most` letters are cut off.
+    """
     console = Console(width=None if sys.stdout.isatty() else PIPED, highlight=False)
     keys = [key for listing in listings for section in listing.sections for key in section.keys]
     longest = max(len(key.name) for key in keys)
@@ -54,6 +57,20 @@ def print_keys(listings: Sequence[Listing]) -> None:
             grid.add_column("default", ratio=7, overflow="fold")
             grid.add_column("meaning", ratio=15, overflow="fold")
             for key in section.keys:
-                grid.add_row(*map(escape, (key.name, key.type, key.default, key.meaning)))
+                grid.add_row(*map(escape, (key.name, key.type, key.default or "required", key.meaning)))
             console.print(grid)
+            _print_set_by_recipes(console, section.set_by_recipes(most))
         console.print()
+
+
+def _print_set_by_recipes(console: Console, settings: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> None:
+    if not settings:
+        return
+    console.print("\nSet otherwise by recipes:\n")
+    grid = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    grid.add_column(width=2)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for key, values in settings:
+        grid.add_row("", key, escape("; ".join(f"{recipes} {value}" for recipes, value in values)))
+    console.print(grid)

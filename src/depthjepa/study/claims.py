@@ -27,15 +27,16 @@ SUMS = ("within_residual", "within_total")  # of each image, as the depth probe 
 
 @configuration
 class Comparison:
-    """`first` against each of the arms `against` by a figure of the study's table, such as depth.r2_within.
-
-    `margin` is the difference, in the figure's unit, that would not matter: it is fixed before the study runs.
-    """
+    """One arm against others, by one figure of the study's table; tests over the others are corrected together."""
 
     measure: str
+    """Figure that is compared, as PROBE.KEY with a probe of the study, such as depth.r2_within."""
     first: str
+    """Arm that stands against the others."""
     against: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Arms that it is compared with, one by one."""
     margin: PositiveFloat
+    """Difference, in the figure's unit, that would not matter; fixed before the study runs."""
 
 
 def compare(comparisons: Sequence[Comparison], content: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:

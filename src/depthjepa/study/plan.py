@@ -34,19 +34,30 @@ NAME = re.compile(r"\w[\w.+=-]*", re.ASCII)
 
 @configuration
 class Study:
-    """What a study file says. `settings` and each of the `arms` are lists of KEY=VALUE on top of the recipe `base`."""
+    """What a study file says; settings are KEY=VALUE, as behind the name of a recipe."""
 
-    base: str  # a shipped recipe, or a file: relative to the study's folder
+    base: str
+    """Recipe that all arms start from: a shipped one, or a file, relative to the study's folder."""
     arms: dict[str, tuple[str, ...]]
-    seeds: tuple[int, ...]  # or how many: 3 is 0, 1, 2
+    """By the name of each arm its own settings, over those of the study; none: [], the base as it is."""
+    seeds: tuple[int, ...]
+    """Seeds that each arm is trained with, or how many of them: 3 is 0, 1, 2."""
     name: str = "study"
+    """Name in tables and of the folder; by default the file's."""
     about: str = ""
-    printed: str = ""  # what the source paper has in the place of these figures
+    """What is asked, in one sentence; it heads the table."""
+    printed: str = ""
+    """What the source paper has in the place of these figures."""
     settings: tuple[str, ...] = ()
-    minutes: PositiveFloat | None = None  # equal training time for each arm; None: as long as its configuration says
-    side_by_side: PositiveInt = 1  # runs at a time; they share the threads of the machine
+    """Settings of all arms, over the base; settings behind the study's name lie over these."""
+    minutes: PositiveFloat | None = None
+    """Equal training time of each run [min]; null: as long as its configuration says."""
+    side_by_side: PositiveInt = 1
+    """Runs at a time; they share the threads of the machine."""
     probes: tuple[str, ...] = ()
+    """Figures of each run: tasks of `depthjepa probe`, and diagnose."""
     claims: tuple[Comparison, ...] = ()
+    """What is to be compared, fixed before the runs."""
 
     @field_validator("arms", mode="before")
     @classmethod
@@ -54,7 +65,7 @@ class Study:
         """Arms that share settings name them once, by an anchor: `[*paper, *dense]`; an empty arm changes nothing."""
         return {key: _flat(arm) for key, arm in value.items()} if isinstance(value, dict) else value
 
-    @field_validator("seeds", mode="before")
+    @field_validator("seeds", mode="before", json_schema_input_type=int | tuple[int, ...])
     @classmethod
     def _count_or_list(cls, value: object) -> object:
         return tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
