@@ -55,6 +55,14 @@ def refuse_mix_up(config: RunConfig, folder: RunFolder, *, resume: bool) -> None
         raise BadInput(f"--resume with changed keys: {', '.join(changed)}; the run in {folder.path} has other values")
 
 
+def refuse_impossible(config: RunConfig, world: int = 1) -> None:
+    """Refuse what can be seen to go wrong without holding weights; `world` processes share a step."""
+    refuse_unusable_validation(config)
+    refuse_frozen_without_head(config)
+    refuse_size_without_cache(config)
+    refuse_single_images(config, world)
+
+
 def refuse_unusable_validation(config: RunConfig) -> None:
     """Find out before the first step whether pictures and probes of this run will have their images."""
     if has_validation(config.data):
@@ -74,6 +82,26 @@ def refuse_frozen_without_head(config: RunConfig) -> None:
         raise BadInput(
             f"init.frozen_steps={config.init.frozen_steps} trains the head alone, and an unguided run has none: "
             f"give guidance.kind=feature or init.frozen_steps=0"
+        )
+
+
+def refuse_single_images(config: RunConfig, world: int) -> None:
+    """Refuse parts of one image where a term compares the images of a part: of one alone it is nothing, or not finite.
+
+    `world`: how many processes share a step.
+    """
+    parts = world * config.train.accumulate
+    if config.train.objective != "jepa" or config.train.batch_size > parts:
+        return
+    terms = [name for name in ("variance", "covariance", "gaussian") if getattr(config.loss, name)]
+    comparing = [f"loss.{name} (0 switches it off)" for name in terms]
+    if isinstance(config.guidance, FeatureGuidance) and config.guidance.control in ("another", "mean"):
+        comparing.append(f"guidance.control={config.guidance.control}")
+    if comparing:
+        each = f"in each of the {parts} parts of a step" if parts > 1 else "at a time"
+        raise BadInput(
+            f"train.batch_size={config.train.batch_size} leaves one image {each}, and {' and '.join(comparing)} "
+            f"compare{'s' if len(comparing) == 1 else ''} several: take train.batch_size={2 * parts} or more"
         )
 
 

@@ -32,13 +32,7 @@ from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import normalise
 from depthjepa.run_state import State, restore, save
 from depthjepa.run_summary import finish, so_far
-from depthjepa.starting import (
-    refuse_frozen_without_head,
-    refuse_mix_up,
-    refuse_size_without_cache,
-    refuse_unusable_validation,
-    settle_precision,
-)
+from depthjepa.starting import refuse_impossible, refuse_mix_up, settle_precision
 from depthjepa.stopping import Interrupted, Stopping, interruptions
 from depthjepa.warm_start import start_from
 
@@ -93,9 +87,7 @@ def prepare(
 ) -> State:
     """Build the state of step 0, or the state that the newest checkpoint of the folder holds."""
     refuse_mix_up(config, folder, resume=resume)
-    refuse_unusable_validation(config)
-    refuse_frozen_without_head(config)
-    refuse_size_without_cache(config)
+    refuse_impossible(config, place.world)
     where = runtime.device(config.train.device, place)
     epoch_steps = steps_per_epoch(len(source), config.train.batch_size)
     steps = config.train.total_steps(epoch_steps)

@@ -39,8 +39,9 @@ def read(reader: Dataset[Answer | BadInput], requests: Iterator[object], workers
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else the loader draws its seed from the global generator
     )
+    answers = iter(loader)  # held until the workers are told: where it is dropped, it waits for them
     try:
-        for answer in loader:
+        for answer in answers:
             if isinstance(answer, BadInput):
                 raise answer
             yield answer

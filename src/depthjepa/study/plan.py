@@ -24,7 +24,7 @@ from depthjepa.masks import sample_masks
 from depthjepa.method import build_method, build_teacher
 from depthjepa.recipe_files import read_recipe
 from depthjepa.settings import configuration
-from depthjepa.starting import refuse_frozen_without_head, refuse_unusable_validation
+from depthjepa.starting import refuse_impossible
 from depthjepa.study.claims import Comparison
 from depthjepa.warm_start import start_from
 
@@ -190,8 +190,7 @@ def _refuse_unusable(config: RunConfig, study: Study, checked: Sequence[Any]) ->
     source = open_source(config.data, "train")
     if config.data not in checked:  # listing a large folder takes a while
         _refuse_probes_without_data(config, study.probes)
-    refuse_unusable_validation(config)
-    refuse_frozen_without_head(config)
+    refuse_impossible(config)
     runtime.device(config.train.device)
     if study.minutes is None:
         config.train.total_steps(steps_per_epoch(len(source), config.train.batch_size))
