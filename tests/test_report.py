@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
@@ -542,7 +543,7 @@ def test_a_perfect_model_looks_exactly_like_the_truth() -> None:
         assert not np.array_equal(shown[1], shown[3])  # a model has no scale of its own
     np.testing.assert_array_equal(np.asarray(rows[0, 1].images[0].get_array())[0, 0], figures.INVALID)
     assert [axis.get_title() for axis in rows[0]] == ["image", "ground truth", "perfect", "far"]
-    assert all(axis.get_ylabel() == "disparity [1/m]" for axis in figure.axes[8:])
+    assert figure.axes[8].texts[0].get_text() == "disparity\n[1/m]"
 
 
 def test_near_is_bright() -> None:
@@ -608,6 +609,36 @@ def test_batch_grid_ignores_invalid_depth() -> None:
     assert any((panel == figures.INVALID).all() for panel in shown if panel.dtype != np.uint8)
     low, high = figure.axes[-1].get_ylim()
     assert 0.24 < low < 0.26 and 0.49 < high < 0.51  # 1/m, untouched by the zeros
+
+
+@pytest.mark.parametrize("size", [(48, 160), (160, 48), (48, 48)])
+@pytest.mark.parametrize(("images", "runs"), [(1, 1), (2, 3), (6, 1), (6, 3)])
+def test_colour_bars_are_whole_and_apart(size: tuple[int, int], images: int, runs: int) -> None:
+    """Each bar, its figures and its label lie within the picture and on no other bar, however low the rows are."""
+    random = np.random.default_rng(0)
+    photographs = np.zeros((images, *size, 3), np.uint8)
+    maps = random.uniform(0.01, 0.3, (images, size[0] // 4, size[1] // 4))
+    predictions = {f"run {number}": maps for number in range(runs)} | {"random encoder": maps, "mean map": maps}
+    latents = random.normal(size=(images, 2, *maps.shape[1:]))
+    for figure, bars in (
+        (figures.depth_rows(photographs, maps, predictions), images),
+        (figures.latent_rows(photographs, latents, dict.fromkeys(list(predictions)[:runs], latents)), 1),
+        (figures.batch_grid(photographs, random.uniform(1, 9, (images, *size))), 1),
+    ):
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        drawn = [axis for axis in figure.axes if axis.get_label() == "<colorbar>"]
+        assert len(drawn) == bars
+        boxes = [axis.get_tightbbox(canvas.get_renderer()) for axis in drawn]
+        assert "[1/m]" in drawn[0].texts[0].get_text() or "no unit" in drawn[0].texts[0].get_text()
+        for axis, box in zip(drawn, boxes, strict=True):
+            assert box is not None
+            assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height
+            low, high = axis.get_ylim()
+            assert sum(low <= tick <= high for tick in axis.get_yticks()) >= 2
+            row = axis.get_position().height * len(drawn)
+            assert row > 0.6  # of the picture, the rest of which is its titles
+            assert not any(box.overlaps(other) for other in boxes if other is not None and other is not box)
 
 
 def test_figures_are_saved_where_asked_or_refused(tmp_path: Path) -> None:
