@@ -319,7 +319,7 @@ def _bar(figure: Figure, axes: Any, map_name: str, low: float, high: float, labe
         ticks=MaxNLocator(int(np.clip(height / 0.25, 2, 8))),
     )
     # No title: the layout makes no room for the width of titles.
-    above = {"xycoords": "axes fraction", "xytext": (0, 3), "textcoords": "offset points"}
-    bar.ax.annotate(label, (0, 1), fontsize=7, color=FAINT, va="bottom", **above)
+    spot: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
+    bar.ax.annotate(label, (0, 1), (0, 3), fontsize=7, color=FAINT, **spot)
     bar.ax.tick_params(labelsize=7, colors=FAINT)
     bar.outline.set(edgecolor=FAINT, linewidth=0.4)  # the brightest colours are hardly seen on white
