@@ -56,6 +56,9 @@ Data = Annotated[
     typer.Option(help=f"{LAYOUTS.listed()}; default: the run's own."),
 ]
 
+# What a command can make again is written over: reports, pictures, tables. What is made of photographs is not.
+Force = Annotated[bool, typer.Option("--force", help="Write over files that are there; else they are refused.")]
+
 
 def _one_of(what: str, *choices: str) -> Callable[[str], str]:
     def parse(word: str) -> str:
@@ -342,9 +345,14 @@ def embed(
     folder: Annotated[Path, typer.Argument(parser=_folder, metavar="FOLDER", help="Every image below it is embedded.")],
     out: Annotated[Path, typer.Option(help="File: .npz, .parquet or .safetensors.")],
     overrides: Overrides = None,
+    force: Force = False,
 ) -> None:
     """Write the mean-pooled embedding of every image below a folder, with the paths."""
     from depthjepa.commands.apply import embed_folder
+    from depthjepa.logbook import refuse_existing
+
+    if not force:
+        refuse_existing([out])
 
     _, config, encoder, where = _loaded(checkpoint, str(folder), overrides, "embeddings")
     count, skipped = embed_folder(config, encoder, where, out)
@@ -359,13 +367,21 @@ def predict(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the depth maps.")],
     overrides: Overrides = None,
+    force: Force = False,
 ) -> None:
-    """Write depth of one's own photographs: 16-bit PNG in millimetres and a coloured picture of each."""
+    """Write depth of one's own photographs: 16-bit PNG in millimetres and a coloured picture of each.
+
+    0, and grey in the picture, is unknown: beyond 65.5 m, or where depth was never measured in training. A photograph
+    is seen whole, in its own proportions; its map has its size.
+    """
     from depthjepa.commands.apply import predict_folder
+    from depthjepa.commands.depth_maps import doubt
 
     saved, config, encoder, where = _loaded(checkpoint, str(folder), overrides, "predictions")
-    count, skipped = predict_folder(saved, config, encoder, where, out)
+    count, skipped = predict_folder(saved, config, encoder, where, out, force=force)
     print(f"{out}: {count} depth maps{_skipped(skipped)}")
+    if (against := doubt(saved)) is not None:
+        print(against, file=sys.stderr)
 
 
 @app.command()

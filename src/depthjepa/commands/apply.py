@@ -9,7 +9,6 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch import Tensor
 from depthjepa import checkpoint as checkpoints
 from depthjepa import runtime
 from depthjepa.checkpoint import Checkpoint
+from depthjepa.commands.depth_maps import decoded_where, decodes_itself, of_photograph, photograph_views
 from depthjepa.config import RunConfig
 from depthjepa.configuring import load_config
 from depthjepa.data.images import image_names
@@ -33,8 +33,7 @@ from depthjepa.evaluation.probes import table as probes
 from depthjepa.evaluation.probes.depth import TASK as DEPTH_PROBE
 from depthjepa.evaluation.readout import DepthReadout, Predict, read_origin
 from depthjepa.faults import BadInput
-from depthjepa.guidance.config import PixelGuidance
-from depthjepa.logbook import whole_file
+from depthjepa.logbook import refuse_existing, whole_file
 from depthjepa.method import build_encoder
 from depthjepa.model.vit import VisionTransformer
 from depthjepa.runs import listed
@@ -92,40 +91,43 @@ def _write_safetensors(file: BinaryIO, embeddings: np.ndarray, paths: list[str])
 
 
 def predict_folder(
-    saved: Checkpoint, config: RunConfig, encoder: VisionTransformer, where: torch.device, out: Path
+    saved: Checkpoint,
+    config: RunConfig,
+    encoder: VisionTransformer,
+    where: torch.device,
+    out: Path,
+    *,
+    force: bool = False,
 ) -> tuple[int, list[str]]:
-    """Write `NAME.depth.png` (16 bits, millimetres, 0 = beyond 65.5 m) and `NAME.colour.png` for every image.
+    """Write `NAME.depth.png` (16 bits, millimetres, 0 = unknown) and `NAME.colour.png` for every image.
 
     NAME is the photograph's path below the folder without its suffix. A pixel-guided run whose head reads whole images
     decodes with that head, any other with the depth probe's readout (`depthjepa probe RUN depth`). Depth is bilinear
-    between pixels or cells and metric only as far as camera and views resemble those that it was fitted on. Maps have
-    the size of the photograph.
+    between pixels or cells and metric only as far as camera and views resemble those that it was fitted on. Each
+    photograph is seen whole and in its own proportions, up to whole patches; maps have its size. Unknown, and grey in
+    the picture, is what lies beyond 65.5 m and where depth was never measured in training: of an own head this is told
+    by `depthjepa probe RUN decode`.
 
-    Raises `BadInput` before the first write where a photograph or another map would be overwritten, and where the
-    readout was fitted on other weights than these.
+    Raises `BadInput` before the first write where a photograph would be overwritten, or any other file without
+    `force`, and where the readout was fitted on other weights than these.
     """
-    guidance = saved.config.guidance
     colours: tuple[float, float] | None = None
-    if isinstance(guidance, PixelGuidance) and guidance.read != "predicted" and not saved.lost:
-        predict = _own_head(saved, where)
+    if decodes_itself(saved):
+        predict, measured = _own_head(saved, where), decoded_where(saved)
     else:
-        predict, colours = _readout(saved, config, encoder, where)
-    _refuse_overwriting(Path(config.data.root), out)
-    root, count, skipped = Path(config.data.root), 0, list[str]()
-    for batch in _folder_views(config, skipped):
+        predict, measured, colours = _readout(saved, config, encoder, where)
+    _refuse_overwriting(Path(config.data.root), out, force=force)
+    count, skipped = 0, list[str]()
+    for batch, sizes in photograph_views(config, skipped):
         with torch.no_grad():
             disparity = predict(batch.to(where)).cpu()
-        if colours is None:  # one scale for all maps: what the first ones span
-            low, high = torch.quantile(disparity.flatten()[: 10**6], torch.tensor([0.02, 0.98])).tolist()
+        maps = [of_photograph(cells, measured, size) for cells, size in zip(disparity, sizes, strict=True)]
+        if colours is None:  # one scale for all maps: what the first one spans
+            low, high = np.nanquantile(maps[0].numpy(), [0.02, 0.98]).tolist()
             colours = low, high
-        for name, cells in zip(batch.names, disparity, strict=True):
-            with Image.open(root / name) as photograph:
-                width, height = photograph.size
-                if photograph.getexif().get(0x0112, 1) >= 5:  # lies on its side: views are upright
-                    width, height = height, width
-            smooth = F.interpolate(cells[None], (height, width), mode="bilinear", align_corners=False)[0, 0]
-            _write_depth(*_targets(out, name), smooth, *colours)
-            count += 1
+        for name, each in zip(batch.names, maps, strict=True):
+            _write_depth(*_targets(out, name), each, *colours)
+        count += len(maps)
     return count, skipped
 
 
@@ -138,8 +140,8 @@ def _own_head(saved: Checkpoint, where: torch.device) -> Predict:
 
 def _readout(
     saved: Checkpoint, config: RunConfig, encoder: VisionTransformer, where: torch.device
-) -> tuple[Predict, tuple[float, float]]:
-    """Disparity [1/m] by the depth probe's readout, and the range of its training set."""
+) -> tuple[Predict, Tensor, tuple[float, float]]:
+    """Disparity [1/m] by the depth probe's readout, the cells and the range that its training set measured."""
     if saved.run is None:
         raise BadInput(
             f"{saved.path} lies in no run folder, where its depth readout would be: make one with `depthjepa convert "
@@ -151,7 +153,8 @@ def _readout(
     readout = DepthReadout.load(file)
     _refuse_other_weights(file, saved, config)
     encode = encode_with(encoder, where, config.evaluation.precision)
-    return readout.on(encode, encoder.patch_size), (readout.mean_map.minimum, readout.mean_map.maximum)
+    met = readout.mean_map
+    return readout.on(encode, encoder.patch_size), met.measured, (met.minimum, met.maximum)
 
 
 def _refuse_other_weights(file: Path, saved: Checkpoint, config: RunConfig) -> None:
@@ -168,8 +171,11 @@ def _refuse_other_weights(file: Path, saved: Checkpoint, config: RunConfig) -> N
         )
 
 
-def _refuse_overwriting(root: Path, out: Path) -> None:
-    """Refuse an `out` in which maps would overwrite photographs, one another, or be taken for photographs later."""
+def _refuse_overwriting(root: Path, out: Path, *, force: bool) -> None:
+    """Refuse an `out` in which maps would overwrite photographs, one another, or be taken for photographs later.
+
+    Without `force`, refuse one that holds any of the maps already.
+    """
     if out.resolve().is_relative_to(root.resolve()):
         raise BadInput(f"--out {out} lies in the folder of the photographs, {root}: give a folder outside it")
     names = image_names(root)
@@ -183,6 +189,8 @@ def _refuse_overwriting(root: Path, out: Path) -> None:
         for target in (depth, colour):
             if target.resolve() in photographs:
                 raise BadInput(f"--out {out}: {target} is one of the photographs; give a folder outside {root}")
+    if not force:
+        refuse_existing([target for name in names for target in _targets(out, name)])
 
 
 def _targets(out: Path, name: str) -> tuple[Path, Path]:
@@ -193,7 +201,8 @@ def _targets(out: Path, name: str) -> tuple[Path, Path]:
 
 def _write_depth(depth: Path, colour: Path, disparity: Tensor, low: float, high: float) -> None:
     metres = 1 / disparity.numpy()
-    steps = np.where(metres <= FARTHEST, np.rint(metres * MILLIMETRES), 0).astype(np.uint16)
+    known = metres <= FARTHEST  # which nan is not
+    steps = np.rint(np.where(known, metres, 0) * MILLIMETRES).astype(np.uint16)
     with whole_file(depth) as file:
         Image.fromarray(steps).save(file, format="PNG")
     colours = (figures.colour_disparity(disparity.numpy(), low, high)[..., :3] * 255).round().astype(np.uint8)

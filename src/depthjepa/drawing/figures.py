@@ -169,8 +169,9 @@ def depth_rows(
 ) -> Figure:
     """Draw image, ground truth and each model's disparity [1/m] side by side, one image a row.
 
-    A row has one colour scale, that of its ground truth (2nd to 98th percentile); nan is grey. Without `photographs`
-    the images are left out: their licence may be narrower than that of what is told of them.
+    A row has one colour scale, that of its ground truth (2nd to 98th percentile). Cells that are nan are grey, and a
+    line below says why: in the truth they were not measured, in predictions not in any training image. Without
+    `photographs` the images are left out: their licence may be narrower than that of what is told of them.
     """
     names = [*(["image"] if photographs else []), "ground truth", *predictions]
     figure, axes = _panels(len(images), names, images.shape[1:3], bar=True)
@@ -182,6 +183,10 @@ def depth_rows(
         for axis, panel in zip(axes[row][int(photographs) :], panels, strict=True):
             _show(axis, colour_disparity(panel, low, high), image.shape[:2])
         _bar(figure, axes[row], DISPARITY_MAP, low, high, "" if row else DISPARITY)
+    never = any(np.isnan(array).any() for array in predictions.values())
+    if never or np.isnan(truth).any():
+        beside = ["in the ground truth not measured"] + ["in the other maps never measured in training"] * never
+        _explain_grey(figure, "; ".join(beside))
     return figure
 
 
@@ -270,7 +275,14 @@ def batch_grid(
             axis = axes[index // columns * 2 + 1][index % columns]
             _show(axis, colour_disparity(panel, low, high), panel.shape)
         _bar(figure, axes, DISPARITY_MAP, low, high, DISPARITY)
+        if not valid.all():
+            _explain_grey(figure, "not measured")
     return figure
+
+
+def _explain_grey(figure: Figure, why: str) -> None:
+    figure.supxlabel(_wrapped(f"grey: {why}", int(figure.get_figwidth() * 14)), fontsize=8, color=FAINT)
+    figure.set_figheight(figure.get_figheight() + 0.2)
 
 
 def _panels(rows: int, names: Sequence[str], shape: tuple[int, ...], *, bar: bool = False) -> tuple[Figure, np.ndarray]:

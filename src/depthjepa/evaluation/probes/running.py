@@ -6,6 +6,7 @@ random encoder) and of a guess that knows nothing (the mean map, the most freque
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,11 +20,12 @@ from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import build_config
 from depthjepa.data.loading import source_name
 from depthjepa.evaluation.features import Encode
+from depthjepa.evaluation.gathering import RANDOM
 from depthjepa.evaluation.probes import table
 from depthjepa.evaluation.probes.shared import shared_tables
 from depthjepa.evaluation.probes.task import Data, OwnTask, Probe, SharedTask, Subject
 from depthjepa.faults import BadInput
-from depthjepa.logbook import RunFolder, to_json, write_whole
+from depthjepa.logbook import RunFolder, plain, to_json, write_whole
 from depthjepa.model.vit import VisionTransformer
 
 
@@ -120,5 +122,6 @@ def write_probe(result: Probe, saved: Checkpoint, which: str, out: Path | None =
         if result.arrays:
             RunFolder(folder).save_arrays(name, result.arrays)
         if result.readout is not None:
-            origin = {"step": str(saved.step), "which": which, "data": data}
+            kept = [row for row in content["rows"] if row["name"] != RANDOM]  # the mean map, and whose readout it is
+            origin = {"step": str(saved.step), "which": which, "data": data, "rows": json.dumps(plain(kept))}
             result.readout.save(folder / "probes" / f"{task}.safetensors", origin)
