@@ -20,7 +20,7 @@ from depthjepa.evaluation.probes import table as probes
 from depthjepa.faults import BadInput
 from depthjepa.report.page import headline, not_probed, write_report
 from depthjepa.report.tables import best_rows, merge_tables
-from depthjepa.runs import Run
+from depthjepa.runs import Run, read_runs
 
 COLUMNS = [
     {"key": "r2_within", "label": "R² within", "unit": "", "better": "higher"},
@@ -405,7 +405,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 def test_equal_names_are_told_apart_by_folder(tmp_path: Path) -> None:
     runs = [begin_run(tmp_path / part, "same") for part in ("one", "two")]
     page = written(runs, tmp_path / "report.html")
-    assert all(f"same ({run})" in page for run in runs)
+    assert all(f"same ({run.name})" in page for run in runs)
 
 
 def test_faults_of_the_user_are_named(tmp_path: Path) -> None:
@@ -659,7 +659,30 @@ def test_the_headline_ranks_models_and_nothing_else() -> None:
     }
     assert headline([]) == headline(merge_tables({"run": [gates]})) == ""
     both = merge_tables({"run": [gates, depth_result(0.25, 1.5) | {"rows": [{"name": "run", "r2_within": 0.25}]}]})
-    assert headline(both) == "R² within (higher is better): run 0.250."
+    assert headline(both) == "R² within on scenes:1 (higher is better): run 0.250."
+
+
+def test_the_headline_is_of_the_measure_that_was_asked_for_last() -> None:
+    def knn(**said: object) -> dict[str, object]:
+        columns = [{"key": "top1", "label": "accuracy", "unit": "", "better": "higher"}]
+        return {"task": "knn", "data": "scenes:1", "protocol": "", "columns": columns, **said}
+
+    depth, labels = {"name": "run", "r2_within": 0.25}, [{"name": "run", "top1": 0.5}]
+    early, late = "2026-01-31T23:59:59+00:00", "2026-02-01T00:00:00+00:00"
+    for depths, labelled, said in ((early, late, "accuracy"), (late, early, "R²"), (late, late, "R²"), ("", "", "R²")):
+        results = [knn(rows=labels, probed=labelled), depth_result(0.25, 1.5) | {"rows": [depth], "probed": depths}]
+        assert headline(merge_tables({"run": results})).startswith(said)
+    diagnosis = knn(rows=labels, probed=late) | {"task": "guidance"}
+    assert headline(merge_tables({"run": [diagnosis, knn(rows=labels, probed=early)]})).startswith("accuracy")
+    assert headline(merge_tables({"run": [diagnosis]})) == "accuracy (higher is better): run 0.500."
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    places = [begin_run(tmp_path / place, "twin") for place in ("a/one", "a/two", "b/two")]
+    other = begin_run(tmp_path / "else", "other")
+    named = [run.name for run in read_runs([*places, other])]
+    assert named == ["twin (one)", "twin (a/two)", "twin (b/two)", "other"]
+    assert [run.name for run in read_runs([places[0], other])] == ["twin", "other"]
 
 
 def test_what_was_not_probed_is_listed(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from depthjepa.faults import BadInput
 from depthjepa.logbook import refuse_existing, whole_file
 from depthjepa.method import build_encoder
 from depthjepa.model.vit import VisionTransformer
-from depthjepa.runs import listed
+from depthjepa.runs import folder_names, listed
 
 MILLIMETRES = 1000.0
 FARTHEST = 65.535  # metres that a 16-bit PNG in millimetres can say
@@ -265,10 +265,9 @@ def _draw_features(runs: list[str]) -> Figure:
 
 
 def run_names(runs: Sequence[str]) -> list[str]:
-    """Name runs by their folders, and those whose folders are called alike by their paths."""
+    """Name runs by their folders, and those whose folders are called alike by as much of their paths as differs."""
     places = [Path(run).resolve() for run in runs]
-    names = [place.name for place in places]
     for run, place in zip(runs, places, strict=True):
         if places.count(place) > 1:
             raise BadInput(f"{run}: this run is given twice")
-    return [name if names.count(name) == 1 else str(Path(run)) for run, name in zip(runs, names, strict=True)]
+    return folder_names(places)

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -76,11 +77,12 @@ def probe_run(config: RunConfig, saved: Checkpoint, tasks: Sequence[str]) -> Non
     which = config.evaluation.which
     subject = Subject(config, saved.encoder(which), runtime.device(config.train.device), saved)
     rows = [table.chosen(task, table.studied()) for task in tasks]
+    started = now()  # of all: none of what is asked for at once is newer than the rest
     for result in run_tasks(rows, subject):
-        write_probe(result, saved, which)
+        write_probe(result, saved, which, probed=started)
     for row in rows:
         if row.variant is not None and row.variant.asked(config):
-            write_probe(row.variant.run(subject), saved, which)
+            write_probe(row.variant.run(subject), saved, which, probed=started)
 
 
 def probe_config(saved: Checkpoint, data: str | None, overrides: Iterable[str] = ()) -> RunConfig:
@@ -100,17 +102,27 @@ def probe_config(saved: Checkpoint, data: str | None, overrides: Iterable[str] =
     return config
 
 
-def write_probe(result: Probe, saved: Checkpoint, which: str, out: Path | None = None) -> None:
+def now() -> str:
+    """The time as tables keep it, such as 2026-01-31T23:59:59+00:00: later times sort after earlier ones."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_probe(
+    result: Probe, saved: Checkpoint, which: str, out: Path | None = None, *, probed: str | None = None
+) -> None:
     """Write table, arrays and readout below the run folder of a checkpoint, and the table alone to `out`.
 
-    The table says of which step the weights are, and of how many where the run says so.
+    The table says of which step the weights are, and of how many where the run says so, and when it was asked for
+    (`probed`, by default now).
 
     On other data than the run's own, the files carry the name of the data; the readout is always the newest, and says
     to which weights it belongs. A checkpoint outside a run folder has no place for them.
     """
     folder = saved.run
     asked = RunFolder(folder).summary().get("of_steps") if folder is not None else None
-    content = result.table | {"step": saved.step} | ({} if asked is None else {"of_steps": asked})
+    content = (
+        result.table | {"step": saved.step, "probed": probed or now()} | ({} if asked is None else {"of_steps": asked})
+    )
     if out is not None:
         write_whole(out, to_json(content))
     if folder is not None:
