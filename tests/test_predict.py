@@ -14,9 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from depthjepa import checkpoint, cost
-from depthjepa.commands.depth_maps import view_size
+from depthjepa.commands.depth_maps import no_better, view_size
 from depthjepa.drawing import figures
 from depthjepa.evaluation import probes
+from depthjepa.evaluation.probes import decode as decode_task
 from depthjepa.evaluation.probes import depth as depth_task
 from depthjepa.evaluation.readout import DepthReadout, resized
 from depthjepa.logbook import RunFolder
@@ -142,3 +143,41 @@ def test_resizing_known_cells_takes_nothing_from_unknown_ones() -> None:
     torch.testing.assert_close(found[1:], torch.tensor([1.0, 1.5, 2.5, 3.0]).expand(5, 4))
     everywhere = resized(values, torch.ones_like(known), (6, 4))
     assert torch.equal(everywhere, torch.nn.functional.interpolate(values, (6, 4), mode="bilinear"))
+
+
+def test_a_head_of_its_own_is_judged_by_what_probe_decode_left(tmp_path: Path, call: Call) -> None:
+    """Without the probe nothing is known; with it the sky, which no training image measured, is grey and 0."""
+    pairs, trained, maps = write_pairs(tmp_path / "pairs"), tmp_path / "run", tmp_path / "maps"
+    for file in pairs.rglob("depth/*.png"):
+        depth = np.array(Image.open(file))
+        depth[: len(depth) // 3] = 0
+        Image.fromarray(depth).save(file)
+    pixel = (
+        "guidance.kind=pixel",
+        "guidance.head=mlp",
+        "guidance.read=dense",
+        "train.steps=1",
+        "evaluation.pictures=2",
+    )
+    run(pairs, trained, *pixel)
+    save(tmp_path / "photographs" / "a.png", picture(1, 48, 48))
+    predict = ("predict", trained, tmp_path / "photographs", "--out", maps, "--force")
+    status, _, errors = call(*predict)
+    assert status == 0 and "nothing is known of how good these maps are, nor where depth was never measured" in errors
+    assert np.array(Image.open(maps / "a.depth.png")).all()
+
+    assert call("probe", trained, "decode")[0] == 0
+    _, _, errors = call(*predict)
+    guess, own = json.loads((trained / "probes" / "decode.json").read_text())["rows"]
+    assert ("the run's own head is no better than the mean map" in errors) == bool(no_better([guess, own]))
+    assert "nothing is known" not in errors
+    depth = np.array(Image.open(maps / "a.depth.png"))
+    assert not depth[:12].any() and depth[16:].all()
+    shown = [axis for axis in decode_task.show({"run": trained}, photographs=True).axes if axis.images]
+    for panel in (np.asarray(axis.images[0].get_array()) for axis in shown[1:4]):  # truth, run, mean map
+        grey = np.isclose(panel, figures.INVALID).all(-1)
+        assert grey[:15].all() and not grey[16:].any()
+
+    table = trained / "probes" / "decode.json"
+    table.write_text(table.read_text().replace('"step": 1,', '"step": 7,'))
+    assert "nothing is known" in call(*predict)[2]  # of these weights

@@ -198,7 +198,7 @@ def train(
 def teach(
     data: Annotated[str, typer.Option(help=f"Images: {LAYOUTS.listed()}.")],
     teacher: Annotated[str, typer.Option(help=f"A network ({TEACHERS.listed()}); weights by guidance.teacher_*=.")],
-    out: Annotated[Path, typer.Option(help="Folder of the cache (guidance.cache of a run).")],
+    out: Annotated[Path, typer.Option(help="Folder of the cache (guidance.cache of a run), or one to go on with.")],
     overrides: Overrides = None,
 ) -> None:
     """Compute a teacher's latents of all images once; killed, it goes on where it stopped."""
@@ -298,7 +298,7 @@ def probe(
     task: Task,
     overrides: Overrides = None,
     data: Data = None,
-    out: Annotated[Path | None, typer.Option(help="Write the table as JSON.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the table as JSON, over one that is there.")] = None,
 ) -> None:
     """Probe a frozen encoder; its baselines stand beside the figure."""
     from depthjepa.evaluation import probes
@@ -322,7 +322,7 @@ def diagnose(
     against: Annotated[
         str | None, typer.Option(help="An unguided twin: did the encoder learn depth, or the head alone?")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the (first) table as JSON.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the (first) table as JSON, over one that is there.")] = None,
 ) -> None:
     """Measure collapse beside the random encoder; of a guided run also whether depth got into the features."""
     from depthjepa.checkpoint import load
@@ -343,7 +343,9 @@ def diagnose(
 def embed(
     checkpoint: Checkpoint,
     folder: Annotated[Path, typer.Argument(parser=_folder, metavar="FOLDER", help="Every image below it is embedded.")],
-    out: Annotated[Path, typer.Option(help="File: .npz, .parquet or .safetensors.")],
+    out: Annotated[
+        Path, typer.Option(help="File: .npz, .parquet or .safetensors; none that is there, unless --force.")
+    ],
     overrides: Overrides = None,
     force: Force = False,
 ) -> None:
@@ -365,14 +367,14 @@ def predict(
     folder: Annotated[
         Path, typer.Argument(parser=_folder, metavar="FOLDER", help="Every image below it gets a depth map.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the depth maps.")],
+    out: Annotated[Path, typer.Option(help="Folder for the depth maps; maps that are there stay, unless --force.")],
     overrides: Overrides = None,
     force: Force = False,
 ) -> None:
     """Write depth of one's own photographs: 16-bit PNG in millimetres and a coloured picture of each.
 
-    0, and grey in the picture, is unknown: beyond 65.5 m, or where depth was never measured in training. A photograph
-    is seen whole, in its own proportions; its map has its size.
+    Where depth was never measured in training, the PNG is 0 and the picture grey; 0 is also what lies beyond 65.5 m.
+    A photograph is seen whole, in its own proportions; its map has its size.
     """
     from depthjepa.commands.apply import predict_folder
     from depthjepa.commands.depth_maps import doubt
@@ -387,7 +389,7 @@ def predict(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders and folders of studies, in the order to show.")],
-    out: Annotated[Path, typer.Option(help="The page to write.")],
+    out: Annotated[Path, typer.Option(help="The page to write, over one that is there.")],
 ) -> None:
     """Write one self-contained HTML page about runs: pictures, losses, tables."""
     from depthjepa.report.page import write_report
@@ -400,7 +402,7 @@ def report(
 def show(
     what: Picture,
     source: Annotated[str, typer.Argument(help="masks, batch: a recipe; the others: a run folder.")],
-    out: Annotated[Path, typer.Option(help="Picture to write (.png, .pdf, .svg).")],
+    out: Annotated[Path, typer.Option(help="Picture to write (.png, .pdf, .svg), over one that is there.")],
     more: Annotated[list[str] | None, typer.Argument(help="masks, batch: KEY=VALUE; the others: further runs.")] = None,
     photographs: Annotated[bool, typer.Option(help="depth, decode: with the photographs, or the maps alone.")] = True,
 ) -> None:
@@ -445,7 +447,9 @@ def study(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study; default studies/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study that is in the folder.")] = False,
-    keep: Annotated[Path | None, typer.Option(help="Copy tables and configurations there at the end.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Copy tables and configurations there, over those that are there.")
+    ] = None,
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="Do every N-th run from the I-th on (from 0): one machine of N.")
     ] = "0/1",
@@ -469,7 +473,7 @@ def study(
 @app.command()
 def bench(
     overrides: Overrides = None,
-    json: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the figures as JSON, over those that are there.")] = None,
 ) -> None:
     """Measure a training step against the matmul rate of this machine, in the same process."""
     from depthjepa.commands.bench import bench as run

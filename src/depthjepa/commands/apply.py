@@ -104,9 +104,9 @@ def predict_folder(
     NAME is the photograph's path below the folder without its suffix. A pixel-guided run whose head reads whole images
     decodes with that head, any other with the depth probe's readout (`depthjepa probe RUN depth`). Depth is bilinear
     between pixels or cells and metric only as far as camera and views resemble those that it was fitted on. Each
-    photograph is seen whole and in its own proportions, up to whole patches; maps have its size. Unknown, and grey in
-    the picture, is what lies beyond 65.5 m and where depth was never measured in training: of an own head this is told
-    by `depthjepa probe RUN decode`.
+    photograph is seen whole and in its own proportions, up to whole patches; maps have its size. Unknown is what lies
+    beyond 65.5 m, and where depth was never measured in training, which is grey in the picture: of an own head this is
+    told by `depthjepa probe RUN decode`.
 
     Raises `BadInput` before the first write where a photograph would be overwritten, or any other file without
     `force`, and where the readout was fitted on other weights than these.

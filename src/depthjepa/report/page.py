@@ -53,7 +53,8 @@ def render(runs: Sequence[Run], out: Path, studies: Sequence[Mapping[str, Any]] 
     """Return the page; `out` appears in the command that writes it again."""
     tables = merge_tables({run.name: run.probes for run in runs})
     names = [run.name for run in runs]
-    title = listed(names if len(names) <= 4 else [*names[:3], f"{len(names) - 3} more"])
+    shown = [*(f"study {content['name']}" for content in studies), *names]
+    title = listed(shown if len(shown) <= 4 else [*shown[:3], f"{len(shown) - 3} more"])
     result = headline(tables)
     return document(
         title,
