@@ -270,6 +270,9 @@ def test_a_study_shows_its_claims_and_its_arms_as_dots(tmp_path: Path, monkeypat
     assert "G of seed 0" in page and "U of seed 0" in page and "of seed 1" not in page  # pictures of one seed
     without = written([study / "G/seed-0", study / "U/seed-0"], tmp_path / "runs.html")
     assert page.count("<img") == without.count("<img") + 1
+    alone = begin_run(tmp_path / "alone", "alone")
+    beside = written([study, alone], tmp_path / "beside.html")
+    assert re.search("<h1>study twins, .* and alone</h1>", beside)
     (study / "study.json").write_text("{")
     with pytest.raises(BadInput, match=r"study\.json is damaged"):
         write_report([study], tmp_path / "study.html")
