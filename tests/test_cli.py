@@ -286,8 +286,11 @@ def test_the_way_from_an_rgbd_folder_to_depth_of_one_s_own_photographs(tmp_path:
         "rgbd",
     }
 
-    output = succeed("predict", trained, photographs, "--out", tmp_path / "maps")
-    assert output == f"{tmp_path / 'maps'}: 4 depth maps\n"
+    status, output, errors = call("predict", trained, photographs, "--out", tmp_path / "maps")
+    own, guess = rows["rgbd"], rows["mean map"]
+    worse = own["r2_within"] <= 0 or own["absrel"] >= guess["absrel"]
+    assert status == 0 and worse == ("the depth readout is no better than the mean map" in errors)
+    assert output == f"{tmp_path / 'maps'}: 4 depth maps\n" and "torn.png" in errors
     for name, size in SIZES.items():
         depth, colour = (Image.open(tmp_path / "maps" / f"{name}.{kind}.png") for kind in ("depth", "colour"))
         assert (depth.mode, depth.size) == ("I;16", size)
@@ -378,7 +381,7 @@ def test_predict_refuses_a_readout_of_other_weights(probed: Path, tmp_path: Path
     readout.save(file, {"step": "3", "which": "target", "data": "my pairs"})
     assert call(*predict)[0] == 0
     readout.save(file, {"step": "3", "which": "context"})
-    assert call(*predict, "evaluation.which=context")[0] == 0
+    assert call(*predict, "evaluation.which=context", "--force")[0] == 0
 
 
 def test_an_out_that_cannot_be_written_is_named_in_one_line(probed: Path, tmp_path: Path, call: Call) -> None:

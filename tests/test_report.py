@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
@@ -19,7 +20,7 @@ from depthjepa.evaluation.probes import table as probes
 from depthjepa.faults import BadInput
 from depthjepa.report.page import headline, not_probed, write_report
 from depthjepa.report.tables import best_rows, merge_tables
-from depthjepa.runs import Run
+from depthjepa.runs import Run, read_runs
 
 COLUMNS = [
     {"key": "r2_within", "label": "R² within", "unit": "", "better": "higher"},
@@ -269,6 +270,9 @@ def test_a_study_shows_its_claims_and_its_arms_as_dots(tmp_path: Path, monkeypat
     assert "G of seed 0" in page and "U of seed 0" in page and "of seed 1" not in page  # pictures of one seed
     without = written([study / "G/seed-0", study / "U/seed-0"], tmp_path / "runs.html")
     assert page.count("<img") == without.count("<img") + 1
+    alone = begin_run(tmp_path / "alone", "alone")
+    beside = written([study, alone], tmp_path / "beside.html")
+    assert re.search("<h1>study twins, .* and alone</h1>", beside)
     (study / "study.json").write_text("{")
     with pytest.raises(BadInput, match=r"study\.json is damaged"):
         write_report([study], tmp_path / "study.html")
@@ -404,7 +408,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 def test_equal_names_are_told_apart_by_folder(tmp_path: Path) -> None:
     runs = [begin_run(tmp_path / part, "same") for part in ("one", "two")]
     page = written(runs, tmp_path / "report.html")
-    assert all(f"same ({run})" in page for run in runs)
+    assert all(f"same ({run.name})" in page for run in runs)
 
 
 def test_faults_of_the_user_are_named(tmp_path: Path) -> None:
@@ -542,7 +546,7 @@ def test_a_perfect_model_looks_exactly_like_the_truth() -> None:
         assert not np.array_equal(shown[1], shown[3])  # a model has no scale of its own
     np.testing.assert_array_equal(np.asarray(rows[0, 1].images[0].get_array())[0, 0], figures.INVALID)
     assert [axis.get_title() for axis in rows[0]] == ["image", "ground truth", "perfect", "far"]
-    assert all(axis.get_ylabel() == "disparity [1/m]" for axis in figure.axes[8:])
+    assert figure.axes[8].texts[0].get_text() == "disparity\n[1/m]"
 
 
 def test_near_is_bright() -> None:
@@ -610,6 +614,36 @@ def test_batch_grid_ignores_invalid_depth() -> None:
     assert 0.24 < low < 0.26 and 0.49 < high < 0.51  # 1/m, untouched by the zeros
 
 
+@pytest.mark.parametrize("size", [(48, 160), (160, 48), (48, 48)])
+@pytest.mark.parametrize(("images", "runs"), [(1, 1), (2, 3), (6, 1), (6, 3)])
+def test_colour_bars_are_whole_and_apart(size: tuple[int, int], images: int, runs: int) -> None:
+    """Each bar, its figures and its label lie within the picture and on no other bar, however low the rows are."""
+    random = np.random.default_rng(0)
+    photographs = np.zeros((images, *size, 3), np.uint8)
+    maps = random.uniform(0.01, 0.3, (images, size[0] // 4, size[1] // 4))
+    predictions = {f"run {number}": maps for number in range(runs)} | {"random encoder": maps, "mean map": maps}
+    latents = random.normal(size=(images, 2, *maps.shape[1:]))
+    for figure, bars in (
+        (figures.depth_rows(photographs, maps, predictions), images),
+        (figures.latent_rows(photographs, latents, dict.fromkeys(list(predictions)[:runs], latents)), 1),
+        (figures.batch_grid(photographs, random.uniform(1, 9, (images, *size))), 1),
+    ):
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        drawn = [axis for axis in figure.axes if axis.get_label() == "<colorbar>"]
+        assert len(drawn) == bars
+        boxes = [axis.get_tightbbox(canvas.get_renderer()) for axis in drawn]
+        assert "[1/m]" in drawn[0].texts[0].get_text() or "no unit" in drawn[0].texts[0].get_text()
+        for axis, box in zip(drawn, boxes, strict=True):
+            assert box is not None
+            assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height
+            low, high = axis.get_ylim()
+            assert sum(low <= tick <= high for tick in axis.get_yticks()) >= 2
+            row = axis.get_position().height * len(drawn)
+            assert row > 0.6  # of the picture, the rest of which is its titles
+            assert not any(box.overlaps(other) for other in boxes if other is not None and other is not box)
+
+
 def test_figures_are_saved_where_asked_or_refused(tmp_path: Path) -> None:
     figure = figures.batch_grid(photographs(), None)
     figures.save_figure(figure, tmp_path / "new" / "batch.png")
@@ -628,7 +662,30 @@ def test_the_headline_ranks_models_and_nothing_else() -> None:
     }
     assert headline([]) == headline(merge_tables({"run": [gates]})) == ""
     both = merge_tables({"run": [gates, depth_result(0.25, 1.5) | {"rows": [{"name": "run", "r2_within": 0.25}]}]})
-    assert headline(both) == "R² within (higher is better): run 0.250."
+    assert headline(both) == "R² within on scenes:1 (higher is better): run 0.250."
+
+
+def test_the_headline_is_of_the_measure_that_was_asked_for_last() -> None:
+    def knn(**said: object) -> dict[str, object]:
+        columns = [{"key": "top1", "label": "accuracy", "unit": "", "better": "higher"}]
+        return {"task": "knn", "data": "scenes:1", "protocol": "", "columns": columns, **said}
+
+    depth, labels = {"name": "run", "r2_within": 0.25}, [{"name": "run", "top1": 0.5}]
+    early, late = "2026-01-31T23:59:59+00:00", "2026-02-01T00:00:00+00:00"
+    for depths, labelled, said in ((early, late, "accuracy"), (late, early, "R²"), (late, late, "R²"), ("", "", "R²")):
+        results = [knn(rows=labels, probed=labelled), depth_result(0.25, 1.5) | {"rows": [depth], "probed": depths}]
+        assert headline(merge_tables({"run": results})).startswith(said)
+    diagnosis = knn(rows=labels, probed=late) | {"task": "guidance"}
+    assert headline(merge_tables({"run": [diagnosis, knn(rows=labels, probed=early)]})).startswith("accuracy")
+    assert headline(merge_tables({"run": [diagnosis]})) == "accuracy (higher is better): run 0.500."
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    places = [begin_run(tmp_path / place, "twin") for place in ("a/one", "a/two", "b/two")]
+    other = begin_run(tmp_path / "else", "other")
+    named = [run.name for run in read_runs([*places, other])]
+    assert named == ["twin (one)", "twin (a/two)", "twin (b/two)", "other"]
+    assert [run.name for run in read_runs([places[0], other])] == ["twin", "other"]
 
 
 def test_what_was_not_probed_is_listed(tmp_path: Path) -> None:

@@ -59,6 +59,9 @@ Data = Annotated[
     typer.Option(help=f"{LAYOUTS.listed()}; default: the run's own."),
 ]
 
+# What a command can make again is written over: reports, pictures, tables. What is made of photographs is not.
+Force = Annotated[bool, typer.Option("--force", help="Write over files that are there; else they are refused.")]
+
 
 def _one_of(what: str, *choices: str) -> Callable[[str], str]:
     def parse(word: str) -> str:
@@ -194,7 +197,7 @@ def train(
 def teach(
     data: Annotated[str, typer.Option(help=f"Images: {LAYOUTS.listed()}.")],
     teacher: Annotated[str, typer.Option(help=f"A network ({TEACHERS.listed()}); weights by guidance.teacher_*=.")],
-    out: Annotated[Path, typer.Option(help="Folder of the cache (guidance.cache of a run).")],
+    out: Annotated[Path, typer.Option(help="Folder of the cache (guidance.cache of a run), or one to go on with.")],
     overrides: Overrides = None,
 ) -> None:
     """Compute a teacher's latents of all images once; killed, it goes on where it stopped."""
@@ -299,7 +302,7 @@ def probe(
     task: Task,
     overrides: Overrides = None,
     data: Data = None,
-    out: Annotated[Path | None, typer.Option(help="Write the table as JSON.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the table as JSON, over one that is there.")] = None,
 ) -> None:
     """Probe a frozen encoder; its baselines stand beside the figure."""
     from depthjepa.commands.probe import probe as run
@@ -320,7 +323,7 @@ def diagnose(
     against: Annotated[
         str | None, typer.Option(help="An unguided twin: did the encoder learn depth, or the head alone?")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the (first) table as JSON.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the (first) table as JSON, over one that is there.")] = None,
 ) -> None:
     """Measure collapse beside the random encoder; of a guided run also whether depth got into the features."""
     from depthjepa.checkpoint import load
@@ -342,16 +345,19 @@ def diagnose(
 def embed(
     checkpoint: Checkpoint,
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Every image below it is embedded.")],
-    out: Annotated[Path, typer.Option(help="File: .npz, .parquet or .safetensors.")],
+    out: Annotated[
+        Path, typer.Option(help="File: .npz, .parquet or .safetensors; none that is there, unless --force.")
+    ],
     overrides: Overrides = None,
     patches: Annotated[
         bool, typer.Option("--patches", help="Every patch's token [images, patches, width] and the grid of patches.")
     ] = False,
+    force: Force = False,
 ) -> None:
     """Write the mean-pooled embedding of every image below a folder, with the paths; or those of its patches."""
     from depthjepa.commands.embed import embed as run
 
-    paths, embeddings = run(checkpoint, folder, out, patches=patches, settings=overrides or [], say=_note)
+    paths, embeddings = run(checkpoint, folder, out, patches=patches, force=force, settings=overrides or [], say=_note)
     each = f" of {embeddings.shape[1]} patches each" if patches else ""
     print(f"{out}: {len(paths)} embeddings{each} of width {embeddings.shape[-1]}")
 
@@ -360,19 +366,25 @@ def embed(
 def predict(
     checkpoint: Checkpoint,
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Every image below it gets a depth map.")],
-    out: Annotated[Path, typer.Option(help="Folder for the depth maps.")],
+    out: Annotated[Path, typer.Option(help="Folder for the depth maps; maps that are there stay, unless --force.")],
     overrides: Overrides = None,
+    force: Force = False,
 ) -> None:
-    """Write depth of one's own photographs: 16-bit PNG in millimetres and a coloured picture of each."""
+    """Write depth of one's own photographs: 16-bit PNG in millimetres and a coloured picture of each.
+
+    Where depth was never measured in training, the PNG is 0 and the picture grey; 0 is also what lies beyond 65.5 m.
+    A photograph is seen whole, in its own proportions; its map has its size.
+    """
     from depthjepa.commands.apply import predict as run
 
-    print(f"{out}: {run(checkpoint, folder, out, settings=overrides or [], say=_note)} depth maps")
+    count = run(checkpoint, folder, out, force=force, settings=overrides or [], say=_note)
+    print(f"{out}: {count} depth maps")
 
 
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders and folders of studies, in the order to show.")],
-    out: Annotated[Path, typer.Option(help="The page to write.")],
+    out: Annotated[Path, typer.Option(help="The page to write, over one that is there.")],
 ) -> None:
     """Write one self-contained HTML page about runs: pictures, losses, tables."""
     from depthjepa.report.page import write_report
@@ -385,7 +397,7 @@ def report(
 def show(
     what: Picture,
     source: Annotated[str, typer.Argument(help="masks, batch: a recipe; the others: a run folder.")],
-    out: Annotated[Path, typer.Option(help="Picture to write (.png, .pdf, .svg).")],
+    out: Annotated[Path, typer.Option(help="Picture to write (.png, .pdf, .svg), over one that is there.")],
     more: Annotated[list[str] | None, typer.Argument(help="masks, batch: KEY=VALUE; the others: further runs.")] = None,
     photographs: Annotated[bool, typer.Option(help="depth, decode: with the photographs, or the maps alone.")] = True,
 ) -> None:
@@ -432,7 +444,9 @@ def study(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study; default studies/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study that is in the folder.")] = False,
-    keep: Annotated[Path | None, typer.Option(help="Copy tables and configurations there at the end.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Copy tables and configurations there, over those that are there.")
+    ] = None,
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="Do every N-th run from the I-th on (from 0): one machine of N.")
     ] = "0/1",
@@ -456,7 +470,7 @@ def study(
 @app.command()
 def bench(
     overrides: Overrides = None,
-    json: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the figures as JSON, over those that are there.")] = None,
 ) -> None:
     """Measure a training step against the matmul rate of this machine, in the same process."""
     from depthjepa.commands.bench import bench as run

@@ -14,7 +14,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -162,6 +162,14 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that will be whole or absent; see `whole_path`."""
     with whole_path(path) as partial, partial.open("wb") as file:
         yield file
+
+
+def refuse_existing(files: Sequence[Path]) -> None:
+    """Refuse to write over what was made of somebody's photographs: the first of the files is named that is there."""
+    there = [file for file in files if file.is_file()]
+    if there:
+        more = f", and {len(there) - 1} more of these files" if there[1:] else ""
+        raise BadInput(f"{there[0]} is there already{more}: give another --out, or --force to write over what is there")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -42,7 +42,7 @@ class Run:
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Read run folders; a name that occurs twice is told apart by its folder."""
+    """Read run folders; a name that occurs twice is told apart by its folder (see `folder_names`)."""
     if not paths:
         raise BadInput("a report needs at least one run folder")
     for path in paths:
@@ -50,7 +50,21 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
             raise BadInput(f"{path}: this run is given twice")
     runs = [read_run(path) for path in paths]
     names = [run.name for run in runs]
-    return [replace(run, name=f"{run.name} ({run.path})") if names.count(run.name) > 1 else run for run in runs]
+    return [
+        replace(run, name=f"{run.name} ({folder})") if names.count(run.name) > 1 else run
+        for run, folder in zip(runs, folder_names(paths), strict=True)
+    ]
+
+
+def folder_names(paths: Sequence[Path]) -> list[str]:
+    """The last parts of each path, as many as tell it from the others: mostly the folder's own name."""
+    parts = [path.resolve().parts for path in paths]
+
+    def shortest(own: tuple[str, ...]) -> str:
+        ends = (own[-count:] for count in range(1, len(own) + 1))
+        return str(Path(*next(end for end in ends if sum(each[-len(end) :] == end for each in parts) == 1)))
+
+    return [shortest(own) for own in parts]
 
 
 def read_run(path: Path) -> Run:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -16,42 +15,29 @@ from torch import Tensor
 from depthjepa import checkpoint as checkpoints
 from depthjepa import runtime
 from depthjepa.checkpoint import Checkpoint
+from depthjepa.commands.depth_maps import decoded_where, decodes_itself, doubt, of_photograph, photograph_views
 from depthjepa.config import RunConfig
 from depthjepa.configuring import load_config
 from depthjepa.data.images import image_names
-from depthjepa.data.layouts.flat import FlatFolder
 from depthjepa.data.layouts.layout import folder_of_images
-from depthjepa.data.loading import TrainingBatches, open_source, view_batches
-from depthjepa.data.samples import Batch
+from depthjepa.data.loading import TrainingBatches, open_source
 from depthjepa.data.transforms import as_bytes
 from depthjepa.drawing import figures
 from depthjepa.evaluation.decoded import dense_metres, load_pixel_guided
 from depthjepa.evaluation.gathering import RANDOM, encode_with, size_text
-from depthjepa.evaluation.opened import open_with, tell_unreadable, to_write
+from depthjepa.evaluation.opened import open_with, tell_unreadable, to_write, warn
 from depthjepa.evaluation.pictures import mask_arrays, picture_batch, token_maps
 from depthjepa.evaluation.probes import table as probes
 from depthjepa.evaluation.probes.depth import TASK as DEPTH_PROBE
 from depthjepa.evaluation.readout import DepthReadout, Predict, read_origin
 from depthjepa.faults import BadInput
-from depthjepa.guidance.config import PixelGuidance
-from depthjepa.logbook import whole_file
+from depthjepa.logbook import refuse_existing, whole_file
 from depthjepa.method import build_encoder
 from depthjepa.model.vit import VisionTransformer
-from depthjepa.runs import listed
+from depthjepa.runs import folder_names, listed
 
 MILLIMETRES = 1000.0
 FARTHEST = 65.535  # metres that a 16-bit PNG in millimetres can say
-
-
-def _folder_views(config: RunConfig, skipped: list[str]) -> Iterator[Batch]:
-    """Whole views of every image below a folder, whatever its layout; unreadable ones are added to `skipped`."""
-    source = FlatFolder(Path(config.data.root))
-    batches = view_batches(
-        source, config.data.size, batch_size=config.evaluation.batch_size, workers=config.data.workers
-    )
-    for batch in batches:
-        skipped += batch.skipped
-        yield batch
 
 
 def predict(
@@ -59,67 +45,77 @@ def predict(
     folder: str | Path,
     out: str | Path,
     *,
+    force: bool = False,
     settings: Sequence[str] = (),
     say: Callable[[str], None] | None = None,
 ) -> int:
     """Write the depth of every image below a folder to the folder `out`; return how many maps.
 
     A photograph `deep/er/wide.jpg` gets `out/deep/er/wide.depth.png`, 16 bits, depth along the optical axis [mm] (0:
-    beyond 65.5 m), and `wide.colour.png`, both of the size of the photograph. Depth is metric only as far as camera and
-    views resemble those that the readout was fitted on; `predict_folder` says which readout that is.
+    beyond 65.5 m, or never measured in training), and `wide.colour.png`, both of the size of the photograph. Depth is
+    metric only as far as camera and views resemble those that the readout was fitted on; `predict_folder` says which
+    readout that is. What is known against the maps (no better than the mean map) is said.
 
     Args:
         run: a run folder that `probe(run, "depth")` was called on, or that of a pixel-guided run.
         folder: all images below it, at any depth. Those that cannot be read are left out and named.
         out: a folder, made where it is not there; it must not lie in `folder`.
+        force: write over maps that are there.
         settings: KEY=VALUE: `evaluation.which`, `evaluation.precision`, `train.device`, …
-        say: gets a line for what is found, assumed or left out; without it, the last two are warnings.
+        say: gets a line for what is found, assumed, left out or to be doubted; without it, all but the first are
+            warnings.
 
     Raises:
         BadInput: there is no such run or folder, the run holds no depth readout, or one of other weights, no image can
             be read, a setting has no effect, or something would be overwritten.
     """
     place, maps = folder_of_images(folder), to_write(out)
-    count, unreadable = predict_folder(*open_with(run, place, settings, "predictions", say=say), maps)
+    opened = open_with(run, place, settings, "predictions", say=say)
+    count, unreadable = predict_folder(*opened, maps, force=force)
     tell_unreadable(unreadable, say)
+    if (against := doubt(opened.saved)) is not None:
+        (say or warn)(against)
     return count
 
 
 def predict_folder(
-    saved: Checkpoint, config: RunConfig, encoder: VisionTransformer, where: torch.device, out: Path
+    saved: Checkpoint,
+    config: RunConfig,
+    encoder: VisionTransformer,
+    where: torch.device,
+    out: Path,
+    *,
+    force: bool = False,
 ) -> tuple[int, list[str]]:
-    """Write `NAME.depth.png` (16 bits, millimetres, 0 = beyond 65.5 m) and `NAME.colour.png` for every image.
+    """Write `NAME.depth.png` (16 bits, millimetres, 0 = unknown) and `NAME.colour.png` for every image.
 
     NAME is the photograph's path below the folder without its suffix. A pixel-guided run whose head reads whole images
     decodes with that head, any other with the depth probe's readout (`depthjepa probe RUN depth`). Depth is bilinear
-    between pixels or cells and metric only as far as camera and views resemble those that it was fitted on. Maps have
-    the size of the photograph.
+    between pixels or cells and metric only as far as camera and views resemble those that it was fitted on. Each
+    photograph is seen whole and in its own proportions, up to whole patches; maps have its size. Unknown is what lies
+    beyond 65.5 m, and where depth was never measured in training, which is grey in the picture: of an own head this is
+    told by `depthjepa probe RUN decode`.
 
-    Raises `BadInput` before the first write where a photograph or another map would be overwritten, and where the
-    readout was fitted on other weights than these.
+    Raises `BadInput` before the first write where a photograph would be overwritten, or any other file without
+    `force`, and where the readout was fitted on other weights than these.
     """
-    guidance = saved.config.guidance
     colours: tuple[float, float] | None = None
-    if isinstance(guidance, PixelGuidance) and guidance.read != "predicted" and not saved.lost:
-        predict = _own_head(saved, where)
+    if decodes_itself(saved):
+        predict, measured = _own_head(saved, where), decoded_where(saved)
     else:
-        predict, colours = _readout(saved, config, encoder, where)
-    _refuse_overwriting(Path(config.data.root), out)
-    root, count, skipped = Path(config.data.root), 0, list[str]()
-    for batch in _folder_views(config, skipped):
+        predict, measured, colours = _readout(saved, config, encoder, where)
+    _refuse_overwriting(Path(config.data.root), out, force=force)
+    count, skipped = 0, list[str]()
+    for batch, sizes in photograph_views(config, skipped):
         with torch.no_grad():
             disparity = predict(batch.to(where)).cpu()
-        if colours is None:  # one scale for all maps: what the first ones span
-            low, high = torch.quantile(disparity.flatten()[: 10**6], torch.tensor([0.02, 0.98])).tolist()
+        maps = [of_photograph(cells, measured, size) for cells, size in zip(disparity, sizes, strict=True)]
+        if colours is None:  # one scale for all maps: what the first one spans
+            low, high = np.nanquantile(maps[0].numpy(), [0.02, 0.98]).tolist()
             colours = low, high
-        for name, cells in zip(batch.names, disparity, strict=True):
-            with Image.open(root / name) as photograph:
-                width, height = photograph.size
-                if photograph.getexif().get(0x0112, 1) >= 5:  # lies on its side: views are upright
-                    width, height = height, width
-            smooth = F.interpolate(cells[None], (height, width), mode="bilinear", align_corners=False)[0, 0]
-            _write_depth(*_targets(out, name), smooth, *colours)
-            count += 1
+        for name, each in zip(batch.names, maps, strict=True):
+            _write_depth(*_targets(out, name), each, *colours)
+        count += len(maps)
     return count, skipped
 
 
@@ -132,8 +128,8 @@ def _own_head(saved: Checkpoint, where: torch.device) -> Predict:
 
 def _readout(
     saved: Checkpoint, config: RunConfig, encoder: VisionTransformer, where: torch.device
-) -> tuple[Predict, tuple[float, float]]:
-    """Disparity [1/m] by the depth probe's readout, and the range of its training set."""
+) -> tuple[Predict, Tensor, tuple[float, float]]:
+    """Disparity [1/m] by the depth probe's readout, the cells and the range that its training set measured."""
     if saved.run is None:
         raise BadInput(
             f"{saved.path} lies in no run folder, where its depth readout would be: make one with `depthjepa convert "
@@ -145,7 +141,8 @@ def _readout(
     readout = DepthReadout.load(file)
     _refuse_other_weights(file, saved, config)
     encode = encode_with(encoder, where, config.evaluation.precision)
-    return readout.on(encode, encoder.patch_size), (readout.mean_map.minimum, readout.mean_map.maximum)
+    met = readout.mean_map
+    return readout.on(encode, encoder.patch_size), met.measured, (met.minimum, met.maximum)
 
 
 def _refuse_other_weights(file: Path, saved: Checkpoint, config: RunConfig) -> None:
@@ -162,8 +159,11 @@ def _refuse_other_weights(file: Path, saved: Checkpoint, config: RunConfig) -> N
         )
 
 
-def _refuse_overwriting(root: Path, out: Path) -> None:
-    """Refuse an `out` in which maps would overwrite photographs, one another, or be taken for photographs later."""
+def _refuse_overwriting(root: Path, out: Path, *, force: bool) -> None:
+    """Refuse an `out` in which maps would overwrite photographs, one another, or be taken for photographs later.
+
+    Without `force`, refuse one that holds any of the maps already.
+    """
     if out.resolve().is_relative_to(root.resolve()):
         raise BadInput(f"--out {out} lies in the folder of the photographs, {root}: give a folder outside it")
     names = image_names(root)
@@ -177,6 +177,8 @@ def _refuse_overwriting(root: Path, out: Path) -> None:
         for target in (depth, colour):
             if target.resolve() in photographs:
                 raise BadInput(f"--out {out}: {target} is one of the photographs; give a folder outside {root}")
+    if not force:
+        refuse_existing([target for name in names for target in _targets(out, name)])
 
 
 def _targets(out: Path, name: str) -> tuple[Path, Path]:
@@ -187,7 +189,8 @@ def _targets(out: Path, name: str) -> tuple[Path, Path]:
 
 def _write_depth(depth: Path, colour: Path, disparity: Tensor, low: float, high: float) -> None:
     metres = 1 / disparity.numpy()
-    steps = np.where(metres <= FARTHEST, np.rint(metres * MILLIMETRES), 0).astype(np.uint16)
+    known = metres <= FARTHEST  # which nan is not
+    steps = np.rint(np.where(known, metres, 0) * MILLIMETRES).astype(np.uint16)
     with whole_file(depth) as file:
         Image.fromarray(steps).save(file, format="PNG")
     colours = (figures.colour_disparity(disparity.numpy(), low, high)[..., :3] * 255).round().astype(np.uint8)
@@ -250,10 +253,9 @@ def _draw_features(runs: list[str]) -> Figure:
 
 
 def run_names(runs: Sequence[str]) -> list[str]:
-    """Name runs by their folders, and those whose folders are called alike by their paths."""
+    """Name runs by their folders, and those whose folders are called alike by as much of their paths as differs."""
     places = [Path(run).resolve() for run in runs]
-    names = [place.name for place in places]
     for run, place in zip(runs, places, strict=True):
         if places.count(place) > 1:
             raise BadInput(f"{run}: this run is given twice")
-    return [name if names.count(name) == 1 else str(Path(run)) for run, name in zip(runs, names, strict=True)]
+    return folder_names(places)

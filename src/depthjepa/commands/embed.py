@@ -21,7 +21,7 @@ from depthjepa.evaluation.features import iterate_tokens
 from depthjepa.evaluation.gathering import encode_with
 from depthjepa.evaluation.opened import open_with, tell_unreadable, to_write
 from depthjepa.faults import BadInput
-from depthjepa.logbook import whole_file
+from depthjepa.logbook import refuse_existing, whole_file
 
 ROW_GROUP = 64 * 2**20  # bytes of a parquet file that are written, and read, at a time
 
@@ -32,6 +32,7 @@ def embed(
     out: str | Path | None = None,
     *,
     patches: bool = False,
+    force: bool = False,
     settings: Sequence[str] = (),
     say: Callable[[str], None] | None = None,
 ) -> tuple[list[str], Float32[np.ndarray, "images ..."]]:
@@ -49,17 +50,20 @@ def embed(
             image with `paths` and `embeddings`, a list of d numbers; with `patches` a list of n * d, whose `shape`
             [n, d] and `grid` are JSON in the metadata of the file.
         patches: every patch's token instead of their mean.
+        force: write over a file that is there.
         settings: KEY=VALUE: `evaluation.which`, `evaluation.precision`, `evaluation.batch_size`, `data.image_size`,
             `train.device`, …; `model.*` where a foreign layout does not say.
         say: gets a line for what is found, assumed or left out; without it, the last two are warnings.
 
     Raises:
         BadInput: there is no such backbone or folder, no image can be read, a setting has no effect, `out` is of no
-            known kind or cannot be written, or the embeddings do not fit into the memory.
+            known kind, is there already or cannot be written, or the embeddings do not fit into the memory.
     """
     place = folder_of_images(folder)
     file = None if out is None else to_write(out)
     write = None if file is None else _writer(file)
+    if file is not None and not force:
+        refuse_existing([file])
     _, config, encoder, where = open_with(backbone, place, settings, "embeddings", say=say)
     source = FlatFolder(place)
     shape = (len(source), *((math.prod(config.grid),) if patches else ()), encoder.width)

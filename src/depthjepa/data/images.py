@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from depthjepa.data.samples import UnreadableImage
@@ -64,6 +64,17 @@ def _decoded(file: Path | io.BytesIO, name: str) -> UInt8[Tensor, "3 h w"]:
     except DECODING_FAULTS as fault:
         raise UnreadableImage(f"{name}: {fault_line(fault)}") from fault
     return torch.from_numpy(pixels).permute(2, 0, 1)  # a view: colours side by side are resized faster
+
+
+def upright_size(path: Path) -> tuple[int, int] | None:
+    """Height and width of an image as `decode` gives it, told from the head of the file; None where it cannot be."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    except DECODING_FAULTS:
+        return None
+    return (width, height) if on_its_side else (height, width)
 
 
 def fault_line(fault: BaseException) -> str:

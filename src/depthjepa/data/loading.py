@@ -7,7 +7,7 @@ what is seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -206,6 +206,7 @@ def view_batches(
     view: Literal["whole", "centre"] = "whole",
     batch_size: int = 64,
     limit: int | None = None,
+    places: Sequence[int] | None = None,
     workers: int = 0,
     may_be_empty: bool = False,
 ) -> Iterator[Batch]:
@@ -213,11 +214,11 @@ def view_batches(
 
     `whole` resizes the whole image to `size` (height, width), `centre` its largest central part of those
     proportions. `limit` takes that many samples spread evenly over the source, so that sorted classes are all
-    covered. Unreadable images are left out and named in `Batch.skipped`.
+    covered; `places` takes these samples. Unreadable images are left out and named in `Batch.skipped`.
 
     Raises `BadInput` when no image can be read (unless that `may_be_empty`), or a file is at fault.
     """
-    indices = evenly(len(source) if limit is None else limit, len(source))
+    indices = evenly(len(source) if limit is None else limit, len(source)) if places is None else np.array(places)
     requests = (indices[first : first + batch_size] for first in range(0, len(indices), batch_size))
     skipped: tuple[str, ...] = ()
     held: Batch | None = None  # a batch waits for the next one, which may be empty and then only adds to `skipped`

@@ -25,18 +25,22 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 
 from depthjepa.faults import BadInput, nearest
 from depthjepa.logbook import whole_file
 
 DISPARITY_MAP = "magma"
+DISPARITY = "disparity\n[1/m]"
 LATENT_MAP = "RdBu_r"
 INVALID = (0.72, 0.72, 0.72)
 INK = "#1f2933"
 FAINT = "#7b8794"
 SAME, OTHER = "#009e73", "#d55e00"
 RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a5195", "#5f6b6d")
-PAGE_WIDTH = 10.0  # inches
+PAGE_WIDTH = 10.0  # inches, as the following
+TALLEST = 3.0  # a panel
+BAR_WIDTH, BAR_ROOM = 0.11, 0.8  # a colour bar, and it with its figures
 SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
 
 
@@ -165,8 +169,9 @@ def depth_rows(
 ) -> Figure:
     """Draw image, ground truth and each model's disparity [1/m] side by side, one image a row.
 
-    A row has one colour scale, that of its ground truth (2nd to 98th percentile); nan is grey. Without `photographs`
-    the images are left out: their licence may be narrower than that of what is told of them.
+    A row has one colour scale, that of its ground truth (2nd to 98th percentile). Cells that are nan are grey, and a
+    line below says why: in the truth they were not measured, in predictions not in any training image. Without
+    `photographs` the images are left out: their licence may be narrower than that of what is told of them.
     """
     names = [*(["image"] if photographs else []), "ground truth", *predictions]
     figure, axes = _panels(len(images), names, images.shape[1:3], bar=True)
@@ -177,7 +182,11 @@ def depth_rows(
             _show(axes[row][0], image, image.shape[:2])
         for axis, panel in zip(axes[row][int(photographs) :], panels, strict=True):
             _show(axis, colour_disparity(panel, low, high), image.shape[:2])
-        _bar(figure, axes[row], DISPARITY_MAP, low, high, "disparity [1/m]")
+        _bar(figure, axes[row], DISPARITY_MAP, low, high, "" if row else DISPARITY)
+    never = any(np.isnan(array).any() for array in predictions.values())
+    if never or np.isnan(truth).any():
+        beside = ["in the ground truth not measured"] + ["in the other maps never measured in training"] * never
+        _explain_grey(figure, "; ".join(beside))
     return figure
 
 
@@ -213,7 +222,7 @@ def latent_rows(
             for axis, panel in zip(axes[row][1 + len(columns) * channel :], columns.values(), strict=False):
                 colours = _colour(panel[row, channel], LATENT_MAP, -limit, limit)
                 _show(axis, colours, image.shape[:2])
-    _bar(figure, axes, LATENT_MAP, -limit, limit, "value (no unit)")
+    _bar(figure, axes, LATENT_MAP, -limit, limit, "value\n(no unit)")
     return figure
 
 
@@ -265,19 +274,30 @@ def batch_grid(
         for index, panel in enumerate(disparity):
             axis = axes[index // columns * 2 + 1][index % columns]
             _show(axis, colour_disparity(panel, low, high), panel.shape)
-        _bar(figure, axes, DISPARITY_MAP, low, high, "disparity [1/m]")
+        _bar(figure, axes, DISPARITY_MAP, low, high, DISPARITY)
+        if not valid.all():
+            _explain_grey(figure, "not measured")
     return figure
 
 
+def _explain_grey(figure: Figure, why: str) -> None:
+    figure.supxlabel(_wrapped(f"grey: {why}", int(figure.get_figwidth() * 14)), fontsize=8, color=FAINT)
+    figure.set_figheight(figure.get_figheight() + 0.2)
+
+
 def _panels(rows: int, names: Sequence[str], shape: tuple[int, ...], *, bar: bool = False) -> tuple[Figure, np.ndarray]:
-    width = float(np.clip((PAGE_WIDTH - 0.8 * bar) / len(names), 1.1, 2.0))
+    room = BAR_ROOM if bar else 0.0
+    widest = min(2.0, TALLEST * shape[1] / shape[0])
+    width = float(np.clip((PAGE_WIDTH - room) / len(names), 1.1, max(1.1, widest)))
     height = width * shape[0] / shape[1]
-    size = (len(names) * width + 0.8 * bar, rows * (height + 0.06) + 0.45)
+    titles = [_wrapped(name, int(width * 11)) for name in names]
+    lines = max(2 if bar else 0, *(title.count("\n") + 1 if title else 0 for title in titles))
+    size = (len(names) * width + room, rows * (height + 0.06) + 0.15 + 0.15 * lines)
     layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     figure = Figure(figsize=size, layout=layout)
     axes = figure.subplots(rows, len(names), squeeze=False)
-    for axis, name in zip(axes[0], names, strict=True):
-        axis.set_title(_wrapped(name, int(width * 11)), fontsize=9, color=INK, pad=4)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=9, color=INK, pad=4)
     return figure, axes
 
 
@@ -295,14 +315,23 @@ def _show(axis: Any, panel: np.ndarray, shape: tuple[int, ...]) -> None:
         spine.set_visible(False)
 
 
-def _bar(figure: Figure, axes: Any, map_name: str, low: float, high: float, label: str) -> None:
-    scale = ScalarMappable(Normalize(low, high), map_name)
-    length = 14 * len(np.atleast_2d(axes))
-    tips: dict[str, Any] = {
-        "extend": "both",
-        "extendfrac": 0.6 / length,
-    }  # a scale ends before the rarest values do
-    bar = figure.colorbar(scale, ax=list(np.ravel(axes)), pad=0.01, aspect=length, fraction=0.06, **tips)
-    bar.set_label(label, fontsize=8, color=FAINT)
+def _bar(figure: Figure, axes: Any, map_name: str, low: float, high: float, label: str = "") -> None:
+    """A colour bar beside the panels of one row or of all, with its label on top: rows may be too low for one aside."""
+    panels = np.atleast_2d(axes)
+    width, height = figure.get_size_inches()
+    height *= len(panels) / panels[0, 0].get_gridspec().nrows
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(low, high), map_name),
+        ax=list(panels.flat),
+        pad=0.01,
+        aspect=height / BAR_WIDTH,
+        fraction=1.5 * BAR_WIDTH / width,  # at most: the aspect tells the width
+        extend="both",  # a scale ends before the rarest values do
+        extendfrac=0.6 * BAR_WIDTH / height,
+        ticks=MaxNLocator(int(np.clip(height / 0.25, 2, 8))),
+    )
+    # No title: the layout makes no room for the width of titles.
+    spot: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
+    bar.ax.annotate(label, (0, 1), (0, 3), fontsize=7, color=FAINT, **spot)
     bar.ax.tick_params(labelsize=7, colors=FAINT)
-    bar.outline.set_visible(False)
+    bar.outline.set(edgecolor=FAINT, linewidth=0.4)  # the brightest colours are hardly seen on white

@@ -179,7 +179,9 @@ def _mean_map(train: ImageSet, plan: Plan) -> MeanMap:
     shares = counts.cumsum(0).double() / counts.sum()
     low, high = (math.exp((int((shares < s).sum()) - LOG_ORIGIN) / LOG_STEPS) for s in (STRAY, 1 - STRAY))
     nearest, farthest = plan.nearest or low, plan.farthest or high
-    return MeanMap(found.values.clamp(1 / farthest, 1 / nearest), 1 / farthest, 1 / nearest)
+    return replace(
+        found, values=found.values.clamp(1 / farthest, 1 / nearest), minimum=1 / farthest, maximum=1 / nearest
+    )
 
 
 def describe(plan: Plan, layers: Sequence[int], blocks: int, mean_map: MeanMap) -> str:

@@ -41,11 +41,16 @@ Predict = Callable[[Batch], Float[Tensor, "b 1 rows cols"]]  # disparity [1/m]
 
 @dataclass(frozen=True, slots=True)
 class MeanMap:
-    """The training set's mean disparity [1/m] of every cell, and the range of the cells' disparities."""
+    """The training set's mean disparity [1/m] of every cell, and the range of the cells' disparities.
+
+    Where no training image had a measurement (`measured` is false), the value is the mean of all cells, and what is
+    predicted there is nothing that was learned: such cells are drawn grey.
+    """
 
     values: Float[Tensor, "rows cols"]
     minimum: float
     maximum: float
+    measured: Bool[Tensor, "rows cols"]
 
     def predict(self, batch: Batch) -> Float[Tensor, "b 1 rows cols"]:
         """Give every image the mean map: the zero of a table."""
@@ -72,7 +77,7 @@ class CellMeans:
         """The mean map, which has the mean of all cells where one was never known."""
         mean = torch.where(self.count > 0, self.total / self.count.clamp(min=1), self.total.sum() / self.count.sum())
         # Rounding to float32 must not carry a mean across the bounds that predictions are held to.
-        return MeanMap(mean.float().clamp(self.minimum, self.maximum), self.minimum, self.maximum)
+        return MeanMap(mean.float().clamp(self.minimum, self.maximum), self.minimum, self.maximum, self.count > 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,7 @@ class DepthReadout:
         values = standard @ self.weight.to(here) + self.bias.to(here)
         mean_map = self.mean_map.values.to(here)[None, None]
         if mean_map.shape[2:] != (FACTOR * rows, FACTOR * cols):
-            mean_map = F.interpolate(mean_map, (FACTOR * rows, FACTOR * cols), mode="bilinear")
+            mean_map = resized(mean_map, self.mean_map.measured.to(here), (FACTOR * rows, FACTOR * cols))
         disparities: Tensor = mean_map + unfold_cells(values, (rows, cols), FACTOR)
         return disparities.clamp(self.mean_map.minimum, self.mean_map.maximum)
 
@@ -116,6 +121,7 @@ class DepthReadout:
         numbers = (self.mean_map.minimum, self.mean_map.maximum, self.strength)
         tensors = {
             "mean_map": self.mean_map.values,
+            "measured": self.mean_map.measured,
             "token_mean": self.token_mean,
             "token_deviation": self.token_deviation,
             "weight": self.weight,
@@ -127,11 +133,16 @@ class DepthReadout:
 
     @classmethod
     def load(cls, path: Path) -> DepthReadout:
-        """Read what `save` wrote; raises `BadInput` for any other file."""
+        """Read what `save` wrote; raises `BadInput` for any other file.
+
+        Older files do not say where depth was measured: everywhere, then.
+        """
         try:
             tensors = load_file(path)
             minimum, maximum, strength = tensors.pop("minimum_maximum_strength").tolist()
-            mean_map = MeanMap(tensors.pop("mean_map"), minimum, maximum)
+            values, measured = tensors.pop("mean_map"), tensors.pop("measured", None)
+            everywhere = torch.ones_like(values, dtype=torch.bool)
+            mean_map = MeanMap(values, minimum, maximum, everywhere if measured is None else measured)
             return cls(mean_map=mean_map, strength=strength, **tensors)
         except (OSError, SafetensorError, KeyError, TypeError) as fault:
             raise BadInput(f"{path} is not a depth readout written by depthjepa: {fault}") from fault
@@ -147,6 +158,16 @@ def read_origin(path: Path) -> dict[str, str]:
             return dict(stored.metadata() or {})
     except (OSError, SafetensorError) as fault:
         raise BadInput(f"{path} is not a depth readout written by depthjepa: {fault}") from fault
+
+
+def resized(
+    maps: Float[Tensor, "b 1 rows cols"], known: Bool[Tensor, "rows cols"], size: tuple[int, int]
+) -> Float[Tensor, "b 1 h w"]:
+    """Resize maps bilinearly between cells that are known; where none is near, between all."""
+    shares, everywhere = known.to(maps.dtype)[None, None], F.interpolate(maps, size, mode="bilinear")
+    weights = F.interpolate(shares, size, mode="bilinear")
+    values = F.interpolate(maps * shares, size, mode="bilinear")
+    return torch.where((weights > 0) & (weights < 1), values / weights.clamp(min=1e-6), everywhere)
 
 
 def patch_grid(images: Float[Tensor, "b 3 h w"], patch_size: int) -> tuple[int, int]:

@@ -53,7 +53,8 @@ def render(runs: Sequence[Run], out: Path, studies: Sequence[Mapping[str, Any]] 
     """Return the page; `out` appears in the command that writes it again."""
     tables = merge_tables({run.name: run.probes for run in runs})
     names = [run.name for run in runs]
-    title = listed(names if len(names) <= 4 else [*names[:3], f"{len(names) - 3} more"])
+    shown = [*(f"study {content['name']}" for content in studies), *names]
+    title = listed(shown if len(shown) <= 4 else [*shown[:3], f"{len(shown) - 3} more"])
     result = headline(tables)
     return document(
         title,
@@ -156,16 +157,21 @@ def _kind(run: Run) -> str:
 
 
 def headline(tables: Sequence[Table]) -> str:
-    """Say the first column of the first table that ranks models in one sentence; empty without any."""
-    ranking = ((table, column) for table in tables for column in [*table.columns.values()][:1] if column.better)
-    table, column = next(ranking, (None, None))
-    if table is None or column is None:
+    """Say the measure that was asked for last, the first column of its table, in one sentence; empty without any.
+
+    What diagnoses tell beside is said only where there is no probe; of several probes at once the first is taken.
+    """
+    ranking = [(table, column) for table in tables for column in [*table.columns.values()][:1] if column.better]
+    asked = [pair for pair in ranking if pair[0].task in probes.of_command("probe")] or ranking
+    if not asked:
         return ""
+    table, column = max(asked, key=lambda pair: pair[0].probed)
+    where = f" on {table.data}" if len({each.data for each in tables}) > 1 else ""
     figures = table.figures(column.key)
     written = dict(zip(figures, format_column(list(figures.values())), strict=True))
     names = sorted(figures, key=lambda name: figures[name], reverse=column.better == "higher")
     ranked = listed([f"{name} {written[name]}" for name in names])
-    return f"{column.measure} ({column.better} is better): {ranked}."
+    return f"{column.measure}{where} ({column.better} is better): {ranked}."
 
 
 def _shared(runs: Sequence[Run], key: str) -> Any:

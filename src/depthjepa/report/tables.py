@@ -33,7 +33,7 @@ class Row:
 
 @dataclass(slots=True)
 class Table:
-    """Rows of all runs for one task, data and protocol; `columns` by their keys."""
+    """Rows of all runs for one task, data and protocol; `columns` by their keys; when the newest was asked for."""
 
     task: str
     data: str
@@ -41,6 +41,7 @@ class Table:
     columns: dict[str, Column] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    probed: str = ""  # older results do not say
 
     def figures(self, key: str) -> dict[str, float]:
         """The finite figures of one column by the names of their rows."""
@@ -72,6 +73,7 @@ def merge_tables(probed: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Tabl
 
 
 def _add(table: Table, result: Mapping[str, Any], run: str, runs: set[str]) -> None:
+    table.probed = max(table.probed, str(result.get("probed", "")))
     for column in map(Column.of, result["columns"]):
         table.columns.setdefault(column.key, _explained(column, table.task))
     baselines = probes.baselines()

@@ -46,6 +46,7 @@ def run(subject: Subject) -> Iterable[Probe]:
         "images": shown.images,
         "truth": shown.truth,
         "mean_map": found.mean_map.values.numpy(),
+        "measured": found.mean_map.measured.numpy(),
         "prediction": shown.predictions[config.name],
     }
     yield Probe(TASK.table(train.source, protocol, found.rows), arrays)
@@ -55,8 +56,9 @@ def decoded_figures(runs: Sequence[Run]) -> list[Captioned]:
     """Ground truth, the map that each pixel-guided run decodes, and the mean map."""
     seen = (
         "Each row is one image that no run was trained on. The ground truth and what each run's own head decodes are "
-        "coloured by disparity (bright is near), all on the one scale of the row; grey is without a measurement, or "
-        "not judged (with scope `target` the head answers for hidden patches alone)."
+        "coloured by disparity (bright is near), all on the one scale of the row. Grey in the ground truth is "
+        "without a measurement, or not judged (with scope `target` the head answers for hidden patches alone); "
+        "grey in the maps is where no training image had a measurement."
     )
     failed = "a run's panels would look like the mean map, the average of the training set, in every row."
     return map_figures(runs, TASK.name, seen, failed)

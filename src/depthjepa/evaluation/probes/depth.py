@@ -108,6 +108,7 @@ def map_arrays(found: DepthTable, name: str) -> dict[str, np.ndarray]:
         "images": shown.images,
         "truth": shown.truth,
         "mean_map": found.mean_map.values.numpy(),
+        "measured": found.mean_map.measured.numpy(),
         "random": shown.predictions[RANDOM],
         "prediction": shown.predictions[name],
         **{key: found.scores[name].per_image[key] for key in ("within_residual", "within_total")},
@@ -122,8 +123,8 @@ def depth_figures(runs: Sequence[Run]) -> list[Captioned]:
     seen = (
         "Each row is one image of the evaluation set. The ground truth and what a readout of each model's "
         "frozen features predicts are coloured by disparity (bright is near), all on the one scale of the "
-        "row; grey is without a measurement. The mean map is the average of the training set, the same for "
-        "every image; the random encoder was never trained."
+        "row; grey is without a measurement, in the maps of models and in the mean map in all training images. The "
+        "mean map is the average of the training set, the same for every image; the random encoder was never trained."
     )
     failed = (
         "a model's panels would look like the mean map (it knows where depth usually lies and nothing of "
@@ -142,6 +143,7 @@ def map_figures(runs: Sequence[Run], task: str, seen: str, failed: str) -> list[
 
 
 def _rows(group: list[tuple[Run, Arrays]]) -> Figure:
+    group = [(run, _where_measured(arrays)) for run, arrays in group]
     images = group[0][1]["images"][:PICTURES]
     truth = max((arrays["truth"] for _, arrays in group), key=np.size)
     maps = {run.name: arrays["prediction"] for run, arrays in group}
@@ -163,7 +165,7 @@ def show(runs: Mapping[str, Path], photographs: bool) -> Figure:
 
 def show_maps(task: str, runs: Mapping[str, Path], photographs: bool) -> Figure:
     """The maps that a task stored of several runs, on the same images."""
-    stored = {name: _stored(run, task) for name, run in runs.items()}
+    stored = {name: _where_measured(_stored(run, task)) for name, run in runs.items()}
     first = next(iter(stored.values()))
     for run, arrays in zip(runs.values(), stored.values(), strict=True):
         if not np.array_equal(arrays["images"], first["images"]):
@@ -175,6 +177,15 @@ def show_maps(task: str, runs: Mapping[str, Path], photographs: bool) -> Figure:
     maps |= {RANDOM: first["random"]} if "random" in first else {}
     maps |= {"mean map": np.broadcast_to(first["mean_map"], first["truth"].shape)}
     return figures.depth_rows(first["images"], first["truth"], maps, photographs=photographs)
+
+
+def _where_measured(arrays: Arrays) -> Arrays:
+    """The arrays with nan in all maps but the truth where no training image had a measurement (see `MeanMap`)."""
+    measured = arrays.get("measured")
+    if measured is None:  # older files do not say
+        return arrays
+    maps = {name: arrays[name] for name in ("prediction", "random", "mean_map") if name in arrays}
+    return arrays | {name: np.where(measured, each, np.nan) for name, each in maps.items()}
 
 
 def _stored(run: Path, task: str) -> Arrays:

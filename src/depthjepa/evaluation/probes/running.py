@@ -6,9 +6,11 @@ random encoder) and of a guess that knows nothing (the mean map, the most freque
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import build_config
 from depthjepa.data.loading import source_name
 from depthjepa.evaluation.features import Encode
+from depthjepa.evaluation.gathering import RANDOM
 from depthjepa.evaluation.probes import table
 from depthjepa.evaluation.probes.shared import shared_tables
 from depthjepa.evaluation.probes.task import Data, OwnTask, Probe, SharedTask, Subject
@@ -75,11 +78,12 @@ def probe_run(config: RunConfig, saved: Checkpoint, tasks: Sequence[str]) -> Non
     which = config.evaluation.which
     subject = Subject(config, saved.encoder(which), runtime.device(config.train.device), saved)
     rows = [table.chosen(task, table.studied()) for task in tasks]
+    started = now()  # of all: none of what is asked for at once is newer than the rest
     for result in run_tasks(rows, subject):
-        write_probe(result, saved, which)
+        write_probe(result, saved, which, probed=started)
     for row in rows:
         if row.variant is not None and row.variant.asked(config):
-            write_probe(row.variant.run(subject), saved, which)
+            write_probe(row.variant.run(subject), saved, which, probed=started)
 
 
 def probe_config(saved: Checkpoint, data: str | None, overrides: Iterable[str] = ()) -> RunConfig:
@@ -99,20 +103,26 @@ def probe_config(saved: Checkpoint, data: str | None, overrides: Iterable[str] =
     return config
 
 
-def write_probe(result: Probe, saved: Checkpoint, which: str, out: Path | None = None) -> dict[str, Any]:
+def now() -> str:
+    """The time as tables keep it, such as 2026-01-31T23:59:59+00:00: later times sort after earlier ones."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_probe(
+    result: Probe, saved: Checkpoint, which: str, out: Path | None = None, *, probed: str | None = None
+) -> dict[str, Any]:
     """Write table, arrays and readout below the run folder of a checkpoint, and the table alone to `out`; return it.
 
-    The table says of which step the weights are, and of how many where the run says so. Figures that are not finite
-    are None.
+    The table says of which step the weights are, and of how many where the run says so, and when it was asked for
+    (`probed`, by default now). Figures that are not finite are None.
 
     On other data than the run's own, the files carry the name of the data; the readout is always the newest, and says
     to which weights it belongs. A checkpoint outside a run folder has no place for them.
     """
     folder = saved.run
     asked = RunFolder(folder).summary().get("of_steps") if folder is not None else None
-    content: dict[str, Any] = plain(
-        result.table | {"step": saved.step} | ({} if asked is None else {"of_steps": asked})
-    )
+    of_steps = {} if asked is None else {"of_steps": asked}
+    content: dict[str, Any] = plain(result.table | {"step": saved.step, "probed": probed or now()} | of_steps)
     if out is not None:
         write_whole(out, to_json(content))
     if folder is not None:
@@ -124,6 +134,7 @@ def write_probe(result: Probe, saved: Checkpoint, which: str, out: Path | None =
         if result.arrays:
             RunFolder(folder).save_arrays(name, result.arrays)
         if result.readout is not None:
-            origin = {"step": str(saved.step), "which": which, "data": data}
+            kept = [row for row in content["rows"] if row["name"] != RANDOM]  # the mean map, and whose readout it is
+            origin = {"step": str(saved.step), "which": which, "data": data, "rows": json.dumps(plain(kept))}
             result.readout.save(folder / "probes" / f"{task}.safetensors", origin)
     return content
