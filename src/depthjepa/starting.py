@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from depthjepa import cost, distributed
 from depthjepa.config import RunConfig, differences, to_mapping
 from depthjepa.configuring import build_config, load_config, read_resolved
-from depthjepa.data.loading import has_validation, open_source
+from depthjepa.data.loading import TrainingBatches, has_validation, open_source
+from depthjepa.data.samples import Source
 from depthjepa.faults import BadInput
 from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.logbook import RunFolder
+from depthjepa.masks import sample_masks
 
 
 def what_to_run(recipe: str, overrides: Sequence[str], out: Path | None, *, resume: bool) -> tuple[RunConfig, Path]:
@@ -45,8 +48,9 @@ def _config_there(folder: RunFolder) -> RunConfig:
 
 
 def refuse_mix_up(config: RunConfig, folder: RunFolder, *, resume: bool) -> None:
-    """Refuse to write over a run, and to resume another run than the one that is there."""
+    """Refuse to write over a run or amid other files, and to resume another run than the one that is there."""
     if not folder.started:
+        folder.refuse_other()
         return
     if not resume:
         raise BadInput(f"{folder.path} holds a run already: continue it with --resume, or choose another --out")
@@ -66,6 +70,28 @@ def refuse_unusable_validation(config: RunConfig) -> None:
             f"train.probe_every needs validation data, and {config.data.root} has no val/ (of "
             f"a folder of pairs, data.val_prefixes makes one)"
         )
+
+
+def refuse_impossible_batches(config: RunConfig, source: Source, place: distributed.Ranks) -> None:
+    """Meet what is wrong with batches and masks before a teacher is asked or anything is printed."""
+    TrainingBatches(
+        source=source,
+        data=config.data,
+        masks=config.masks,
+        grid=config.grid,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        accumulate=config.train.accumulate,
+        ranks=place,
+        steps=1,
+    )
+    if config.train.objective == "jepa":
+        try:
+            sample_masks(config.masks, config.grid, seed=0, epoch=0, indices=np.arange(2), batch_index=0)
+        except MemoryError as fault:
+            raise BadInput(
+                f"masks of {config.grid[0]} x {config.grid[1]} patches do not fit into memory: lower data.image_size"
+            ) from fault
 
 
 def refuse_frozen_without_head(config: RunConfig) -> None:

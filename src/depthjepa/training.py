@@ -35,6 +35,7 @@ from depthjepa.run_state import State, restore, save
 from depthjepa.run_summary import finish, so_far
 from depthjepa.starting import (
     refuse_frozen_without_head,
+    refuse_impossible_batches,
     refuse_mix_up,
     refuse_size_without_cache,
     refuse_unusable_validation,
@@ -90,6 +91,7 @@ def prepare(
     refuse_mix_up(config, folder, resume=resume)
     refuse_unusable_validation(config)
     refuse_frozen_without_head(config)
+    refuse_impossible_batches(config, source, place)
     refuse_size_without_cache(config)
     where = runtime.device(config.train.device, place)
     epoch_steps = steps_per_epoch(len(source), config.train.batch_size)
