@@ -141,7 +141,7 @@ def main() -> None:
     """Run the command line."""
     try:
         _refuse_empty(sys.argv[1:])
-        sys.exit(app(standalone_mode=False) or 0)
+        sys.exit(app(standalone_mode=False, prog_name="depthjepa") or 0)
     except USAGE as fault:
         if fault.format_message():  # empty where help was printed in the place of a command that is missing
             print(f"depthjepa: {_usage(fault)}", file=sys.stderr)
@@ -150,6 +150,9 @@ def main() -> None:
         sys.exit(130)
     except BadInput as fault:
         print(f"depthjepa: {fault}", file=sys.stderr)
+        sys.exit(2)
+    except PermissionError as fault:
+        print(f"depthjepa: {fault.filename}: {fault.strerror}", file=sys.stderr)
         sys.exit(2)
     except RunStopped as fault:
         print(f"depthjepa: {fault}", file=sys.stderr)
@@ -180,7 +183,7 @@ def _usage(fault: Any) -> str:
         commands = fault.ctx.command.list_commands(fault.ctx)
         return f"there is no command {named[1]!r}{nearest(named[1], commands)}: choose from {', '.join(commands)}"
     usage = " ".join(fault.ctx.get_usage().split()) if fault.ctx else ""
-    return f"{fault.format_message()} {usage}".strip()
+    return f"{fault.format_message().replace(': Input should', ' should')} {usage}".strip()
 
 
 def _print_version(asked: bool) -> bool:

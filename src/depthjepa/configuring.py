@@ -113,6 +113,7 @@ def _build(kind: type[Configuration], content: Mapping[str, Any], layers: Sequen
     for layer in layers:
         _drop_other_guidance(merged, layer)
         _drop_other_size(merged, layer)
+        faults += _idle_size(layer)
         faults += [fault for text in layer if (fault := _override(merged, text, nullable))]
         if not faults and kind is RunConfig:
             _replace_length(merged, [text.partition("=")[0] for text in layer])
@@ -168,6 +169,14 @@ def _drop_other_size(content: dict[str, Any], layer: Sequence[str]) -> None:
     below = content.get("model")
     if any(text.startswith("model.size=") for text in layer) and isinstance(below, dict):
         content["model"] = {key: value for key, value in below.items() if key not in SHAPE}
+
+
+def _idle_size(layer: Sequence[str]) -> list[str]:
+    """What to say of a layer that names a size and all that a size stands for."""
+    said = {key: value for key, _, value in (text.partition("=") for text in layer) if value not in ("", "null")}
+    if "model.size" in said and {"model.width", "model.depth"} <= said.keys():
+        return ["model.size has no effect here: it takes model.width or model.depth to be null"]
+    return []
 
 
 def _drop_other_guidance(content: dict[str, Any], layer: Sequence[str]) -> None:

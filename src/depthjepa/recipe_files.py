@@ -97,11 +97,13 @@ class _EachKeyOnce(yaml.SafeLoader):
     """YAML in which a key that is given twice is a fault: one of its values would be lost without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        own = [(key.value, key.start_mark) for key, _ in node.value if key.tag != MERGE]
-        names = [name for name, _ in own]
-        for name, mark in own:
-            if isinstance(name, str) and names.count(name) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} is given twice", mark)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:
+                if key.value in seen:
+                    fault = f"the key {key.value!r} is given twice"
+                    raise yaml.constructor.ConstructorError(None, None, fault, key.start_mark)
+                seen.add(key.value)
         found: dict[Any, Any] = super().construct_mapping(node, deep)
         return found
 
