@@ -7,6 +7,7 @@ Unknown keys and wrong values are reported at once, each with the nearest valid 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import difflib
 import functools
 import re
@@ -242,6 +243,8 @@ def _explain(fault: Any, known: Sequence[str]) -> str:
     given, text = fault["input"], fault["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     expected = fault.get("ctx", {}).get("expected", "")
     text = re.sub(", (unable to|got a number).*", "", text).replace("valid tuple", "list")
+    if fault["type"] == "string_type" and isinstance(given, (int, float, datetime.date)):
+        text += " (what looks like a number, a date, true or false is a text in quotes)"
     text = "too few values" if fault["type"] == "missing" else text
     if isinstance(given, Mapping):  # keys that do not fit together: the fault names them
         return f"{key}: {text}"

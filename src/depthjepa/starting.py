@@ -85,6 +85,12 @@ def refuse_impossible_batches(config: RunConfig, source: Source, place: distribu
         ranks=place,
         steps=1,
     )
+    fewest = min(config.train.batch_size // (place.world * config.train.accumulate), config.evaluation.pictures)
+    if isinstance(config.guidance, FeatureGuidance) and config.guidance.control == "another" and fewest < 2:
+        raise BadInput(
+            "guidance.control=another needs batches and pictures of at least two images: raise train.batch_size or "
+            "evaluation.pictures"
+        )
     if config.train.objective == "jepa":
         try:
             sample_masks(config.masks, config.grid, seed=0, epoch=0, indices=np.arange(2), batch_index=0)
