@@ -478,7 +478,7 @@ def test_all_arms_at_fault_are_named_at_once(pairs: Path) -> None:
         ),
         (
             {"base": "demo", "arms": {"a": None}, "seeds": 1, "minutes": -1},
-            "minutes: Input should be greater than 0, got -1",
+            "minutes: should be greater than 0, got -1",
         ),
         ({"base": "demo", "arms": {"a": "x=1"}, "seeds": 1}, "arms.a: should be a list, got 'x=1'"),
         ({"arms": {"a": None}, "seeds": 1}, "base is missing"),
