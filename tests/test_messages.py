@@ -35,7 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 CASES = [
-    (("train", "photos", "data.root="), r"data\.root= is empty: give a value"),
+    (("train", "photos", "data.root="), r"data\.root= is empty: give a value$"),
     (("train", "photos"), r"data\.root is empty: say which data \(data\.root=, or --data\): scenes"),
     (("train", "photos", "data.root=scenes", "data.image_size=[64]"), r"data\.image_size=\[64\]: should be "),
     (
@@ -51,7 +51,7 @@ CASES = [
     (("study", "unknown.yaml"), r"unknown\.yaml: unknown key 'probs' \(did you mean 'probes'\?\)"),
     (("study", "missing.yaml"), r"missing\.yaml: base is missing$"),
     (("predict", "run", "gone", "--out", "maps"), r"there is no folder .*gone"),
-    (("embed", "run", "", "--out", "a.npz"), r"the folder of images is an empty path"),
+    (("embed", "run", "", "--out", "a.npz"), r"an argument is empty: give a value"),
     (
         ("train", "demo", "--steps", "5"),
         r"there is no option --steps: settings are written KEY=VALUE, as train\.steps=",

@@ -417,7 +417,7 @@ def test_faults_of_a_list_are_named(tmp_path: Path, call: Call, text: str | None
 
 def test_a_data_set_that_is_not_known_and_an_option_of_the_other_one_are_refused(tmp_path: Path, call: Call) -> None:
     status, _, said = call("prepare", "nyu", tmp_path, "--out", tmp_path / "out")
-    assert status == 2 and "Did you mean 'nyuv2'?" in said
+    assert status == 2 and "did you mean 'nyuv2'?" in said
     status, _, said = call("prepare", "nyuv2", tmp_path, "--out", tmp_path / "out", "--raw", tmp_path)
     assert status == 2 and "No such option" in said
     status, _, said = call("prepare", "nyuv2", tmp_path, "--out", tmp_path / "out", "--depth", "row")

@@ -478,9 +478,9 @@ def test_all_arms_at_fault_are_named_at_once(pairs: Path) -> None:
         ),
         (
             {"base": "demo", "arms": {"a": None}, "seeds": 1, "minutes": -1},
-            "minutes: Input should be greater than 0, got -1",
+            "minutes: should be greater than 0, got -1",
         ),
-        ({"base": "demo", "arms": {"a": "x=1"}, "seeds": 1}, "arms.a: Input should be a valid tuple, got 'x=1'"),
+        ({"base": "demo", "arms": {"a": "x=1"}, "seeds": 1}, "arms.a: should be a list, got 'x=1'"),
         ({"arms": {"a": None}, "seeds": 1}, "base is missing"),
         ([1], "does not hold keys and values"),
     ],
@@ -504,7 +504,7 @@ def test_a_study_file_reads_seeds_as_a_count_and_its_base_beside_it(tmp_path: Pa
 def test_arms_share_settings_by_anchors(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text("base: demo\nseeds: 1\narms:\n  a: &a [x=1, y=2]\n  b: &b z=3\n  both: [*a, *b, w=4]\n")
-    with pytest.raises(BadInput, match=r"arms\.b: Input should be a valid tuple, got 'z=3'"):
+    with pytest.raises(BadInput, match=r"arms\.b: should be a list, got 'z=3'"):
         load_study(file)
     file.write_text(file.read_text().replace("&b z=3", "[&b z=3]"))
     assert load_study(file).arms == {"a": ("x=1", "y=2"), "b": ("z=3",), "both": ("x=1", "y=2", "z=3", "w=4")}

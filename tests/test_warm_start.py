@@ -432,12 +432,12 @@ def test_a_file_that_does_not_say_its_sides_has_the_run_s_where_the_patches_are_
     run(pairs, tmp_path / "wide", *GUIDED, "data.image_size=[40,64]", "train.steps=1")
     convert(str(tmp_path / "wide"), tmp_path / "wide.pth.tar", "reference")
     settings = (*AT_64, f"init.checkpoint={tmp_path / 'wide.pth.tar'}")
-    state, said = prepared(pairs, tmp_path, *settings, "data.image_size=[40,64]")
+    state, said = prepared(pairs, tmp_path / "run", *settings, "data.image_size=[40,64]")
     stored, found = weights(tmp_path / "wide")["model"], state.method.state_dict()
     assert differences(part(stored, "target_encoder"), part(found, "target_encoder")) == []
     assert "stretched" not in said[0]
     with pytest.raises(BadInput, match=r"wide\.pth\.tar has positions for an image that is not square"):
-        prepared(pairs, tmp_path, *settings, "data.image_size=48")
+        prepared(pairs, tmp_path / "run", *settings, "data.image_size=48")
 
 
 def test_a_larger_run_is_started_trained_resumed_and_read_like_any(
@@ -482,7 +482,8 @@ def test_all_that_does_not_fit_is_named_at_once_and_nothing_is_begun(pairs: Path
     }
     overrides = [f"{key}={here}" for key, (here, _) in other.items()]
     with pytest.raises(BadInput) as fault:
-        run(pairs, tmp_path / "run", *AT_64, *overrides, f"init.checkpoint={origin}", "train.steps=1")
+        settings = (*AT_64, *overrides, "masks.min_keep=1", f"init.checkpoint={origin}", "train.steps=1")
+        run(pairs, tmp_path / "run", *settings)
     message = str(fault.value)
     assert message.startswith(f"init.checkpoint={origin} does not fit the run: ") and "\n" not in message
     for key, (here, there) in other.items():
@@ -495,7 +496,7 @@ def test_what_foreign_layouts_say_is_compared_as_well(
     pairs: Path, layouts: dict[str, Path], tmp_path: Path, layout: str
 ) -> None:
     other = ("model.width=48", "model.heads=4", "model.patch_size=16", "predictor.width=24")
-    settings = (*other, "model.mean=[0.5, 0.5, 0.5]")
+    settings = (*other, "model.mean=[0.5, 0.5, 0.5]", "masks.min_keep=1")
     with pytest.raises(BadInput) as fault:
         run(pairs, tmp_path / "run", *AT_64, *settings, f"init.checkpoint={layouts[layout]}", "train.steps=1")
     wanted = {"model.width=48 here and 32 there", "model.patch_size=16 here and 8 there", "model.mean=(0.5, 0.5, 0.5)"}

@@ -30,6 +30,7 @@ from depthjepa.model.predictor import Predictor
 from depthjepa.model.vit import VisionTransformer
 
 FORMAT = 3
+KEPT = ("step", "epoch", "config", "classes", "model", "optimizer", "whitening", "floor", "skipped", "reference")
 RENAMED = {"head.": "guide.head."}  # beginnings of the names of a guided run's weights, in format 2 and now
 
 
@@ -160,6 +161,8 @@ def _own(content: Any, path: Path) -> Checkpoint:
         raise BadInput(f"{path} is not a checkpoint: it is neither depthjepa's nor of a layout that it reads")
     if content["format"] not in (2, FORMAT):
         raise BadInput(f"{path} has format {content['format']}, and this version of depthjepa reads 2 and {FORMAT}")
+    if absent := [each for each in KEPT if each not in content]:
+        raise BadInput(f"{path} is no whole checkpoint: {', '.join(absent)} is missing; copy or write it again")
     config, lost = read_resolved(content["config"])
     model, optimizer = content["model"], content["optimizer"]
     if content["format"] == 2 and config.train.objective == "jepa":

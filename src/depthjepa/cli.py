@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -63,6 +64,13 @@ Data = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Write over files that are there; else they are refused.")]
 
 
+def _said_elsewhere(overrides: list[str] | None, places: Mapping[str, str]) -> None:
+    """Refuse settings that the command line says already: `places` has for a key what says it."""
+    for text in overrides or []:
+        if (key := text.partition("=")[0]) in places:
+            raise BadInput(f"{key} is given by {places[key]}, not by a setting as well")
+
+
 def _one_of(what: str, *choices: str) -> Callable[[str], str]:
     def parse(word: str) -> str:
         if word not in choices:
@@ -105,6 +113,23 @@ def _row_of(what: str, read: Callable[[], Mapping[str, str]]) -> Callable[[str],
     return lambda word: _one_of(what, *read())(word)
 
 
+def _file(path: Path | None) -> Path | None:
+    return _writable(path, folder=False)
+
+
+def _new_folder(path: Path | None) -> Path | None:
+    return _writable(path, folder=True)
+
+
+def _writable(path: Path | None, *, folder: bool) -> Path | None:
+    """Refuse a place that cannot be written before any work."""
+    if path is not None:
+        from depthjepa.logbook import refuse_unwritable
+
+        refuse_unwritable(path, folder=folder)
+    return path
+
+
 Task = Annotated[str, typer.Argument(parser=_row_of("probe", _tasks), metavar="TASK")]
 Picture = Annotated[str, typer.Argument(parser=_row_of("picture", _pictures), metavar="WHAT")]
 
@@ -116,7 +141,8 @@ def main() -> None:
     telling = contextlib.nullcontext() if sys.stdout.isatty() else task(named)
     try:
         with interruptions() as stopping, stopping.at_once(), telling:
-            status = app(standalone_mode=False) or 0
+            _refuse_empty(sys.argv[1:])
+            status = app(standalone_mode=False, prog_name="depthjepa") or 0
         sys.exit(status)
     except Interrupted as asked:
         print(f"depthjepa: {asked}", file=sys.stderr)
@@ -128,9 +154,22 @@ def main() -> None:
     except BadInput as fault:
         print(f"depthjepa: {fault}", file=sys.stderr)
         sys.exit(2)
+    except PermissionError as fault:
+        print(f"depthjepa: {fault.filename}: {fault.strerror}", file=sys.stderr)
+        sys.exit(2)
     except RunStopped as fault:
         print(f"depthjepa: {fault}", file=sys.stderr)
         sys.exit(1)
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """Refuse an empty text where a path, a name or a number is expected; an empty path would be the current folder."""
+    for before, word in zip(("", *words), words, strict=False):
+        if not word or re.fullmatch("--[a-z-]+=", word):
+            option = word or (before if before.startswith("--") else "")
+            raise BadInput(
+                f"{option.rstrip('=') or 'an argument'} is empty: give a value (`{shlex.join(('depthjepa', *words))}`)"
+            )
 
 
 def _usage(fault: Any) -> str:
@@ -143,8 +182,11 @@ def _usage(fault: Any) -> str:
         meant = [f"{key}=" for key in keys(RunConfig) if word in (key, key.partition(".")[2])]
         if meant:
             return f"there is no option {option}: settings are written KEY=VALUE, as {' or '.join(meant)}"
+    if (named := re.match("No such command '(.*?)'", fault.format_message())) and fault.ctx:
+        commands = fault.ctx.command.list_commands(fault.ctx)
+        return f"there is no command {named[1]!r}{nearest(named[1], commands)}: choose from {', '.join(commands)}"
     usage = " ".join(fault.ctx.get_usage().split()) if fault.ctx else ""
-    return f"{fault.format_message()} {usage}".strip()
+    return f"{fault.format_message().replace(': Input should', ' should')} {usage}".strip()
 
 
 def _print_version(asked: bool) -> bool:
@@ -165,8 +207,10 @@ def options(
 
 @app.command()
 def demo(
-    out: Annotated[Path | None, typer.Option(help="Folder for runs and report; default demo, or demo-SEED.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of weights, order, masks and crops.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for runs and report; default demo, or demo-SEED.", callback=_new_folder)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order, masks and crops.")] = 0,
     overrides: Overrides = None,
 ) -> None:
     """Train guided and unguided twins on rendered scenes, probe them, write a report. Offline, in minutes."""
@@ -179,7 +223,7 @@ def demo(
 def train(
     recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/RECIPE.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/RECIPE.", callback=_new_folder)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is in the folder.")] = False,
 ) -> None:
     """Pretrain; prints an estimate of time and memory first."""
@@ -197,21 +241,30 @@ def train(
 def teach(
     data: Annotated[str, typer.Option(help=f"Images: {LAYOUTS.listed()}.")],
     teacher: Annotated[str, typer.Option(help=f"A network ({TEACHERS.listed()}); weights by guidance.teacher_*=.")],
-    out: Annotated[Path, typer.Option(help="Folder of the cache (guidance.cache of a run), or one to go on with.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder of the cache (guidance.cache of a run), or one to go on with.", callback=_new_folder),
+    ],
     overrides: Overrides = None,
 ) -> None:
     """Compute a teacher's latents of all images once; killed, it goes on where it stopped."""
+    from depthjepa.commands.teach import refuse_unread
     from depthjepa.commands.teach import teach as run
     from depthjepa.configuring import build_config
 
     settings = [f"data.root={data}", f"guidance.teacher={teacher}", "guidance.kind=feature"]
+    _said_elsewhere(overrides, {"data.root": "--data", "guidance.teacher": "--teacher", "guidance.kind": "the command"})
+    refuse_unread([text.partition("=")[0] for text in overrides or []])
     run(build_config({"name": "teach"}, [*settings, *(overrides or [])]), out)
 
 
 @app.command()
 def fit_teacher(
     data: Annotated[str, typer.Option(help="RGB-D pairs: an RGB-D folder, several, or scenes.")],
-    out: Annotated[Path, typer.Option(help="Folder of the fit: checkpoint and autoencoder in DepthFM's layout.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder of the fit: checkpoint and autoencoder in DepthFM's layout.", callback=_new_folder),
+    ],
     overrides: Overrides = None,
 ) -> None:
     """Train a compact teacher of DepthFM's kind from RGB-D pairs; killed, it goes on where it stopped."""
@@ -220,6 +273,7 @@ def fit_teacher(
     from depthjepa.configuring import build_fit
     from depthjepa.report.terminal import print_table
 
+    _said_elsewhere(overrides, {"data.root": "--data"})
     summary = run(build_fit(FIT_DEFAULTS, [f"data.root={data}", *(overrides or [])]), out)
     print_table(summary)
     print(f"{out}: {summary['bytes'] / 1e6:.2f} MB")
@@ -228,7 +282,7 @@ def fit_teacher(
 @prepare.command()
 def nyuv2(
     source: Annotated[Path, typer.Argument(help="nyu_depth_v2_labeled.mat, or its folder.")],
-    out: Annotated[Path, typer.Option(help="RGB-D folder to write.")],
+    out: Annotated[Path, typer.Option(help="RGB-D folder to write.", callback=_new_folder)],
     splits: Annotated[Path | None, typer.Option(help="The official splits.mat; default beside SOURCE.")] = None,
     depth: Annotated[
         str,
@@ -248,7 +302,7 @@ def nyuv2(
 @prepare.command()
 def kitti(
     source: Annotated[Path, typer.Argument(help="Folder of the annotated depth maps (train, val).")],
-    out: Annotated[Path, typer.Option(help="RGB-D folder to write.")],
+    out: Annotated[Path, typer.Option(help="RGB-D folder to write.", callback=_new_folder)],
     raw: Annotated[Path | None, typer.Option(help="Folder of the raw photographs; default in SOURCE.")] = None,
     split: Annotated[
         Path | None, typer.Option(help="List of validation pairs, in the form of the Eigen split.")
@@ -302,7 +356,9 @@ def probe(
     task: Task,
     overrides: Overrides = None,
     data: Data = None,
-    out: Annotated[Path | None, typer.Option(help="Write the table as JSON, over one that is there.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the table as JSON, over one that is there.", callback=_file)
+    ] = None,
 ) -> None:
     """Probe a frozen encoder; its baselines stand beside the figure."""
     from depthjepa.commands.probe import probe as run
@@ -323,7 +379,9 @@ def diagnose(
     against: Annotated[
         str | None, typer.Option(help="An unguided twin: did the encoder learn depth, or the head alone?")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the (first) table as JSON, over one that is there.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the (first) table as JSON, over one that is there.", callback=_file)
+    ] = None,
 ) -> None:
     """Measure collapse beside the random encoder; of a guided run also whether depth got into the features."""
     from depthjepa.checkpoint import load
@@ -332,6 +390,8 @@ def diagnose(
     from depthjepa.evaluation.probes import table
     from depthjepa.report.terminal import print_table
 
+    if against is not None and Path(against).resolve() == Path(checkpoint).resolve():
+        raise BadInput(f"--against {against}: this is the run itself; give its unguided twin")
     tasks = table.of_command("diagnose --gates" if gates else "diagnose")
     saved, config, encoder, where = open_with(checkpoint, data, overrides or [], "diagnoses", tasks, _note)
     subject = probes.Subject(config, encoder, where, saved, None if against is None else load(against))
@@ -346,7 +406,8 @@ def embed(
     checkpoint: Checkpoint,
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Every image below it is embedded.")],
     out: Annotated[
-        Path, typer.Option(help="File: .npz, .parquet or .safetensors; none that is there, unless --force.")
+        Path,
+        typer.Option(help="File: .npz, .parquet or .safetensors; none that is there, unless --force.", callback=_file),
     ],
     overrides: Overrides = None,
     patches: Annotated[
@@ -366,7 +427,10 @@ def embed(
 def predict(
     checkpoint: Checkpoint,
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Every image below it gets a depth map.")],
-    out: Annotated[Path, typer.Option(help="Folder for the depth maps; maps that are there stay, unless --force.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for the depth maps; maps that are there stay, unless --force.", callback=_new_folder),
+    ],
     overrides: Overrides = None,
     force: Force = False,
 ) -> None:
@@ -384,7 +448,7 @@ def predict(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders and folders of studies, in the order to show.")],
-    out: Annotated[Path, typer.Option(help="The page to write, over one that is there.")],
+    out: Annotated[Path, typer.Option(help="The page to write, over one that is there.", callback=_file)],
 ) -> None:
     """Write one self-contained HTML page about runs: pictures, losses, tables."""
     from depthjepa.report.page import write_report
@@ -397,7 +461,9 @@ def report(
 def show(
     what: Picture,
     source: Annotated[str, typer.Argument(help="masks, batch: a recipe; the others: a run folder.")],
-    out: Annotated[Path, typer.Option(help="Picture to write (.png, .pdf, .svg), over one that is there.")],
+    out: Annotated[
+        Path, typer.Option(help="Picture to write (.png, .pdf, .svg), over one that is there.", callback=_file)
+    ],
     more: Annotated[list[str] | None, typer.Argument(help="masks, batch: KEY=VALUE; the others: further runs.")] = None,
     photographs: Annotated[bool, typer.Option(help="depth, decode: with the photographs, or the maps alone.")] = True,
 ) -> None:
@@ -440,12 +506,15 @@ def study(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="Settings of all arms, such as data.root=FOLDER; an arm's own stay."),
+        typer.Argument(help="Settings of all arms, such as data.root=FOLDER; an arm's own stay.", callback=_once),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the study; default studies/NAME.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the study; default studies/NAME.", callback=_new_folder)
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study that is in the folder.")] = False,
     keep: Annotated[
-        Path | None, typer.Option(help="Copy tables and configurations there, over those that are there.")
+        Path | None,
+        typer.Option(help="Copy tables and configurations there, over those that are there.", callback=_new_folder),
     ] = None,
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="Do every N-th run from the I-th on (from 0): one machine of N.")
@@ -460,8 +529,10 @@ def study(
     asked = replace(asked, settings=(*asked.settings, *(overrides or [])))
     if not (given := re.fullmatch(r"(\d+)/(\d+)", shard)):
         raise BadInput(f"--shard {shard!r}: give I/N, such as 0/4 for the first of four machines")
-    part = int(given[1]), int(given[2])
-    content = run_study(asked, out or Path("studies") / asked.name, resume=resume, keep=keep, shard=part)
+    part, folder = (int(given[1]), int(given[2])), out or Path("studies") / asked.name
+    if resume and not (folder / "study.yaml").is_file():
+        raise BadInput(f"--resume: there is no study in {folder}; leave --resume out to start one there")
+    content = run_study(asked, folder, resume=resume, keep=keep, shard=part)
     print(f"\n{markdown(content)}", end="")
     if content["failed"]:
         raise RunStopped(f"{len(content['failed'])} of {len(asked.arms) * len(asked.seeds)} runs failed")
@@ -470,7 +541,9 @@ def study(
 @app.command()
 def bench(
     overrides: Overrides = None,
-    json: Annotated[Path | None, typer.Option(help="Write the figures as JSON, over those that are there.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Write the figures as JSON, over those that are there.", callback=_file)
+    ] = None,
 ) -> None:
     """Measure a training step against the matmul rate of this machine, in the same process."""
     from depthjepa.commands.bench import bench as run

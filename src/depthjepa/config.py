@@ -177,7 +177,7 @@ class RunConfig:
 
     name: str = "run"
     """Name of the run in tables and reports; of a recipe by default its file's name."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of weights, order, crops and masks."""
     about: About = field(default_factory=About)
     data: DataConfig = field(default_factory=DataConfig)
@@ -191,6 +191,13 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, value: str) -> str:
+        if not value.strip() or value.startswith(".") or "/" in value:
+            raise ValueError("the name is to name a folder: no / in it, no . at its beginning")
+        return value
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -217,7 +224,7 @@ class RunConfig:
 class TeacherFitConfig:
     """Everything that determines how a compact teacher is fitted (`depthjepa fit-teacher`)."""
 
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of weights, order, crops and noise."""
     data: DataConfig = field(default_factory=DataConfig)
     fit: FitConfig = field(default_factory=FitConfig)
@@ -271,3 +278,17 @@ def keys(kind: Any, prefix: str = "") -> list[str]:
         if not parts:
             found[prefix + entry.name] = None
     return list(found)
+
+
+def may_be_null(kind: Any, prefix: str = "") -> set[str]:
+    """The dotted keys of a configuration class that null is a value of."""
+    found: set[str] = set()
+    hints = get_type_hints(kind)
+    for entry in dataclasses.fields(kind):
+        choices = (hints[entry.name], *get_args(hints[entry.name]))
+        for part in choices:
+            if dataclasses.is_dataclass(part):
+                found |= may_be_null(part, f"{prefix}{entry.name}.")
+        if type(None) in choices:
+            found.add(prefix + entry.name)
+    return found

@@ -7,17 +7,18 @@ Unknown keys and wrong values are reported at once, each with the nearest valid 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import difflib
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from depthjepa.config import RunConfig, TeacherFitConfig, flatten, keys, to_mapping
+from depthjepa.config import RunConfig, TeacherFitConfig, flatten, keys, may_be_null, to_mapping
 from depthjepa.effects import refuse_idle
 from depthjepa.faults import BadInput, nearest
 from depthjepa.guidance.config import KINDS
@@ -57,10 +58,8 @@ def refuse_other_than_settings(settings: object) -> None:
 
 def refuse_repeated(settings: Sequence[str]) -> None:
     """Raise `BadInput` for keys that are given more than once in one list of KEY=VALUE."""
-    names = [text.partition("=")[0] for text in settings]
-    repeated = [key for key in dict.fromkeys(names) if names.count(key) > 1]
-    if repeated:
-        raise BadInput(f"{', '.join(repeated)}: given more than once, and only one of them can hold")
+    for fault in given_twice(settings):
+        raise BadInput(fault)
 
 
 @functools.cache
@@ -98,6 +97,13 @@ def build_config(content: Mapping[str, Any], *layers: Sequence[str]) -> RunConfi
     return config
 
 
+def given_twice(settings: Sequence[str]) -> list[str]:
+    """What to say of keys that stand in KEY=VALUE more than once: nobody knows which one is meant."""
+    names = [text.partition("=")[0] for text in settings]
+    repeated = [key for key in dict.fromkeys(names) if names.count(key) > 1]
+    return [f"{', '.join(repeated)}: given more than once, and only one of them can hold"] if repeated else []
+
+
 def given(layer: Sequence[str], config: RunConfig) -> list[str]:
     """The keys for which KEY=VALUE asks for something else than their default, in the configuration it led to."""
     names, values = [text.partition("=")[0] for text in layer], flatten(to_mapping(config))
@@ -120,28 +126,53 @@ def read_resolved(content: Mapping[str, Any]) -> tuple[RunConfig, tuple[str, ...
 
 def _build(kind: type[Configuration], content: Mapping[str, Any], layers: Sequence[Sequence[str]]) -> Configuration:
     merged, lost = current(_copy(content))
+    known, nullable = keys(kind), may_be_null(kind)
     faults = [f"{each} is no setting any more: {why}" for each, why in lost.items()]
     for layer in layers:
         _drop_other_guidance(merged, layer)
         _drop_other_size(merged, layer)
-        faults += [fault for text in layer if (fault := _override(merged, text))]
+        faults += _idle_size(layer)
+        faults += [fault for text in layer if (fault := _override(merged, text, nullable))]
         if not faults and kind is RunConfig:
             _replace_length(merged, [text.partition("=")[0] for text in layer])
-    known = keys(kind)
-    faults += [_unknown(key, known) for key in flatten(merged) if key not in known]
+    asked = flatten(merged)
+    faults += [_unknown(key, known) for key in asked if key not in known]
+    faults += [_dotted(key) for key in merged if "." in str(key) and key in known]
     faults += _foreign_guidance(merged)
     if not faults:
         try:
-            return TypeAdapter(kind).validate_python(merged)
+            config = TypeAdapter(kind).validate_python(merged)
         except ValidationError as error:
             faults = [_explain(fault, known) for fault in error.errors()]
-    raise BadInput("configuration: " + "; ".join(faults))
+        else:
+            faults = _taken_for_numbers(asked, flatten(to_mapping(config)))
+            if not faults:
+                return config
+    raise BadInput("configuration: " + "; ".join(dict.fromkeys(faults)))
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:
     if why := why_removed(key):
         return f"{key} is no key any more: {why}"
-    return f"unknown key {key!r}{nearest(key, known)}"
+    if below := next((each for each in known if each.startswith(f"{key}.")), None):
+        return f"{key} is a section, not a key: give its keys, such as {below}"
+    same = [each for each in known if each.endswith(f".{key}")]
+    hint = f" (did you mean {' or '.join(map(repr, same))}?)" if same else nearest(key, known)
+    return f"unknown key {key!r}{hint}"
+
+
+def _dotted(key: str) -> str:
+    section, _, name = key.partition(".")
+    return f"{key}: dots are for KEY=VALUE, in a file write `{section}: {{{name}: …}}`"
+
+
+def _taken_for_numbers(asked: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Keys that ask for true or false, of which the validator made a number."""
+    return [
+        f"{key}={str(value).lower()}: should be a number"
+        for key, value in asked.items()
+        if isinstance(value, bool) and not isinstance(found.get(key), bool)
+    ]
 
 
 def _replace_length(content: dict[str, Any], overridden: list[str]) -> None:
@@ -156,6 +187,14 @@ def _drop_other_size(content: dict[str, Any], layer: Sequence[str]) -> None:
     below = content.get("model")
     if any(text.startswith("model.size=") for text in layer) and isinstance(below, dict):
         content["model"] = {key: value for key, value in below.items() if key not in SHAPE}
+
+
+def _idle_size(layer: Sequence[str]) -> list[str]:
+    """What to say of a layer that names a size and all that a size stands for."""
+    said = {key: value for key, _, value in (text.partition("=") for text in layer) if value not in ("", "null")}
+    if "model.size" in said and {"model.width", "model.depth"} <= said.keys():
+        return ["model.size has no effect here: it takes model.width or model.depth to be null"]
+    return []
 
 
 def _drop_other_guidance(content: dict[str, Any], layer: Sequence[str]) -> None:
@@ -173,7 +212,7 @@ def _foreign_guidance(content: Mapping[str, Any]) -> list[str]:
     if not isinstance(asked, Mapping):
         return []
     kind = asked.get("kind", "none")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         *others, last = map(repr, KINDS)
         return [f"guidance.kind={kind!r}: should be {', '.join(others)} or {last}{nearest(str(kind), KINDS)}"]
     faults = []
@@ -193,12 +232,12 @@ def _copy(content: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in content.items()}
 
 
-def _override(content: dict[str, Any], text: str) -> str | None:
+def _override(content: dict[str, Any], text: str, nullable: Container[str]) -> str | None:
     key, equals, value = text.partition("=")
-    if not equals:
+    if not equals or not key:
         return f"{text!r} is not of the form key=value"
     if not value:
-        return f"{key}= is empty: give a value (null stands for none)"
+        return f"{key}= is empty: give a value{' (null stands for none)' if key in nullable else ''}"
     *parts, last = key.split(".")
     for part in parts:
         inner = content.setdefault(part, {})
@@ -207,7 +246,7 @@ def _override(content: dict[str, Any], text: str) -> str | None:
         content = inner
     try:
         content[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: a date that there is not
         content[last] = value
     return None
 
@@ -220,7 +259,12 @@ def _explain(fault: Any, known: Sequence[str]) -> str:
     key = next((begin for end in range(len(parts)) if (begin := ".".join(parts[: end + 1])) in known), ".".join(parts))
     given, text = fault["input"], fault["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     expected = fault.get("ctx", {}).get("expected", "")
+    text = re.sub(", (unable to|got a number).*", "", text).replace("valid tuple", "list")
+    if fault["type"] == "string_type" and isinstance(given, (int, float, datetime.date)):
+        text += " (what looks like a number, a date, true or false is a text in quotes)"
     text = "too few values" if fault["type"] == "missing" else text
+    if isinstance(given, Mapping):  # keys that do not fit together: the fault names them
+        return f"{key}: {text}"
     close = difflib.get_close_matches(str(given), re.findall("'([^']+)'", expected), n=1)
     hint = fault.get("ctx", {}).get("hint") or (f" (did you mean {close[0]!r}?)" if close else "")
     return f"{key}={given!r}: should be {text}{hint}" if "Input" in fault["msg"] else f"{key}={given!r}: {text}{hint}"

@@ -14,7 +14,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,6 +26,8 @@ from depthjepa.faults import BadInput, RunStopped
 DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 NO_SUCH_PLACE = (errno.EEXIST, errno.ENOTDIR)
 REFUSED = (*NO_SUCH_PLACE, errno.ENOENT, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
+FOLDERS = ("checkpoints", "figures", "probes")
+PARTS = (*FOLDERS, "config.yaml", "environment.json", "metrics.jsonl", "summary.json")
 
 
 class RunFolder:
@@ -39,10 +41,22 @@ class RunFolder:
         """Whether a run has been here."""
         return (self.path / "config.yaml").exists()
 
+    def refuse_other(self, own: Collection[str] = PARTS) -> None:
+        """Refuse a place that cannot be written, or holds something else than the parts `own`; hidden files may be."""
+        refuse_unwritable(self.path, folder=True)
+        others = sorted(
+            each.name for each in (self.path.iterdir() if self.path.is_dir() else ()) if not each.name.startswith(".")
+        )
+        if others := [name for name in others if name not in own and not name.endswith(".partial")]:
+            raise BadInput(
+                f"{self.path} holds something else ({', '.join(others[:3])}{', …' * (len(others) > 3)}): give a folder "
+                f"that is new or empty"
+            )
+
     def begin(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         """Write what is known before the first step; raises `BadInput` where no folder can be made."""
         with writing(self.path):
-            for part in ("checkpoints", "figures", "probes"):
+            for part in FOLDERS:
                 (self.path / part).mkdir(parents=True, exist_ok=True)
         write_whole(self.path / "environment.json", to_json(environment))
         write_whole(self.path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
@@ -51,7 +65,13 @@ class RunFolder:
         """Read the resolved configuration; raises `BadInput` where no run has been."""
         if not self.started:
             raise BadInput(f"{self.path} is not a run folder: it has no config.yaml")
-        content: dict[str, Any] = yaml.safe_load((self.path / "config.yaml").read_text())
+        file = self.path / "config.yaml"
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError) as fault:
+            raise BadInput(f"{file} is damaged: {' '.join(str(fault).split())}") from fault
+        if not isinstance(content, dict):
+            raise BadInput(f"{file} is damaged: it holds no keys and values")
         return content
 
     def log(self, record: Mapping[str, Any]) -> None:
@@ -65,8 +85,8 @@ class RunFolder:
         file = self.path / "metrics.jsonl"
         if not file.exists():
             return []
-        lines = file.read_text().split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        lines = file.read_text(encoding="utf-8").split("\n")
+        return [_object(line, f"{file}, line {number}") for number, line in enumerate(lines[:-1], 1)]
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps that a resumed run will do again."""
@@ -79,8 +99,7 @@ class RunFolder:
 
     def summary(self) -> dict[str, Any]:
         """Read `summary.json`: of the steps up to the last checkpoint (`finished` tells); empty before the first."""
-        file = self.path / "summary.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        return read_object(self.path / "summary.json")
 
     @property
     def finished(self) -> bool:
@@ -90,13 +109,40 @@ class RunFolder:
 
     def probe(self, task: str) -> dict[str, Any]:
         """Read the table of a probe."""
-        table: dict[str, Any] = json.loads((self.path / "probes" / f"{task}.json").read_text())
-        return table
+        file = self.path / "probes" / f"{task}.json"
+        return _object(file.read_text(encoding="utf-8", errors="replace"), str(file))
 
     def save_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Write arrays for pictures to `NAME.npz` below the folder."""
         with whole_file(self.path / f"{name}.npz") as file:
             np.savez_compressed(file, allow_pickle=False, **dict(arrays))
+
+
+def refuse_unwritable(path: Path, *, folder: bool) -> None:
+    """Raise `BadInput` before any work where no file, or no file below a folder, can be written."""
+    if not folder and path.is_dir():
+        raise BadInput(f"{path} cannot be written: {os.strerror(errno.EISDIR)}")
+    # os.path: what may not be looked at is taken for what is not there.
+    place = next(each for each in ([path] if folder else []) + [*path.parents, Path()] if os.path.lexists(each))
+    if not place.is_dir():
+        raise BadInput(f"{path} cannot be written: {place} is a file, not a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise BadInput(f"{path} cannot be written: {place} may not be written in")
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """Read a JSON object, empty where there is no file; raises `BadInput` for a damaged one."""
+    return _object(file.read_text(encoding="utf-8", errors="replace"), str(file)) if file.is_file() else {}
+
+
+def _object(text: str, place: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as fault:
+        raise BadInput(f"{place} is damaged: {fault}") from fault
+    if not isinstance(content, dict):
+        raise BadInput(f"{place} is damaged: it holds no JSON object")
+    return content
 
 
 @contextlib.contextmanager

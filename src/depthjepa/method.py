@@ -23,7 +23,15 @@ def build_encoder(config: RunConfig) -> VisionTransformer:
     This is also the random encoder that tables set beside a trained one.
     """
     model = config.model
-    encoder = VisionTransformer(model.shape, model.patch_size, config.grid, model.mean, model.deviation)
+    try:
+        encoder = VisionTransformer(model.shape, model.patch_size, config.grid, model.mean, model.deviation)
+    except (RuntimeError, MemoryError) as fault:
+        if isinstance(fault, RuntimeError) and "allocate" not in str(fault):
+            raise
+        raise BadInput(
+            f"an encoder of model.width={model.shape.width} and model.depth={model.shape.depth} for "
+            f"data.image_size={config.data.image_size} does not fit into memory: choose smaller ones"
+        ) from fault
     initialise(encoder, runtime.generator(config.seed, "encoder"))
     return encoder
 

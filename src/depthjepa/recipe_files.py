@@ -26,6 +26,8 @@ import yaml
 
 from depthjepa.faults import BadInput, nearest
 
+MERGE = "tag:yaml.org,2002:merge"  # of `<<`
+
 
 def recipe_names() -> list[str]:
     """Names of the shipped recipes, those of families among them."""
@@ -69,22 +71,57 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
             f"it by `depthjepa train {path}/config.yaml --out ELSEWHERE`"
         )
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        if not path.is_file():
-            raise BadInput(f"there is no recipe file {path}")
-        try:
-            text = path.read_text()
-        except UnicodeDecodeError as fault:
-            raise BadInput(f"{path} is not a text file: a recipe is YAML") from fault
-    else:
-        text = recipe_text(str(recipe))
-    return _content(text, str(recipe))
+        return _content(read_text(path, "recipe"), str(recipe))
+    if path.exists() and str(recipe) not in _shipped():
+        raise BadInput(
+            f"{path} is no recipe: a file of one ends in .yaml, and `depthjepa recipes` lists the shipped ones"
+        )
+    return _content(recipe_text(str(recipe)), str(recipe))
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a recipe or study file (`what`, for messages); raises `BadInput`."""
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder, not a {what} file")
+    if not path.is_file():
+        beside = [str(each) for each in path.parent.glob("*.y*ml")]
+        raise BadInput(f"there is no {what} file {path}{nearest(str(path), beside)}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as fault:
+        raise BadInput(f"{path} is not a text file: a {what} is YAML") from fault
+    except OSError as fault:
+        raise BadInput(f"{path} cannot be read: {fault.strerror}") from fault
+
+
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML in which a key that is given twice is a fault: one of its values would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:
+                if key.value in seen:
+                    fault = f"the key {key.value!r} is given twice"
+                    raise yaml.constructor.ConstructorError(None, None, fault, key.start_mark)
+                seen.add(key.value)
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+
+def read_yaml(text: str, name: str) -> Any:
+    """The content of a YAML text; raises `BadInput` in one line that names the place."""
+    try:
+        return yaml.load(text, _EachKeyOnce)
+    except (yaml.YAMLError, ValueError) as fault:  # ValueError: a date that there is not
+        mark = getattr(fault, "problem_mark", None) or getattr(fault, "context_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(fault, "problem", None) or " ".join(str(fault).split())
+        raise BadInput(f"{name} is not YAML{place}: {problem}") from fault
 
 
 def _content(text: str, name: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(text) or {}
-    except yaml.YAMLError as fault:
-        raise BadInput(f"{name} is not YAML: {fault}") from fault
+    content = read_yaml(text, name) or {}
     if not isinstance(content, dict):
         raise BadInput(f"{name} does not hold keys and values")
     return content

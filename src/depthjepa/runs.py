@@ -5,17 +5,16 @@ Every part but `config.yaml` may be missing; a damaged part is refused.
 
 from __future__ import annotations
 
-import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from depthjepa.faults import BadInput
-from depthjepa.logbook import RunFolder
+from depthjepa.logbook import RunFolder, read_object
 
 Arrays = dict[str, np.ndarray]
 
@@ -74,33 +73,16 @@ def read_run(path: Path) -> Run:
         BadInput: no such folder, no `config.yaml` in it, or a damaged file.
     """
     folder = RunFolder(path)
-    try:
-        config, summary, metrics = folder.config(), folder.summary(), folder.metrics()
-    except (yaml.YAMLError, json.JSONDecodeError) as fault:
-        raise BadInput(f"{path}: config.yaml, summary.json or metrics.jsonl is damaged: {fault}") from fault
-    if not isinstance(config, dict):
-        raise BadInput(f"{path / 'config.yaml'} holds no mapping of keys to values")
+    config, summary, metrics = folder.config(), folder.summary(), folder.metrics()
     return Run(
         path=path,
         name=str(summary.get("name") or config.get("name") or path.resolve().name),
         config=config,
-        environment=_read_object(path / "environment.json"),
+        environment=read_object(path / "environment.json"),
         summary=summary,
         metrics=metrics,
-        probes=[_read_object(file) for file in sorted((path / "probes").glob("*.json"))],
+        probes=[read_object(file) for file in sorted((path / "probes").glob("*.json"))],
     )
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as fault:
-        raise BadInput(f"{file} is damaged: {fault}") from fault
-    if not isinstance(content, dict):
-        raise BadInput(f"{file} holds no JSON object")
-    return content
 
 
 def read_arrays(run: Run, file: str, *needed: str) -> Arrays | None:
@@ -112,7 +94,11 @@ def read_arrays(run: Run, file: str, *needed: str) -> Arrays | None:
     path = run.path / file
     if not path.is_file():
         return None
-    with np.load(path) as stored:
+    try:
+        stored = np.load(path)
+    except (OSError, ValueError, zipfile.BadZipFile) as fault:
+        raise BadInput(f"{path} is damaged: {str(fault).splitlines()[0]}") from fault
+    with stored:
         for name in needed:
             if name not in stored:
                 raise BadInput(f"{path}: there is no array {name!r}, only {', '.join(stored)}")

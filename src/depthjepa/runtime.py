@@ -11,6 +11,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -33,10 +34,9 @@ def device(name: str | None = None, place: Ranks | None = None) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda", place.local if place else 0)
         return torch.device("cpu")
-    try:
-        chosen = torch.device(name)
-    except RuntimeError as fault:
-        raise BadInput(f"device {name!r} is unknown: use cpu, cuda or cuda:N") from fault
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise BadInput(f"device {name!r} is unknown: use cpu, cuda or cuda:N")
+    chosen = torch.device(name)
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise BadInput(f"device {name!r} was asked for, but there is no CUDA GPU here: use cpu")
     if name == "cuda" and place:

@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from depthjepa import cost, distributed
 from depthjepa.config import RunConfig, differences, to_mapping
 from depthjepa.configuring import build_config, load_config, read_resolved
-from depthjepa.data.loading import has_validation, open_source
+from depthjepa.data.loading import TrainingBatches, has_validation, open_source
+from depthjepa.data.samples import Source
 from depthjepa.faults import BadInput
 from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.logbook import RunFolder
+from depthjepa.masks import sample_masks
 
 
 def what_to_run(recipe: str, overrides: Sequence[str], out: Path | None, *, resume: bool) -> tuple[RunConfig, Path]:
@@ -45,8 +48,9 @@ def _config_there(folder: RunFolder) -> RunConfig:
 
 
 def refuse_mix_up(config: RunConfig, folder: RunFolder, *, resume: bool) -> None:
-    """Refuse to write over a run, and to resume another run than the one that is there."""
+    """Refuse to write over a run or amid other files, and to resume another run than the one that is there."""
     if not folder.started:
+        folder.refuse_other()
         return
     if not resume:
         raise BadInput(f"{folder.path} holds a run already: continue it with --resume, or choose another --out")
@@ -55,12 +59,13 @@ def refuse_mix_up(config: RunConfig, folder: RunFolder, *, resume: bool) -> None
         raise BadInput(f"--resume with changed keys: {', '.join(changed)}; the run in {folder.path} has other values")
 
 
-def refuse_impossible(config: RunConfig, world: int = 1) -> None:
-    """Refuse what can be seen to go wrong without holding weights; `world` processes share a step."""
+def refuse_impossible(config: RunConfig, source: Source, place: distributed.Ranks) -> None:
+    """Refuse what can be seen to go wrong before a teacher is asked, weights are made or anything is printed."""
     refuse_unusable_validation(config)
     refuse_frozen_without_head(config)
     refuse_size_without_cache(config)
-    refuse_single_images(config, world)
+    refuse_impossible_batches(config, source, place)
+    refuse_single_images(config, place.world)
 
 
 def refuse_unusable_validation(config: RunConfig) -> None:
@@ -74,6 +79,28 @@ def refuse_unusable_validation(config: RunConfig) -> None:
             f"train.probe_every needs validation data, and {config.data.root} has no val/ (of "
             f"a folder of pairs, data.val_prefixes makes one)"
         )
+
+
+def refuse_impossible_batches(config: RunConfig, source: Source, place: distributed.Ranks) -> None:
+    """Refuse batches that cannot be divided, and masks that cannot be drawn."""
+    TrainingBatches(
+        source=source,
+        data=config.data,
+        masks=config.masks,
+        grid=config.grid,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        accumulate=config.train.accumulate,
+        ranks=place,
+        steps=1,
+    )
+    if config.train.objective == "jepa":
+        try:
+            sample_masks(config.masks, config.grid, seed=0, epoch=0, indices=np.arange(2), batch_index=0)
+        except MemoryError as fault:
+            raise BadInput(
+                f"masks of {config.grid[0]} x {config.grid[1]} patches do not fit into memory: lower data.image_size"
+            ) from fault
 
 
 def refuse_frozen_without_head(config: RunConfig) -> None:
@@ -90,19 +117,20 @@ def refuse_single_images(config: RunConfig, world: int) -> None:
 
     `world`: how many processes share a step.
     """
-    parts = world * config.train.accumulate
-    if config.train.objective != "jepa" or config.train.batch_size > parts:
+    parts, control = world * config.train.accumulate, getattr(config.guidance, "control", "none")
+    if config.train.objective != "jepa":
         return
     terms = [name for name in ("variance", "covariance", "gaussian") if getattr(config.loss, name)]
     comparing = [f"loss.{name} (0 switches it off)" for name in terms]
-    if isinstance(config.guidance, FeatureGuidance) and config.guidance.control in ("another", "mean"):
-        comparing.append(f"guidance.control={config.guidance.control}")
-    if comparing:
-        each = f"in each of the {parts} parts of a step" if parts > 1 else "at a time"
+    comparing += [f"guidance.control={control}"] if control in ("another", "mean") else []
+    if comparing and config.train.batch_size == parts:
+        where = f"in each of the {parts} parts of a step" if parts > 1 else "at a time"
         raise BadInput(
-            f"train.batch_size={config.train.batch_size} leaves one image {each}, and {' and '.join(comparing)} "
+            f"train.batch_size={config.train.batch_size} leaves one image {where}, and {' and '.join(comparing)} "
             f"compare{'s' if len(comparing) == 1 else ''} several: take train.batch_size={2 * parts} or more"
         )
+    if control == "another" and config.evaluation.pictures == 1:
+        raise BadInput("guidance.control=another draws each image beside another: take evaluation.pictures=2 or more")
 
 
 def refuse_size_without_cache(config: RunConfig) -> None:

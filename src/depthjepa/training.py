@@ -87,7 +87,7 @@ def prepare(
 ) -> State:
     """Build the state of step 0, or the state that the newest checkpoint of the folder holds."""
     refuse_mix_up(config, folder, resume=resume)
-    refuse_impossible(config, place.world)
+    refuse_impossible(config, source, place)
     where = runtime.device(config.train.device, place)
     epoch_steps = steps_per_epoch(len(source), config.train.batch_size)
     steps = config.train.total_steps(epoch_steps)

@@ -20,6 +20,7 @@ from depthjepa import checkpoint
 from depthjepa.commands.teach import teach
 from depthjepa.config import RunConfig, differences, to_mapping
 from depthjepa.configuring import given, load_config
+from depthjepa.data.loading import open_source
 from depthjepa.effects import refuse_idle
 from depthjepa.evaluation.probes import depth, diagnose, linear, probe_run
 from depthjepa.faults import BadInput
@@ -35,6 +36,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "unguided": ("guidance.kind=none",),
     "supervised": ("guidance.kind=none", "train.objective=supervised"),
 }
+OWN = ("latents", "report.html", "demo.json")  # beside the folders of the runs
 TASKS = (depth.TASK.name, linear.TASK.name, diagnose.TASK.name)
 FIGURES = {depth.TASK.name: "r2_within", linear.TASK.name: "val_accuracy"}
 
@@ -45,8 +47,13 @@ def demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Runs that are finished already are kept; one that was cut off goes on.
     """
     begin, latents = time.perf_counter(), out / "latents"
+    for key, instead in (("seed", "--seed"), ("name", "none: its runs have names of their own")):
+        if any(text.partition("=")[0] == key for text in overrides):
+            raise BadInput(f"{key} of the demo is given by {instead}, not by a setting")
     configs = {name: load_config("demo", *layers(name, overrides), [f"name={name}", f"seed={seed}"]) for name in RUNS}
     refuse_idle(given(overrides, configs["guided"]), *configs.values())
+    RunFolder(out).refuse_other((*RUNS, *OWN))
+    refuse_lacking(configs["guided"])
     guided = configs["guided"]
     ask = asks_network(guided.guidance) and guided.guidance == asked_directly(guided.guidance, control=True)
     if ask:
@@ -73,6 +80,15 @@ def demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
     print_summary(figures)
     print(f"report: {report}")
     return figures
+
+
+def refuse_lacking(config: RunConfig) -> None:
+    """Refuse data without the depth and the labels that the demo's probes need, before the teacher is asked."""
+    train, val = (open_source(config.data, split) for split in ("train", "val"))
+    for task in (depth.TASK, linear.TASK):
+        for need in task.needs:
+            if lacking := need.lacking(task.name, config, train, val):
+                raise BadInput(lacking)
 
 
 def layers(name: str, overrides: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:

@@ -70,6 +70,10 @@ def fit_teacher(
     """
     say = say or (lambda text: print(text, flush=True))
     folder, where = RunFolder(out), runtime.device(config.fit.device)
+    if not folder.started:
+        folder.refuse_other()
+    elif "fit" not in folder.config():
+        raise BadInput(f"{folder.path} holds a run, not a fit: choose another --out")
     runtime.settle_cpu(config.fit.threads)
     source, held_out = _open(config)
     if folder.started and (changed := differences(folder.config(), plain(to_mapping(config)))):

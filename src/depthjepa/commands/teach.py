@@ -7,7 +7,7 @@ from the cache differ from the teacher's own of the same crops.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from depthjepa import distributed, runtime
-from depthjepa.config import RunConfig
+from depthjepa.config import RunConfig, keys
 from depthjepa.cost import size_of
 from depthjepa.data.images import Split
 from depthjepa.data.loading import TrainingBatches, has_validation, open_source, view_batches
@@ -42,6 +42,22 @@ CROPS = 64  # on which the cache is compared with the teacher
 CLOSE, HALF = 0.75, 0.5  # shares of variance at which the verdict on a cache changes
 
 
+# Beginnings of the keys that latents, their comparison and their place depend on.
+READ = (
+    "data.", "guidance.teacher", "evaluation.batch_size", "model.patch_size", "seed", "name", "train.device",
+    "train.threads", "train.timeout_minutes",
+)  # fmt: skip
+
+
+def refuse_unread(given: Sequence[str]) -> None:
+    """Raise `BadInput` for keys of a run that latents do not depend on; keys that are none are refused elsewhere."""
+    known = keys(RunConfig)
+    if unread := [key for key in given if key in known and not key.startswith(READ)]:
+        raise BadInput(
+            f"{', '.join(unread)}: no effect on latents of whole images; a run that learns from them takes it"
+        )
+
+
 def teach(config: RunConfig, out: str | Path, *, say: Callable[[str], None] | None = None) -> Facts:
     """Compute the latents of all images of `config.data` with the teacher of `config.guidance`; goes on after a kill.
 
@@ -49,6 +65,7 @@ def teach(config: RunConfig, out: str | Path, *, say: Callable[[str], None] | No
     """
     folder, place = Path(out), distributed.ranks()
     say = (say or (lambda text: print(text, flush=True))) if place.first else lambda _: None
+    cache.refuse_other(folder)
     runtime.settle_cpu(config.train.threads)
     where = runtime.device(config.train.device, place)
     splits: tuple[Split, ...] = ("train", "val") if has_validation(config.data) else ("train",)

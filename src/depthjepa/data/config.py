@@ -86,8 +86,8 @@ class DataConfig:
     @field_validator("image_size", mode="before")
     @classmethod
     def _one_side_or_two(cls, value: object) -> object:
-        two = isinstance(value, list | tuple) and len(value) == 2
-        if not two and (isinstance(value, bool) or not isinstance(value, int)):
+        sides = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+        if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
             raise ValueError("should be one side [px], or height and width as [48, 64]")
         return value
 

@@ -101,9 +101,17 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
 
 
 def image_names(folder: Path) -> list[str]:
-    """Return the images below `folder` at any depth as sorted relative paths; hidden ones are ignored."""
+    """Return the images below `folder` at any depth as sorted relative paths; hidden ones are ignored.
+
+    Raises `PermissionError` for a folder that may not be read; such folders below it are passed over.
+    """
+
+    def refused(fault: OSError) -> None:
+        if isinstance(fault, PermissionError) and Path(fault.filename) == folder:
+            raise fault
+
     names = []
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=refused, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         below = Path(place).relative_to(folder)
         names += [

@@ -12,6 +12,7 @@ from pydantic import (
     AfterValidator,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     WithJsonSchema,
@@ -70,7 +71,7 @@ class FeatureGuidance:
     """Euler steps of depthfm and depthfm-tiny."""
     teacher_attention: Literal["plain", "rescaled"] = "plain"
     """Attention of depthfm and depthfm-tiny: as the released code computes it with xformers, or without."""
-    teacher_seed: int = 0
+    teacher_seed: NonNegativeInt = 0
     """Seed of the noise of depthfm and depthfm-tiny."""
     teacher_output: Literal["depth", "features"] = "depth"
     """What a network gives: depth (DepthFM: before decoding), or features (DepthFM: of its middle block)."""

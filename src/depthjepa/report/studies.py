@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from depthjepa.columns import Column
 from depthjepa.drawing import charts
 from depthjepa.drawing.figures import Captioned
-from depthjepa.faults import BadInput
+from depthjepa.logbook import read_object
 from depthjepa.report.html import document, embed, section, text
 
 FILE = "study.json"
@@ -24,11 +23,7 @@ def is_study(folder: Path) -> bool:
 
 def read_study(folder: Path) -> dict[str, Any]:
     """Read a study's content; raises `BadInput` where it is damaged."""
-    try:
-        content: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as fault:
-        raise BadInput(f"{folder / FILE} is damaged: {fault}") from fault
-    return content
+    return read_object(folder / FILE)
 
 
 def first_runs(folder: Path, content: Mapping[str, Any]) -> list[Path]:

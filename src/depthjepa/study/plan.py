@@ -9,20 +9,19 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from pydantic import PositiveFloat, PositiveInt, TypeAdapter, ValidationError, field_validator
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError, field_validator
 
 from depthjepa import runtime
 from depthjepa.config import RunConfig
-from depthjepa.configuring import build_config
-from depthjepa.data.loading import TrainingBatches, open_source
+from depthjepa.configuring import build_config, given_twice
+from depthjepa.data.loading import open_source
 from depthjepa.data.order import steps_per_epoch
+from depthjepa.distributed import Ranks
 from depthjepa.evaluation.probes import table as probes
 from depthjepa.faults import BadInput, nearest
-from depthjepa.masks import sample_masks
 from depthjepa.method import build_method, build_teacher
-from depthjepa.recipe_files import read_recipe
+from depthjepa.recipe_files import read_recipe, read_text
 from depthjepa.settings import configuration
 from depthjepa.starting import refuse_impossible
 from depthjepa.study.claims import Comparison
@@ -40,7 +39,7 @@ class Study:
     """Recipe that all arms start from: a shipped one, or a file, relative to the study's folder."""
     arms: dict[str, tuple[str, ...]]
     """By the name of each arm its own settings, over those of the study; none: [], the base as it is."""
-    seeds: tuple[int, ...]
+    seeds: tuple[NonNegativeInt, ...]
     """Seeds that each arm is trained with, or how many of them: 3 is 0, 1, 2."""
     name: str = "study"
     """Name in tables and of the folder; by default the file's."""
@@ -92,8 +91,7 @@ def load_study(study: str | Path) -> Study:
     """Read a shipped study (by name) or a YAML file; raises `BadInput` with all faults of the file."""
     path = Path(study)
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        if not path.is_file():
-            raise BadInput(f"there is no study file {path}")
+        read_text(path, "study")
     elif str(study) in study_names():
         path = Path(str(resources.files("depthjepa") / "studies" / f"{study}.yaml"))
     else:
@@ -114,7 +112,9 @@ def load_study(study: str | Path) -> Study:
         for each in [] if faults else error.errors():
             key = ".".join(map(str, each["loc"]))
             absent = each["type"] == "missing"
-            faults.append(f"{key} is missing" if absent else f"{key}: {each['msg']}, got {each['input']!r}")
+            said = each["msg"].replace("Input should", "should").replace("valid tuple", "list")
+            said = said.replace("valid dictionary", "mapping of names to lists")
+            faults.append(f"{key} is missing" if absent else f"{key}: {said}, got {each['input']!r}")
     raise BadInput(f"{study}: {'; '.join(faults)}")
 
 
@@ -126,6 +126,7 @@ def resolve(study: Study) -> dict[str, RunConfig]:
     if not study.arms or not study.seeds:
         faults.append("a study needs at least one arm and one seed")
     faults += [f"{what} {each!r} is given twice" for what, each in _repeated(study)]
+    faults += [f"settings: {fault}" for fault in given_twice(study.settings)]
     faults += [fault for task in study.probes if (fault := probes.fault_of(task, probes.studied()))]
     faults += _claim_faults(study)
     content = read_recipe(study.base)
@@ -134,6 +135,8 @@ def resolve(study: Study) -> dict[str, RunConfig]:
         try:
             _refuse_name(arm)
             _refuse_reserved(study, settings)
+            for fault in given_twice(settings):
+                raise BadInput(fault)
             config = build_config(content | {"name": arm, "seed": 0}, study.settings, settings)
             if study.minutes is not None:
                 config = of_length(config, None)
@@ -161,12 +164,16 @@ def _claim_faults(study: Study) -> Iterator[str]:
                 yield f"claims: there is no arm {arm!r}{nearest(arm, study.arms)}"
         if each.first in each.against:
             yield f"claims: {each.first} is to stand against others, not against itself"
-        task = each.measure.partition(".")[0]
+        task, _, figure = each.measure.partition(".")
+        keys = [column.key for column in probes.studied()[task].columns] if task in probes.studied() else []
         if task not in study.probes:
             yield (
                 f"claims: {each.measure} is no figure of a probe of the study{nearest(task, study.probes)}: give "
                 f"PROBE.KEY with one of {', '.join(study.probes) or 'its probes (there are none)'}"
             )
+        elif re.sub(r"\d+", "#", figure) not in (*keys, *(re.sub(r"\d+", "#", key) for key in keys)):
+            hint = nearest(figure, keys)
+            yield f"claims: {task} probes have no figure {figure!r}{hint}: choose from {', '.join(keys)}"
 
 
 def _refuse_name(arm: str) -> None:
@@ -190,22 +197,10 @@ def _refuse_unusable(config: RunConfig, study: Study, checked: Sequence[Any]) ->
     source = open_source(config.data, "train")
     if config.data not in checked:  # listing a large folder takes a while
         _refuse_probes_without_data(config, study.probes)
-    refuse_impossible(config)
     runtime.device(config.train.device)
     if study.minutes is None:
         config.train.total_steps(steps_per_epoch(len(source), config.train.batch_size))
-    TrainingBatches(
-        source=source,
-        data=config.data,
-        masks=config.masks,
-        grid=config.grid,
-        seed=0,
-        batch_size=config.train.batch_size,
-        accumulate=config.train.accumulate,
-        steps=1,
-    )
-    if config.train.objective == "jepa":
-        sample_masks(config.masks, config.grid, seed=0, epoch=0, indices=np.arange(2), batch_index=0)
+    refuse_impossible(config, source, Ranks())
     teacher = build_teacher(config, has_depth=source.has_depth)
     with torch.device("meta"):  # shapes alone: a checkpoint's tensors are put in their place, whatever they were
         method = build_method(config, teacher, len(source.classes))

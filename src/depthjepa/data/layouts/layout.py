@@ -58,8 +58,11 @@ def layout_of(config: DataConfig, root: str) -> DataLayout:
     tried = (name for name, layout in layouts.items() if name in allowed or not layout.by_name)
     found = next((name for name in tried if layouts[name].matches(root)), None)
     if found is None:
-        raise nothing_at(root)
-    if insisted is not None:
+        named = [name for name, layout in layouts.items() if layout.by_name and layout.matches(root)]
+        if not named or path_of(root).exists():
+            raise nothing_at(root)
+        found = named[0]
+    if insisted is not None and not layouts[found].by_name:
         return insisted  # opening it says what it lacks
     if found not in allowed:
         raise BadInput(f"data.kind={config.kind}, but {path_of(root)} {layouts[found].states}: take data.kind={found}")

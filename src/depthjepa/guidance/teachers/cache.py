@@ -204,6 +204,13 @@ def names_of(source: Source) -> list[str]:
 # files ----------------------------------------------------------------------------------------------------
 
 
+def refuse_other(folder: Path) -> None:
+    """Refuse a folder that holds something else than a cache; raises `BadInput`."""
+    there = (folder / "cache.json").exists() or not folder.exists()
+    if not there and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput(f"{folder} is there already and holds no cache: choose another folder")
+
+
 def create_cache(folder: Path, facts: Facts, names: Sequence[str]) -> None:
     """Make the files of a cache in which nothing is computed yet, or find those of the very same.
 
@@ -217,8 +224,7 @@ def create_cache(folder: Path, facts: Facts, names: Sequence[str]) -> None:
         if not np.array_equal(_mapped(folder / "names.bin", np.uint64, (there.images,)), known):
             raise BadInput(f"{folder} holds latents of other images ({there.data}); choose another folder")
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadInput(f"{folder} is there already and holds no cache: choose another folder")
+    refuse_other(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         known.tofile(folder / "names.bin")
