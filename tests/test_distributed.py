@@ -95,6 +95,7 @@ def take_part(rank: int, port: int, folder: Path) -> None:
             with pytest.raises(OSError if rank == 0 else RunStopped):
                 distributed.first_writes(place, lambda: (folder / "gone" / "file").write_text(""))
             gradients_are_averaged_but_for_those_added_up(place)
+            rows_of_all_are_learned_from(place)
             if rank == 1:
                 os._exit(7)
             distributed.wait_for_all(place)
@@ -119,6 +120,44 @@ def gradients_are_averaged_but_for_those_added_up(place: Ranks) -> None:
     with distributed.adding_up(wrapped):
         assert backward(1.0 + place.rank) == 1.0 + place.rank
     assert backward(10.0) == 11.5
+
+
+def rows_of_all_are_learned_from(place: Ranks) -> None:
+    """The loss of products between the rows of all processes, learned from as one process would."""
+    inputs = torch.arange(8.0).view(4, 2) / 8
+    torch.manual_seed(3)
+    alone, shared = (nn.Linear(2, 3, bias=False) for _ in range(2))
+    shared.load_state_dict(alone.state_dict())
+    expected = alone(inputs)
+    (expected @ expected.T).square().sum().backward()
+    own = inputs[2 * place.rank : 2 * place.rank + 2]
+    wrapped = distributed.wrap(shared, place, CPU)
+    found = distributed.with_others(wrapped(own))
+    torch.testing.assert_close(found, expected)
+    (found @ found.T).square().sum().backward()
+    torch.testing.assert_close(shared.weight.grad, alone.weight.grad)
+
+
+SMALL = ("guidance.kind=none", "loss.variance=0.05", "loss.covariance=0.003", "loss.gaussian=0.01", "loss.visible=0.5",
+         "loss.pixel=0.25", "predictor.blocks=together")  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_small_data_default_learns_the_same_on_several_processes(world: int, tmp_path: Path) -> None:
+    """Its terms compare the images of a batch: of the whole batch, however many processes share it."""
+    settings = (*SMALL, "train.steps=60", "optim.warmup_steps=5", "optim.lr=2e-3", "evaluation.pictures=1")
+    recipe = recipe_file(tmp_path / "small.yaml", write_pairs(tmp_path / "pairs", 24, 0), *settings)
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(world), "-m", "depthjepa")
+    several = start("train", recipe, "--out", tmp_path / "several", module=launcher)
+    _, errors = several.communicate(timeout=300)
+    assert several.returncode == 0, errors
+    one = start("train", recipe, "--out", tmp_path / "one")
+    assert one.communicate(timeout=300)[1] == ""
+    whole, shared = (weights(tmp_path / name)["model"] for name in ("one", "several"))
+    farthest = max(float((whole[key] - shared[key]).abs().max()) for key in whole)
+    moved = float((whole["context_encoder.blocks.0.mlp.fc1.weight"]).std())
+    assert farthest < 1e-5 < moved, farthest
 
 
 def test_a_missing_process_ends_the_run_with_a_clear_message(

@@ -23,6 +23,7 @@ from depthjepa.faults import BadInput, RunStopped
 from depthjepa.guidance.teachers.ground_truth import DepthTeacher
 from depthjepa.logbook import RunFolder
 from depthjepa.losses import Latents
+from depthjepa.starting import parts_note
 from tiny_images import picture, save, write_classes, write_flat, write_pairs
 from tiny_runs import GUIDED, differences, metrics, recipe_file, run, same_losses, start, tiny, weights
 
@@ -130,6 +131,26 @@ def test_accumulated_parts_train_as_the_whole_batch_does(pairs: Path, tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "world", "said"),
+    [
+        ((), 1, ""),
+        (("train.accumulate=2",), 1, ""),
+        (("loss.variance=1",), 4, ""),
+        (("train.accumulate=2", "loss.variance=1", "loss.gaussian=1"), 1,
+         "train.accumulate=2: loss.variance and loss.gaussian compare the 4 images of a part of a step, not all 8: "
+         "another objective than in one part"),
+        ((*GUIDED, "guidance.control=mean"), 2,
+         "guidance.control=mean is drawn from the 4 images that a process has at a time: another objective than in one "
+         "part"),
+    ],
+)  # fmt: skip
+def test_an_objective_that_depends_on_the_parts_of_a_step_is_told(
+    settings: tuple[str, ...], world: int, said: str
+) -> None:
+    assert parts_note(tiny(Path("scenes"), *settings), world) == said
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_processes_train_as_one_does(pairs: Path, tmp_path: Path, accumulate: int) -> None:
     settings = (*GUIDED, "train.steps=20")

@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -159,6 +159,33 @@ def join(part: Shaped[Tensor, "own ..."], count: int, place: Ranks) -> Shaped[Te
     parts = [torch.empty_like(padded) for _ in range(place.world)]
     torch.distributed.all_gather(parts, padded)
     return torch.stack(parts, 1).flatten(0, 1)[:count]
+
+
+def with_others(rows: Float[Tensor, "own d"]) -> Float[Tensor, "all d"]:
+    """The rows of all processes, one after the other in the order of their ranks; gradients reach all of them.
+
+    A loss of all rows that every process computes asks each row as many times over as there are processes, and `wrap`
+    divides by their number: what is learned is what one process would learn of all rows. All processes have as many
+    rows. Without a process group the rows themselves.
+    """
+    gathered: Tensor = _WithOthers.apply(rows) if torch.distributed.is_initialized() else rows
+    return gathered
+
+
+class _WithOthers(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, rows.contiguous())
+        first = len(rows) * torch.distributed.get_rank()
+        context.own = slice(first, first + len(rows))
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        torch.distributed.all_reduce(gradient)
+        return gradient[context.own]
 
 
 # gradients and state --------------------------------------------------------------------------------------

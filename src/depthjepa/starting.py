@@ -117,20 +117,48 @@ def refuse_single_images(config: RunConfig, world: int) -> None:
 
     `world`: how many processes share a step.
     """
-    parts, control = world * config.train.accumulate, getattr(config.guidance, "control", "none")
-    if config.train.objective != "jepa":
-        return
-    terms = [name for name in ("variance", "covariance", "gaussian") if getattr(config.loss, name)]
-    comparing = [f"loss.{name} (0 switches it off)" for name in terms]
-    comparing += [f"guidance.control={control}"] if control in ("another", "mean") else []
-    if comparing and config.train.batch_size == parts:
-        where = f"in each of the {parts} parts of a step" if parts > 1 else "at a time"
-        raise BadInput(
-            f"train.batch_size={config.train.batch_size} leaves one image {where}, and {' and '.join(comparing)} "
-            f"compare{'s' if len(comparing) == 1 else ''} several: take train.batch_size={2 * parts} or more"
-        )
-    if control == "another" and config.evaluation.pictures == 1:
+    # Terms of the loss compare the images of all processes, controls of a teacher those of a process.
+    for comparing, parts in (
+        ([f"{term} (0 switches it off)" for term in _comparing_terms(config)], config.train.accumulate),
+        (_comparing_control(config), config.train.accumulate * world),
+    ):
+        if comparing and config.train.batch_size == parts:
+            where = f"in each of the {parts} parts of a step" if parts > 1 else "at a time"
+            raise BadInput(
+                f"train.batch_size={config.train.batch_size} leaves one image {where}, and {' and '.join(comparing)} "
+                f"compare{'s' if len(comparing) == 1 else ''} several: take train.batch_size={2 * parts} or more"
+            )
+    if _comparing_control(config) == ["guidance.control=another"] and config.evaluation.pictures == 1:
         raise BadInput("guidance.control=another draws each image beside another: take evaluation.pictures=2 or more")
+
+
+def parts_note(config: RunConfig, world: int) -> str:
+    """What to say of a run whose objective depends on the number of parts or processes of a step; empty for others."""
+    size, notes = config.train.batch_size, []
+    if config.train.accumulate > 1 and (terms := _comparing_terms(config)):
+        notes.append(
+            f"train.accumulate={config.train.accumulate}: {' and '.join(terms)} compare the "
+            f"{size // config.train.accumulate} images of a part of a step, not all {size}"
+        )
+    if config.train.accumulate * world > 1 and (controls := _comparing_control(config)):
+        notes.append(
+            f"{controls[0]} is drawn from the {size // (config.train.accumulate * world)} images that a process has at "
+            f"a time"
+        )
+    return "; ".join(notes) + (": another objective than in one part" if notes else "")
+
+
+def _comparing_terms(config: RunConfig) -> list[str]:
+    """Terms of the loss that compare images."""
+    if config.train.objective != "jepa":
+        return []
+    return [f"loss.{name}" for name in ("variance", "covariance", "gaussian") if getattr(config.loss, name)]
+
+
+def _comparing_control(config: RunConfig) -> list[str]:
+    """The control that takes what it says from several images."""
+    control = config.guidance.control if isinstance(config.guidance, FeatureGuidance) else "none"
+    return [f"guidance.control={control}"] if control in ("another", "mean") else []
 
 
 def refuse_size_without_cache(config: RunConfig) -> None:

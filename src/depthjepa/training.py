@@ -32,7 +32,7 @@ from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import normalise
 from depthjepa.run_state import State, restore, save
 from depthjepa.run_summary import finish, so_far
-from depthjepa.starting import refuse_impossible, refuse_mix_up, settle_precision
+from depthjepa.starting import parts_note, refuse_impossible, refuse_mix_up, settle_precision
 from depthjepa.stopping import Interrupted, Stopping, interruptions
 from depthjepa.warm_start import start_from
 
@@ -116,8 +116,9 @@ def prepare(
         method.floor = target.floor
     if config.train.compile:
         compile_blocks(method)
-    if note := wrap_note(len(source), config.train.batch_size):
-        say(note)
+    for note in (parts_note(config, place.world), wrap_note(len(source), config.train.batch_size)):
+        if note:
+            say(note)
     if state.step:
         say(f"resumed at step {state.step} of {steps}")
     freeze_or_thaw(state)

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 
-from depthjepa import runtime
+from depthjepa import distributed, runtime
 from depthjepa.grid import distance_to_nearest, gather, patchify
 from depthjepa.losses import (
     Latents,
@@ -227,14 +227,14 @@ class JEPA(nn.Module):
         return {"loss_pixel": (self.loss.pixel, pixel_loss(predicted.pixels.float(), patches, masks.valid))}
 
     def spread_terms(self, context: Float[Tensor, "b c d"], generator: torch.Generator | None) -> Terms:
-        """Terms against collapse, on the mean of each image's context tokens."""
+        """Terms against collapse, on the mean of each image's context tokens: those of all processes of a step."""
         config = self.loss
         terms: Terms = {}
         if not (config.variance or config.covariance or config.gaussian):
             return terms
         # In float32: what a batch's deviations fall short of is less than bf16 can tell.
         with runtime.precision("fp32", context.device):
-            pooled = context.float().mean(1)
+            pooled = distributed.with_others(context.float().mean(1))
             if config.variance:
                 terms["loss_variance"] = config.variance, variance_loss(pooled)
             if config.covariance:
