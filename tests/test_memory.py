@@ -103,8 +103,8 @@ def test_too_large_a_batch_is_refused_with_one_that_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)
-    there = runtime.held_bytes(CPU) + 100 * MIB
-    monkeypatch.setattr(runtime, "memory_bytes", lambda *_: there)
+    monkeypatch.setattr(runtime, "held_bytes", lambda *_: 500 * MIB)
+    monkeypatch.setattr(runtime, "memory_bytes", lambda *_: 700 * MIB)
     write_flat(tmp_path / "flat", 3)
     settings = [text for text in SETTINGS if not text.startswith("train.batch_size")]
     settings += ["train.steps=1", "train.epochs=null", "train.accumulate=2"]

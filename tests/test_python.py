@@ -96,8 +96,11 @@ def test_an_encoder_says_what_goes_in_and_what_comes_out(place: Path, monkeypatc
 
 
 @pytest.mark.parametrize("settings", [[], ["evaluation.depth_readout=linear", "evaluation.depth_steps=2"]])
-def test_probe_returns_the_table_that_the_command_writes(place: Path, call: Call, settings: list[str]) -> None:
+def test_probe_returns_the_table_that_the_command_writes(
+    place: Path, call: Call, settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     trained, written = place / "runs" / "mine", place / "by_command.json"
+    monkeypatch.setattr(running, "now", lambda: "2026-01-31T23:59:59+00:00")  # when it was asked for stands in it
     assert call("probe", trained, "depth", *settings, "--out", written)[0] == 0
     kept = {path.name: path.read_bytes() for path in (trained / "probes").iterdir()}
     table = depthjepa.probe(trained, "depth", settings=settings, out=place / "by_function.json")
