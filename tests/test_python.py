@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 
 import depthjepa
 from depthjepa import cost, runtime
+from depthjepa.evaluation.probes import running
 from depthjepa.model.vit import VisionTransformer
 from tiny_images import picture, save, write_flat, write_pairs
 from tiny_runs import Call, run
