@@ -15,7 +15,7 @@ from depthjepa import cost, memory, optim, runtime
 from depthjepa.data.loading import open_source
 from depthjepa.data.memory import in_memory, kept_bytes
 from depthjepa.distributed import Ranks
-from depthjepa.memory import Need, memory_need, peak_bytes, watched
+from depthjepa.memory import Need, activation_bytes, memory_need, peak_bytes, watched
 from depthjepa.method import build_method, build_teacher
 from tiny_images import write_flat, write_pairs
 from tiny_runs import GUIDED, SETTINGS, Call, tiny
@@ -116,6 +116,27 @@ def test_too_large_a_batch_is_refused_with_one_that_runs(
     assert told is not None, errors
     assert int(told[2]) % 2 == 0 and 2 <= int(told[2]) < 1000
     assert call(*arguments, told[1])[0] == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES[:4])
+def test_what_is_tried_is_known_by_arithmetic_before(shape: tuple[str, ...], tmp_path: Path) -> None:
+    config = tiny(write_pairs(tmp_path / "pairs"), *shape)
+    teacher = build_teacher(config, has_depth=True)
+    method = build_method(config, teacher, classes=0)
+    small, large = (watched(config, method, teacher, images, CPU) / memory.SLACK for images in memory.WATCHED)
+    assert activation_bytes(config) == pytest.approx(large - small, rel=0.4)
+
+
+def test_images_that_would_end_the_process_are_refused_untried(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "watched", lambda *_: pytest.fail("it was tried"))
+    monkeypatch.setattr(runtime, "memory_bytes", lambda *_: 2**30)
+    asked = ("data.image_size=2048", "data.scenes_train=8", "data.scenes_val=8", "masks.min_keep=null")
+    status, _, errors = call("train", "demo", *asked, "--out", tmp_path / "run")
+    assert status == 2 and not (tmp_path / "run").exists()
+    said = r"depthjepa: steps on 3 images of 2048 x 2048 px take about \d.*GiB of memory, and there are 1.0 GiB on this"
+    assert re.match(said, errors), errors
 
 
 def test_what_does_not_fit_with_one_image_is_no_matter_of_the_batch(

@@ -29,7 +29,7 @@ from depthjepa.masks import Masks, sample_masks
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.supervised import Supervised
 
-WATCHED = (2, 4)  # images of the batches that are watched
+WATCHED = (2, 3)  # images of the batches that are watched
 DRAWN = 64  # masks of a part, at most: the longest of them is what all are padded to
 SLACK = 1.25  # of tensors that come and go: the heap has holes, and convolutions take room to work in
 SURE = 0.9  # of the memory that is there: a batch that is advised fits when other things have grown a little
@@ -67,6 +67,13 @@ def refuse_too_large(
     Raises `BadInput` where that is more than there is, with the largest batch that would fit.
     """
     there = runtime.memory_bytes(where, place)
+    about = WATCHED[1] * activation_bytes(config)
+    if about > there:  # trying it would end this process
+        height, width = config.data.size
+        raise BadInput(
+            f"steps on {WATCHED[1]} images of {height} x {width} px take about {size_of(about)} of memory, and there "
+            f"are {size_of(there)} on this {where.type}: take a smaller model or a smaller data.image_size"
+        )
     need = memory_need(config, method, optimizer, teacher, source, place, where)
     parts, ahead = config.train.accumulate, 2 * config.data.workers
     together = parts * place.world
@@ -107,6 +114,23 @@ def memory_need(
     height, width = config.data.size
     waiting = 4 * (3 + source.has_depth) * height * width
     return Need(fixed + kept_bytes(source, config.data.memory_gib), image, waiting)
+
+
+def activation_bytes(config: RunConfig) -> int:
+    """About what the way back needs of one image, by arithmetic: 34 numbers for each token, layer and width.
+
+    Korthikanti et al. 2022, equation 1, in bytes at 16 bits: the encoder's visible tokens, the predictor's sequences.
+    """
+    shape, cells = config.model.shape, config.grid[0] * config.grid[1]
+    numbers = shape.depth * shape.width * cells
+    if config.train.objective == "jepa":
+        masks = _first(config, 1)
+        if config.predictor.blocks == "together":
+            masks = masks.joined(cells)
+        seen, blocks, hidden = masks.context.shape[1], *masks.targets.shape[1:]
+        numbers = shape.depth * shape.width * seen
+        numbers += config.predictor.depth * config.predictor.width * blocks * (seen + hidden)
+    return numbers * (34 if config.train.precision == "bf16" else 68)
 
 
 def watched(
