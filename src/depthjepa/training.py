@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depthjepa import cost, distributed, memory, optim, progress, runtime
+from depthjepa import cost, distributed, locks, memory, optim, progress, runtime
 from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import load_config
 from depthjepa.data.loading import TrainingBatches, open_source
@@ -48,8 +48,8 @@ def train(
     `seconds`, `peak_memory_bytes`, …; it is empty in all processes but the first. `resume` continues the run that is
     there, exactly. `say` gets the lines before the first step (None: they are printed).
 
-    Raises `BadInput` before anything is written, `RunStopped` when the run cannot go on; the last checkpoint is whole
-    then.
+    Raises `BadInput` before anything is written, also where another process is at work in `out`, and `RunStopped` when
+    the run cannot go on; the last checkpoint is whole then.
     """
     folder = RunFolder(out)
     place = distributed.ranks()
@@ -59,7 +59,10 @@ def train(
         return folder.summary()  # finished already
     say = say or (lambda text: print(text, flush=True))
     runtime.settle_cpu(config.train.threads)
-    with distributed.process_group(place, where, config.train.timeout_minutes):
+    with (
+        distributed.process_group(place, where, config.train.timeout_minutes),
+        locks.locked(folder.path, place, say=say),
+    ):
         config = settle_precision(config, folder, where, place)
         source = open_source(config.data, "train")
         state = prepare(config, folder, source, place, resume=resume, say=say if place.first else lambda _: None)

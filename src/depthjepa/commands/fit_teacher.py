@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from depthjepa import runtime
+from depthjepa import locks, runtime
 from depthjepa.columns import Column, table
 from depthjepa.config import TeacherFitConfig, differences, to_mapping
 from depthjepa.data.layouts.layout import with_depth
@@ -66,10 +66,19 @@ def fit_teacher(
 ) -> dict[str, Any]:
     """Fit, save and judge a compact teacher; returns the summary. Killed, it goes on where it last saved.
 
-    Raises `BadInput` for data without depth, sides that the network cannot halve, and a folder that holds another fit.
+    Raises `BadInput` for data without depth, sides that the network cannot halve, and a folder that holds another fit
+    or is in use.
     """
     say = say or (lambda text: print(text, flush=True))
     folder, where = RunFolder(out), runtime.device(config.fit.device)
+    with locks.locked(folder.path, say=say):
+        return _fit(config, folder, where, say)
+
+
+def _fit(
+    config: TeacherFitConfig, folder: RunFolder, where: torch.device, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Do it, in a folder that belongs to this process."""
     if not folder.started:
         folder.refuse_other()
     elif "fit" not in folder.config():

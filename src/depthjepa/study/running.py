@@ -25,6 +25,7 @@ from typing import Any
 
 import yaml
 
+from depthjepa import locks
 from depthjepa.config import RunConfig, differences, to_mapping
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import plain, to_json, write_whole
@@ -66,9 +67,43 @@ def run_study(
     configs = resolve(study)
     refuse_other_kept(asked, keep)
     _refuse_shard(study, folder, shard)
-    _claim(study, configs, folder, resume=resume or shard[1] > 1)
+    with locks.locked(folder, say=say, name=_lock_name(shard)):
+        _refuse_overlap(folder, shard)
+        _claim(study, configs, folder, resume=resume or shard[1] > 1)
+        content = _run_study(study, configs, folder, shard, measure or measure_seconds, say)
+    if keep is not None:
+        keep_results(asked, folder, Path(keep))
+    return content
+
+
+def _lock_name(shard: tuple[int, int]) -> str:
+    """Machines share the folder of a study, each by the lock of its own part; the runs have their own ones."""
+    return locks.NAME if shard == (0, 1) else f"{locks.NAME}-{shard[0]}-of-{shard[1]}"
+
+
+def _refuse_overlap(folder: Path, shard: tuple[int, int]) -> None:
+    """Refuse to run what another process runs as a part of the study in another division: each run belongs to one."""
+    alike = {_lock_name((number, shard[1])) for number in range(shard[1])}
+    for file in sorted(folder.glob(f"{locks.NAME}*")):
+        if file.name not in alike and (holder := locks.holder_of(file)):
+            raise BadInput(
+                f"{folder} is in use by {holder}, which divides the study into other parts: wait until it has ended, "
+                f"or give all machines the same N of --shard I/N ({file} can be removed if its process is gone)"
+            )
+
+
+def _run_study(
+    study: Study,
+    configs: Mapping[str, RunConfig],
+    folder: Path,
+    shard: tuple[int, int],
+    measure: Measure,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Do the runs of this part of the study; return the content of `study.json`."""
+    asked: dict[str, Any] = plain(asdict(study))
     with interruptions() as stopping:
-        failed = _measure_steps(study, configs, folder, measure or measure_seconds, stopping, say)
+        failed = _measure_steps(study, configs, folder, measure, stopping, say)
         order = [(arm, seed) for seed in study.seeds for arm in study.arms]
         mine = order[shard[0] :: shard[1]]
         left = [run for run in mine if run[0] not in failed and not is_done(run_place(folder, *run), study.probes)]
@@ -85,8 +120,6 @@ def run_study(
                 if reason is not None:
                     reasons[run] = reason
                 content = write_tables(asked, folder, reasons, claimed)
-    if keep is not None:
-        keep_results(asked, folder, Path(keep))
     return content
 
 
@@ -107,7 +140,7 @@ def _claim(study: Study, configs: Mapping[str, RunConfig], folder: Path, *, resu
     """Write down what the folder is for, or find out that it is for this study."""
     asked = plain(asdict(study) | {"configs": {arm: to_mapping(config) for arm, config in configs.items()}})
     file = folder / "study.yaml"
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not locks.is_free_of_files(folder):
         if not resume:
             raise BadInput(f"{folder} is there already: go on with --resume, or choose another --out")
         if not file.is_file():

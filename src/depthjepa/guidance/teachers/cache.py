@@ -33,6 +33,7 @@ from depthjepa.faults import BadInput
 from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.guidance.target import Description
 from depthjepa.guidance.teachers.loading import teacher_kind
+from depthjepa.locks import is_free_of_files
 from depthjepa.logbook import to_json, write_whole, writing
 from depthjepa.losses import Latents
 
@@ -207,7 +208,7 @@ def names_of(source: Source) -> list[str]:
 def refuse_other(folder: Path) -> None:
     """Refuse a folder that holds something else than a cache; raises `BadInput`."""
     there = (folder / "cache.json").exists() or not folder.exists()
-    if not there and (not folder.is_dir() or any(folder.iterdir())):
+    if not there and not (folder.is_dir() and is_free_of_files(folder)):
         raise BadInput(f"{folder} is there already and holds no cache: choose another folder")
 
 
