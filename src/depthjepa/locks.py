@@ -16,7 +16,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -253,6 +253,7 @@ def wait_for(folder: Path, seconds: float) -> None:
         time.sleep(LOOK_EVERY)
 
 
-def is_free_of_files(folder: Path) -> bool:
-    """Whether a folder holds nothing but locks, and files that are just being written."""
-    return all(each.name.startswith(NAME) or each.name.endswith(".partial") for each in folder.iterdir())
+def is_free_of_files(folder: Path, but: Collection[str] = ()) -> bool:
+    """Whether a folder holds nothing `but` some names, locks, and files that are just being written."""
+    names = [each.name for each in folder.iterdir()]
+    return all(name in but or name.startswith(NAME) or name.endswith(".partial") for name in names)

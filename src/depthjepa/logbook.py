@@ -2,6 +2,7 @@
 
 config.yaml        the resolved configuration
 environment.json   versions, processor, commit
+data.json, .npz    what the data were, and names of their files; see `data/contents.py`
 metrics.jsonl      one JSON object a logged step
 summary.json       figures of the steps that were done
 checkpoints/       see `checkpoint.py`
@@ -27,7 +28,7 @@ DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 NO_SUCH_PLACE = (errno.EEXIST, errno.ENOTDIR)
 REFUSED = (*NO_SUCH_PLACE, errno.ENOENT, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 FOLDERS = ("checkpoints", "figures", "probes")
-PARTS = (*FOLDERS, "config.yaml", "environment.json", "metrics.jsonl", "summary.json")
+PARTS = (*FOLDERS, "config.yaml", "environment.json", "data.json", "data.npz", "metrics.jsonl", "summary.json")
 
 
 class RunFolder:

@@ -20,6 +20,7 @@ from torch import Tensor
 from depthjepa import distributed, locks, runtime
 from depthjepa.config import RunConfig, keys
 from depthjepa.cost import size_of
+from depthjepa.data.contents import stamps_of
 from depthjepa.data.images import Split
 from depthjepa.data.loading import TrainingBatches, has_validation, open_source, view_batches
 from depthjepa.data.memory import first_readable
@@ -78,7 +79,13 @@ def teach(config: RunConfig, out: str | Path, *, say: Callable[[str], None] | No
         places = places_of(sources)
         distributed.first_writes(
             place,
-            lambda: cache.create_cache(folder, _facts(config, teacher, sources[0], len(places), where), list(places)),
+            lambda: cache.create_cache(
+                folder,
+                _facts(config, teacher, sources[0], len(places), where),
+                list(places),
+                _stamps(sources, places),
+                say,
+            ),
         )
         facts = cache.read_facts(folder)
         say(f"{len(places)} images, {size_of(cache.size_of(facts))} in {folder}")
@@ -185,6 +192,12 @@ def places_of(sources: list[Source]) -> Places:
         for index, name in enumerate(cache.names_of(source)):
             found.setdefault(name, (number, index))  # a folder without splits is its own validation data
     return found
+
+
+def _stamps(sources: list[Source], places: Places) -> Int64[np.ndarray, " images"]:
+    """What tells the images from others of their names, in the order of the places."""
+    stamps = [stamps_of(source)[:, 0] for source in sources]
+    return np.array([stamps[number][index] for number, index in places.values()], dtype=np.int64)
 
 
 def _latents(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from depthjepa.data.contents import Contents, stamps_of
 from depthjepa.data.layouts.layout import with_depth
 from depthjepa.data.samples import Source
 from depthjepa.faults import BadInput
@@ -86,6 +87,20 @@ def asked_directly(config: Guidance, *, control: bool = False) -> Guidance:
 def is_control(config: Guidance) -> bool:
     """Whether something else stands in the teacher's place."""
     return isinstance(config, FeatureGuidance) and config.control != "none"
+
+
+def latents_of(config: Guidance) -> dict[str, Contents]:
+    """What the cache of a run holds, as `latents`; empty where the run has none."""
+    if not isinstance(config, FeatureGuidance) or config.cache is None:
+        return {}
+    return {"latents": open_cache(Path(config.cache)).contents()}
+
+
+def refuse_other_images(config: Guidance, source: Source) -> str | None:
+    """Raise `BadInput` where the cache of a run was made of other images of these names; say where that is unknown."""
+    if not isinstance(config, FeatureGuidance) or config.cache is None:
+        return None
+    return open_cache(Path(config.cache)).refuse_other_images(names_of(source), stamps_of(source)[:, 0])
 
 
 def refuse_images_without_latents(config: Guidance, source: Source) -> None:

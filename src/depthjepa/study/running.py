@@ -4,6 +4,7 @@ An arm is a list of settings on top of those that all arms share. Every run is a
 of its own, DIR/ARM/seed-N, so a study that was cut off goes on where it stopped. In the folder of a study:
 
 study.yaml          the study as it was asked for, with the resolved configuration of each arm
+data.json, .npz     what the data were when it began
 steps.json          where the arms have equal time: the steps of each arm, settled once
 study.json, .md     all figures, their table and what may be claimed, rewritten after every run
 ARM/seed-N.log      what the run said
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import asdict, replace
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
@@ -26,10 +27,14 @@ from typing import Any
 import yaml
 
 from depthjepa import locks
-from depthjepa.config import RunConfig, differences, to_mapping
+from depthjepa.config import PLACES, RunConfig, differences, to_mapping
+from depthjepa.data.config import DataConfig
+from depthjepa.data.contents import FILE, NAMES, Contents, read_contents, refuse_changed, write_contents
 from depthjepa.faults import BadInput, RunStopped
+from depthjepa.guidance.build import latents_of
 from depthjepa.logbook import plain, to_json, write_whole
 from depthjepa.progress import task
+from depthjepa.starting import contents_of_data
 from depthjepa.stopping import interruptions
 from depthjepa.study.claims import compare, lines
 from depthjepa.study.plan import Study, of_length, resolve
@@ -69,7 +74,7 @@ def run_study(
     _refuse_shard(study, folder, shard)
     with locks.locked(folder, say=say, name=_lock_name(shard)):
         _refuse_overlap(folder, shard)
-        _claim(study, configs, folder, resume=resume or shard[1] > 1)
+        _claim(study, configs, folder, resume=resume or shard[1] > 1, say=say)
         content = _run_study(study, configs, folder, shard, measure or measure_seconds, say)
     if keep is not None:
         keep_results(asked, folder, Path(keep))
@@ -136,27 +141,49 @@ def _refuse_shard(study: Study, folder: Path, shard: tuple[int, int]) -> None:
         )
 
 
-def _claim(study: Study, configs: Mapping[str, RunConfig], folder: Path, *, resume: bool) -> None:
+def _claim(
+    study: Study, configs: Mapping[str, RunConfig], folder: Path, *, resume: bool, say: Callable[[str], None]
+) -> None:
     """Write down what the folder is for, or find out that it is for this study."""
     asked = plain(asdict(study) | {"configs": {arm: to_mapping(config) for arm, config in configs.items()}})
-    file = folder / "study.yaml"
-    if not locks.is_free_of_files(folder):
+    file, contents = folder / "study.yaml", _contents(configs)
+    moved = () if read_contents(folder) is None else PLACES
+    if not locks.is_free_of_files(folder, (FILE, NAMES)):  # another part may be about to begin it
         if not resume:
             raise BadInput(f"{folder} is there already: go on with --resume, or choose another --out")
         if not file.is_file():
             raise BadInput(f"{folder} holds no study to go on with: study.yaml is not there; choose another --out")
-        if changed := _changes(yaml.safe_load(file.read_text()), asked):
+        if changed := _changes(yaml.safe_load(file.read_text()), asked, moved):
             raise BadInput(f"--resume with a changed study: {', '.join(changed)}; {folder} holds other values")
+        refuse_changed(folder, contents, say)
+    write_contents(folder, contents)
     write_whole(file, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What asks for other runs; `base` and settings count by what they resolve to, `side_by_side` not at all."""
+def _contents(configs: Mapping[str, RunConfig]) -> dict[str, Contents]:
+    """What the arms learn from: their data, which several may share, and their latents."""
+    found: dict[str, Contents] = {}
+    listed = list[tuple[DataConfig, dict[str, Contents]]]()  # listing a large folder takes a while
+    for arm, config in configs.items():
+        known = next((contents for data, contents in listed if data == config.data), None)
+        if known is None:
+            known = contents_of_data(config.data)
+            listed.append((config.data, known))
+        found |= {f"{arm}: {part}": each for part, each in (known | latents_of(config.guidance)).items()}
+    return found
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], moved: Collection[str]) -> list[str]:
+    """What asks for other runs; `base` and settings count by what they resolve to, `side_by_side` and keys that may
+    have `moved` not at all.
+    """
     changed = [key for key in ("name", "seeds", "minutes", "probes") if before[key] != now[key]]
     one, other = before["configs"], now["configs"]
     changed += [f"arms.{arm}" for arm in dict.fromkeys((*one, *other)) if (arm in one) != (arm in other)]
     common = [arm for arm in one if arm in other]
-    return changed + [f"arms.{arm}.{key}" for arm in common for key in differences(one[arm], other[arm])]
+    return changed + [
+        f"arms.{arm}.{key}" for arm in common for key in differences(one[arm], other[arm]) if key not in moved
+    ]
 
 
 def _run_all(
