@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from depthjepa import cost, training
@@ -24,6 +25,7 @@ from depthjepa.data import contents
 from depthjepa.data.contents import changes, contents_of, read_contents, stamps_of
 from depthjepa.data.loading import open_source
 from depthjepa.faults import BadInput, RunStopped
+from depthjepa.guidance.teachers.depthfm import tiny as tiny_teacher
 from depthjepa.logbook import RunFolder
 from depthjepa.run_state import moved
 from depthjepa.study.plan import Study
@@ -239,7 +241,7 @@ def test_of_many_images_numbers_alone_are_kept(tmp_path: Path, monkeypatch: pyte
     contents.write_contents(tmp_path, contents_of({"train": open_source(data, "train")}))
     assert changes(tmp_path, contents_of({"train": open_source(data, "train")})) == ""
     (root / "0000.png").unlink()
-    said = "train: 12 before and 11 now, not the same"
+    said = "train: not the same: 12 before and 11 now"
     assert changes(tmp_path, contents_of({"train": open_source(data, "train")})) == said
     assert read_contents(tmp_path / "nowhere") is None and changes(tmp_path / "nowhere", {}) is None
 
@@ -279,7 +281,7 @@ def test_a_cache_of_images_that_were_replaced_is_refused_by_runs_and_by_teach(
     # Other latents of the same images are other data.
     parts = np.fromfile(tmp_path / "copied/parts.bin", dtype=np.uint64)
     (parts + 2).tofile(tmp_path / "copied/parts.bin")
-    with pytest.raises(BadInput, match="begun with other data: latents: 12 before and 12 now, not the same"):
+    with pytest.raises(BadInput, match="begun with other data: latents: not the same;"):
         run(root, folder, *there, resume=True)
 
     replaced(root / "0003.png")
@@ -292,6 +294,23 @@ def test_a_cache_of_images_that_were_replaced_is_refused_by_runs_and_by_teach(
     (root / "0003.png").rename(root / "new.png")
     with pytest.raises(BadInput, match=r"1 added \(new.png\), 1 removed; choose another folder"):
         teach(tiny(root, *TAUGHT), cache, say=lambda _: None)
+
+
+def test_weights_of_a_teacher_may_move_and_are_not_replaced(tmp_path: Path, cut: Callable[..., Path]) -> None:
+    pytest.importorskip("diffusers", reason="the compact teacher needs the extra `teachers`")
+    root, steps = flat(tmp_path / "data"), f"train.steps={STEPS}"
+    checkpoint, vae = tiny_teacher.files()
+    copy = shutil.copy(checkpoint, tmp_path / "teacher.ckpt")
+    teacher = ("guidance.kind=feature", "guidance.teacher=depthfm", f"guidance.teacher_vae={vae}")
+    folder = cut(root, tmp_path / "run", *teacher, f"guidance.teacher_checkpoint={copy}")
+    content = torch.load(copy, weights_only=True)
+    first = next(iter(content["state_dict"].values()))
+    first += 0.01
+    torch.save(content, copy)
+    with pytest.raises(BadInput, match="begun with other data: teacher: not the same;"):
+        run(root, folder, *teacher, f"guidance.teacher_checkpoint={copy}", steps, resume=True)
+    elsewhere = f"guidance.teacher_checkpoint={checkpoint}"
+    assert run(root, folder, *teacher, elsewhere, steps, resume=True)["finished"]
 
 
 def test_a_cache_of_an_earlier_version_is_read_with_a_word(tmp_path: Path) -> None:

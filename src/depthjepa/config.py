@@ -242,8 +242,8 @@ CIRCUMSTANCES = (
     *(f"{part}.{key}" for part in ("train", "fit") for key in ("device", "threads")),
 )
 
-# Where the data of a run lie: these may change on resume when what lies there is known to be the same.
-PLACES = ("data.root", "data.val_list", "guidance.cache")
+# Where the data of a run and its teacher lie: these may change on resume when what is there is known to be the same.
+PLACES = ("data.root", "data.val_list", "guidance.cache", "guidance.teacher_checkpoint", "guidance.teacher_vae")
 
 
 def to_mapping(config: RunConfig | TeacherFitConfig) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from depthjepa.data.contents import Contents, contents_of, read_contents, refuse
 from depthjepa.data.loading import TrainingBatches, has_validation, open_source
 from depthjepa.data.samples import Source
 from depthjepa.faults import BadInput
-from depthjepa.guidance.build import latents_of, refuse_other_images
+from depthjepa.guidance.build import contents_of_teacher, refuse_other_images
 from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.logbook import RunFolder
 from depthjepa.masks import sample_masks
@@ -78,11 +78,11 @@ def contents_of_data(config: DataConfig, source: Source | None = None) -> dict[s
 def contents_of_run(
     config: RunConfig, source: Source, folder: RunFolder, say: Callable[[str], None]
 ) -> dict[str, Contents]:
-    """What a run learns from: its data and its latents; `source`: the training data.
+    """What a run learns from: its data and what teaches it; `source`: the training data.
 
     Raises `BadInput` where the run in the folder began with others, or a cache was made of other images.
     """
-    found = contents_of_data(config.data, source) | latents_of(config.guidance)
+    found = contents_of_data(config.data, source) | contents_of_teacher(config.guidance)
     if (note := refuse_other_images(config.guidance, source)) is not None:
         say(note)
     if folder.started:

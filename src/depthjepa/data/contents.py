@@ -153,7 +153,7 @@ def refuse_changed(folder: Path, now: Mapping[str, Contents], say: Callable[[str
     """Raise `BadInput` where what is in a folder was begun with other data; say where that is not known."""
     changed = changes(folder, now)
     if changed is None:
-        say(f"which data {folder} was begun with is not known: an earlier version began it")
+        say(f"which data {folder} was begun with is not known: {FILE} is not there")
     elif changed:
         raise BadInput(
             f"{folder} was begun with other data: {changed}; bring them back as they were, or choose another --out"
@@ -167,7 +167,7 @@ def _difference(folder: Path, before: Contents | None, now: Contents | None) -> 
         return f"{found.images} {'no longer there' if now is None else 'where there was nothing'}"
     names, stamps = _kept(folder, before)
     if names is None or stamps is None or now.names is None or now.stamps is None:
-        return f"{before.images} before and {now.images} now, not the same"
+        return "not the same" + f": {before.images} before and {now.images} now" * (before.images != now.images)
     old, new = dict(zip(names.tolist(), stamps, strict=True)), dict(zip(now.names.tolist(), now.stamps, strict=True))
     groups = {
         "added": [name for name in new if name not in old],

@@ -13,7 +13,7 @@ from depthjepa.guidance.config import FeatureGuidance, NoGuidance, PixelGuidance
 from depthjepa.guidance.feature import FeatureGuide, build_feature_guide
 from depthjepa.guidance.pixel import PixelGuide, build_pixel_guide
 from depthjepa.guidance.target import Target, Teacher
-from depthjepa.guidance.teachers.cache import cached_teacher, names_of, open_cache
+from depthjepa.guidance.teachers.cache import cached_teacher, fingerprints, names_of, open_cache
 from depthjepa.guidance.teachers.controls import build_control
 from depthjepa.guidance.teachers.ground_truth import DepthPixels
 from depthjepa.guidance.teachers.loading import teacher_kind
@@ -89,11 +89,15 @@ def is_control(config: Guidance) -> bool:
     return isinstance(config, FeatureGuidance) and config.control != "none"
 
 
-def latents_of(config: Guidance) -> dict[str, Contents]:
-    """What the cache of a run holds, as `latents`; empty where the run has none."""
-    if not isinstance(config, FeatureGuidance) or config.cache is None:
+def contents_of_teacher(config: Guidance) -> dict[str, Contents]:
+    """What teaches a run, wherever it lies: the `latents` of its cache, or the weights of its `teacher`; else empty."""
+    if not isinstance(config, FeatureGuidance):
         return {}
-    return {"latents": open_cache(Path(config.cache)).contents()}
+    if config.cache is not None:
+        return {"latents": open_cache(Path(config.cache)).contents()}
+    weights = fingerprints(config)
+    told = " ".join(f"{key}={value}" for key, value in sorted(weights.items()))
+    return {"teacher": Contents(len(weights), told)} if weights else {}
 
 
 def refuse_other_images(config: Guidance, source: Source) -> str | None:

@@ -31,7 +31,7 @@ from depthjepa.config import PLACES, RunConfig, differences, to_mapping
 from depthjepa.data.config import DataConfig
 from depthjepa.data.contents import FILE, NAMES, Contents, read_contents, refuse_changed, write_contents
 from depthjepa.faults import BadInput, RunStopped
-from depthjepa.guidance.build import latents_of
+from depthjepa.guidance.build import contents_of_teacher
 from depthjepa.logbook import plain, to_json, write_whole
 from depthjepa.progress import task
 from depthjepa.starting import contents_of_data
@@ -161,7 +161,7 @@ def _claim(
 
 
 def _contents(configs: Mapping[str, RunConfig]) -> dict[str, Contents]:
-    """What the arms learn from: their data, which several may share, and their latents."""
+    """What the arms learn from: their data, which several may share, and what teaches them."""
     found: dict[str, Contents] = {}
     listed = list[tuple[DataConfig, dict[str, Contents]]]()  # listing a large folder takes a while
     for arm, config in configs.items():
@@ -169,7 +169,7 @@ def _contents(configs: Mapping[str, RunConfig]) -> dict[str, Contents]:
         if known is None:
             known = contents_of_data(config.data)
             listed.append((config.data, known))
-        found |= {f"{arm}: {part}": each for part, each in (known | latents_of(config.guidance)).items()}
+        found |= {f"{arm}: {part}": each for part, each in (known | contents_of_teacher(config.guidance)).items()}
     return found
 
 

@@ -174,9 +174,14 @@ def cut(
 def made_of(guidance: FeatureGuidance) -> dict[str, Any]:
     """All that the latents depend on beside the images: the teacher, its weights and settings, the size it sees."""
     kind = teacher_kind(guidance.teacher)
-    weights = {key: fingerprint(str(place)) for key, place in kind.weights(guidance).items() if place is not None}
     settings = {key: getattr(guidance, key) for key in kind.settings}
-    return {"teacher": guidance.teacher, **weights, **settings, "size": guidance.teacher_size}
+    return {"teacher": guidance.teacher, **fingerprints(guidance), **settings, "size": guidance.teacher_size}
+
+
+def fingerprints(guidance: FeatureGuidance) -> dict[str, str]:
+    """What tells the weights of a teacher from others, by their keys; empty where it has none or they are not named."""
+    places = teacher_kind(guidance.teacher).weights(guidance)
+    return {key: fingerprint(str(place)) for key, place in places.items() if place is not None}
 
 
 def fingerprint(place: str) -> str:
