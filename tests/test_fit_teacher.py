@@ -884,7 +884,7 @@ def test_the_way_from_an_rgbd_folder_to_a_teacher(
     with Image.open(out / "figures" / "maps.png") as drawn:
         assert min(drawn.size) > 100
     assert {path.name for path in out.iterdir() if path.is_file()} == {
-        "config.yaml", "environment.json", "summary.json", "teacher.ckpt",
+        "config.yaml", "data.json", "data.npz", "environment.json", "summary.json", "teacher.ckpt",
     }  # fmt: skip
 
     before = content(out)

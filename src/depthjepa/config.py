@@ -242,6 +242,9 @@ CIRCUMSTANCES = (
     *(f"{part}.{key}" for part in ("train", "fit") for key in ("device", "threads")),
 )
 
+# Where the data of a run and its teacher lie: these may change on resume when what is there is known to be the same.
+PLACES = ("data.root", "data.val_list", "guidance.cache", "guidance.teacher_checkpoint", "guidance.teacher_vae")
+
 
 def to_mapping(config: RunConfig | TeacherFitConfig) -> dict[str, Any]:
     """Return the resolved configuration as nested plain values."""

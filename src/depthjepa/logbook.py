@@ -2,6 +2,7 @@
 
 config.yaml        the resolved configuration
 environment.json   versions, processor, commit
+data.json, .npz    what the data were, and names of their files; see `data/contents.py`
 metrics.jsonl      one JSON object a logged step
 summary.json       figures of the steps that were done
 checkpoints/       see `checkpoint.py`
@@ -27,7 +28,7 @@ DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 NO_SUCH_PLACE = (errno.EEXIST, errno.ENOTDIR)
 REFUSED = (*NO_SUCH_PLACE, errno.ENOENT, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 FOLDERS = ("checkpoints", "figures", "probes")
-PARTS = (*FOLDERS, "config.yaml", "environment.json", "metrics.jsonl", "summary.json")
+PARTS = (*FOLDERS, "config.yaml", "environment.json", "data.json", "data.npz", "metrics.jsonl", "summary.json")
 
 
 class RunFolder:
@@ -186,14 +187,16 @@ def _disk_full(fault: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def whole_path(path: Path) -> Iterator[Path]:
+def whole_path(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """Give a neighbour to write, flushed to the disk and renamed to `path` at the end: a file is whole or absent.
 
-    Makes the folders above it. Raises what `writing` raises; a file that was there then stays as it was.
+    Makes the folders above it. Raises what `writing` raises; a file that was there then stays as it was. `shared`:
+    others may write the same file at the same time, and the last one counts. (Else what a kill left is written over.)
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
+        own = f".{os.urandom(4).hex()}" if shared else ""
+        partial = path.with_name(f"{path.name}{own}.partial")
         try:
             yield partial
             with partial.open("rb") as file:
@@ -219,9 +222,9 @@ def refuse_existing(files: Sequence[Path]) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text as UTF-8, whole or not at all; see `whole_file`."""
-    with whole_file(path) as file:
-        file.write(text.encode())
+    """Write a text as UTF-8, whole or not at all, also where others write it as well; see `whole_path`."""
+    with whole_path(path, shared=True) as partial:
+        partial.write_bytes(text.encode())
 
 
 def to_json(content: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from torch import nn
 
 from depthjepa import checkpoint, distributed
 from depthjepa.config import RunConfig
+from depthjepa.data.layouts.layout import path_of
+from depthjepa.data.order import weighted_roots
 from depthjepa.formats.weights import load_strictly
 from depthjepa.guidance.target import Target
 from depthjepa.model.jepa import JEPA
@@ -40,9 +43,22 @@ def restore(state: State, folder: Path) -> None:
     load_strictly(state.method, saved.model, saved.path)
     state.optimizer.load_state_dict(saved.optimizer)
     state.step = saved.step
-    state.skipped = dict.fromkeys(saved.skipped)
+    state.skipped = dict.fromkeys(moved(saved.skipped, saved.config.data.root, state.config.data.root))
     if state.target is not None and saved.whitening is not None:
         state.target.whitening, state.target.floor = saved.whitening.to(state.where), saved.floor
+
+
+def moved(faults: Sequence[str], before: str, now: str) -> list[str]:
+    """What was said of unreadable images, with the roots where the data lie now: an image counts once."""
+    roots = [
+        tuple(path_of(root).parent if root.endswith(".tar") else path_of(root) for root, _ in pair)
+        for pair in zip(weighted_roots(before), weighted_roots(now), strict=True)
+    ]
+    said = []
+    for fault in faults:
+        old, new = next((pair for pair in roots if fault.startswith(f"{pair[0]}/")), ("", ""))
+        said.append(f"{new}{fault.removeprefix(str(old))}")
+    return said
 
 
 def save(state: State, folder: Path, name: str) -> None:

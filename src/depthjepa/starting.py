@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +10,14 @@ import numpy as np
 import torch
 
 from depthjepa import cost, distributed
-from depthjepa.config import RunConfig, differences, to_mapping
+from depthjepa.config import PLACES, RunConfig, differences, to_mapping
 from depthjepa.configuring import build_config, load_config, read_resolved
+from depthjepa.data.config import DataConfig
+from depthjepa.data.contents import Contents, contents_of, read_contents, refuse_changed
 from depthjepa.data.loading import TrainingBatches, has_validation, open_source
 from depthjepa.data.samples import Source
 from depthjepa.faults import BadInput
+from depthjepa.guidance.build import contents_of_teacher, refuse_other_images
 from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.logbook import RunFolder
 from depthjepa.masks import sample_masks
@@ -55,8 +58,36 @@ def refuse_mix_up(config: RunConfig, folder: RunFolder, *, resume: bool) -> None
     if not resume:
         raise BadInput(f"{folder.path} holds a run already: continue it with --resume, or choose another --out")
     changed = differences(to_mapping(_config_there(folder)), to_mapping(config))
+    if read_contents(folder.path) is not None:
+        changed = [key for key in changed if key not in PLACES]  # what lies there decides: see `contents_of_run`
     if changed:
         raise BadInput(f"--resume with changed keys: {', '.join(changed)}; the run in {folder.path} has other values")
+
+
+def is_moved(config: RunConfig, folder: RunFolder) -> bool:
+    """Whether a configuration has the data of the run in a folder at another place."""
+    return not set(PLACES).isdisjoint(differences(to_mapping(_config_there(folder)), to_mapping(config)))
+
+
+def contents_of_data(config: DataConfig, source: Source | None = None) -> dict[str, Contents]:
+    """What the splits of the data hold; `source`: the training data, where they are open already."""
+    sources = {"train": open_source(config, "train") if source is None else source}
+    return contents_of(sources | ({"val": open_source(config, "val")} if has_validation(config) else {}))
+
+
+def contents_of_run(
+    config: RunConfig, source: Source, folder: RunFolder, say: Callable[[str], None]
+) -> dict[str, Contents]:
+    """What a run learns from: its data and what teaches it; `source`: the training data.
+
+    Raises `BadInput` where the run in the folder began with others, or a cache was made of other images.
+    """
+    found = contents_of_data(config.data, source) | contents_of_teacher(config.guidance)
+    if (note := refuse_other_images(config.guidance, source)) is not None:
+        say(note)
+    if folder.started:
+        refuse_changed(folder.path, found, say)
+    return found
 
 
 def refuse_impossible(config: RunConfig, source: Source, place: distributed.Ranks) -> None:

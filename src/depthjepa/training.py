@@ -10,15 +10,17 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from depthjepa import cost, distributed, memory, optim, progress, runtime
+from depthjepa import cost, distributed, locks, memory, optim, progress, runtime
 from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import load_config
+from depthjepa.data.contents import Contents, write_contents
 from depthjepa.data.loading import TrainingBatches, open_source
 from depthjepa.data.order import steps_per_epoch, wrap_note
 from depthjepa.data.samples import Batch, Source
@@ -32,7 +34,14 @@ from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import normalise
 from depthjepa.run_state import State, restore, save
 from depthjepa.run_summary import finish, so_far
-from depthjepa.starting import parts_note, refuse_impossible, refuse_mix_up, settle_precision
+from depthjepa.starting import (
+    contents_of_run,
+    is_moved,
+    parts_note,
+    refuse_impossible,
+    refuse_mix_up,
+    settle_precision,
+)
 from depthjepa.stopping import Interrupted, Stopping, interruptions
 from depthjepa.warm_start import start_from
 
@@ -48,21 +57,31 @@ def train(
     `seconds`, `peak_memory_bytes`, …; it is empty in all processes but the first. `resume` continues the run that is
     there, exactly. `say` gets the lines before the first step (None: they are printed).
 
-    Raises `BadInput` before anything is written, `RunStopped` when the run cannot go on; the last checkpoint is whole
-    then.
+    Raises `BadInput` before anything is written, also where another process is at work in `out`, and `RunStopped` when
+    the run cannot go on; the last checkpoint is whole then.
     """
     folder = RunFolder(out)
     place = distributed.ranks()
     where = runtime.device(config.train.device, place)
     if resume and folder.finished:
         refuse_mix_up(settle_precision(config, folder, where, place), folder, resume=True)
+        if is_moved(config, folder):  # the same data elsewhere, or others
+            contents_of_run(config, open_source(config.data, "train"), folder, lambda _: None)
         return folder.summary()  # finished already
     say = say or (lambda text: print(text, flush=True))
     runtime.settle_cpu(config.train.threads)
-    with distributed.process_group(place, where, config.train.timeout_minutes):
+    with (
+        distributed.process_group(place, where, config.train.timeout_minutes),
+        locks.locked(folder.path, place, say=say),
+    ):
         config = settle_precision(config, folder, where, place)
         source = open_source(config.data, "train")
+        refuse_mix_up(config, folder, resume=resume)
+        contents: dict[str, Contents] = {}
+        first = partial(contents_of_run, config, source, folder, say)
+        distributed.first_writes(place, lambda: contents.update(first()))
         state = prepare(config, folder, source, place, resume=resume, say=say if place.first else lambda _: None)
+        distributed.first_writes(place, lambda: write_contents(folder.path, contents))
         batches = training_batches(state, source)
         with open_loggers(config.train.loggers, folder.path, place) as loggers:
             for logger in loggers:
@@ -86,7 +105,6 @@ def prepare(
     say: Callable[[str], None],
 ) -> State:
     """Build the state of step 0, or the state that the newest checkpoint of the folder holds."""
-    refuse_mix_up(config, folder, resume=resume)
     refuse_impossible(config, source, place)
     where = runtime.device(config.train.device, place)
     epoch_steps = steps_per_epoch(len(source), config.train.batch_size)

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from depthjepa import checkpoint
+from depthjepa import checkpoint, locks
 from depthjepa.commands.teach import teach
 from depthjepa.config import RunConfig, differences, to_mapping
 from depthjepa.configuring import given, load_config
@@ -52,31 +52,32 @@ def demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
             raise BadInput(f"{key} of the demo is given by {instead}, not by a setting")
     configs = {name: load_config("demo", *layers(name, overrides), [f"name={name}", f"seed={seed}"]) for name in RUNS}
     refuse_idle(given(overrides, configs["guided"]), *configs.values())
-    RunFolder(out).refuse_other((*RUNS, *OWN))
-    refuse_lacking(configs["guided"])
-    guided = configs["guided"]
-    ask = asks_network(guided.guidance) and guided.guidance == asked_directly(guided.guidance, control=True)
-    if ask:
-        assert isinstance(guided.guidance, FeatureGuidance)
-        configs["guided"] = replace(guided, guidance=replace(guided.guidance, cache=str(latents)))
-    for name, config in configs.items():
-        folder = RunFolder(out / name)
-        if folder.started and (changed := differences(folder.config(), to_mapping(config))):
-            raise BadInput(f"{out} holds a demo with other values of {', '.join(changed)}: choose another --out")
-    if ask:
-        print("asking the teacher about every image, once")
-        teach(configs["guided"], latents)
-    for name, config in configs.items():
-        print(f"training {name} ({list(configs).index(name) + 1} of {len(configs)})")
-        folder = RunFolder(out / name)
-        train(config, folder.path, resume=folder.started)
-        with Console(stderr=True).status(f"probing {name}"):
-            probe_run(config, checkpoint.load(folder.path), TASKS)
-    report = out / "report.html"
-    with Console(stderr=True).status("writing the report"):
-        write_report([out / name for name in configs], report)
-    figures = summary(out, configs) | {"seed": seed, "seconds": time.perf_counter() - begin}
-    write_whole(out / "demo.json", to_json(figures))
+    with locks.locked(out, say=print):
+        RunFolder(out).refuse_other((*RUNS, *OWN))
+        refuse_lacking(configs["guided"])
+        guided = configs["guided"]
+        ask = asks_network(guided.guidance) and guided.guidance == asked_directly(guided.guidance, control=True)
+        if ask:
+            assert isinstance(guided.guidance, FeatureGuidance)
+            configs["guided"] = replace(guided, guidance=replace(guided.guidance, cache=str(latents)))
+        for name, config in configs.items():
+            folder = RunFolder(out / name)
+            if folder.started and (changed := differences(folder.config(), to_mapping(config))):
+                raise BadInput(f"{out} holds a demo with other values of {', '.join(changed)}: choose another --out")
+        if ask:
+            print("asking the teacher about every image, once")
+            teach(configs["guided"], latents)
+        for name, config in configs.items():
+            print(f"training {name} ({list(configs).index(name) + 1} of {len(configs)})")
+            folder = RunFolder(out / name)
+            train(config, folder.path, resume=folder.started)
+            with Console(stderr=True).status(f"probing {name}"):
+                probe_run(config, checkpoint.load(folder.path), TASKS)
+        report = out / "report.html"
+        with Console(stderr=True).status("writing the report"):
+            write_report([out / name for name in configs], report)
+        figures = summary(out, configs) | {"seed": seed, "seconds": time.perf_counter() - begin}
+        write_whole(out / "demo.json", to_json(figures))
     print_summary(figures)
     print(f"report: {report}")
     return figures

@@ -2,7 +2,7 @@
 
 The folder of a fit:
 
-config.yaml, environment.json, metrics.jsonl   as of any run
+config.yaml, environment.json, metrics.jsonl, data.json, data.npz   as of any run
 vae/              the autoencoder, as diffusers saves it; there once it has learned
 teacher.ckpt      the flow, in the layout of depthfm-v1.ckpt; there once it has learned
 latents.pt        latents of the crops, while the flow learns from them
@@ -25,9 +25,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from depthjepa import runtime
+from depthjepa import locks, runtime
 from depthjepa.columns import Column, table
-from depthjepa.config import TeacherFitConfig, differences, to_mapping
+from depthjepa.config import PLACES, TeacherFitConfig, differences, to_mapping
+from depthjepa.data.contents import contents_of, read_contents, refuse_changed, write_contents
 from depthjepa.data.layouts.layout import with_depth
 from depthjepa.data.loading import TrainingBatches, has_validation, open_source, view_batches
 from depthjepa.data.samples import Batch, Source
@@ -66,18 +67,33 @@ def fit_teacher(
 ) -> dict[str, Any]:
     """Fit, save and judge a compact teacher; returns the summary. Killed, it goes on where it last saved.
 
-    Raises `BadInput` for data without depth, sides that the network cannot halve, and a folder that holds another fit.
+    Raises `BadInput` for data without depth, sides that the network cannot halve, and a folder that holds another fit
+    or is in use.
     """
     say = say or (lambda text: print(text, flush=True))
     folder, where = RunFolder(out), runtime.device(config.fit.device)
+    with locks.locked(folder.path, say=say):
+        return _fit(config, folder, where, say)
+
+
+def _fit(
+    config: TeacherFitConfig, folder: RunFolder, where: torch.device, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Do it, in a folder that belongs to this process."""
     if not folder.started:
         folder.refuse_other()
     elif "fit" not in folder.config():
         raise BadInput(f"{folder.path} holds a run, not a fit: choose another --out")
     runtime.settle_cpu(config.fit.threads)
     source, held_out = _open(config)
-    if folder.started and (changed := differences(folder.config(), plain(to_mapping(config)))):
-        raise BadInput(f"{folder.path} holds a fit with other values of {', '.join(changed)}: choose another --out")
+    contents = contents_of({"train": source, "val": held_out})
+    if folder.started:
+        changed = differences(folder.config(), plain(to_mapping(config)))
+        if read_contents(folder.path) is not None:
+            changed = [key for key in changed if key not in PLACES]
+        if changed:
+            raise BadInput(f"{folder.path} holds a fit with other values of {', '.join(changed)}: choose another --out")
+        refuse_changed(folder.path, contents, say)
     if folder.summary():
         return folder.summary()
     autoencoder, flow = fit.build_autoencoder(config.fit, config.seed), fit.build_flow(config.fit, config.seed)
@@ -87,6 +103,7 @@ def fit_teacher(
         fit.begin_at(flow, earlier.unet, checkpoint)
         autoencoder = earlier.vae
     say(f"autoencoder {_millions(autoencoder)}, flow {_millions(flow)}; {len(source)} training pairs of {source.name}")
+    write_contents(folder.path, contents)
     folder.begin(to_mapping(config), runtime.environment())
     with interruptions("the same command goes on") as stopping:
         if not (place := folder.path / AUTOENCODER).exists():

@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from depthjepa import distributed, runtime
+from depthjepa import distributed, locks, runtime
 from depthjepa.config import RunConfig, keys
 from depthjepa.cost import size_of
+from depthjepa.data.contents import stamps_of
 from depthjepa.data.images import Split
 from depthjepa.data.loading import TrainingBatches, has_validation, open_source, view_batches
 from depthjepa.data.memory import first_readable
@@ -61,21 +62,30 @@ def refuse_unread(given: Sequence[str]) -> None:
 def teach(config: RunConfig, out: str | Path, *, say: Callable[[str], None] | None = None) -> Facts:
     """Compute the latents of all images of `config.data` with the teacher of `config.guidance`; goes on after a kill.
 
-    Raises `BadInput` where the teacher or the data cannot be had, or `out` holds something else.
+    Raises `BadInput` where the teacher or the data cannot be had, or `out` holds something else or is in use.
     """
     folder, place = Path(out), distributed.ranks()
     say = (say or (lambda text: print(text, flush=True))) if place.first else lambda _: None
-    cache.refuse_other(folder)
     runtime.settle_cpu(config.train.threads)
     where = runtime.device(config.train.device, place)
-    splits: tuple[Split, ...] = ("train", "val") if has_validation(config.data) else ("train",)
-    sources = [open_source(config.data, split) for split in splits]
-    teacher = load_network(asked_of(config)).to(where)
-    with distributed.process_group(place, where, config.train.timeout_minutes):
+    with (
+        distributed.process_group(place, where, config.train.timeout_minutes),
+        locks.locked(folder, place, say=say),
+    ):
+        cache.refuse_other(folder)
+        splits: tuple[Split, ...] = ("train", "val") if has_validation(config.data) else ("train",)
+        sources = [open_source(config.data, split) for split in splits]
+        teacher = load_network(asked_of(config)).to(where)
         places = places_of(sources)
         distributed.first_writes(
             place,
-            lambda: cache.create_cache(folder, _facts(config, teacher, sources[0], len(places), where), list(places)),
+            lambda: cache.create_cache(
+                folder,
+                _facts(config, teacher, sources[0], len(places), where),
+                list(places),
+                _stamps(sources, places),
+                say,
+            ),
         )
         facts = cache.read_facts(folder)
         say(f"{len(places)} images, {size_of(cache.size_of(facts))} in {folder}")
@@ -182,6 +192,12 @@ def places_of(sources: list[Source]) -> Places:
         for index, name in enumerate(cache.names_of(source)):
             found.setdefault(name, (number, index))  # a folder without splits is its own validation data
     return found
+
+
+def _stamps(sources: list[Source], places: Places) -> Int64[np.ndarray, " images"]:
+    """What tells the images from others of their names, in the order of the places."""
+    stamps = [stamps_of(source)[:, 0] for source in sources]
+    return np.array([stamps[number][index] for number, index in places.values()], dtype=np.int64)
 
 
 def _latents(

@@ -69,6 +69,18 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class Stamped(Protocol):
+    """A source that can tell its files from others of their names; one that cannot is known by the names alone."""
+
+    def stamps(self) -> Int64[np.ndarray, "images numbers"]:
+        """Numbers of each sample that change when what it is read from does, without reading it: sizes of files [byte].
+
+        The first one is the image's; those of depth and labels follow.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Images of one step with their masks.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from depthjepa.data.contents import Contents, stamps_of
 from depthjepa.data.layouts.layout import with_depth
 from depthjepa.data.samples import Source
 from depthjepa.faults import BadInput
@@ -12,7 +13,7 @@ from depthjepa.guidance.config import FeatureGuidance, NoGuidance, PixelGuidance
 from depthjepa.guidance.feature import FeatureGuide, build_feature_guide
 from depthjepa.guidance.pixel import PixelGuide, build_pixel_guide
 from depthjepa.guidance.target import Target, Teacher
-from depthjepa.guidance.teachers.cache import cached_teacher, names_of, open_cache
+from depthjepa.guidance.teachers.cache import cached_teacher, fingerprints, names_of, open_cache
 from depthjepa.guidance.teachers.controls import build_control
 from depthjepa.guidance.teachers.ground_truth import DepthPixels
 from depthjepa.guidance.teachers.loading import teacher_kind
@@ -86,6 +87,24 @@ def asked_directly(config: Guidance, *, control: bool = False) -> Guidance:
 def is_control(config: Guidance) -> bool:
     """Whether something else stands in the teacher's place."""
     return isinstance(config, FeatureGuidance) and config.control != "none"
+
+
+def contents_of_teacher(config: Guidance) -> dict[str, Contents]:
+    """What teaches a run, wherever it lies: the `latents` of its cache, or the weights of its `teacher`; else empty."""
+    if not isinstance(config, FeatureGuidance):
+        return {}
+    if config.cache is not None:
+        return {"latents": open_cache(Path(config.cache)).contents()}
+    weights = fingerprints(config)
+    told = " ".join(f"{key}={value}" for key, value in sorted(weights.items()))
+    return {"teacher": Contents(len(weights), told)} if weights else {}
+
+
+def refuse_other_images(config: Guidance, source: Source) -> str | None:
+    """Raise `BadInput` where the cache of a run was made of other images of these names; say where that is unknown."""
+    if not isinstance(config, FeatureGuidance) or config.cache is None:
+        return None
+    return open_cache(Path(config.cache)).refuse_other_images(names_of(source), stamps_of(source)[:, 0])
 
 
 def refuse_images_without_latents(config: Guidance, source: Source) -> None:

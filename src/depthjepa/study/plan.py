@@ -27,7 +27,7 @@ from depthjepa.starting import refuse_impossible
 from depthjepa.study.claims import Comparison
 from depthjepa.warm_start import start_from
 
-FILES = ("study.yaml", "steps.json", "study.json", "study.md")
+FILES = ("study.yaml", "data.json", "data.npz", "steps.json", "study.json", "study.md")
 NAME = re.compile(r"\w[\w.+=-]*", re.ASCII)
 
 

@@ -16,7 +16,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-from depthjepa import checkpoint, runtime
+from depthjepa import checkpoint, locks, runtime
 from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import build_config
 from depthjepa.evaluation import probes
@@ -26,6 +26,7 @@ from depthjepa.study.results import missing_tables
 from depthjepa.training import train
 
 POLL = 0.1  # seconds between two looks at the running processes
+ORPHANED = 60.0  # seconds in which a run whose study was killed has saved and ended
 WARM, MEASURED = 10, 30  # steps before and (at least) within a measurement
 
 
@@ -75,6 +76,7 @@ def work(content: Mapping[str, Any], place: Path, tasks: Sequence[str]) -> None:
             os.dup2(file.fileno(), stream.fileno())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     config = build_config(content)
+    locks.wait_for(place, ORPHANED)
     try:
         train(config, place, resume=True)
         probe_run(config, place, tasks)

@@ -4,6 +4,7 @@ An arm is a list of settings on top of those that all arms share. Every run is a
 of its own, DIR/ARM/seed-N, so a study that was cut off goes on where it stopped. In the folder of a study:
 
 study.yaml          the study as it was asked for, with the resolved configuration of each arm
+data.json, .npz     what the data were when it began
 steps.json          where the arms have equal time: the steps of each arm, settled once
 study.json, .md     all figures, their table and what may be claimed, rewritten after every run
 ARM/seed-N.log      what the run said
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import asdict, replace
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
@@ -25,10 +26,15 @@ from typing import Any
 
 import yaml
 
-from depthjepa.config import RunConfig, differences, to_mapping
+from depthjepa import locks
+from depthjepa.config import PLACES, RunConfig, differences, to_mapping
+from depthjepa.data.config import DataConfig
+from depthjepa.data.contents import FILE, NAMES, Contents, read_contents, refuse_changed, write_contents
 from depthjepa.faults import BadInput, RunStopped
+from depthjepa.guidance.build import contents_of_teacher
 from depthjepa.logbook import plain, to_json, write_whole
 from depthjepa.progress import task
+from depthjepa.starting import contents_of_data
 from depthjepa.stopping import interruptions
 from depthjepa.study.claims import compare, lines
 from depthjepa.study.plan import Study, of_length, resolve
@@ -66,9 +72,43 @@ def run_study(
     configs = resolve(study)
     refuse_other_kept(asked, keep)
     _refuse_shard(study, folder, shard)
-    _claim(study, configs, folder, resume=resume or shard[1] > 1)
+    with locks.locked(folder, say=say, name=_lock_name(shard)):
+        _refuse_overlap(folder, shard)
+        _claim(study, configs, folder, resume=resume or shard[1] > 1, say=say)
+        content = _run_study(study, configs, folder, shard, measure or measure_seconds, say)
+    if keep is not None:
+        keep_results(asked, folder, Path(keep))
+    return content
+
+
+def _lock_name(shard: tuple[int, int]) -> str:
+    """Machines share the folder of a study, each by the lock of its own part; the runs have their own ones."""
+    return locks.NAME if shard == (0, 1) else f"{locks.NAME}-{shard[0]}-of-{shard[1]}"
+
+
+def _refuse_overlap(folder: Path, shard: tuple[int, int]) -> None:
+    """Refuse to run what another process runs as a part of the study in another division: each run belongs to one."""
+    alike = {_lock_name((number, shard[1])) for number in range(shard[1])}
+    for file in sorted(folder.glob(f"{locks.NAME}*")):
+        if file.name not in alike and (holder := locks.holder_of(file)):
+            raise BadInput(
+                f"{folder} is in use by {holder}, which divides the study into other parts: wait until it has ended, "
+                f"or give all machines the same N of --shard I/N ({file} can be removed if its process is gone)"
+            )
+
+
+def _run_study(
+    study: Study,
+    configs: Mapping[str, RunConfig],
+    folder: Path,
+    shard: tuple[int, int],
+    measure: Measure,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Do the runs of this part of the study; return the content of `study.json`."""
+    asked: dict[str, Any] = plain(asdict(study))
     with interruptions() as stopping:
-        failed = _measure_steps(study, configs, folder, measure or measure_seconds, stopping, say)
+        failed = _measure_steps(study, configs, folder, measure, stopping, say)
         order = [(arm, seed) for seed in study.seeds for arm in study.arms]
         mine = order[shard[0] :: shard[1]]
         left = [run for run in mine if run[0] not in failed and not is_done(run_place(folder, *run), study.probes)]
@@ -85,8 +125,6 @@ def run_study(
                 if reason is not None:
                     reasons[run] = reason
                 content = write_tables(asked, folder, reasons, claimed)
-    if keep is not None:
-        keep_results(asked, folder, Path(keep))
     return content
 
 
@@ -103,27 +141,49 @@ def _refuse_shard(study: Study, folder: Path, shard: tuple[int, int]) -> None:
         )
 
 
-def _claim(study: Study, configs: Mapping[str, RunConfig], folder: Path, *, resume: bool) -> None:
+def _claim(
+    study: Study, configs: Mapping[str, RunConfig], folder: Path, *, resume: bool, say: Callable[[str], None]
+) -> None:
     """Write down what the folder is for, or find out that it is for this study."""
     asked = plain(asdict(study) | {"configs": {arm: to_mapping(config) for arm, config in configs.items()}})
-    file = folder / "study.yaml"
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    file, contents = folder / "study.yaml", _contents(configs)
+    moved = () if read_contents(folder) is None else PLACES
+    if not locks.is_free_of_files(folder, (FILE, NAMES)):  # another part may be about to begin it
         if not resume:
             raise BadInput(f"{folder} is there already: go on with --resume, or choose another --out")
         if not file.is_file():
             raise BadInput(f"{folder} holds no study to go on with: study.yaml is not there; choose another --out")
-        if changed := _changes(yaml.safe_load(file.read_text()), asked):
+        if changed := _changes(yaml.safe_load(file.read_text()), asked, moved):
             raise BadInput(f"--resume with a changed study: {', '.join(changed)}; {folder} holds other values")
+        refuse_changed(folder, contents, say)
+    write_contents(folder, contents)
     write_whole(file, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What asks for other runs; `base` and settings count by what they resolve to, `side_by_side` not at all."""
+def _contents(configs: Mapping[str, RunConfig]) -> dict[str, Contents]:
+    """What the arms learn from: their data, which several may share, and what teaches them."""
+    found: dict[str, Contents] = {}
+    listed = list[tuple[DataConfig, dict[str, Contents]]]()  # listing a large folder takes a while
+    for arm, config in configs.items():
+        known = next((contents for data, contents in listed if data == config.data), None)
+        if known is None:
+            known = contents_of_data(config.data)
+            listed.append((config.data, known))
+        found |= {f"{arm}: {part}": each for part, each in (known | contents_of_teacher(config.guidance)).items()}
+    return found
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], moved: Collection[str]) -> list[str]:
+    """What asks for other runs; `base` and settings count by what they resolve to, `side_by_side` and keys that may
+    have `moved` not at all.
+    """
     changed = [key for key in ("name", "seeds", "minutes", "probes") if before[key] != now[key]]
     one, other = before["configs"], now["configs"]
     changed += [f"arms.{arm}" for arm in dict.fromkeys((*one, *other)) if (arm in one) != (arm in other)]
     common = [arm for arm in one if arm in other]
-    return changed + [f"arms.{arm}.{key}" for arm in common for key in differences(one[arm], other[arm])]
+    return changed + [
+        f"arms.{arm}.{key}" for arm in common for key in differences(one[arm], other[arm]) if key not in moved
+    ]
 
 
 def _run_all(

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from depthjepa.data.config import DataConfig
+from depthjepa.data.contents import file_sizes
 from depthjepa.data.images import SUFFIXES, Split, decode, image_names, packed, sub_folders
 from depthjepa.data.layouts.layout import DataLayout, path_of
 from depthjepa.data.samples import Sample
@@ -66,6 +67,10 @@ class ClassFolder:
     def name_of(self, index: int) -> str:
         """Path of image `index` below the folder."""
         return os.fsdecode(self._names[index])
+
+    def stamps(self) -> Int64[np.ndarray, "images 1"]:
+        """Bytes of each image's file."""
+        return file_sizes(self._root, [os.fsdecode(name) for name in self._names])[:, None]
 
     def sample(self, index: int) -> Sample:
         """Decode image `index`; raises `UnreadableImage`."""

@@ -8,6 +8,7 @@ says of its depth stands in `dataset.json` (`DatasetFacts`).
 from __future__ import annotations
 
 import os
+import zlib
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,13 +17,14 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 from PIL import Image
 from pydantic import ConfigDict, Field, PositiveFloat, TypeAdapter, ValidationError, field_validator
 from pydantic.dataclasses import dataclass as configuration
 from torch import Tensor
 
 from depthjepa.data.config import MILLIMETRES, DataConfig
+from depthjepa.data.contents import file_sizes
 from depthjepa.data.images import DECODING_FAULTS, SUFFIXES, Split, decode, fault_line, image_names, packed
 from depthjepa.data.layouts.layout import DataLayout, path_of
 from depthjepa.data.samples import Sample, UnreadableImage
@@ -164,6 +166,15 @@ class PairedFolder:
     def name_of(self, index: int) -> str:
         """Path of photograph `index` below the folder."""
         return (self._place / "rgb" / os.fsdecode(self._names[index])).as_posix()
+
+    def stamps(self) -> Int64[np.ndarray, "pairs 3"]:
+        """Bytes of each photograph and its depth file, and a checksum of what `dataset.json` says of all."""
+        names = [os.fsdecode(name) for name in self._names]
+        depths = [str(PurePosixPath(name).with_suffix(".png")) for name in names]
+        folder = self._root / self._place
+        facts = zlib.crc32(repr((self._facts, self._depth_scale)).encode())
+        sizes = [file_sizes(folder / "rgb", names), file_sizes(folder / "depth", depths), np.full(len(names), facts)]
+        return np.stack(sizes, axis=1)
 
     def sample(self, index: int) -> Sample:
         """Decode pair `index`; raises `UnreadableImage`, and `BadInput` for depth that does not fit."""

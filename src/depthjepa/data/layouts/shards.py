@@ -80,6 +80,10 @@ class TarShards:
         """SHARD:MEMBER of image `index`."""
         return f"{os.fsdecode(self._shards[self._places[index, 0]])}:{os.fsdecode(self._names[index])}"
 
+    def stamps(self) -> Int64[ndarray, "images 2"]:
+        """Bytes of each image in its shard, and its label: an open index knows both."""
+        return np.stack([self._places[:, 2], self.labels], axis=1)
+
     def sample(self, index: int) -> Sample:
         """Decode image `index`, named SHARD:MEMBER; raises `UnreadableImage`.
 

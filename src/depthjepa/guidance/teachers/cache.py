@@ -5,6 +5,7 @@ A folder that describes itself:
 cache.json    which teacher, with which weights and settings, of which size; what its latents are
 names.bin     8 bytes an image: a hash of its name, by which it is found (order and subsets of the data do not matter)
 latents.bin   float16 [images, channels, rows, columns], read where it lies; not-a-number: the image cannot be read
+stamps.bin    8 bytes an image: the bytes of its file, by which one that was replaced is noticed
 parts.bin     8 bytes for each 64 images: done or not, and a checksum of their latents
 
 The latent of a crop is cut out of its image's by RoI-align (He et al. 2017). A network sees more in the whole image
@@ -17,7 +18,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,17 @@ from jaxtyping import Float, Int64, UInt64
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from depthjepa.data.contents import Contents, some
 from depthjepa.data.samples import Batch, Source
 from depthjepa.faults import BadInput
 from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.guidance.target import Description
 from depthjepa.guidance.teachers.loading import teacher_kind
+from depthjepa.locks import is_free_of_files
 from depthjepa.logbook import to_json, write_whole, writing
 from depthjepa.losses import Latents
+
+Say = Callable[[str], None]
 
 FORMAT = 1
 TOGETHER = 64  # images of a part: what is computed, checked and, after a kill, repeated together
@@ -70,6 +75,7 @@ class LatentCache:
     facts: Facts
     latents: Float[np.ndarray, "images c rows cols"]
     names: UInt64[np.ndarray, " images"]
+    stamps: Int64[np.ndarray, " images"] | None  # None: of an earlier version
     parts: UInt64[np.ndarray, " parts"]  # checksum x 2 + done
     _order: Int64[np.ndarray, " images"] = field(repr=False)
     _checked: np.ndarray = field(repr=False)
@@ -85,6 +91,25 @@ class LatentCache:
                 f"compute it for these data with `depthjepa teach`"
             )
         return rows
+
+    def refuse_other_images(self, names: Sequence[str], stamps: Int64[np.ndarray, " k"]) -> str | None:
+        """Raise `BadInput` where images that are there by name were others; say where that cannot be told."""
+        rows = self.rows(names)
+        if self.stamps is None:
+            return f"of which files the cache {self.folder} was made is not known: it is of an earlier version"
+        if len(changed := np.flatnonzero(self.stamps[rows] != stamps)):
+            raise BadInput(
+                f"the cache {self.folder} was made of other images: {len(changed)} of {len(names)} have another size "
+                f"now ({some([names[index] for index in changed.tolist()])}); compute it for these data with "
+                f"`depthjepa teach`"
+            )
+        return None
+
+    def contents(self) -> Contents:
+        """What tells this cache from others: teacher, names and checksums of latents, wherever it lies."""
+        digest = hashlib.blake2b(json.dumps(self.facts.made_of, sort_keys=True).encode(), digest_size=16)
+        digest.update(self.names.tobytes() + self.parts.tobytes())
+        return Contents(self.facts.images, digest.hexdigest())
 
     def read(self, names: Sequence[str]) -> Float[Tensor, "k c rows cols"]:
         """Latents of named images, float32; raises `BadInput` for what is missing or damaged."""
@@ -149,9 +174,14 @@ def cut(
 def made_of(guidance: FeatureGuidance) -> dict[str, Any]:
     """All that the latents depend on beside the images: the teacher, its weights and settings, the size it sees."""
     kind = teacher_kind(guidance.teacher)
-    weights = {key: fingerprint(str(place)) for key, place in kind.weights(guidance).items() if place is not None}
     settings = {key: getattr(guidance, key) for key in kind.settings}
-    return {"teacher": guidance.teacher, **weights, **settings, "size": guidance.teacher_size}
+    return {"teacher": guidance.teacher, **fingerprints(guidance), **settings, "size": guidance.teacher_size}
+
+
+def fingerprints(guidance: FeatureGuidance) -> dict[str, str]:
+    """What tells the weights of a teacher from others, by their keys; empty where it has none or they are not named."""
+    places = teacher_kind(guidance.teacher).weights(guidance)
+    return {key: fingerprint(str(place)) for key, place in places.items() if place is not None}
 
 
 def fingerprint(place: str) -> str:
@@ -207,31 +237,49 @@ def names_of(source: Source) -> list[str]:
 def refuse_other(folder: Path) -> None:
     """Refuse a folder that holds something else than a cache; raises `BadInput`."""
     there = (folder / "cache.json").exists() or not folder.exists()
-    if not there and (not folder.is_dir() or any(folder.iterdir())):
+    if not there and not (folder.is_dir() and is_free_of_files(folder)):
         raise BadInput(f"{folder} is there already and holds no cache: choose another folder")
 
 
-def create_cache(folder: Path, facts: Facts, names: Sequence[str]) -> None:
+def create_cache(
+    folder: Path, facts: Facts, names: Sequence[str], stamps: Int64[np.ndarray, " images"], say: Say = lambda _: None
+) -> None:
     """Make the files of a cache in which nothing is computed yet, or find those of the very same.
 
-    Raises `BadInput` where another one is there, and where the disk has no room for it.
+    `stamps`: see `data.contents.stamps_of`. Raises `BadInput` where another one is there, and where the disk has no
+    room for it.
     """
     known = hashes(names)
     if (folder / "cache.json").exists():
         there = read_facts(folder)
         if differing := different(there.made_of, facts.made_of):
             raise BadInput(f"{folder} holds latents of another teacher or size: {differing}; choose another folder")
-        if not np.array_equal(_mapped(folder / "names.bin", np.uint64, (there.images,)), known):
-            raise BadInput(f"{folder} holds latents of other images ({there.data}); choose another folder")
+        before = _mapped(folder / "names.bin", np.uint64, (there.images,))
+        if not np.array_equal(before, known):
+            raise BadInput(
+                f"{folder} holds latents of other images ({there.data}): {_renamed(before, known, names)}; choose "
+                f"another folder"
+            )
+        if note := open_cache(folder, finished=False).refuse_other_images(names, stamps):
+            say(note)
         return
     refuse_other(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         known.tofile(folder / "names.bin")
+        stamps.tofile(folder / "stamps.bin")
         np.zeros(facts.parts, dtype=np.uint64).tofile(folder / "parts.bin")
         with (folder / "latents.bin").open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, size_of(facts))  # a disk that is too small says so now
     write_whole(folder / "cache.json", to_json(asdict(facts)))  # last: with it the folder is a cache
+
+
+def _renamed(before: UInt64[np.ndarray, " n"], now: UInt64[np.ndarray, " k"], names: Sequence[str]) -> str:
+    """How many names are new, with some of them, and how many are gone: of those their hashes alone are known."""
+    added = [names[index] for index in np.flatnonzero(~np.isin(now, before)).tolist()]
+    removed = int((~np.isin(before, now)).sum())
+    said = [f"{len(added)} added ({some(added)})"] * bool(added) + [f"{removed} removed"] * bool(removed)
+    return ", ".join(said) or "in another order"
 
 
 def open_cache(folder: Path, *, finished: bool = True, mode: str = "r") -> LatentCache:
@@ -245,8 +293,11 @@ def open_cache(folder: Path, *, finished: bool = True, mode: str = "r") -> Laten
             f"the cache {folder} is not complete: {left} of {len(parts)} parts are to be computed yet; "
             f"run the same `depthjepa teach` again, it goes on where it stopped"
         )
+    stamps = None
+    if (folder / "stamps.bin").exists():
+        stamps = _mapped(folder / "stamps.bin", np.int64, (facts.images,))
     order = np.argsort(names, kind="stable")
-    return LatentCache(folder, facts, latents, names, parts, order, np.zeros(len(parts), dtype=bool))
+    return LatentCache(folder, facts, latents, names, stamps, parts, order, np.zeros(len(parts), dtype=bool))
 
 
 def read_facts(folder: Path) -> Facts:
