@@ -31,7 +31,7 @@ class DataConfig:
     depth_scale: Annotated[float, Field(gt=0)] = MILLIMETRES
     """Units of depth files per metre; 1000 leaves it to an RGB-D folder's dataset.json where that says another."""
     val_prefixes: tuple[str, ...] | None = None
-    """Beginnings of the IDs of RGB-D pairs that are validation data, the others training data, where no val/ is."""
+    """Beginnings (whole words; with a * any) of the IDs of RGB-D pairs that are validation data, where no val/ is."""
     val_list: str | None = None
     """Text file that says the same: an ID, or the beginning of IDs, a line."""
     image_size: Positive | tuple[Positive, Positive] = 224

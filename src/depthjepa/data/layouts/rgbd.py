@@ -8,9 +8,7 @@ says of its depth stands in `dataset.json` (`DatasetFacts`).
 from __future__ import annotations
 
 import os
-from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -23,8 +21,9 @@ from pydantic.dataclasses import dataclass as configuration
 from torch import Tensor
 
 from depthjepa.data.config import MILLIMETRES, DataConfig
-from depthjepa.data.images import DECODING_FAULTS, SUFFIXES, Split, decode, fault_line, image_names, packed
+from depthjepa.data.images import DECODING_FAULTS, Split, decode, fault_line, packed
 from depthjepa.data.layouts.layout import DataLayout, path_of
+from depthjepa.data.pairing import held_out, identity, paired
 from depthjepa.data.samples import Sample, UnreadableImage
 from depthjepa.depth import valid
 from depthjepa.faults import BadInput, nearest
@@ -147,11 +146,12 @@ class PairedFolder:
         self._crop = self._facts.evaluation_crop if split == "val" else None
         divided = val_prefixes is not None or val_list is not None
         self._place = _place(root, split, divided)
-        names = _paired(root / self._place)
+        names = paired(root / self._place)
         if divided:
-            held_out = _held_out(names, root, val_prefixes, val_list)
-            names = [name for name in names if (_identity(name) in held_out) == (split == "val")]
-        self._names = packed(names)
+            validation = held_out((identity(name) for name, _ in names), root, val_prefixes, val_list)
+            names = [pair for pair in names if (identity(pair[0]) in validation) == (split == "val")]
+        self._names = packed(name for name, _ in names)
+        self._depth_names = packed(name for _, name in names)
 
     @property
     def knows_focal_length(self) -> bool:
@@ -169,7 +169,7 @@ class PairedFolder:
         """Decode pair `index`; raises `UnreadableImage`, and `BadInput` for depth that does not fit."""
         name = os.fsdecode(self._names[index])
         image = decode(self._root / self._place / "rgb" / name)
-        path = self._root / self._place / "depth" / PurePosixPath(name).with_suffix(".png")
+        path = self._root / self._place / "depth" / os.fsdecode(self._depth_names[index])
         depth = decode_depth(path, self._depth_scale)
         if depth.shape[1:] != image.shape[1:]:
             raise BadInput(
@@ -208,33 +208,6 @@ def decode_depth(path: Path, depth_scale: float) -> Float32[Tensor, "1 h w"]:
     return torch.from_numpy(values.astype(np.float32) / np.float32(depth_scale))[None]
 
 
-def _paired(folder: Path) -> list[str]:
-    photographs = image_names(folder / "rgb")
-    depths = image_names(folder / "depth")
-    if not photographs:
-        raise BadInput(f"{folder / 'rgb'} holds no images (accepted: {' '.join(SUFFIXES)})")
-    if others := [name for name in depths if not name.endswith(".png")]:
-        raise BadInput(f"depth must be 16-bit .png files, but {folder / 'depth'} holds {some_of(others)}")
-    stems = [_identity(name) for name in photographs]
-    twice = sorted({stem for stem, following in pairwise(stems) if stem == following})
-    if twice:
-        raise BadInput(f"{folder / 'rgb'} holds several photographs of one name: {some_of(twice)}")
-    with_depth = {_identity(name) for name in depths}
-    faults = []
-    if lonely := [stem for stem in stems if stem not in with_depth]:
-        faults.append(f"{len(lonely)} of {len(stems)} photographs have no depth: {some_of(lonely)}")
-    if lonely := sorted(with_depth - set(stems)):
-        faults.append(f"{len(lonely)} of {len(with_depth)} depth files have no photograph: {some_of(lonely)}")
-    if faults:
-        raise BadInput(f"{folder}: rgb/ and depth/ do not pair up; {'; '.join(faults)}")
-    return photographs
-
-
-def _identity(name: str) -> str:
-    """ID of a pair: the path of its photograph below `rgb`, without the suffix."""
-    return str(PurePosixPath(name).with_suffix(""))
-
-
 def _place(root: Path, split: Split, divided: bool) -> PurePosixPath:
     """Where the pairs of a split stand below the folder; `divided`: the user says which of them are validation data."""
     undivided = _is_undivided(root)
@@ -253,50 +226,6 @@ def _place(root: Path, split: Split, divided: bool) -> PurePosixPath:
                 f"(needed: {place / 'rgb/ID.jpg'} and {place / 'depth/ID.png'})"
             )
     return place
-
-
-def _held_out(
-    names: Sequence[str], root: Path, prefixes: Sequence[str] | None, listed: str | Path | None
-) -> frozenset[str]:
-    """IDs of the validation pairs. A line that is an ID means that pair alone, even if other IDs begin with it."""
-    if prefixes is not None and listed is not None:
-        raise BadInput("data.val_prefixes and data.val_list both say which pairs are validation data: give one")
-    key = "data.val_prefixes" if listed is None else f"data.val_list={listed}"
-    identities = sorted(_identity(name) for name in names)
-    words = list(prefixes or ()) if listed is None else _lines(Path(listed).expanduser())
-    if not words:
-        raise BadInput(f"{key} names no pairs: give at least one ID, or the beginning of some")
-    alone = set() if listed is None else set(identities).intersection(words)
-    found = set(alone)
-    for word in words:
-        if word in alone:
-            continue
-        first = end = bisect_left(identities, word)
-        while end < len(identities) and identities[end].startswith(word):
-            end += 1
-        if first == end:
-            raise BadInput(
-                f"{key}: no pair of {root} has an ID that begins with {word!r}{nearest(word, identities)}; "
-                f"its IDs are {some_of(identities)}"
-            )
-        found.update(identities[first:end])
-    if len(found) == len(identities):
-        raise BadInput(f"{key} matches all {len(identities)} pairs of {root}: none is left for training")
-    return frozenset(found)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as fault:
-        reason = fault.strerror if isinstance(fault, OSError) else "it is not a text file"
-        raise BadInput(f"data.val_list={path} cannot be read: {reason}") from fault
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def some_of(names: Sequence[str]) -> str:
-    """Name the first three and count the others, for a message."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _has_splits(folder: Path) -> bool:

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from depthjepa.data.images import DECODING_FAULTS, Split, fault_line, sub_folders
-from depthjepa.data.layouts.rgbd import DatasetFacts, EvaluationCrop, some_of
+from depthjepa.data.layouts.rgbd import DatasetFacts, EvaluationCrop
+from depthjepa.data.pairing import some_of
 from depthjepa.data.prepare.writing import SPLITS, Prepared, read_depth, write_all
 from depthjepa.faults import BadInput
 from depthjepa.logbook import whole_path
