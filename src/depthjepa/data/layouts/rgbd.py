@@ -20,9 +20,19 @@ from pydantic import ConfigDict, Field, PositiveFloat, TypeAdapter, ValidationEr
 from pydantic.dataclasses import dataclass as configuration
 from torch import Tensor
 
-from depthjepa.data.config import MILLIMETRES, DataConfig
-from depthjepa.data.images import DECODING_FAULTS, Split, decode, fault_line, packed
+from depthjepa.data.config import MILLIMETRES, DataConfig, DepthOrientation
+from depthjepa.data.images import (
+    DECODING_FAULTS,
+    Split,
+    decode_with_tag,
+    fault_line,
+    orientation,
+    packed,
+    tag_of,
+    upright,
+)
 from depthjepa.data.layouts.layout import DataLayout, path_of
+from depthjepa.data.order import evenly
 from depthjepa.data.pairing import held_out, identity, paired
 from depthjepa.data.samples import Sample, UnreadableImage
 from depthjepa.depth import valid
@@ -30,6 +40,7 @@ from depthjepa.faults import BadInput, nearest
 from depthjepa.settings import STRICT
 
 DATASET = "dataset.json"
+LOOKED_AT = 256  # pairs of whose files the heads are read when a folder is opened
 
 EXACT = ConfigDict(**STRICT, strict=True)  # 2 is no name, and "2" no number
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -118,10 +129,12 @@ class PairedFolder:
 
     `depth_scale` is file units per metre; `MILLIMETRES`, the default, leaves it to `dataset.json` where that says
     another, and any other value is insisted on. Depth beyond the range of `dataset.json` is invalid, and so is depth
-    outside of its evaluation crop in validation data. `focal_length` is in pixels at full width, None: unknown.
+    outside of its evaluation crop in validation data. `focal_length` is in pixels at full width, None: unknown. Samples
+    are upright; where one file of a pair has an EXIF rotation, `depth_orientation` says how depth lies (`depth_tag`).
 
-    Raises `BadInput` when photographs and depth files do not pair up, when the validation data are unclear, and on
-    reading when a depth file has another size or is not 16-bit grey.
+    Raises `BadInput` when photographs and depth files do not pair up, when the validation data are unclear, when a
+    rotation is (of some pairs spread evenly, and of each when it is read), and on reading when a depth file has another
+    size or is not 16-bit grey.
     """
 
     classes: tuple[str, ...] = ()
@@ -134,6 +147,7 @@ class PairedFolder:
         split: Split,
         depth_scale: float = MILLIMETRES,
         *,
+        depth_orientation: DepthOrientation | None = None,
         val_prefixes: Sequence[str] | None = None,
         val_list: str | Path | None = None,
     ) -> None:
@@ -152,6 +166,11 @@ class PairedFolder:
             names = [pair for pair in names if (identity(pair[0]) in validation) == (split == "val")]
         self._names = packed(name for name, _ in names)
         self._depth_names = packed(name for _, name in names)
+        self._orientation = depth_orientation
+        if depth_orientation is None:
+            for index in evenly(LOOKED_AT, len(self)):  # the others are looked at when they are decoded
+                paths = self._paths(int(index))
+                depth_tag(paths, (tag_of(paths[0]), tag_of(paths[1])), None)
 
     @property
     def knows_focal_length(self) -> bool:
@@ -167,16 +186,23 @@ class PairedFolder:
 
     def sample(self, index: int) -> Sample:
         """Decode pair `index`; raises `UnreadableImage`, and `BadInput` for depth that does not fit."""
-        name = os.fsdecode(self._names[index])
-        image = decode(self._root / self._place / "rgb" / name)
-        path = self._root / self._place / "depth" / os.fsdecode(self._depth_names[index])
-        depth = decode_depth(path, self._depth_scale)
+        paths = photograph, path = self._paths(index)
+        image, tag = decode_with_tag(photograph)
+        values, own = _stored_depth(path, self._depth_scale)
+        depth = _upright(values, depth_tag(paths, (tag, own), self._orientation))
         if depth.shape[1:] != image.shape[1:]:
             raise BadInput(
-                f"{path} is {depth.shape[1]} x {depth.shape[2]} pixels (height x width), its photograph "
-                f"{name} is {image.shape[1]} x {image.shape[2]}: they must have the same size"
+                f"{path} is {_size_text(depth)} pixels (height x width), its photograph {photograph.name} is "
+                f"{_size_text(image)}: they must have the same size"
+                f"{_why_on_its_side((tag, own)) if depth.shape[1:] == image.shape[:0:-1] else ''}"
             )
         return Sample(image=image, depth=self._judged(depth), label=-1, name=self.name_of(index))
+
+    def _paths(self, index: int) -> tuple[Path, Path]:
+        """The photograph and the depth file of pair `index`."""
+        place = self._root / self._place
+        names = os.fsdecode(self._names[index]), os.fsdecode(self._depth_names[index])
+        return place / "rgb" / names[0], place / "depth" / names[1]
 
     def _judged(self, depth: Float32[Tensor, "1 h w"]) -> Float32[Tensor, "1 h w"]:
         if self._facts.range is not None:
@@ -190,13 +216,18 @@ class PairedFolder:
 
 
 def decode_depth(path: Path, depth_scale: float) -> Float32[Tensor, "1 h w"]:
-    """Read a 16-bit grey PNG as depth [m], 0 = invalid; `depth_scale` is file units per metre.
+    """Read a 16-bit grey PNG as depth [m], 0 = invalid, upright by its own tag; `depth_scale` is file units per metre.
 
     Raises `UnreadableImage` for a damaged file and `BadInput` for one of another kind.
     """
+    return _upright(*_stored_depth(path, depth_scale))
+
+
+def _stored_depth(path: Path, depth_scale: float) -> tuple[Float32[np.ndarray, "h w"], int]:
+    """Depth [m] as it lies in the file, and the file's EXIF orientation."""
     try:
         with Image.open(path) as image:
-            mode, values = image.mode, np.array(image)
+            mode, values, tag = image.mode, np.array(image), orientation(image)
     except DECODING_FAULTS as fault:
         raise UnreadableImage(f"{path}: {fault_line(fault)}") from fault
     # Pillow calls 16-bit grey I;16; its versions before 11 call it I.
@@ -205,7 +236,43 @@ def decode_depth(path: Path, depth_scale: float) -> Float32[Tensor, "1 h w"]:
             f"{path} is {image.format} of mode {mode}; depth must be a grey PNG of 16 bits, metres x "
             f"data.depth_scale ({depth_scale:g}), 0 = invalid (in 8 bits the metres are lost)"
         )
-    return torch.from_numpy(values.astype(np.float32) / np.float32(depth_scale))[None]
+    return values.astype(np.float32) / np.float32(depth_scale), tag
+
+
+def _upright(values: Float32[np.ndarray, "rows cols"], tag: int) -> Float32[Tensor, "1 h w"]:
+    return torch.from_numpy(np.ascontiguousarray(upright(values, tag)))[None]
+
+
+def depth_tag(paths: tuple[Path, Path], tags: tuple[int, int], said: DepthOrientation | None) -> int:
+    """By which EXIF orientation the depth of a pair (photograph, depth) with these tags is to be turned.
+
+    Where both have one, each is turned by its own. Where one has, `said` tells how the depth lies: `stored`, as the
+    camera's sensor stored the photograph, so it is turned by that tag, or `upright`. Raises `BadInput` without it.
+    """
+    photograph, depth = tags
+    if (photograph == 1) == (depth == 1) or said == "upright":
+        return depth if photograph > 1 else 1
+    if said == "stored":
+        return max(tags)
+    tagged, other = paths if photograph > 1 else paths[::-1]
+    raise BadInput(
+        f"{tagged} is to be turned (EXIF orientation {max(tags)}) and {other} has no such tag: say how the depth lies, "
+        f"data.depth_orientation=stored (as the camera's sensor stored the photograph: it is turned as well) or "
+        f"data.depth_orientation=upright (it is upright already)"
+    )
+
+
+def _size_text(pixels: Tensor) -> str:
+    return f"{pixels.shape[1]} x {pixels.shape[2]}"
+
+
+def _why_on_its_side(tags: tuple[int, int]) -> str:
+    if max(tags) == 1:
+        return "; one of them lies on its side"
+    return (
+        f"; once turned (EXIF orientation of the photograph {tags[0]}, of the depth {tags[1]}; data.depth_orientation) "
+        f"one of them lies on its side"
+    )
 
 
 def _place(root: Path, split: Split, divided: bool) -> PurePosixPath:
@@ -244,7 +311,12 @@ def _matches(root: str) -> bool:
 
 def _open(config: DataConfig, root: str, split: Split) -> PairedFolder:
     return PairedFolder(
-        path_of(root), split, config.depth_scale, val_prefixes=config.val_prefixes, val_list=config.val_list
+        path_of(root),
+        split,
+        config.depth_scale,
+        depth_orientation=config.depth_orientation,
+        val_prefixes=config.val_prefixes,
+        val_list=config.val_list,
     )
 
 
@@ -259,7 +331,7 @@ LAYOUT = DataLayout(
     matches=_matches,
     open=_open,
     has_validation=_has_validation,
-    reads=("depth_scale",),
+    reads=("depth_orientation", "depth_scale"),
     may_have_depth=True,
     pairs="RGB-D pairs",
 )
