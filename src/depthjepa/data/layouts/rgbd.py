@@ -7,6 +7,7 @@ says of its depth stands in `dataset.json` (`DatasetFacts`).
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -14,7 +15,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 from PIL import Image
 from pydantic import ConfigDict, Field, PositiveFloat, TypeAdapter, ValidationError, field_validator
 from pydantic.dataclasses import dataclass as configuration
@@ -93,15 +94,42 @@ class DatasetFacts:
 
 
 def dataset_facts(root: Path) -> DatasetFacts:
-    """Read `dataset.json` of an RGB-D folder; without the file, nothing is said.
+    """What the `dataset.json` of an RGB-D folder says, or several of them together; without one, nothing is said.
 
-    Raises `BadInput` for a file that is not JSON, unknown keys and values of another type, with file and key.
+    Raises `BadInput` for a file that is not JSON, unknown keys and values of another type, with file and key, and for
+    two files that say different things.
     """
-    path = root / DATASET
-    if not path.exists():
-        return DatasetFacts()
+    said: dict[str, tuple[Path, Any]] = {}
+    for path in facts_files(root):
+        facts = _read_facts(path)
+        for key in facts.__dataclass_fields__:
+            value = getattr(facts, key)
+            if value is None:
+                continue
+            other, before = said.setdefault(key, (path, value))
+            if before != value:
+                raise BadInput(f"{other} and {path} say different things of {key}: give one {DATASET}, in {root}")
+    return DatasetFacts(**{key: value for key, (_, value) in said.items()})
+
+
+def facts_files(root: Path) -> list[Path]:
+    """Files named `dataset.json`, in any case of letters, of an RGB-D folder and of its splits."""
+    return [
+        path
+        for place in (root, root / "train", root / "val")
+        if place.is_dir()
+        for path in sorted(place.iterdir())
+        if path.name.lower() == DATASET and path.is_file()
+    ]
+
+
+def _read_facts(path: Path) -> DatasetFacts:
+    content = path.read_bytes()
     try:
-        return TypeAdapter(DatasetFacts).validate_json(path.read_bytes())
+        text = content.decode(json.detect_encoding(content))  # of editors that begin a file with a mark, without it
+        return TypeAdapter(DatasetFacts).validate_json(text)
+    except UnicodeDecodeError as fault:
+        raise BadInput(f"{path}: it is not text") from fault
     except ValidationError as error:
         faults = "; ".join(_explain(fault) for fault in error.errors())
         raise BadInput(f"{path}: {faults}") from error
@@ -156,7 +184,8 @@ class PairedFolder:
         self._facts = dataset_facts(root)
         self.focal_length = self._facts.focal_length
         stated = self._facts.depth_scale
-        self._depth_scale = stated if stated is not None and depth_scale == MILLIMETRES else depth_scale
+        self.depth_scale = stated if stated is not None and depth_scale == MILLIMETRES else depth_scale
+        self.depth_range = self._facts.range
         self._crop = self._facts.evaluation_crop if split == "val" else None
         divided = val_prefixes is not None or val_list is not None
         self._place = _place(root, split, divided)
@@ -186,9 +215,18 @@ class PairedFolder:
 
     def sample(self, index: int) -> Sample:
         """Decode pair `index`; raises `UnreadableImage`, and `BadInput` for depth that does not fit."""
+        image, depth = self._pair(index)
+        return Sample(image=image, depth=self._judged(depth), label=-1, name=self.name_of(index))
+
+    def measured(self, index: int) -> tuple[Float32[Tensor, "1 h w"], Float32[Tensor, "1 h w"]]:
+        """Depth [m] of pair `index` as it stands in the file, and what counts of it; raises what `sample` raises."""
+        _, depth = self._pair(index)
+        return depth, self._judged(depth)
+
+    def _pair(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], Float32[Tensor, "1 h w"]]:
         paths = photograph, path = self._paths(index)
         image, tag = decode_with_tag(photograph)
-        values, own = _stored_depth(path, self._depth_scale)
+        values, own = _stored_depth(path, self.depth_scale)
         depth = _upright(values, depth_tag(paths, (tag, own), self._orientation))
         if depth.shape[1:] != image.shape[1:]:
             raise BadInput(
@@ -196,7 +234,7 @@ class PairedFolder:
                 f"{_size_text(image)}: they must have the same size"
                 f"{_why_on_its_side((tag, own)) if depth.shape[1:] == image.shape[:0:-1] else ''}"
             )
-        return Sample(image=image, depth=self._judged(depth), label=-1, name=self.name_of(index))
+        return image, depth
 
     def _paths(self, index: int) -> tuple[Path, Path]:
         """The photograph and the depth file of pair `index`."""
