@@ -494,7 +494,8 @@ def scenes(root: Path, below: str = ".") -> Path:
     ("keys", "val"),
     [
         ({"val_prefixes": ("bath", "office_2")}, {"bath_1", "bath_10", "bath_2", "office_2"}),
-        ({"val_prefixes": ("bath_1",)}, {"bath_1", "bath_10"}),
+        ({"val_prefixes": ("bath_1",)}, {"bath_1"}),
+        ({"val_prefixes": ("bath_1*",)}, {"bath_1", "bath_10"}),
         ({"val_prefixes": "kitchen"}, {"kitchen/a", "kitchen/b"}),
         ({"val_list": "bath_1\n\n kitchen \n"}, {"bath_1", "kitchen/a", "kitchen/b"}),  # an ID means that pair alone
         ({"val_list": "bath_1\nbath\n"}, {"bath_1", "bath_10", "bath_2"}),
@@ -523,7 +524,7 @@ def test_any_division_puts_every_pair_into_one_split(tmp_path: Path) -> None:
     divided = 0
     for _ in range(60):
         chosen = random.choice(IDENTITIES, random.integers(1, 4))
-        words = [word[: random.integers(1, len(word) + 1)] for word in chosen]
+        words = [word[: random.integers(1, len(word) + 1)] + "*" for word in chosen]
         (tmp_path / "list.txt").write_text("\n".join(words))
         for keys in ({"val_prefixes": tuple(words)}, {"val_list": str(tmp_path / "list.txt")}):
             try:

@@ -22,11 +22,12 @@ from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import load_config
 from depthjepa.data.contents import Contents, write_contents
 from depthjepa.data.loading import TrainingBatches, open_source
+from depthjepa.data.metres import describe_depth
 from depthjepa.data.order import steps_per_epoch, wrap_note
 from depthjepa.data.samples import Batch, Source
 from depthjepa.evaluation.during_training import probe_during_training
 from depthjepa.faults import BadInput, RunStopped
-from depthjepa.guidance.build import refuse_images_without_latents
+from depthjepa.guidance.build import learned_depths, refuse_images_without_latents
 from depthjepa.logbook import RunFolder
 from depthjepa.loggers.logger import Logger, open_loggers
 from depthjepa.method import build_method, build_target, build_teacher, compile_blocks
@@ -112,6 +113,9 @@ def prepare(
     teacher = build_teacher(config, has_depth=source.has_depth)
     refuse_images_without_latents(config.guidance, source)
     if teacher is not None:
+        if teacher.describe().needs_depth:
+            for line in describe_depth(source, *learned_depths(config.guidance)):
+                say(line)
         teacher = teacher.to(where)
     method = build_method(config, teacher, len(source.classes))
     resumed = resume and (folder.path / "checkpoints" / "last.pt").exists()

@@ -31,6 +31,7 @@ from depthjepa.config import PLACES, TeacherFitConfig, differences, to_mapping
 from depthjepa.data.contents import contents_of, read_contents, refuse_changed, write_contents
 from depthjepa.data.layouts.layout import with_depth
 from depthjepa.data.loading import TrainingBatches, has_validation, open_source, view_batches
+from depthjepa.data.metres import describe_depth
 from depthjepa.data.samples import Batch, Source
 from depthjepa.data.transforms import as_bytes
 from depthjepa.depth import align_scale_shift, metrics, valid
@@ -102,6 +103,8 @@ def _fit(
         earlier = load_depthfm(checkpoint, vae)
         fit.begin_at(flow, earlier.unet, checkpoint)
         autoencoder = earlier.vae
+    for line in describe_depth(source, (config.fit.nearest, config.fit.farthest), "fit.nearest, fit.farthest"):
+        say(line)
     say(f"autoencoder {_millions(autoencoder)}, flow {_millions(flow)}; {len(source)} training pairs of {source.name}")
     write_contents(folder.path, contents)
     folder.begin(to_mapping(config), runtime.environment())

@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from depthjepa.data.loading import open_source
+from depthjepa.data.metres import describe_depth
 from depthjepa.evaluation import probes
 from depthjepa.evaluation.opened import open_with, to_write
 from depthjepa.evaluation.probes import table
+from depthjepa.evaluation.probes.task import DEPTH
 
 
 def probe(
@@ -34,13 +37,19 @@ def probe(
         settings: KEY=VALUE: `evaluation.depth_readout=dpt`, `evaluation.which=context`, `data.*`, `train.device`, …;
             `model.*` where a foreign layout does not say.
         out: a JSON file to write as well.
-        say: gets one line for what is found or assumed of the backbone; without it, what is assumed is a warning.
+        say: gets one line for what is found or assumed of the backbone, and for depth that is read from files; without
+            it, what is assumed is a warning.
 
     Raises:
         BadInput: there is no such task, backbone or data, the data lack depth or labels, or a setting has no effect.
     """
-    table.chosen(task, table.of_command("probe"))
+    row = table.chosen(task, table.of_command("probe"))
     file = None if out is None else to_write(out)
     saved, config, encoder, where = open_with(backbone, data, settings, f"{task} probes", [task], say)
+    about_depth = describe_depth(open_source(config.data, "train")) if say and DEPTH in row.needs else []
     result = probes.probe(task, config, encoder, where, saved)
-    return probes.write_probe(result, saved, config.evaluation.which, file)
+    written = probes.write_probe(result, saved, config.evaluation.which, file)
+    if say:
+        for line in about_depth:  # once nothing can be refused any more: a refusal is one line
+            say(line)
+    return written

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema, field_validator
 
@@ -10,6 +10,10 @@ from depthjepa.data.layouts.table import DEFAULT_ROOT, check_kind, kinds
 from depthjepa.settings import configuration
 
 MILLIMETRES = 1000.0  # file units per metre, where nothing says otherwise
+
+# Depth beside a photograph that its EXIF tag turns: it lies as the camera's sensor stored the photograph and is turned
+# as well, or it is upright as it lies.
+DepthOrientation = Literal["stored", "upright"]
 
 Kind = Annotated[str, AfterValidator(check_kind), WithJsonSchema({"enum": kinds()})]
 Positive = Annotated[int, Field(ge=1)]
@@ -30,8 +34,10 @@ class DataConfig:
     """Folder, tar or scenes[:SEED]; several comma-separated, each with a weight if need be: A*2,B*1."""
     depth_scale: Annotated[float, Field(gt=0)] = MILLIMETRES
     """Units of depth files per metre; 1000 leaves it to an RGB-D folder's dataset.json where that says another."""
+    depth_orientation: DepthOrientation | None = None
+    """How depth lies beside a photograph with an EXIF rotation: stored (turned with it) or upright; null: refused."""
     val_prefixes: tuple[str, ...] | None = None
-    """Beginnings of the IDs of RGB-D pairs that are validation data, the others training data, where no val/ is."""
+    """Beginnings (whole words; with a * any) of the IDs of RGB-D pairs that are validation data, where no val/ is."""
     val_list: str | None = None
     """Text file that says the same: an ID, or the beginning of IDs, a line."""
     image_size: Positive | tuple[Positive, Positive] = 224

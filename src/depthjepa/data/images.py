@@ -46,24 +46,58 @@ def decode(path: Path) -> UInt8[Tensor, "3 h w"]:
 
     Raises `UnreadableImage` with the name and the reason.
     """
+    return decode_with_tag(path)[0]
+
+
+def decode_with_tag(path: Path) -> tuple[UInt8[Tensor, "3 h w"], int]:
+    """Read an image file like `decode`, and say by which EXIF orientation it was turned (see `orientation`)."""
     return _decoded(path, str(path))
 
 
 def decode_bytes(content: bytes, name: str) -> UInt8[Tensor, "3 h w"]:
     """Read the content of an image file like `decode`; `name` is for the message of `UnreadableImage`."""
-    return _decoded(io.BytesIO(content), name)
+    return _decoded(io.BytesIO(content), name)[0]
 
 
-def _decoded(file: Path | io.BytesIO, name: str) -> UInt8[Tensor, "3 h w"]:
+def _decoded(file: Path | io.BytesIO, name: str) -> tuple[UInt8[Tensor, "3 h w"], int]:
     try:
         with Image.open(file) as image:
+            tag = orientation(image)  # before it is loaded: a TIFF is turned then, and its tag is gone
             ImageOps.exif_transpose(image, in_place=True)
             pixels = np.array(image if image.mode == "RGB" else _as_rgb(image))
     except UnidentifiedImageError as fault:  # whose message names an object in memory, another one each time
         raise UnreadableImage(f"{name}: it is no image, or of an unknown format") from fault
     except DECODING_FAULTS as fault:
         raise UnreadableImage(f"{name}: {fault_line(fault)}") from fault
-    return torch.from_numpy(pixels).permute(2, 0, 1)  # a view: colours side by side are resized faster
+    return torch.from_numpy(pixels).permute(2, 0, 1), tag  # a view: colours side by side are resized faster
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation of an image, 2 to 8 for one that has to be turned (see `upright`); 1: upright, or untagged."""
+    return _known(image.getexif())
+
+
+def tag_of(path: Path) -> int:
+    """EXIF orientation told from the head of a file alone; 1 where it cannot be."""
+    try:
+        with Image.open(path) as image:
+            return _known(Image.Image.getexif(image))  # PNG's own reads the whole file for a tag at its end
+    except DECODING_FAULTS:
+        return 1
+
+
+def _known(exif: Image.Exif) -> int:
+    tag = exif.get(ExifTags.Base.Orientation, 1)
+    return tag if tag in range(1, 9) else 1
+
+
+def upright(values: np.ndarray, tag: int) -> np.ndarray:
+    """Turn the rows and columns of an array [h, w] as an EXIF orientation says; one of 5 to 8 swaps its sides."""
+    if tag >= 5:
+        values = values.T
+    if tag in (3, 4, 7, 8):
+        values = values[::-1]
+    return values[:, ::-1] if tag in (2, 3, 6, 7) else values
 
 
 def upright_size(path: Path) -> tuple[int, int] | None:
@@ -71,7 +105,7 @@ def upright_size(path: Path) -> tuple[int, int] | None:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            on_its_side = orientation(image) >= 5 and image.format != "TIFF"  # Pillow tells the upright size of a TIFF
     except DECODING_FAULTS:
         return None
     return (width, height) if on_its_side else (height, width)

@@ -72,6 +72,13 @@ def build_guidance_target(
     return Target(teacher, config.cells(grid, size), config.centre, config.clip, guide.compare)
 
 
+def learned_depths(config: Guidance) -> tuple[tuple[float, float] | None, str]:
+    """From and to which depth [m] a run learns, with the keys that say so; None: all of it."""
+    if isinstance(config, PixelGuidance):
+        return (config.nearest, config.farthest), "guidance.nearest, guidance.farthest"
+    return None, ""
+
+
 def asks_network(config: Guidance) -> bool:
     """Whether a depth network guides: it can be asked about any image, with or without depth."""
     return isinstance(config, FeatureGuidance) and teacher_kind(config.teacher).is_network

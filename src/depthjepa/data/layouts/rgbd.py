@@ -7,32 +7,43 @@ says of its depth stands in `dataset.json` (`DatasetFacts`).
 
 from __future__ import annotations
 
+import json
 import os
 import zlib
-from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, UInt8
 from PIL import Image
 from pydantic import ConfigDict, Field, PositiveFloat, TypeAdapter, ValidationError, field_validator
 from pydantic.dataclasses import dataclass as configuration
 from torch import Tensor
 
-from depthjepa.data.config import MILLIMETRES, DataConfig
+from depthjepa.data.config import MILLIMETRES, DataConfig, DepthOrientation
 from depthjepa.data.contents import file_sizes
-from depthjepa.data.images import DECODING_FAULTS, SUFFIXES, Split, decode, fault_line, image_names, packed
+from depthjepa.data.images import (
+    DECODING_FAULTS,
+    Split,
+    decode_with_tag,
+    fault_line,
+    orientation,
+    packed,
+    tag_of,
+    upright,
+)
 from depthjepa.data.layouts.layout import DataLayout, path_of
+from depthjepa.data.order import evenly
+from depthjepa.data.pairing import held_out, identity, paired
 from depthjepa.data.samples import Sample, UnreadableImage
 from depthjepa.depth import valid
 from depthjepa.faults import BadInput, nearest
 from depthjepa.settings import STRICT
 
 DATASET = "dataset.json"
+LOOKED_AT = 256  # pairs of whose files the heads are read when a folder is opened
 
 EXACT = ConfigDict(**STRICT, strict=True)  # 2 is no name, and "2" no number
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -85,15 +96,42 @@ class DatasetFacts:
 
 
 def dataset_facts(root: Path) -> DatasetFacts:
-    """Read `dataset.json` of an RGB-D folder; without the file, nothing is said.
+    """What the `dataset.json` of an RGB-D folder says, or several of them together; without one, nothing is said.
 
-    Raises `BadInput` for a file that is not JSON, unknown keys and values of another type, with file and key.
+    Raises `BadInput` for a file that is not JSON, unknown keys and values of another type, with file and key, and for
+    two files that say different things.
     """
-    path = root / DATASET
-    if not path.exists():
-        return DatasetFacts()
+    said: dict[str, tuple[Path, Any]] = {}
+    for path in facts_files(root):
+        facts = _read_facts(path)
+        for key in facts.__dataclass_fields__:
+            value = getattr(facts, key)
+            if value is None:
+                continue
+            other, before = said.setdefault(key, (path, value))
+            if before != value:
+                raise BadInput(f"{other} and {path} say different things of {key}: give one {DATASET}, in {root}")
+    return DatasetFacts(**{key: value for key, (_, value) in said.items()})
+
+
+def facts_files(root: Path) -> list[Path]:
+    """Files named `dataset.json`, in any case of letters, of an RGB-D folder and of its splits."""
+    return [
+        path
+        for place in (root, root / "train", root / "val")
+        if place.is_dir()
+        for path in sorted(place.iterdir())
+        if path.name.lower() == DATASET and path.is_file()
+    ]
+
+
+def _read_facts(path: Path) -> DatasetFacts:
+    content = path.read_bytes()
     try:
-        return TypeAdapter(DatasetFacts).validate_json(path.read_bytes())
+        text = content.decode(json.detect_encoding(content))  # of editors that begin a file with a mark, without it
+        return TypeAdapter(DatasetFacts).validate_json(text)
+    except UnicodeDecodeError as fault:
+        raise BadInput(f"{path}: it is not text") from fault
     except ValidationError as error:
         faults = "; ".join(_explain(fault) for fault in error.errors())
         raise BadInput(f"{path}: {faults}") from error
@@ -121,10 +159,12 @@ class PairedFolder:
 
     `depth_scale` is file units per metre; `MILLIMETRES`, the default, leaves it to `dataset.json` where that says
     another, and any other value is insisted on. Depth beyond the range of `dataset.json` is invalid, and so is depth
-    outside of its evaluation crop in validation data. `focal_length` is in pixels at full width, None: unknown.
+    outside of its evaluation crop in validation data. `focal_length` is in pixels at full width, None: unknown. Samples
+    are upright; where one file of a pair has an EXIF rotation, `depth_orientation` says how depth lies (`depth_tag`).
 
-    Raises `BadInput` when photographs and depth files do not pair up, when the validation data are unclear, and on
-    reading when a depth file has another size or is not 16-bit grey.
+    Raises `BadInput` when photographs and depth files do not pair up, when the validation data are unclear, when a
+    rotation is (of some pairs spread evenly, and of each when it is read), and on reading when a depth file has another
+    size or is not 16-bit grey.
     """
 
     classes: tuple[str, ...] = ()
@@ -137,6 +177,7 @@ class PairedFolder:
         split: Split,
         depth_scale: float = MILLIMETRES,
         *,
+        depth_orientation: DepthOrientation | None = None,
         val_prefixes: Sequence[str] | None = None,
         val_list: str | Path | None = None,
     ) -> None:
@@ -145,15 +186,22 @@ class PairedFolder:
         self._facts = dataset_facts(root)
         self.focal_length = self._facts.focal_length
         stated = self._facts.depth_scale
-        self._depth_scale = stated if stated is not None and depth_scale == MILLIMETRES else depth_scale
+        self.depth_scale = stated if stated is not None and depth_scale == MILLIMETRES else depth_scale
+        self.depth_range = self._facts.range
         self._crop = self._facts.evaluation_crop if split == "val" else None
         divided = val_prefixes is not None or val_list is not None
         self._place = _place(root, split, divided)
-        names = _paired(root / self._place)
+        names = paired(root / self._place)
         if divided:
-            held_out = _held_out(names, root, val_prefixes, val_list)
-            names = [name for name in names if (_identity(name) in held_out) == (split == "val")]
-        self._names = packed(names)
+            validation = held_out((identity(name) for name, _ in names), root, val_prefixes, val_list)
+            names = [pair for pair in names if (identity(pair[0]) in validation) == (split == "val")]
+        self._names = packed(name for name, _ in names)
+        self._depth_names = packed(name for _, name in names)
+        self._orientation = depth_orientation
+        if depth_orientation is None:
+            for index in evenly(LOOKED_AT, len(self)):  # the others are looked at when they are decoded
+                paths = self._paths(int(index))
+                depth_tag(paths, (tag_of(paths[0]), tag_of(paths[1])), None)
 
     @property
     def knows_focal_length(self) -> bool:
@@ -169,25 +217,40 @@ class PairedFolder:
 
     def stamps(self) -> Int64[np.ndarray, "pairs 3"]:
         """Bytes of each photograph and its depth file, and a checksum of what `dataset.json` says of all."""
-        names = [os.fsdecode(name) for name in self._names]
-        depths = [str(PurePosixPath(name).with_suffix(".png")) for name in names]
+        names, depths = ([os.fsdecode(name) for name in each] for each in (self._names, self._depth_names))
         folder = self._root / self._place
-        facts = zlib.crc32(repr((self._facts, self._depth_scale)).encode())
+        facts = zlib.crc32(repr((self._facts, self.depth_scale)).encode())
         sizes = [file_sizes(folder / "rgb", names), file_sizes(folder / "depth", depths), np.full(len(names), facts)]
         return np.stack(sizes, axis=1)
 
     def sample(self, index: int) -> Sample:
         """Decode pair `index`; raises `UnreadableImage`, and `BadInput` for depth that does not fit."""
-        name = os.fsdecode(self._names[index])
-        image = decode(self._root / self._place / "rgb" / name)
-        path = self._root / self._place / "depth" / PurePosixPath(name).with_suffix(".png")
-        depth = decode_depth(path, self._depth_scale)
+        image, depth = self._pair(index)
+        return Sample(image=image, depth=self._judged(depth), label=-1, name=self.name_of(index))
+
+    def measured(self, index: int) -> tuple[Float32[Tensor, "1 h w"], Float32[Tensor, "1 h w"]]:
+        """Depth [m] of pair `index` as it stands in the file, and what counts of it; raises what `sample` raises."""
+        _, depth = self._pair(index)
+        return depth, self._judged(depth)
+
+    def _pair(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], Float32[Tensor, "1 h w"]]:
+        paths = photograph, path = self._paths(index)
+        image, tag = decode_with_tag(photograph)
+        values, own = _stored_depth(path, self.depth_scale)
+        depth = _upright(values, depth_tag(paths, (tag, own), self._orientation))
         if depth.shape[1:] != image.shape[1:]:
             raise BadInput(
-                f"{path} is {depth.shape[1]} x {depth.shape[2]} pixels (height x width), its photograph "
-                f"{name} is {image.shape[1]} x {image.shape[2]}: they must have the same size"
+                f"{path} is {_size_text(depth)} pixels (height x width), its photograph {photograph.name} is "
+                f"{_size_text(image)}: they must have the same size"
+                f"{_why_on_its_side((tag, own)) if depth.shape[1:] == image.shape[:0:-1] else ''}"
             )
-        return Sample(image=image, depth=self._judged(depth), label=-1, name=self.name_of(index))
+        return image, depth
+
+    def _paths(self, index: int) -> tuple[Path, Path]:
+        """The photograph and the depth file of pair `index`."""
+        place = self._root / self._place
+        names = os.fsdecode(self._names[index]), os.fsdecode(self._depth_names[index])
+        return place / "rgb" / names[0], place / "depth" / names[1]
 
     def _judged(self, depth: Float32[Tensor, "1 h w"]) -> Float32[Tensor, "1 h w"]:
         if self._facts.range is not None:
@@ -201,13 +264,18 @@ class PairedFolder:
 
 
 def decode_depth(path: Path, depth_scale: float) -> Float32[Tensor, "1 h w"]:
-    """Read a 16-bit grey PNG as depth [m], 0 = invalid; `depth_scale` is file units per metre.
+    """Read a 16-bit grey PNG as depth [m], 0 = invalid, upright by its own tag; `depth_scale` is file units per metre.
 
     Raises `UnreadableImage` for a damaged file and `BadInput` for one of another kind.
     """
+    return _upright(*_stored_depth(path, depth_scale))
+
+
+def _stored_depth(path: Path, depth_scale: float) -> tuple[Float32[np.ndarray, "h w"], int]:
+    """Depth [m] as it lies in the file, and the file's EXIF orientation."""
     try:
         with Image.open(path) as image:
-            mode, values = image.mode, np.array(image)
+            mode, values, tag = image.mode, np.array(image), orientation(image)
     except DECODING_FAULTS as fault:
         raise UnreadableImage(f"{path}: {fault_line(fault)}") from fault
     # Pillow calls 16-bit grey I;16; its versions before 11 call it I.
@@ -216,34 +284,43 @@ def decode_depth(path: Path, depth_scale: float) -> Float32[Tensor, "1 h w"]:
             f"{path} is {image.format} of mode {mode}; depth must be a grey PNG of 16 bits, metres x "
             f"data.depth_scale ({depth_scale:g}), 0 = invalid (in 8 bits the metres are lost)"
         )
-    return torch.from_numpy(values.astype(np.float32) / np.float32(depth_scale))[None]
+    return values.astype(np.float32) / np.float32(depth_scale), tag
 
 
-def _paired(folder: Path) -> list[str]:
-    photographs = image_names(folder / "rgb")
-    depths = image_names(folder / "depth")
-    if not photographs:
-        raise BadInput(f"{folder / 'rgb'} holds no images (accepted: {' '.join(SUFFIXES)})")
-    if others := [name for name in depths if not name.endswith(".png")]:
-        raise BadInput(f"depth must be 16-bit .png files, but {folder / 'depth'} holds {some_of(others)}")
-    stems = [_identity(name) for name in photographs]
-    twice = sorted({stem for stem, following in pairwise(stems) if stem == following})
-    if twice:
-        raise BadInput(f"{folder / 'rgb'} holds several photographs of one name: {some_of(twice)}")
-    with_depth = {_identity(name) for name in depths}
-    faults = []
-    if lonely := [stem for stem in stems if stem not in with_depth]:
-        faults.append(f"{len(lonely)} of {len(stems)} photographs have no depth: {some_of(lonely)}")
-    if lonely := sorted(with_depth - set(stems)):
-        faults.append(f"{len(lonely)} of {len(with_depth)} depth files have no photograph: {some_of(lonely)}")
-    if faults:
-        raise BadInput(f"{folder}: rgb/ and depth/ do not pair up; {'; '.join(faults)}")
-    return photographs
+def _upright(values: Float32[np.ndarray, "rows cols"], tag: int) -> Float32[Tensor, "1 h w"]:
+    return torch.from_numpy(np.ascontiguousarray(upright(values, tag)))[None]
 
 
-def _identity(name: str) -> str:
-    """ID of a pair: the path of its photograph below `rgb`, without the suffix."""
-    return str(PurePosixPath(name).with_suffix(""))
+def depth_tag(paths: tuple[Path, Path], tags: tuple[int, int], said: DepthOrientation | None) -> int:
+    """By which EXIF orientation the depth of a pair (photograph, depth) with these tags is to be turned.
+
+    Where both have one, each is turned by its own. Where one has, `said` tells how the depth lies: `stored`, as the
+    camera's sensor stored the photograph, so it is turned by that tag, or `upright`. Raises `BadInput` without it.
+    """
+    photograph, depth = tags
+    if (photograph == 1) == (depth == 1) or said == "upright":
+        return depth if photograph > 1 else 1
+    if said == "stored":
+        return max(tags)
+    tagged, other = paths if photograph > 1 else paths[::-1]
+    raise BadInput(
+        f"{tagged} is to be turned (EXIF orientation {max(tags)}) and {other} has no such tag: say how the depth lies, "
+        f"data.depth_orientation=stored (as the camera's sensor stored the photograph: it is turned as well) or "
+        f"data.depth_orientation=upright (it is upright already)"
+    )
+
+
+def _size_text(pixels: Tensor) -> str:
+    return f"{pixels.shape[1]} x {pixels.shape[2]}"
+
+
+def _why_on_its_side(tags: tuple[int, int]) -> str:
+    if max(tags) == 1:
+        return "; one of them lies on its side"
+    return (
+        f"; once turned (EXIF orientation of the photograph {tags[0]}, of the depth {tags[1]}; data.depth_orientation) "
+        f"one of them lies on its side"
+    )
 
 
 def _place(root: Path, split: Split, divided: bool) -> PurePosixPath:
@@ -266,50 +343,6 @@ def _place(root: Path, split: Split, divided: bool) -> PurePosixPath:
     return place
 
 
-def _held_out(
-    names: Sequence[str], root: Path, prefixes: Sequence[str] | None, listed: str | Path | None
-) -> frozenset[str]:
-    """IDs of the validation pairs. A line that is an ID means that pair alone, even if other IDs begin with it."""
-    if prefixes is not None and listed is not None:
-        raise BadInput("data.val_prefixes and data.val_list both say which pairs are validation data: give one")
-    key = "data.val_prefixes" if listed is None else f"data.val_list={listed}"
-    identities = sorted(_identity(name) for name in names)
-    words = list(prefixes or ()) if listed is None else _lines(Path(listed).expanduser())
-    if not words:
-        raise BadInput(f"{key} names no pairs: give at least one ID, or the beginning of some")
-    alone = set() if listed is None else set(identities).intersection(words)
-    found = set(alone)
-    for word in words:
-        if word in alone:
-            continue
-        first = end = bisect_left(identities, word)
-        while end < len(identities) and identities[end].startswith(word):
-            end += 1
-        if first == end:
-            raise BadInput(
-                f"{key}: no pair of {root} has an ID that begins with {word!r}{nearest(word, identities)}; "
-                f"its IDs are {some_of(identities)}"
-            )
-        found.update(identities[first:end])
-    if len(found) == len(identities):
-        raise BadInput(f"{key} matches all {len(identities)} pairs of {root}: none is left for training")
-    return frozenset(found)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as fault:
-        reason = fault.strerror if isinstance(fault, OSError) else "it is not a text file"
-        raise BadInput(f"data.val_list={path} cannot be read: {reason}") from fault
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def some_of(names: Sequence[str]) -> str:
-    """Name the first three and count the others, for a message."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 def _has_splits(folder: Path) -> bool:
     return any((folder / split / "rgb").is_dir() for split in ("train", "val"))
 
@@ -326,7 +359,12 @@ def _matches(root: str) -> bool:
 
 def _open(config: DataConfig, root: str, split: Split) -> PairedFolder:
     return PairedFolder(
-        path_of(root), split, config.depth_scale, val_prefixes=config.val_prefixes, val_list=config.val_list
+        path_of(root),
+        split,
+        config.depth_scale,
+        depth_orientation=config.depth_orientation,
+        val_prefixes=config.val_prefixes,
+        val_list=config.val_list,
     )
 
 
@@ -341,7 +379,7 @@ LAYOUT = DataLayout(
     matches=_matches,
     open=_open,
     has_validation=_has_validation,
-    reads=("depth_scale",),
+    reads=("depth_orientation", "depth_scale"),
     may_have_depth=True,
     pairs="RGB-D pairs",
 )

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from depthjepa.data.images import DECODING_FAULTS, Split, fault_line, sub_folders
-from depthjepa.data.layouts.rgbd import DatasetFacts, EvaluationCrop, some_of
+from depthjepa.data.images import DECODING_FAULTS, Split, fault_line, sub_folders, tag_of
+from depthjepa.data.layouts.rgbd import DatasetFacts, EvaluationCrop
+from depthjepa.data.pairing import some_of
 from depthjepa.data.prepare.writing import SPLITS, Prepared, read_depth, write_all
 from depthjepa.faults import BadInput
 from depthjepa.logbook import whole_path
@@ -104,7 +105,7 @@ class _KittiPair:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    """Height and width of a photograph that is whole."""
+    """Height and width of a photograph that is whole; the depth lies as it is stored, so no tag may turn it."""
     try:
         with Image.open(path) as image:
             size = image.height, image.width
@@ -116,6 +117,8 @@ def _size(path: Path) -> tuple[int, int]:
         raise BadInput(
             f"{path}: {fault_line(fault)}: the file is damaged or incomplete; fetch it from {RAW}"
         ) from fault
+    if (tag := tag_of(path)) > 1:
+        raise BadInput(f"{path} has an EXIF rotation ({tag}), and KITTI's photographs have none: fetch it from {RAW}")
     return size
 
 

@@ -16,7 +16,8 @@ from PIL import Image
 
 from depthjepa.data.config import MILLIMETRES
 from depthjepa.data.images import Split, fault_line
-from depthjepa.data.layouts.rgbd import DatasetFacts, EvaluationCrop, some_of
+from depthjepa.data.layouts.rgbd import DatasetFacts, EvaluationCrop
+from depthjepa.data.pairing import some_of
 from depthjepa.data.prepare.writing import SPLITS, Prepared, write_all
 from depthjepa.faults import BadInput
 from depthjepa.logbook import whole_file

@@ -16,7 +16,8 @@ from jaxtyping import Float
 
 from depthjepa.data.config import MILLIMETRES
 from depthjepa.data.images import Split, image_names
-from depthjepa.data.layouts.rgbd import DATASET, DatasetFacts, dataset_facts, decode_depth, some_of
+from depthjepa.data.layouts.rgbd import DATASET, DatasetFacts, dataset_facts, decode_depth
+from depthjepa.data.pairing import some_of
 from depthjepa.data.samples import UnreadableImage
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import to_json, write_whole, writing
