@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from depthjepa import cost, distributed, memory, optim, progress, runtime
 from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import load_config
+from depthjepa.data.account import what_is_read
 from depthjepa.data.loading import TrainingBatches, open_source
 from depthjepa.data.order import steps_per_epoch, wrap_note
 from depthjepa.data.samples import Batch, Source
@@ -103,6 +104,9 @@ def prepare(
     optimizer = optim.build_optimizer(method, config.optim)
     target = None if teacher is None else build_target(config, method, teacher)
     state = State(config, method, method, optimizer, target, source.classes, 0, steps, epoch_steps, where, place, {})
+    if place.first:
+        state.read = what_is_read(config.data, source)
+        say(state.read)
     if resumed:
         restore(state, folder.path)
     taken = memory.refuse_too_large(config, method, optimizer, teacher, source, place, where)

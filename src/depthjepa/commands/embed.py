@@ -14,12 +14,13 @@ from jaxtyping import Float32
 
 from depthjepa import runtime
 from depthjepa.cost import size_of
+from depthjepa.data.images import list_images
 from depthjepa.data.layouts.flat import FlatFolder
 from depthjepa.data.layouts.layout import folder_of_images
 from depthjepa.data.loading import view_batches
 from depthjepa.evaluation.features import iterate_tokens
 from depthjepa.evaluation.gathering import encode_with
-from depthjepa.evaluation.opened import open_with, tell_unreadable, to_write
+from depthjepa.evaluation.opened import open_with, tell_ignored, tell_unreadable, to_write
 from depthjepa.faults import BadInput
 from depthjepa.logbook import refuse_existing, whole_file
 
@@ -66,6 +67,7 @@ def embed(
         refuse_existing([file])
     _, config, encoder, where = open_with(backbone, place, settings, "embeddings", say=say)
     source = FlatFolder(place)
+    tell_ignored(place, list_images(place), say)
     shape = (len(source), *((math.prod(config.grid),) if patches else ()), encoder.width)
     _refuse_beyond_memory(place, shape)
     embeddings, paths, unreadable = np.empty(shape, np.float32), list[str](), list[str]()

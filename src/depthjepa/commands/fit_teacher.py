@@ -28,6 +28,7 @@ from torch import Tensor
 from depthjepa import runtime
 from depthjepa.columns import Column, table
 from depthjepa.config import TeacherFitConfig, differences, to_mapping
+from depthjepa.data.account import what_is_read
 from depthjepa.data.layouts.layout import with_depth
 from depthjepa.data.loading import TrainingBatches, has_validation, open_source, view_batches
 from depthjepa.data.samples import Batch, Source
@@ -86,6 +87,7 @@ def fit_teacher(
         earlier = load_depthfm(checkpoint, vae)
         fit.begin_at(flow, earlier.unet, checkpoint)
         autoencoder = earlier.vae
+    say(what_is_read(config.data, source))
     say(f"autoencoder {_millions(autoencoder)}, flow {_millions(flow)}; {len(source)} training pairs of {source.name}")
     folder.begin(to_mapping(config), runtime.environment())
     with interruptions("the same command goes on") as stopping:

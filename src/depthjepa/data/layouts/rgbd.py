@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -23,7 +24,18 @@ from pydantic.dataclasses import dataclass as configuration
 from torch import Tensor
 
 from depthjepa.data.config import MILLIMETRES, DataConfig
-from depthjepa.data.images import DECODING_FAULTS, SUFFIXES, Split, decode, fault_line, image_names, packed
+from depthjepa.data.images import (
+    DECODING_FAULTS,
+    SUFFIXES,
+    Split,
+    decode,
+    fault_line,
+    image_names,
+    list_images,
+    loose_images,
+    packed,
+    sub_folders,
+)
 from depthjepa.data.layouts.layout import DataLayout, path_of
 from depthjepa.data.samples import Sample, UnreadableImage
 from depthjepa.depth import valid
@@ -31,6 +43,10 @@ from depthjepa.faults import BadInput, nearest
 from depthjepa.settings import STRICT
 
 DATASET = "dataset.json"
+
+# How others call the two folders.
+DEPTH_WORDS = ("depth", "Depth", "DEPTH", "depths", "depth_maps", "depth_map", "depthmaps", "disparity")
+COLOUR_WORDS = ("rgb", "rgbs", "color", "colour", "colors", "image", "images", "img", "imgs", "photo", "photos", "left")
 
 EXACT = ConfigDict(**STRICT, strict=True)  # 2 is no name, and "2" no number
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -152,6 +168,12 @@ class PairedFolder:
             held_out = _held_out(names, root, val_prefixes, val_list)
             names = [name for name in names if (_identity(name) in held_out) == (split == "val")]
         self._names = packed(names)
+
+    @property
+    def ignored(self) -> Mapping[str, int]:
+        """What lies among photographs and depth files and is neither, listed anew."""
+        folder = self._root / self._place
+        return Counter(list_images(folder / "rgb").ignored) + Counter(list_images(folder / "depth").ignored)
 
     @property
     def knows_focal_length(self) -> bool:
@@ -313,6 +335,43 @@ def _matches(root: str) -> bool:
     return _has_splits(folder) or _is_undivided(folder)
 
 
+def _nearly(root: str) -> str:
+    """What to say of photographs under another name beside their depth, which would be read as images themselves."""
+    top = path_of(root)
+    if not top.is_dir():
+        return ""
+    below = [top / name for name in sub_folders(top)]
+    for place in (top, *below, *(folder / name for folder in below for name in sub_folders(folder))):
+        beside = sub_folders(place) if any((place / word).is_dir() for word in DEPTH_WORDS) else []
+        maps = next((name for name in beside if name in DEPTH_WORDS), "")
+        others = [name for name in beside if name.lower() in COLOUR_WORDS]
+        if maps and (others or _holds_depth(place / maps)):
+            renamed = {others[0] if others else "the folder of the photographs": "rgb", maps: "depth"}
+            words = [f"{name}{'/' * (' ' not in name)} to {new}/" for name, new in renamed.items() if name != new]
+            what = f" beside {others[0]}/" if others else ", which holds depth maps"
+            advice = [f"rename {' and '.join(words)}"] * bool(words)
+            advice += [f"move them right below {top}, or below its train/ and val/"] * (
+                place not in (top, top / "train", top / "val")
+            )
+            return (
+                f"{place} holds {maps}/{what}, and an RGB-D folder has rgb/ beside depth/: {', '.join(advice)}; to "
+                f"train on all of these files as images without depth, give data.kind=folder"
+            )
+    return ""
+
+
+def _holds_depth(folder: Path) -> bool:
+    """Whether the first image of a folder is of one channel of 16 bits."""
+    try:
+        first = next(iter(loose_images(folder)), None)
+        if first is None:
+            return False
+        with Image.open(folder / first) as image:
+            return image.mode.startswith("I")
+    except DECODING_FAULTS:
+        return False
+
+
 def _open(config: DataConfig, root: str, split: Split) -> PairedFolder:
     return PairedFolder(
         path_of(root), split, config.depth_scale, val_prefixes=config.val_prefixes, val_list=config.val_list
@@ -331,6 +390,7 @@ LAYOUT = DataLayout(
     open=_open,
     has_validation=_has_validation,
     reads=("depth_scale",),
+    nearly=_nearly,
     may_have_depth=True,
     pairs="RGB-D pairs",
 )
