@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import shlex
 import sys
@@ -136,6 +137,8 @@ Picture = Annotated[str, typer.Argument(parser=_row_of("picture", _pictures), me
 
 def main() -> None:
     """Run the command line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name that is not UTF-8 is spelt out, as on stderr
+        sys.stdout.reconfigure(errors="backslashreplace")
     # A terminal shows what is at work alone; elsewhere the lines tell of all the time that a command takes.
     named = next((word for word in sys.argv[1:] if not word.startswith("-")), "depthjepa")
     telling = contextlib.nullcontext() if sys.stdout.isatty() else task(named)

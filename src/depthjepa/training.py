@@ -197,7 +197,10 @@ def loop(
                 keep(state, folder, length)
                 raise RunStopped(f"stopped at step {state.step} of {state.steps}; continue with --resume")
 
-            figures = train_step(state, parts)
+            try:
+                figures = train_step(state, parts)
+            except RunStopped as fault:
+                raise RunStopped(f"{fault} ({folder.kept})") from fault
             state.step += 1
             if state.step == state.config.init.frozen_steps:
                 freeze_or_thaw(state)
@@ -284,8 +287,7 @@ def refuse_non_finite(state: State, totals: dict[str, Tensor], gradients: Tensor
         gradient = f"gradient of {spoilt[-1]} and {len(spoilt) - 1} others; " if spoilt else ""
         raise RunStopped(
             f"step {state.step + 1}: {', '.join(f'{name} is {figures[name]}' for name in wrong)}; {gradient}"
-            f"images {images}, …; "
-            f"the last checkpoint is whole. Lower optim.lr, or set optim.clip"
+            f"images {images}, …; lower optim.lr, or set optim.clip"
         )
 
 

@@ -7,6 +7,7 @@ clipped. Pillow reads them all: torchvision's decoders are up to twice as fast o
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import io
@@ -85,7 +86,7 @@ def decode_bytes(content: bytes, name: str) -> UInt8[Tensor, "3 h w"]:
 
 def _decoded(file: Path | io.BytesIO, name: str) -> UInt8[Tensor, "3 h w"]:
     try:
-        with _open(file, name) as image:
+        with _quietly(), _open(file, name) as image:
             turn = TURNS.get(_orientation(image))
             upright = image if turn is None else image.transpose(turn)
             pixels = np.array(upright if upright.mode == "RGB" else _as_rgb(upright))
@@ -98,6 +99,11 @@ def _decoded(file: Path | io.BytesIO, name: str) -> UInt8[Tensor, "3 h w"]:
     return torch.from_numpy(pixels).permute(2, 0, 1)  # a view: colours side by side are resized faster
 
 
+def _quietly() -> contextlib.AbstractContextManager[object]:
+    """What Pillow warns of (broken EXIF, many pixels) names no file, and the image is read or named as unreadable."""
+    return warnings.catch_warnings(action="ignore")
+
+
 def _open(file: Path | io.BytesIO, name: str) -> Image.Image:
     if name.lower().endswith(HEIC):
         importlib.import_module("pillow_heif").register_heif_opener()
@@ -107,8 +113,7 @@ def _open(file: Path | io.BytesIO, name: str) -> Image.Image:
 def _orientation(image: Image.Image) -> Any:
     """What EXIF says of the camera's side, 1 where it says nothing: a broken block must not cost the photograph."""
     try:
-        with warnings.catch_warnings(action="ignore"):
-            return image.getexif().get(ExifTags.Base.Orientation, 1)
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # whatever its bytes lead to
         return 1
 
@@ -116,7 +121,7 @@ def _orientation(image: Image.Image) -> Any:
 def upright_size(path: Path) -> tuple[int, int] | None:
     """Height and width of an image as `decode` gives it, told from the head of the file; None where it cannot be."""
     try:
-        with _open(path, path.name) as image:
+        with _quietly(), _open(path, path.name) as image:
             width, height = image.size
             on_its_side = _orientation(image) in ON_THEIR_SIDE
     except DECODING_FAULTS:
