@@ -19,10 +19,11 @@ from safetensors.torch import save_file
 
 from depthjepa import distributed, training
 from depthjepa.commands.convert import convert
-from depthjepa.data import images
+from depthjepa.data import images, reading
 from depthjepa.data.config import DataConfig
 from depthjepa.data.images import decode, upright_size
-from depthjepa.data.loading import open_source
+from depthjepa.data.loading import open_source, view_batches
+from depthjepa.data.samples import Sample
 from depthjepa.evaluation.readout import fit_readout
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.formats.opening import open_file
@@ -309,8 +310,6 @@ def test_a_class_token_without_its_tensor_is_guessed_at(
 
 def test_images_with_depth_are_counted_not_those_seen(pairs_of_depth: Path) -> None:
     source = open_source(DataConfig(root=str(pairs_of_depth)), "train")
-    from depthjepa.data.loading import view_batches
-
     with pytest.raises(BadInput, match=r"at least 5 images with valid depth, .* and 2 of 8 have any"):
         fit_readout(lambda images: images.flatten(2).transpose(1, 2)[:, :36, :4], view_batches(source, (48, 48)), 8)
 
@@ -323,3 +322,38 @@ def pairs_of_depth(tmp_path: Path) -> Path:
         depth = np.full((56, 72), 1000 if number < 2 else 0, np.uint16)
         save(tmp_path / "train" / "depth" / f"{number}.png", depth)
     return tmp_path
+
+
+# workers -----------------------------------------------------------------------------------------------------
+
+
+class Ending:
+    """A source whose images end the process that decodes them, as a full shared memory does."""
+
+    name, classes, has_depth, knows_focal_length, keeps_samples = "ending", (), False, False, False
+
+    def __len__(self) -> int:
+        return 4
+
+    def name_of(self, index: int) -> str:
+        return str(index)
+
+    def sample(self, index: int) -> Sample:
+        os.kill(os.getpid(), signal.SIGBUS)
+        raise AssertionError
+
+
+def test_a_worker_that_is_gone_is_said_with_what_to_do() -> None:
+    with pytest.raises(RunStopped, match=r"a process that decodes images is gone .* take fewer data\.workers"):
+        list(view_batches(Ending(), (8, 8), workers=1))
+
+
+def test_no_shared_memory_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(reading.multiprocessing, "RawValue", full)
+    source = open_source(DataConfig(root=str(write_flat(tmp_path, 2))), "train")
+    with pytest.raises(RunStopped, match=r"no memory can be shared .* \(No space left on device\): make room in /dev"):
+        list(view_batches(source, (8, 8), workers=1))
+    assert len(list(view_batches(source, (8, 8)))) == 1
