@@ -6,6 +6,7 @@ import io
 import os
 import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -200,6 +201,17 @@ def test_a_full_disk_is_said_whatever_is_written(
         convert(str(trained), tmp_path / "out", to)
     limit(-1)
     assert not [each for each in (tmp_path / "out").rglob("*") if each.is_file()]
+
+
+def test_a_full_disk_under_what_is_printed_is_said(tmp_path: Path) -> None:
+    def full() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+
+    with (tmp_path / "keys.txt").open("w") as file:
+        command = [sys.executable, "-m", "depthjepa", "recipes", "--keys"]
+        ended = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True, preexec_fn=full, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr == "depthjepa: the disk is full: what is printed was not written\n"
 
 
 def test_what_is_left_of_a_run_is_said(tmp_path: Path, limit: Callable[[int], None], trained: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import shlex
 import sys
@@ -162,6 +163,14 @@ def main() -> None:
         sys.exit(2)
     except RunStopped as fault:
         print(f"depthjepa: {fault}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as fault:
+        from depthjepa.logbook import DISK_FULL
+
+        if fault.errno not in DISK_FULL:
+            raise
+        print(f"depthjepa: the disk is full: {fault.filename or 'what is printed'} was not written", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter would try once more
         sys.exit(1)
 
 
