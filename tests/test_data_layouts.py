@@ -119,7 +119,7 @@ def test_a_typo_in_the_kind_is_told_with_the_nearest_choice() -> None:
         f"configuration: data.kind='sceens': should be {choices} or 'folder' (did you mean 'scenes'?)"
     )
     with pytest.raises(BadInput, match=r"data\.kind=3: should be a valid string"):
-        build_config({}, ["data.kind=3"])
+        build_config({"data": {"kind": 3}})
     assert [build_config({}, [f"data.kind={kind}"]).data.kind for kind in ("null", "folder", "rgbd")] == [
         None,
         "folder",

@@ -18,7 +18,7 @@ FLOORS = (
     ("data", "model"),
     ("formats",),
     ("guidance",),
-    ("old_keys",),
+    ("old_keys", "setting_values"),
     ("config",),
     ("effects",),
     ("configuring",),

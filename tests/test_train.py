@@ -484,4 +484,5 @@ def test_fewer_images_than_a_batch_wrap_round_with_a_note(tmp_path: Path) -> Non
     said: list[str] = []
     training.train(tiny(tmp_path / "few", "train.steps=2"), tmp_path / "run", say=said.append)
     assert any("3 images are fewer than a batch of 8" in text for text in said)
-    assert said[0].startswith("estimate: 2 steps of 8 images")
+    assert said[0].endswith("train 3 images, val 3 (the same ones: nothing is held out)")
+    assert said[1].startswith("estimate: 2 steps of 8 images")

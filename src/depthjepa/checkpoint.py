@@ -7,6 +7,7 @@ layouts as well (see `formats`) and gives them the configuration that their tens
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from depthjepa.configuring import build_config, read_resolved
 from depthjepa.faults import BadInput
 from depthjepa.formats import reference
 from depthjepa.formats.opening import KINDS, open_file, open_folder, open_name
-from depthjepa.formats.weights import Contents, Weights, Which, assemble, load_strictly
+from depthjepa.formats.weights import Contents, Weights, Which, assemble, beginnings, load_strictly
 from depthjepa.guidance.target import Whitening
 from depthjepa.logbook import plain, whole_file
 from depthjepa.method import build_method
@@ -158,7 +159,8 @@ def refuse_lost(saved: Checkpoint) -> None:
 
 def _own(content: Any, path: Path) -> Checkpoint:
     if not isinstance(content, dict) or "format" not in content or "config" not in content:
-        raise BadInput(f"{path} is not a checkpoint: it is neither depthjepa's nor of a layout that it reads")
+        held = f" (its keys: {beginnings(map(str, content))})" if isinstance(content, dict) and content else ""
+        raise BadInput(f"{path} is not a checkpoint: it is neither depthjepa's nor of a layout that it reads{held}")
     if content["format"] not in (2, FORMAT):
         raise BadInput(f"{path} has format {content['format']}, and this version of depthjepa reads 2 and {FORMAT}")
     if absent := [each for each in KEPT if each not in content]:
@@ -260,7 +262,7 @@ def _configuration(contents: Contents, settings: Sequence[str], like: RunConfig 
     if image_size is None:
         raise BadInput(
             f"{contents.source} has positions for an image that is not square, and does not say its sides: give "
-            f"data.image_size=[HEIGHT,WIDTH]"
+            f"data.image_size=[HEIGHT,WIDTH]{_class_token(positions)}"
         )
     content = to_mapping(RunConfig())
     content["name"] = Path(contents.source).name.removesuffix(".tar").rpartition(".")[0] or Path(contents.source).name
@@ -281,6 +283,13 @@ def _configuration(contents: Contents, settings: Sequence[str], like: RunConfig 
         if isinstance(contents.training.get("lr"), float):
             content["optim"] |= {"lr": contents.training["lr"]}
     return build_config(content, [text for text in settings if not text.startswith("data.image_size=")])
+
+
+def _class_token(positions: int) -> str:
+    patches = positions - 1
+    if math.isqrt(patches) ** 2 != patches:
+        return ""
+    return f" (or it has a class token, {positions} positions = {patches} + 1: encoders of I-JEPA have patches alone)"
 
 
 # training state of the reference's layout -----------------------------------------------------------------

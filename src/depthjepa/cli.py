@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import os
 import re
 import shlex
 import sys
@@ -136,6 +138,8 @@ Picture = Annotated[str, typer.Argument(parser=_row_of("picture", _pictures), me
 
 def main() -> None:
     """Run the command line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name that is not UTF-8 is spelt out, as on stderr
+        sys.stdout.reconfigure(errors="backslashreplace")
     # A terminal shows what is at work alone; elsewhere the lines tell of all the time that a command takes.
     named = next((word for word in sys.argv[1:] if not word.startswith("-")), "depthjepa")
     telling = contextlib.nullcontext() if sys.stdout.isatty() else task(named)
@@ -159,6 +163,14 @@ def main() -> None:
         sys.exit(2)
     except RunStopped as fault:
         print(f"depthjepa: {fault}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as fault:
+        from depthjepa.logbook import DISK_FULL
+
+        if fault.errno not in DISK_FULL:
+            raise
+        print(f"depthjepa: the disk is full: {fault.filename or 'what is printed'} was not written", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter would try once more
         sys.exit(1)
 
 

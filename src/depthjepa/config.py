@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import (
     AfterValidator,
@@ -270,28 +271,25 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def keys(kind: Any, prefix: str = "") -> list[str]:
-    """All dotted keys of a configuration class; where a part is one of several classes, those of all."""
-    found: dict[str, None] = {}
+def types(kind: Any, prefix: str = "") -> dict[str, tuple[Any, ...]]:
+    """All dotted keys of a configuration class with the types that each may have.
+
+    Where a part is one of several classes, those of all.
+    """
+    found: dict[str, tuple[Any, ...]] = {}
     hints = get_type_hints(kind)
     for entry in dataclasses.fields(kind):
-        parts = [each for each in (hints[entry.name], *get_args(hints[entry.name])) if dataclasses.is_dataclass(each)]
+        hint = hints[entry.name]
+        choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        parts = [each for each in choices if dataclasses.is_dataclass(each)]
         for part in parts:
-            found |= dict.fromkeys(keys(part, f"{prefix}{entry.name}."))
+            for key, its in types(part, f"{prefix}{entry.name}.").items():
+                found[key] = (*found.get(key, ()), *its)
         if not parts:
-            found[prefix + entry.name] = None
-    return list(found)
-
-
-def may_be_null(kind: Any, prefix: str = "") -> set[str]:
-    """The dotted keys of a configuration class that null is a value of."""
-    found: set[str] = set()
-    hints = get_type_hints(kind)
-    for entry in dataclasses.fields(kind):
-        choices = (hints[entry.name], *get_args(hints[entry.name]))
-        for part in choices:
-            if dataclasses.is_dataclass(part):
-                found |= may_be_null(part, f"{prefix}{entry.name}.")
-        if type(None) in choices:
-            found.add(prefix + entry.name)
+            found[prefix + entry.name] = choices
     return found
+
+
+def keys(kind: Any) -> list[str]:
+    """All dotted keys of a configuration class; where a part is one of several classes, those of all."""
+    return list(types(kind))

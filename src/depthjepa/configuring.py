@@ -11,20 +11,22 @@ import datetime
 import difflib
 import functools
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from depthjepa.config import RunConfig, TeacherFitConfig, flatten, keys, may_be_null, to_mapping
+from depthjepa.config import RunConfig, TeacherFitConfig, flatten, to_mapping, types
 from depthjepa.effects import refuse_idle
 from depthjepa.faults import BadInput, nearest
 from depthjepa.guidance.config import KINDS
 from depthjepa.old_keys import current, why_removed
 from depthjepa.recipe_files import read_recipe
+from depthjepa.setting_values import value_of
 
+IN_QUOTES = "put it in quotes: without them YAML makes a number, a date, true or false of it"
 SHAPE = ("width", "depth", "heads", "hidden")  # of a model; one key, `size`, names them all
 
 Configuration = TypeVar("Configuration", RunConfig, TeacherFitConfig)
@@ -126,13 +128,14 @@ def read_resolved(content: Mapping[str, Any]) -> tuple[RunConfig, tuple[str, ...
 
 def _build(kind: type[Configuration], content: Mapping[str, Any], layers: Sequence[Sequence[str]]) -> Configuration:
     merged, lost = current(_copy(content))
-    known, nullable = keys(kind), may_be_null(kind)
+    declared = types(kind)
+    known = list(declared)
     faults = [f"{each} is no setting any more: {why}" for each, why in lost.items()]
     for layer in layers:
         _drop_other_guidance(merged, layer)
         _drop_other_size(merged, layer)
         faults += _idle_size(layer)
-        faults += [fault for text in layer if (fault := _override(merged, text, nullable))]
+        faults += [fault for text in layer if (fault := _override(merged, text, declared))]
         if not faults and kind is RunConfig:
             _replace_length(merged, [text.partition("=")[0] for text in layer])
     asked = flatten(merged)
@@ -232,12 +235,13 @@ def _copy(content: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in content.items()}
 
 
-def _override(content: dict[str, Any], text: str, nullable: Container[str]) -> str | None:
+def _override(content: dict[str, Any], text: str, declared: Mapping[str, Sequence[Any]]) -> str | None:
     key, equals, value = text.partition("=")
     if not equals or not key:
         return f"{text!r} is not of the form key=value"
+    choices = declared.get(key, ())
     if not value:
-        return f"{key}= is empty: give a value{' (null stands for none)' if key in nullable else ''}"
+        return f"{key}= is empty: give a value{' (null stands for none)' if NoneType in choices else ''}"
     *parts, last = key.split(".")
     for part in parts:
         inner = content.setdefault(part, {})
@@ -245,9 +249,9 @@ def _override(content: dict[str, Any], text: str, nullable: Container[str]) -> s
             return f"unknown key {key!r}: {part!r} holds no keys"
         content = inner
     try:
-        content[last] = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):  # ValueError: a date that there is not
-        content[last] = value
+        content[last] = value_of(value, choices)
+    except BadInput as fault:
+        return f"{key}={value}: {fault}"
     return None
 
 
@@ -260,8 +264,9 @@ def _explain(fault: Any, known: Sequence[str]) -> str:
     given, text = fault["input"], fault["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     expected = fault.get("ctx", {}).get("expected", "")
     text = re.sub(", (unable to|got a number).*", "", text).replace("valid tuple", "list")
-    if fault["type"] == "string_type" and isinstance(given, (int, float, datetime.date)):
-        text += " (what looks like a number, a date, true or false is a text in quotes)"
+    for_text = {"string_type": (int, float, datetime.date), "literal_error": (bool, datetime.date)}
+    if isinstance(given, for_text.get(fault["type"], ())):
+        text += f" ({IN_QUOTES})"
     text = "too few values" if fault["type"] == "missing" else text
     if isinstance(given, Mapping):  # keys that do not fit together: the fault names them
         return f"{key}: {text}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,9 +20,12 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from depthjepa.faults import RunStopped
+from depthjepa.faults import BadInput, RunStopped
 
 T = TypeVar("T")
+
+
+LAUNCH = "let torchrun set them, or unset all of them for a single process"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +48,30 @@ class Ranks:
 
 
 def ranks() -> Ranks:
-    """Read `RANK`, `WORLD_SIZE` and their `LOCAL_` like as `torchrun` sets them; one process without them."""
-    return Ranks(
-        int(os.environ.get("RANK", "0")),
-        int(os.environ.get("WORLD_SIZE", "1")),
-        int(os.environ.get("LOCAL_RANK", "0")),
-        int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-    )
+    """Read `RANK`, `WORLD_SIZE` and their `LOCAL_` like as `torchrun` sets them; one process without them.
+
+    Raises `BadInput` for one without the other, for what is no number, and for a rank that there is not: such a process
+    would train alone, and perhaps write nothing.
+    """
+    given = {name for name in ("RANK", "WORLD_SIZE") if os.environ.get(name)}
+    if len(given) == 1:
+        (there,) = given
+        (absent,) = {"RANK", "WORLD_SIZE"} - given
+        raise BadInput(f"{there}={os.environ[there]} is set without {absent}: {LAUNCH}")
+    rank, world = _whole("RANK", 0), _whole("WORLD_SIZE", 1)
+    local, beside = _whole("LOCAL_RANK", 0), _whole("LOCAL_WORLD_SIZE", 1)
+    if rank >= world:
+        raise BadInput(f"RANK={rank} and WORLD_SIZE={world}: ranks are 0 to {world - 1}; {LAUNCH}")
+    if os.environ.get("LOCAL_WORLD_SIZE") and local >= beside:
+        raise BadInput(f"LOCAL_RANK={local} and LOCAL_WORLD_SIZE={beside}: ranks are 0 to {beside - 1}; {LAUNCH}")
+    return Ranks(rank, world, local, beside)
+
+
+def _whole(name: str, default: int) -> int:
+    text = os.environ.get(name) or str(default)
+    if not re.fullmatch("[0-9]{1,9}", text) or (name.endswith("SIZE") and int(text) == 0):
+        raise BadInput(f"{name}={text!r} is no whole number{' above 0' * name.endswith('SIZE')}: {LAUNCH}")
+    return int(text)
 
 
 @contextlib.contextmanager
@@ -65,6 +86,10 @@ def process_group(place: Ranks, where: torch.device, minutes: float) -> Iterator
         return
     if where.type == "cuda":
         torch.cuda.set_device(where)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
+            raise BadInput(f"WORLD_SIZE={place.world} is set without {name}: {LAUNCH}")
+    _whole("MASTER_PORT", 0)
     backend = "nccl" if where.type == "cuda" else "gloo"
     try:
         torch.distributed.init_process_group(backend, timeout=timedelta(minutes=minutes))

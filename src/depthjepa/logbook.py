@@ -15,6 +15,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -41,6 +42,13 @@ class RunFolder:
     def started(self) -> bool:
         """Whether a run has been here."""
         return (self.path / "config.yaml").exists()
+
+    @property
+    def kept(self) -> str:
+        """What is left of a run that cannot go on, in words."""
+        if (self.path / "checkpoints" / "last.pt").is_file():
+            return "the last checkpoint is whole"
+        return "there is no checkpoint yet"
 
     def refuse_other(self, own: Collection[str] = PARTS) -> None:
         """Refuse a place that cannot be written, or holds something else than the parts `own`; hidden files may be."""
@@ -156,12 +164,11 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError) as fault:
+    except Exception as fault:  # a library wraps the operating system's fault in one of its own
         if _disk_full(fault):
-            raise RunStopped(
-                f"the disk is full: {path} could not be written; the last checkpoint is whole. Make room and go on "
-                f"(a run with --resume)"
-            ) from fault
+            run = next((RunFolder(each) for each in path.parents if RunFolder(each).started), None)
+            again = f"{run.kept}. Make room and go on with --resume" if run else "make room and give the command again"
+            raise RunStopped(f"the disk is full: {path} could not be written; {again}") from fault
         if isinstance(fault, OSError) and fault.errno in REFUSED:
             raise BadInput(f"{path} cannot be written: {_reason(path, fault)}") from fault
         raise
@@ -177,10 +184,13 @@ def _reason(path: Path, fault: OSError) -> str:
 
 
 def _disk_full(fault: BaseException) -> bool:
-    """Whether a write failed for lack of room; torch's writer may wrap the operating system's error."""
+    """Whether a write failed for lack of room; torch wraps the system's error, safetensors puts it into words."""
     chain: BaseException | None = fault
     while chain is not None:
         if isinstance(chain, OSError) and chain.errno in DISK_FULL:
+            return True
+        told = re.search(r"\(os error (\d+)\)", str(chain))
+        if told and int(told[1]) in DISK_FULL:
             return True
         chain = chain.__cause__ or chain.__context__
     return False
@@ -222,9 +232,12 @@ def refuse_existing(files: Sequence[Path]) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text as UTF-8, whole or not at all, also where others write it as well; see `whole_path`."""
+    """Write a text as UTF-8, whole or not at all, also where others write it as well; see `whole_path`.
+
+    What a file name has beside UTF-8 is spelt out.
+    """
     with whole_path(path, shared=True) as partial:
-        partial.write_bytes(text.encode())
+        partial.write_bytes(text.encode(errors="backslashreplace"))
 
 
 def to_json(content: Mapping[str, Any]) -> str:

@@ -15,6 +15,8 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from depthjepa.faults import BadInput
+
 T = TypeVar("T")
 
 EVERY = 25.0  # seconds between two lines of text
@@ -122,7 +124,10 @@ def _bars() -> Iterator[None]:
 def _is_shown() -> bool:
     from depthjepa.distributed import ranks  # late: it takes torch, and this file is for all commands
 
-    return ranks().first
+    try:
+        return ranks().first
+    except BadInput:  # the command says it
+        return True
 
 
 def duration(seconds: float) -> str:

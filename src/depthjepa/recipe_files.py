@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -109,15 +110,39 @@ class _EachKeyOnce(yaml.SafeLoader):
         return found
 
 
+class OddNumber(yaml.constructor.ConstructorError):
+    """Digits of which YAML makes another number than they look like."""
+
+
+def _whole_number(loader: _EachKeyOnce, node: yaml.ScalarNode) -> int:
+    number = int(loader.construct_yaml_int(node))
+    if re.fullmatch(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+)", node.value) and number:
+        problem = f'{node.value} is {number} in YAML: write {number}, or "{node.value}" in quotes for a text'
+        raise OddNumber(None, None, problem, node.start_mark)
+    return number
+
+
+_EachKeyOnce.add_constructor("tag:yaml.org,2002:int", _whole_number)
+
+
+def parse(text: str) -> Any:
+    """The content of a YAML text; raises `yaml.YAMLError`, and ValueError for a date that there is not.
+
+    Among them `OddNumber`: 010 is 8 in YAML, and 1:30 is 90.
+    """
+    return yaml.load(text, _EachKeyOnce)
+
+
 def read_yaml(text: str, name: str) -> Any:
     """The content of a YAML text; raises `BadInput` in one line that names the place."""
     try:
-        return yaml.load(text, _EachKeyOnce)
-    except (yaml.YAMLError, ValueError) as fault:  # ValueError: a date that there is not
+        return parse(text)
+    except (yaml.YAMLError, ValueError) as fault:
         mark = getattr(fault, "problem_mark", None) or getattr(fault, "context_mark", None)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(fault, "problem", None) or " ".join(str(fault).split())
-        raise BadInput(f"{name} is not YAML{place}: {problem}") from fault
+        what = name if isinstance(fault, OddNumber) else f"{name} is not YAML"
+        raise BadInput(f"{what}{place}: {problem}") from fault
 
 
 def _content(text: str, name: str) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class State:
     where: torch.device
     place: distributed.Ranks
     skipped: dict[str, None]  # names of unreadable images, in the order they came
+    read: str = ""  # which data, in words; of the first process
 
 
 def restore(state: State, folder: Path) -> None:

@@ -36,6 +36,7 @@ def so_far(state: State, folder: RunFolder, images: int) -> dict[str, Any]:
         "of_steps": state.steps,
         "epochs": state.step / state.epoch_steps,
         "images": images,
+        "data": state.read,
         "seconds": records[-1]["seconds"],
         "images_per_second": speeds[len(speeds) // 2],
         "waiting_share": sum(record["waiting_share"] for record in records) / len(records),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from depthjepa import cost, distributed, locks, memory, optim, progress, runtime
 from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import load_config
+from depthjepa.data.account import what_is_read
 from depthjepa.data.contents import Contents, write_contents
 from depthjepa.data.loading import TrainingBatches, open_source
 from depthjepa.data.metres import describe_depth
@@ -125,6 +126,9 @@ def prepare(
     optimizer = optim.build_optimizer(method, config.optim)
     target = None if teacher is None else build_target(config, method, teacher)
     state = State(config, method, method, optimizer, target, source.classes, 0, steps, epoch_steps, where, place, {})
+    if place.first:
+        state.read = what_is_read(config.data, source)
+        say(state.read)
     if resumed:
         restore(state, folder.path)
     taken = memory.refuse_too_large(config, method, optimizer, teacher, source, place, where)
@@ -216,7 +220,10 @@ def loop(
                 keep(state, folder, length)
                 raise RunStopped(f"stopped at step {state.step} of {state.steps}; continue with --resume")
 
-            figures = train_step(state, parts)
+            try:
+                figures = train_step(state, parts)
+            except RunStopped as fault:
+                raise RunStopped(f"{fault} ({folder.kept})") from fault
             state.step += 1
             if state.step == state.config.init.frozen_steps:
                 freeze_or_thaw(state)
@@ -303,8 +310,7 @@ def refuse_non_finite(state: State, totals: dict[str, Tensor], gradients: Tensor
         gradient = f"gradient of {spoilt[-1]} and {len(spoilt) - 1} others; " if spoilt else ""
         raise RunStopped(
             f"step {state.step + 1}: {', '.join(f'{name} is {figures[name]}' for name in wrong)}; {gradient}"
-            f"images {images}, …; "
-            f"the last checkpoint is whole. Lower optim.lr, or set optim.clip"
+            f"images {images}, …; lower optim.lr, or set optim.clip"
         )
 
 

@@ -18,14 +18,14 @@ from depthjepa.checkpoint import Checkpoint
 from depthjepa.commands.depth_maps import decoded_where, decodes_itself, doubt, of_photograph, photograph_views
 from depthjepa.config import RunConfig
 from depthjepa.configuring import load_config
-from depthjepa.data.images import image_names
+from depthjepa.data.images import image_names, list_images
 from depthjepa.data.layouts.layout import folder_of_images
 from depthjepa.data.loading import TrainingBatches, open_source
 from depthjepa.data.transforms import as_bytes
 from depthjepa.drawing import figures
 from depthjepa.evaluation.decoded import dense_metres, load_pixel_guided
 from depthjepa.evaluation.gathering import RANDOM, encode_with, size_text
-from depthjepa.evaluation.opened import open_with, tell_unreadable, to_write, warn
+from depthjepa.evaluation.opened import open_with, tell_ignored, tell_unreadable, to_write, warn
 from depthjepa.evaluation.pictures import mask_arrays, picture_batch, token_maps
 from depthjepa.evaluation.probes import table as probes
 from depthjepa.evaluation.probes.depth import TASK as DEPTH_PROBE
@@ -71,6 +71,7 @@ def predict(
     """
     place, maps = folder_of_images(folder), to_write(out)
     opened = open_with(run, place, settings, "predictions", say=say)
+    tell_ignored(place, list_images(place), say)
     count, unreadable = predict_folder(*opened, maps, force=force)
     tell_unreadable(unreadable, say)
     if (against := doubt(opened.saved)) is not None:

@@ -14,12 +14,13 @@ from jaxtyping import Float32
 
 from depthjepa import runtime
 from depthjepa.cost import size_of
+from depthjepa.data.images import list_images
 from depthjepa.data.layouts.flat import FlatFolder
 from depthjepa.data.layouts.layout import folder_of_images
 from depthjepa.data.loading import view_batches
 from depthjepa.evaluation.features import iterate_tokens
 from depthjepa.evaluation.gathering import encode_with
-from depthjepa.evaluation.opened import open_with, tell_unreadable, to_write
+from depthjepa.evaluation.opened import open_with, tell_ignored, tell_unreadable, to_write
 from depthjepa.faults import BadInput
 from depthjepa.logbook import refuse_existing, whole_file
 
@@ -66,6 +67,9 @@ def embed(
         refuse_existing([file])
     _, config, encoder, where = open_with(backbone, place, settings, "embeddings", say=say)
     source = FlatFolder(place)
+    if file is not None:
+        _refuse_unwritable_names(file, [source.name_of(index) for index in range(len(source))])
+    tell_ignored(place, list_images(place), say)
     shape = (len(source), *((math.prod(config.grid),) if patches else ()), encoder.width)
     _refuse_beyond_memory(place, shape)
     embeddings, paths, unreadable = np.empty(shape, np.float32), list[str](), list[str]()
@@ -94,6 +98,20 @@ def _refuse_beyond_memory(folder: Path, shape: tuple[int, ...]) -> None:
             f"{folder}: {numbers} numbers (images{' x patches' if len(shape) == 3 else ''} x width) take "
             f"{size_of(needed)}, and the memory here is {size_of(there)}: embed parts of the folder{less}"
         )
+
+
+def _refuse_unwritable_names(file: Path, names: Sequence[str]) -> None:
+    """Refuse names that the kind of file cannot hold, before anything is computed."""
+    if file.suffix == ".npz":  # which holds any
+        return
+    for name in names:
+        spelt = name.encode("utf-8", "backslashreplace").decode()
+        why = "is not UTF-8" * (spelt != name)
+        if "\n" in name and file.suffix == ".safetensors":
+            why = "has a line break in it"
+        if why:
+            what = f"the name {spelt!r} {why}, which {file.suffix} cannot hold"
+            raise BadInput(f"{file}: {what}: rename it, or write .npz")
 
 
 # files: none of them takes the embeddings a second time -------------------------------------------------------------

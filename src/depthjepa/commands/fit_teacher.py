@@ -28,6 +28,7 @@ from torch import Tensor
 from depthjepa import locks, runtime
 from depthjepa.columns import Column, table
 from depthjepa.config import PLACES, TeacherFitConfig, differences, to_mapping
+from depthjepa.data.account import what_is_read
 from depthjepa.data.contents import contents_of, read_contents, refuse_changed, write_contents
 from depthjepa.data.layouts.layout import with_depth
 from depthjepa.data.loading import TrainingBatches, has_validation, open_source, view_batches
@@ -103,6 +104,7 @@ def _fit(
         earlier = load_depthfm(checkpoint, vae)
         fit.begin_at(flow, earlier.unet, checkpoint)
         autoencoder = earlier.vae
+    say(what_is_read(config.data, source))
     for line in describe_depth(source, (config.fit.nearest, config.fit.farthest), "fit.nearest, fit.farthest"):
         say(line)
     say(f"autoencoder {_millions(autoencoder)}, flow {_millions(flow)}; {len(source)} training pairs of {source.name}")

@@ -20,6 +20,7 @@ from torch import Tensor
 from depthjepa import distributed, locks, runtime
 from depthjepa.config import RunConfig, keys
 from depthjepa.cost import size_of
+from depthjepa.data.account import what_is_read
 from depthjepa.data.contents import stamps_of
 from depthjepa.data.images import Split
 from depthjepa.data.loading import TrainingBatches, has_validation, open_source, view_batches
@@ -75,6 +76,8 @@ def teach(config: RunConfig, out: str | Path, *, say: Callable[[str], None] | No
         cache.refuse_other(folder)
         splits: tuple[Split, ...] = ("train", "val") if has_validation(config.data) else ("train",)
         sources = [open_source(config.data, split) for split in splits]
+        if place.first:
+            say(what_is_read(config.data, sources[0]))
         teacher = load_network(asked_of(config)).to(where)
         places = places_of(sources)
         distributed.first_writes(

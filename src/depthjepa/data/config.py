@@ -43,7 +43,7 @@ class DataConfig:
     image_size: Positive | tuple[Positive, Positive] = 224
     """Side of what the model sees [px], or height and width."""
     classes: Positive | tuple[str, ...] | None = None
-    """First N classes in sorted order, or the named ones; null: all."""
+    """First N classes in sorted order, or the named ones ([2]: the one called 2); null: all."""
     images_per_class: Positive | None = None
     """Most training images of a class, the first ones; null: all."""
     crop_scale: Range = (0.3, 1.0)
@@ -66,7 +66,12 @@ class DataConfig:
     @field_validator("val_prefixes", mode="before")
     @classmethod
     def _one_or_several(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
+        return value if value is None or isinstance(value, (list, tuple)) else (value,)
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _number_or_one_or_several(cls, value: object) -> object:
+        return value if type(value) is int or value is None or isinstance(value, (list, tuple)) else (value,)
 
     @field_validator("classes")
     @classmethod

@@ -7,25 +7,43 @@ clipped. Pillow reads them all: torchvision's decoders are up to twice as fast o
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import importlib.util
 import io
 import os
 import struct
+import warnings
 import zlib
-from collections.abc import Iterable
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePath
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 from torch import Tensor
 
 from depthjepa.data.samples import UnreadableImage
+from depthjepa.faults import BadInput
 
 Split = Literal["train", "val"]
+Identity = tuple[int, int]  # device and number of a real folder
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+HEIC = (".heic", ".heif")  # what iPhones write; Pillow reads them with a plug-in
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jfif", ".jpe"),
+    *(suffix for suffix, codec in ((".avif", "avif"), (".jp2", "jpg_2000")) if features.check(codec)),
+    *(HEIC if importlib.util.find_spec("pillow_heif") else ()),
+)
+
+# Folders that file browsers, network drives and archives leave among images.
+LEFT_BY_SYSTEMS = ("@eadir", "__macosx")
+THUMBNAILS = ("thumbnails", "thumbs")  # beside images: smaller copies of them
 
 # What Pillow's decoders are known to raise on damaged files.
 DECODING_FAULTS = (
@@ -39,6 +57,19 @@ DECODING_FAULTS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+# What turns an image of each EXIF orientation upright. (`ImageOps.exif_transpose` writes the rest of EXIF anew, which
+# fails where that is broken.)
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+ON_THEIR_SIDE = (5, 6, 7, 8)
 
 
 def decode(path: Path) -> UInt8[Tensor, "3 h w"]:
@@ -61,12 +92,16 @@ def decode_bytes(content: bytes, name: str) -> UInt8[Tensor, "3 h w"]:
 
 def _decoded(file: Path | io.BytesIO, name: str) -> tuple[UInt8[Tensor, "3 h w"], int]:
     try:
-        with Image.open(file) as image:
-            tag = orientation(image)  # before it is loaded: a TIFF is turned then, and its tag is gone
-            ImageOps.exif_transpose(image, in_place=True)
-            pixels = np.array(image if image.mode == "RGB" else _as_rgb(image))
+        with _quietly(), _open(file, name) as image:
+            tag = orientation(image)
+            image.load()  # which turns a TIFF, and takes its tag
+            turn = TURNS.get(orientation(image))
+            turned = image if turn is None else image.transpose(turn)
+            pixels = np.array(turned if turned.mode == "RGB" else _as_rgb(turned))
     except UnidentifiedImageError as fault:  # whose message names an object in memory, another one each time
-        raise UnreadableImage(f"{name}: it is no image, or of an unknown format") from fault
+        empty = not (file.stat().st_size if isinstance(file, Path) else file.getbuffer().nbytes)
+        reason = "it is empty, 0 bytes" if empty else "it is no image, or of an unknown format"
+        raise UnreadableImage(f"{name}: {reason}") from fault
     except DECODING_FAULTS as fault:
         raise UnreadableImage(f"{name}: {fault_line(fault)}") from fault
     return torch.from_numpy(pixels).permute(2, 0, 1), tag  # a view: colours side by side are resized faster
@@ -74,21 +109,25 @@ def _decoded(file: Path | io.BytesIO, name: str) -> tuple[UInt8[Tensor, "3 h w"]
 
 def orientation(image: Image.Image) -> int:
     """EXIF orientation of an image, 2 to 8 for one that has to be turned (see `upright`); 1: upright, or untagged."""
-    return _known(image.getexif())
+    return _told(image.getexif)
 
 
 def tag_of(path: Path) -> int:
     """EXIF orientation told from the head of a file alone; 1 where it cannot be."""
     try:
-        with Image.open(path) as image:
-            return _known(Image.Image.getexif(image))  # PNG's own reads the whole file for a tag at its end
+        with _quietly(), _open(path, path.name) as image:
+            return _told(partial(Image.Image.getexif, image))  # PNG's own reads the whole file for a tag at its end
     except DECODING_FAULTS:
         return 1
 
 
-def _known(exif: Image.Exif) -> int:
-    tag = exif.get(ExifTags.Base.Orientation, 1)
-    return tag if tag in range(1, 9) else 1
+def _told(exif: Callable[[], Image.Exif]) -> int:
+    """What EXIF says of the camera's side, 1 where it says nothing: a broken block must not cost the photograph."""
+    try:
+        tag = exif().get(ExifTags.Base.Orientation, 1)
+        return tag if tag in range(1, 9) else 1
+    except Exception:  # whatever its bytes lead to
+        return 1
 
 
 def upright(values: np.ndarray, tag: int) -> np.ndarray:
@@ -100,12 +139,23 @@ def upright(values: np.ndarray, tag: int) -> np.ndarray:
     return values[:, ::-1] if tag in (2, 3, 6, 7) else values
 
 
+def _quietly() -> contextlib.AbstractContextManager[object]:
+    """What Pillow warns of (broken EXIF, many pixels) names no file, and the image is read or named as unreadable."""
+    return warnings.catch_warnings(action="ignore")
+
+
+def _open(file: Path | io.BytesIO, name: str) -> Image.Image:
+    if name.lower().endswith(HEIC):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    return Image.open(file)
+
+
 def upright_size(path: Path) -> tuple[int, int] | None:
     """Height and width of an image as `decode` gives it, told from the head of the file; None where it cannot be."""
     try:
-        with Image.open(path) as image:
+        with _quietly(), _open(path, path.name) as image:
             width, height = image.size
-            on_its_side = orientation(image) >= 5 and image.format != "TIFF"  # Pillow tells the upright size of a TIFF
+            on_its_side = orientation(image) in ON_THEIR_SIDE and image.format != "TIFF"  # Pillow tells that upright
     except DECODING_FAULTS:
         return None
     return (width, height) if on_its_side else (height, width)
@@ -134,29 +184,144 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
 
 
-def image_names(folder: Path) -> list[str]:
-    """Return the images below `folder` at any depth as sorted relative paths; hidden ones are ignored.
+# listing --------------------------------------------------------------------------------------------------
 
-    Raises `PermissionError` for a folder that may not be read; such folders below it are passed over.
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The images below a folder as sorted relative paths, and how often what was passed over, in words."""
+
+    names: list[str]
+    ignored: Mapping[str, int]
+
+
+def list_images(folder: Path, read: set[Identity] | None = None) -> Listing:
+    """The images below `folder` at any depth, and what else is there.
+
+    Files are told by their endings. Hidden ones, and folders of thumbnails, of network drives and of archives are
+    passed over. Each real folder is read once, by its own path where it has one below `folder`, else by the first link
+    to it; a link to a folder above, or to one that was `read` before, is not followed. `read` gets the folders to it.
+
+    Raises `BadInput` where a folder cannot be listed.
     """
+    names: list[str] = []
+    ignored: Counter[str] = Counter()
+    read = set() if read is None else read
+    read |= {identity(each) for each in folder.resolve().parents}
+    own, links = [folder], list[Path]()
+    while own or links:
+        if own:
+            place = own.pop()
+        elif identity(place := links.pop(0)) in read:
+            ignored["link to a folder that is read already, or lies above"] += 1
+            continue
+        read.add(identity(place))
+        entries = _entries(place)
+        images = [each.name for each in entries if each.name.lower().endswith(SUFFIXES) and each.name[0] != "."]
+        for entry in entries:
+            if entry.name.startswith("."):
+                ignored["hidden"] += 1
+            elif (kind := _kind(entry)) == "folder":
+                if entry.name.lower() in (*LEFT_BY_SYSTEMS, *(THUMBNAILS if images else ())):
+                    ignored[f"{entry.name}/"] += 1
+                else:
+                    (links if entry.is_symlink() else own).append(Path(entry.path))
+            elif kind == "other":
+                ignored["pipe, socket or device"] += 1
+            elif entry.name.lower().endswith(SUFFIXES):
+                names.append((place.relative_to(folder) / entry.name).as_posix())
+            else:
+                ignored[ending(entry.name)] += 1
+        links.sort()
+    return Listing(sorted(names), ignored)
 
-    def refused(fault: OSError) -> None:
-        if isinstance(fault, PermissionError) and Path(fault.filename) == folder:
-            raise fault
 
-    names = []
-    for place, folders, files in os.walk(folder, onerror=refused, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = Path(place).relative_to(folder)
-        names += [
-            (below / name).as_posix() for name in files if not name.startswith(".") and name.lower().endswith(SUFFIXES)
-        ]
-    return sorted(names)
+def image_names(folder: Path) -> list[str]:
+    """The names of `list_images`."""
+    return list_images(folder).names
+
+
+def ending(name: str) -> str:
+    """How a file that is no image to us is told: by its ending, and what would read it."""
+    suffix = PurePath(name).suffix.lower()
+    if suffix in HEIC:
+        return f"{suffix} (pip install 'depthjepa[heic]' reads them)"
+    if suffix in (".avif", ".jp2"):
+        return f"{suffix} (this build of Pillow does not read them)"
+    return suffix or "without an ending"
+
+
+def in_words(ignored: Mapping[str, int], most: int = 8) -> str:
+    """What was passed over, the most frequent first: `12 .heic, 3 .txt`; empty for nothing."""
+    ranked = sorted(ignored.items(), key=lambda each: (-each[1], each[0]))
+    rest = sum(count for _, count in ranked[most:])
+    return ", ".join([f"{count} {what}" for what, count in ranked[:most]] + [f"{rest} more"] * bool(rest))
+
+
+SPLIT_WORDS: Mapping[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+
+
+def split_folders(root: Path) -> dict[str, str]:
+    """The folders of `root` that are called as splits are, in any case: `{"train": "train", "val": "Valid"}`.
+
+    Raises `BadInput` where two are called as one split, or `root` cannot be listed.
+    """
+    found: dict[str, str] = {}
+    for name in sub_folders(root):
+        for split, words in SPLIT_WORDS.items():
+            if name.lower() in words and found.setdefault(split, name) != name:
+                raise BadInput(f"{root} holds both {found[split]}/ and {name}/: join them, or rename one")
+    return found
 
 
 def sub_folders(folder: Path) -> list[str]:
-    """Return the sorted names of the folders right below `folder`; hidden ones are ignored."""
-    return sorted(place.name for place in folder.iterdir() if place.is_dir() and place.name[0] != ".")
+    """Sorted names of the folders right below `folder`, without hidden ones and those that systems leave.
+
+    Raises `BadInput` where it cannot be listed.
+    """
+    return [
+        entry.name
+        for entry in _entries(folder)
+        if entry.name[0] != "." and entry.name.lower() not in LEFT_BY_SYSTEMS and _kind(entry) == "folder"
+    ]
+
+
+def loose_images(folder: Path) -> list[str]:
+    """Sorted names of the images right in `folder`; raises `BadInput` where it cannot be listed."""
+    files = [entry for entry in _entries(folder) if entry.name[0] != "." and entry.name.lower().endswith(SUFFIXES)]
+    return [entry.name for entry in files if _kind(entry) == "file"]
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except OSError as fault:
+        raise BadInput(f"{folder} cannot be listed: {fault.strerror}") from fault
+
+
+def identity(folder: Path) -> Identity:
+    """What tells a real folder from others, by whatever path; raises `BadInput` where it cannot be looked at."""
+    try:
+        stat = folder.stat()
+    except OSError as fault:
+        raise BadInput(f"{folder} cannot be listed: {fault.strerror}") from fault
+    return stat.st_dev, stat.st_ino
+
+
+def _kind(entry: os.DirEntry[str]) -> Literal["folder", "file", "other"]:
+    """What an entry is, or leads to. A broken link counts as a file: an image that then cannot be read is told."""
+    try:
+        if entry.is_dir():
+            return "folder"
+        broken = entry.is_symlink() and not Path(entry.path).exists()
+        return "file" if entry.is_file() or broken else "other"
+    except OSError:  # links in a circle
+        return "file"
 
 
 def packed(names: Iterable[str]) -> np.ndarray:

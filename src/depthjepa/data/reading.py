@@ -6,6 +6,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from depthjepa.faults import BadInput
+from depthjepa.faults import BadInput, RunStopped
 
 Answer = TypeVar("Answer")
 
@@ -28,7 +29,7 @@ def read(reader: Dataset[Answer | BadInput], requests: Iterator[object], workers
     An exception that leaves a worker gets the worker's traceback into its message, so faults of the user
     travel as values and stay one clear message.
     """
-    no_more = multiprocessing.RawValue("b", 0)
+    no_more = _shared_byte() if workers else ctypes.c_byte(0)
     loader: DataLoader[Answer | BadInput] = DataLoader(
         reader,
         batch_size=None,
@@ -45,8 +46,26 @@ def read(reader: Dataset[Answer | BadInput], requests: Iterator[object], workers
             if isinstance(answer, BadInput):
                 raise answer
             yield answer
+    except RuntimeError as fault:
+        if "DataLoader worker (pid" not in str(fault):  # a fault within a worker keeps its traceback
+            raise
+        raise RunStopped(
+            f"a process that decodes images is gone ({str(fault).splitlines()[0]}). Where memory is short, also "
+            f"that which processes share (in a container: --shm-size or --ipc=host), take fewer data.workers, or 0"
+        ) from fault
     finally:
         no_more.value = 1
+
+
+def _shared_byte() -> ctypes.c_byte:
+    try:
+        byte: ctypes.c_byte = multiprocessing.RawValue("b", 0)
+        return byte
+    except OSError as fault:  # it is a file in shared memory, or in the folder of temporary files
+        raise RunStopped(
+            f"no memory can be shared between processes ({fault.strerror}): make room in /dev/shm and "
+            f"{tempfile.gettempdir()}, or take data.workers=0"
+        ) from fault
 
 
 def _unchanged(answer: Answer) -> Answer:

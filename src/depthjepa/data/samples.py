@@ -6,6 +6,7 @@ float32, 0 = invalid; it is never interpolated across invalid pixels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -78,6 +79,15 @@ class Stamped(Protocol):
 
         The first one is the image's; those of depth and labels follow.
         """
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """A source that passed over some of what lies where its samples do."""
+
+    @property
+    def ignored(self) -> Mapping[str, int]:
+        """How often what was passed over, in words, as `{".txt": 3}`."""
         ...
 
 

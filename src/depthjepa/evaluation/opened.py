@@ -15,6 +15,7 @@ from depthjepa.backbones.opening import open_backbone
 from depthjepa.checkpoint import Checkpoint
 from depthjepa.config import RunConfig
 from depthjepa.configuring import given, refuse_other_than_settings, refuse_repeated
+from depthjepa.data.images import Listing, in_words
 from depthjepa.evaluation.probes import probe_config, table
 from depthjepa.faults import BadInput
 from depthjepa.model.vit import VisionTransformer
@@ -75,6 +76,12 @@ def to_write(out: str | Path) -> Path:
     if not str(out):
         raise BadInput("out is an empty path: name what is to be written")
     return Path(out)
+
+
+def tell_ignored(folder: Path, listing: Listing, say: Say | None = None) -> None:
+    """Say what lies below a folder beside the images that are taken, if anything."""
+    if say is not None and listing.ignored:
+        say(f"{folder}: {len(listing.names)} images; ignored: {in_words(listing.ignored)}")
 
 
 def tell_unreadable(faults: Sequence[str], say: Say | None = None) -> None:

@@ -202,7 +202,7 @@ def fit_readouts(
     """
     ridges = {name: Ridge() for name in encoders}
     means: CellMeans | None = None
-    grid, seen = (0, 0), 0
+    grid, seen, measured = (0, 0), 0, 0
     enough = [False, False]  # is any depth known of the images that are fitted, and of those held out
     for batch in batches:
         if seen and patch_grid(batch.images, patch_size) != grid:
@@ -217,8 +217,12 @@ def fit_readouts(
         for name, encode in encoders.items():
             ridges[name].add(tokens_of(encode, batch), targets, aside.long(), counted.bool())
         seen += len(cells)
+        measured += int(known.flatten(1).any(1).sum())
     if means is None or not all(enough):
-        raise BadInput(f"a depth probe needs at least {FOLDS} images with valid depth, and there are {seen}")
+        raise BadInput(
+            f"a depth probe needs at least {FOLDS} images with valid depth, one of every {FOLDS} in their order among "
+            f"them, and {measured} of {seen} have any"
+        )
     mean_map = means.mean_map()
     return mean_map, {name: _readout(ridge, mean_map) for name, ridge in ridges.items()}
 

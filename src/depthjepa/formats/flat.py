@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from depthjepa.formats.files import read_safetensors, write_safetensors
-from depthjepa.formats.weights import Contents, Weights, Which, describe, encoder_names, refuse_other_names
+from depthjepa.formats.weights import Contents, Weights, Which, describe, encoder_names, refuse_other_names, unwrapped
 from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig
 
 
@@ -19,6 +19,7 @@ def read_flat(path: Path, tensors: Weights | None = None, heads: int | None = No
     note: dict[str, Any] = {}
     if tensors is None:
         tensors, note = read_safetensors(path)
+        tensors = unwrapped(tensors, path)
     model, image_size, assumed = describe(
         tensors,
         path,

@@ -11,10 +11,12 @@ import torch
 from depthjepa.faults import BadInput
 from depthjepa.formats.files import is_safetensors, read_json, read_torch
 from depthjepa.formats.flat import read_flat
-from depthjepa.formats.reference import PREFIX, is_reference, read_reference
+from depthjepa.formats.reference import is_reference, read_reference
 from depthjepa.formats.timm import is_timm, read_timm, released_url
 from depthjepa.formats.transformers import is_huggingface, read_huggingface
-from depthjepa.formats.weights import Contents
+from depthjepa.formats.weights import FIRST, Contents, unwrapped
+
+NESTED = ("state_dict", "model", "model_state_dict")  # where Lightning, timm and others keep the tensors
 
 KINDS = (
     "a run folder, a checkpoint file, a Hugging Face folder or hub id (facebook/ijepa_vith14_1k), or a timm name "
@@ -52,8 +54,10 @@ def open_content(content: Any, source: str | Path, heads: int | None = None) -> 
     """Sort what was read from a pickle."""
     if is_reference(content):
         return read_reference(content, source, heads)
-    if isinstance(content, dict) and {"patch_embed.proj.weight", "module.patch_embed.proj.weight"} & content.keys():
-        return read_flat(Path(source), {key.removeprefix(PREFIX): value for key, value in content.items()}, heads)
+    if isinstance(content, dict) and "format" not in content:  # a checkpoint of ours says its format
+        inner = next((content[key] for key in NESTED if isinstance(content.get(key), dict)), content)
+        if any(isinstance(key, str) and key.endswith(FIRST) for key in inner):
+            return read_flat(Path(source), unwrapped(inner, source), heads)
     if not isinstance(content, dict):
         raise BadInput(f"{source} holds a {type(content).__name__}, no checkpoint of a known layout")
     return content

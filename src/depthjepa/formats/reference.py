@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from depthjepa.faults import BadInput
-from depthjepa.formats.weights import Contents, Weights, describe, few
+from depthjepa.formats.weights import INSIDE, Contents, Weights, describe, few
 from depthjepa.logbook import whole_file
 
 PREFIX = "module."
@@ -59,7 +59,7 @@ def read_reference(content: Mapping[str, Any], source: str | Path, heads: int | 
 def _bare(weights: Any, what: str) -> Weights:
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise BadInput(f"{what} should hold tensors by their names, and nothing else")
-    return {key.removeprefix(PREFIX): value for key, value in weights.items()}
+    return {INSIDE.sub("", key).removeprefix(PREFIX): value for key, value in weights.items()}
 
 
 def write_reference(

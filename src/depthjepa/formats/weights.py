@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +42,41 @@ class Contents:
     assumed: tuple[str, ...] = field(default=())
 
 
+FIRST = "patch_embed.proj.weight"
+# What torch.compile and sharding put into names, at any place.
+INSIDE = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+
+def unwrapped(weights: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
+    """Tensors of one encoder without what wraps it: DDP's `module.`, Lightning's `model.`, `backbone.`, or any other.
+
+    Where all names have it, nothing is lost. Raises `BadInput` for several encoders, and for an encoder amid others.
+    """
+    named = {INSIDE.sub("", key): value for key, value in weights.items()}
+    prefixes = [key.removesuffix(FIRST) for key in named if key.endswith("." + FIRST) or key == FIRST]
+    if len(prefixes) > 1 and "" not in prefixes:
+        raise BadInput(
+            f"{source} holds several encoders, whose names begin with {' and '.join(map(repr, sorted(prefixes)))}: "
+            f"keep the tensors of one"
+        )
+    if len(prefixes) != 1:
+        return named
+    (prefix,) = prefixes
+    if others := sorted(key for key in named if not key.startswith(prefix)):
+        raise BadInput(
+            f"{source} holds an encoder whose names begin with {prefix!r}, beside {few(others)}: keep the tensors of "
+            f"the encoder alone"
+        )
+    return {key.removeprefix(prefix): value for key, value in named.items()}
+
+
+def beginnings(names: Iterable[str]) -> str:
+    """How names of tensors begin, for a message about names that are none of ours: `backbone. (150), head. (2)`."""
+    counts = Counter(f"{name.split('.')[0]}." if "." in name else name for name in names)
+    listed = [f"{begin} ({count})" if count > 1 else begin for begin, count in counts.most_common(4)]
+    return ", ".join(listed) + ", …" * (len(counts) > 4)
+
+
 def describe(
     weights: Weights,
     source: str | Path,
@@ -59,6 +95,13 @@ def describe(
         BadInput: the tensors are not an encoder's.
     """
     width, depth, hidden, patch, tokens = _dimensions(weights, source)
+    if classes := [key for key in weights if key in ("cls_token", "dist_token", "reg_token")]:
+        patches = math.isqrt(tokens) ** 2
+        positions = f" ({tokens} positions = {patches} + {tokens - patches})" * (tokens > patches)
+        raise BadInput(
+            f"{source} holds an encoder with a class token{positions}: {few(classes)}; encoders of I-JEPA have patches "
+            f"alone, so it cannot be read"
+        )
     sizes = {(shape.width, shape.depth, shape.hidden): name for name, shape in SHAPES.items()}
     size = sizes.get((width, depth, hidden))
     assumed: tuple[str, ...] = ()
@@ -87,7 +130,8 @@ def _dimensions(weights: Weights, source: str | Path) -> tuple[int, int, int, in
         _, tokens, _ = weights["pos_embed"].shape
         hidden, _ = weights["blocks.0.mlp.fc1.weight"].shape
     except (KeyError, ValueError) as fault:
-        reason = f"{fault.args[0]} is missing" if isinstance(fault, KeyError) else "its tensors have other dimensions"
+        absent = f"{fault.args[0]} is missing among names that begin with {beginnings(weights)}"
+        reason = absent if isinstance(fault, KeyError) else "its tensors have other dimensions"
         raise BadInput(f"{source} does not hold an encoder of I-JEPA: {reason}") from fault
     if channels != 3:
         raise BadInput(f"{source} holds an encoder of {channels} channels; depthjepa's read RGB")

@@ -14,7 +14,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, Va
 
 from depthjepa import runtime
 from depthjepa.config import RunConfig
-from depthjepa.configuring import build_config, given_twice
+from depthjepa.configuring import IN_QUOTES, build_config, given_twice
 from depthjepa.data.loading import open_source
 from depthjepa.data.order import steps_per_epoch
 from depthjepa.distributed import Ranks
@@ -114,7 +114,8 @@ def load_study(study: str | Path) -> Study:
             absent = each["type"] == "missing"
             said = each["msg"].replace("Input should", "should").replace("valid tuple", "list")
             said = said.replace("valid dictionary", "mapping of names to lists")
-            faults.append(f"{key} is missing" if absent else f"{key}: {said}, got {each['input']!r}")
+            quotes = f" ({IN_QUOTES})" if each["type"] == "string_type" and not isinstance(each["input"], dict) else ""
+            faults.append(f"{key} is missing" if absent else f"{key}: {said}, got {each['input']!r}{quotes}")
     raise BadInput(f"{study}: {'; '.join(faults)}")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,18 @@ from jaxtyping import Int64
 
 from depthjepa.data.config import DataConfig
 from depthjepa.data.contents import file_sizes
-from depthjepa.data.images import SUFFIXES, Split, decode, image_names, packed, sub_folders
+from depthjepa.data.images import (
+    SUFFIXES,
+    Split,
+    decode,
+    identity,
+    in_words,
+    list_images,
+    loose_images,
+    packed,
+    split_folders,
+    sub_folders,
+)
 from depthjepa.data.layouts.layout import DataLayout, path_of
 from depthjepa.data.samples import Sample
 from depthjepa.faults import BadInput, nearest
@@ -20,9 +33,9 @@ class ClassFolder:
     """Images sorted into classes: `SPLIT/CLASS/*`, at any depth below the class.
 
     `classes` takes the first N classes in sorted order, or the named ones in the order given; the classes are
-    those of `train`, so that labels agree between the splits. `images_per_class` takes at most the first N
-    images of each class, in the order of their paths, of `train` alone: the validation images stay
-    comparable.
+    those of `train`, so that labels agree between the splits (`valid` and `validation` are `val`).
+    `images_per_class` takes at most the first N images of each class, in the order of their paths, of `train`
+    alone: the validation images stay comparable.
 
     Raises `BadInput` for an unknown class, too many classes, and a class without images.
     """
@@ -40,24 +53,38 @@ class ClassFolder:
     ) -> None:
         self.name = str(root)
         self._root = root
-        if not (root / split).is_dir():
-            raise BadInput(f"{root} is a class folder without {split}/")
-        self.classes = _chosen_classes(root, classes)
-        if classes is None and (extra := set(sub_folders(root / split)) - set(self.classes)):
-            raise BadInput(f"{root / split} has classes that train has not: {', '.join(sorted(extra)[:3])}")
+        places = split_folders(root)
+        for needed in ("train", split):
+            if needed not in places:
+                raise BadInput(f"{root} is a class folder without {needed}/")
+        within = root / places[split]
+        there = _classes_there(within)
+        self.classes = _chosen_classes(root / places["train"], classes)
+        if classes is None and (extra := set(there) - set(self.classes)):
+            raise BadInput(f"{within} has classes that train has not: {', '.join(sorted(extra)[:3])}")
+        read = {identity(within / word) for word in there}
+        ignored = Counter(dict(_beside(root, places) if split == "train" else ()))
+        if loose := loose_images(within):
+            ignored[f"images right in {within.name}/"] += len(loose)
         names: list[str] = []
         labels: list[int] = []
         for label, word in enumerate(self.classes):
-            place = f"{split}/{word}"
-            if not (found := image_names(root / place)):
+            place = f"{places[split]}/{word}"
+            listing = list_images(root / place, read) if word in there else None
+            if listing is None or not listing.names:
+                held = listing and in_words(listing.ignored)
                 raise BadInput(
-                    f"class {word!r} has no images in {root / split} (accepted: {' '.join(SUFFIXES)}): "
+                    f"class {word!r} has no images in {within} (accepted: {' '.join(SUFFIXES)}"
+                    f"{f'; there are {held}' if held else ''}): "
                     f"remove its folder, or name the other classes in data.classes"
                 )
+            found = listing.names
+            ignored.update(listing.ignored)
             if split == "train":
                 found = found[:images_per_class]
             names += [f"{place}/{name}" for name in found]
             labels += [label] * len(found)
+        self.ignored: Mapping[str, int] = ignored
         self._names = packed(names)
         self.labels: Int64[np.ndarray, " images"] = np.array(labels, dtype=np.int64)
 
@@ -79,26 +106,53 @@ class ClassFolder:
         return Sample(image=image, depth=None, label=int(self.labels[index]), name=name)
 
 
-def _chosen_classes(root: Path, classes: int | tuple[str, ...] | None) -> tuple[str, ...]:
-    there = sub_folders(root / "train")
+def _classes_there(place: Path) -> list[str]:
+    """Names of the class folders of a split; raises `BadInput` where it has none, or two are one folder."""
+    there = sub_folders(place)
+    if not there:
+        loose = loose_images(place)
+        lie = f"{len(loose)} images lie in it without any ({loose[0]}, …)" if loose else "it holds no images"
+        raise BadInput(
+            f"{place} has no class folders; {lie}: sort them into {place.name}/CLASS/ by the data set's list "
+            f"of labels, or move {place.name}/ away to train without validation data"
+        )
+    folders: dict[Path, str] = {}
+    for name in there:
+        other = folders.setdefault((place / name).resolve(), name)
+        if other != name:
+            raise BadInput(f"classes {other!r} and {name!r} of {place} are one folder: one is a link to it")
+    return there
+
+
+def _beside(root: Path, places: Mapping[str, str]) -> Iterator[tuple[str, int]]:
+    """What lies beside `train` and `val` and is not read; told of `train` alone."""
+    others = [name for name in sub_folders(root) if name not in (places["train"], places.get("val"))]
+    yield from ((f"{name}/ beside {places['train']}/", 1) for name in others)
+    if loose := loose_images(root):
+        yield f"images right in {root.name}/", len(loose)
+
+
+def _chosen_classes(place: Path, classes: int | tuple[str, ...] | None) -> tuple[str, ...]:
+    there = _classes_there(place)
     if classes is None:
         return tuple(there)
     if isinstance(classes, int):
         if classes > len(there):
-            raise BadInput(f"data.classes={classes}, but {root / 'train'} holds {len(there)} classes")
+            raise BadInput(f"data.classes={classes}, but {place} holds {len(there)} classes")
         return tuple(there[:classes])
     for word in classes:
         if word not in there:
             raise BadInput(
-                f"data.classes: no class {word!r} in {root / 'train'}{nearest(word, there)}; "
+                f"data.classes: no class {word!r} in {place}{nearest(word, there)}; "
                 f"it holds {len(there)}: {', '.join(there[:5])}{', ...' if len(there) > 5 else ''}"
             )
     return classes
 
 
 def _matches(root: str) -> bool:
-    train = path_of(root) / "train"
-    return train.is_dir() and bool(sub_folders(train))
+    folder = path_of(root)
+    train = split_folders(folder).get("train") if folder.is_dir() else None
+    return train is not None and bool(sub_folders(folder / train))
 
 
 def _open(config: DataConfig, root: str, split: Split) -> ClassFolder:
@@ -106,7 +160,7 @@ def _open(config: DataConfig, root: str, split: Split) -> ClassFolder:
 
 
 def _has_validation(config: DataConfig, root: str) -> bool:
-    return (path_of(root) / "val").is_dir()
+    return "val" in split_folders(path_of(root))
 
 
 LAYOUT = DataLayout(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,17 @@ from jaxtyping import Int64
 
 from depthjepa.data.config import DataConfig
 from depthjepa.data.contents import file_sizes
-from depthjepa.data.images import SUFFIXES, Split, decode, image_names, packed
+from depthjepa.data.images import (
+    SUFFIXES,
+    Split,
+    decode,
+    in_words,
+    list_images,
+    loose_images,
+    packed,
+    split_folders,
+    sub_folders,
+)
 from depthjepa.data.layouts.layout import DataLayout, path_of
 from depthjepa.data.samples import Sample
 from depthjepa.faults import BadInput
@@ -19,8 +30,10 @@ from depthjepa.faults import BadInput
 class FlatFolder:
     """All images below a folder, in the order of their paths, without labels or depth.
 
-    Where the folder holds both `train` and `val`, each split reads its own; else every split is all images. Without a
-    split, all images are read whatever the folder holds.
+    Where the folder holds `train` beside `val` (or `valid`, `validation`) or `test`, each split reads its own, and
+    `test` is left out; else every split is all images. Without a split, all images are read whatever the folder holds.
+
+    Raises `BadInput` where there are no images, no `val` of a folder that is divided, or a `val` or `test` alone.
     """
 
     classes: tuple[str, ...] = ()
@@ -31,12 +44,21 @@ class FlatFolder:
     def __init__(self, root: Path, split: Split | None = None) -> None:
         self.name = str(root)
         self._root = root
-        apart = split is not None and (root / "train").is_dir() and (root / "val").is_dir()
-        within = root / split if split is not None and apart else root
-        names = image_names(within)
-        if not names:
-            raise BadInput(f"{within} holds no images (accepted: {' '.join(SUFFIXES)})")
-        self._names = packed((within / name).relative_to(root).as_posix() for name in names)
+        places = {} if split is None else _splits(root)
+        if split is not None and places and split not in places:
+            raise BadInput(f"{root} has no {split}/ beside {' and '.join(f'{name}/' for name in places.values())}")
+        within = root / places[split] if split is not None and places else root
+        listing = list_images(within)
+        if not listing.names:
+            held = in_words(listing.ignored)
+            raise BadInput(
+                f"{within} holds no images (accepted: {' '.join(SUFFIXES)}{f'; there are {held}' if held else ''})"
+            )
+        self.ignored: Mapping[str, int] = {
+            **listing.ignored,
+            **(_beside(root, places) if split == "train" and places else {}),
+        }
+        self._names = packed((within / name).relative_to(root).as_posix() for name in listing.names)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -55,6 +77,27 @@ class FlatFolder:
         return Sample(image=decode(self._root / name), depth=None, label=-1, name=name)
 
 
+def _splits(root: Path) -> dict[str, str]:
+    """The folders of the splits, none where the folder is not divided."""
+    places = split_folders(root)
+    if places and "train" not in places:
+        name = next(iter(places.values()))
+        raise BadInput(
+            f"{root} holds {name}/ and no train/: move the training images into train/, or rename {name}/ where its "
+            f"images are for training too"
+        )
+    return places if len(places) > 1 else {}
+
+
+def _beside(root: Path, places: Mapping[str, str]) -> dict[str, int]:
+    """What lies beside `train` and `val` and is not read; told of `train` alone."""
+    others = [name for name in sub_folders(root) if name not in (places.get("train"), places.get("val"))]
+    found = {f"{name}/ beside {places['train']}/": 1 for name in others}
+    if loose := loose_images(root):
+        found[f"images right in {root.name}/"] = len(loose)
+    return found
+
+
 def _matches(root: str) -> bool:
     return path_of(root).is_dir()
 
@@ -64,7 +107,8 @@ def _open(config: DataConfig, root: str, split: Split) -> FlatFolder:
 
 
 def _has_validation(config: DataConfig, root: str) -> bool:
-    return True  # where nothing is held out, all images
+    places = _splits(path_of(root))
+    return not places or "val" in places  # where nothing is held out, all images
 
 
 LAYOUT = DataLayout(

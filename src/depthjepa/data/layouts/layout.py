@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from depthjepa.data.images import Split, sub_folders
 from depthjepa.data.layouts import table
 from depthjepa.data.samples import Source
 from depthjepa.faults import BadInput, nearest
+
+PACKED = (".zip", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 
 def path_of(root: str) -> Path:
@@ -37,6 +40,9 @@ class DataLayout:
     matches: Callable[[str], bool]
     open: Callable[[DataConfig, str, Split], Source]
     has_validation: Callable[[DataConfig, str], bool]
+    # What a message says of a root that looks like this layout and lacks something, empty for any other: asked where no
+    # kind is insisted on and a later row would match.
+    nearly: Callable[[str], str] = lambda root: ""
     source_name: Callable[[str], str] = path_name  # the name of the source of a root, without opening it
     by_name: bool = False  # a root is the row's name, or NAME:MORE, instead of a path
     takes_subsets: bool = False  # whether data.classes and data.images_per_class choose from it
@@ -62,6 +68,10 @@ def layout_of(config: DataConfig, root: str) -> DataLayout:
         if not named or path_of(root).exists():
             raise nothing_at(root)
         found = named[0]
+    if config.kind is None:
+        for name in itertools.takewhile(lambda name: name != found, layouts):
+            if lacking := layouts[name].nearly(root):
+                raise BadInput(lacking)
     if insisted is not None and not layouts[found].by_name:
         return insisted  # opening it says what it lacks
     if found not in allowed:
@@ -145,7 +155,8 @@ def nothing_at(root: str) -> BadInput:
     """What to say of a root where no layout is: a file, or a path that is not there, with the nearest one that is."""
     path = path_of(root)
     if path.exists():
-        return BadInput(f"data.root={path} is a file, not a folder")
+        packed = ": unpack it first" * path.name.lower().endswith(PACKED)
+        return BadInput(f"data.root={path} is a file, not a folder{packed}")
     parent = path.parent
     beside = [str(parent / name) for name in sub_folders(parent)] if parent.is_dir() else []
     names = [name for name, layout in _layouts().items() if layout.by_name]

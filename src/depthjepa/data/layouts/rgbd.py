@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -29,8 +30,11 @@ from depthjepa.data.images import (
     Split,
     decode_with_tag,
     fault_line,
+    list_images,
+    loose_images,
     orientation,
     packed,
+    sub_folders,
     tag_of,
     upright,
 )
@@ -44,6 +48,10 @@ from depthjepa.settings import STRICT
 
 DATASET = "dataset.json"
 LOOKED_AT = 256  # pairs of whose files the heads are read when a folder is opened
+
+# How others call the two folders.
+DEPTH_WORDS = ("depth", "Depth", "DEPTH", "depths", "depth_maps", "depth_map", "depthmaps", "disparity")
+COLOUR_WORDS = ("rgb", "rgbs", "color", "colour", "colors", "image", "images", "img", "imgs", "photo", "photos", "left")
 
 EXACT = ConfigDict(**STRICT, strict=True)  # 2 is no name, and "2" no number
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -204,6 +212,12 @@ class PairedFolder:
                 depth_tag(paths, (tag_of(paths[0]), tag_of(paths[1])), None)
 
     @property
+    def ignored(self) -> Mapping[str, int]:
+        """What lies among photographs and depth files and is neither, listed anew."""
+        folder = self._root / self._place
+        return Counter(list_images(folder / "rgb").ignored) + Counter(list_images(folder / "depth").ignored)
+
+    @property
     def knows_focal_length(self) -> bool:
         """Whether `dataset.json` gives the focal length."""
         return self.focal_length is not None
@@ -357,6 +371,43 @@ def _matches(root: str) -> bool:
     return _has_splits(folder) or _is_undivided(folder)
 
 
+def _nearly(root: str) -> str:
+    """What to say of photographs under another name beside their depth, which would be read as images themselves."""
+    top = path_of(root)
+    if not top.is_dir():
+        return ""
+    below = [top / name for name in sub_folders(top)]
+    for place in (top, *below, *(folder / name for folder in below for name in sub_folders(folder))):
+        beside = sub_folders(place) if any((place / word).is_dir() for word in DEPTH_WORDS) else []
+        maps = next((name for name in beside if name in DEPTH_WORDS), "")
+        others = [name for name in beside if name.lower() in COLOUR_WORDS]
+        if maps and (others or _holds_depth(place / maps)):
+            renamed = {others[0] if others else "the folder of the photographs": "rgb", maps: "depth"}
+            words = [f"{name}{'/' * (' ' not in name)} to {new}/" for name, new in renamed.items() if name != new]
+            what = f" beside {others[0]}/" if others else ", which holds depth maps"
+            advice = [f"rename {' and '.join(words)}"] * bool(words)
+            advice += [f"move them right below {top}, or below its train/ and val/"] * (
+                place not in (top, top / "train", top / "val")
+            )
+            return (
+                f"{place} holds {maps}/{what}, and an RGB-D folder has rgb/ beside depth/: {', '.join(advice)}; to "
+                f"train on all of these files as images without depth, give data.kind=folder"
+            )
+    return ""
+
+
+def _holds_depth(folder: Path) -> bool:
+    """Whether the first image of a folder is of one channel of 16 bits."""
+    try:
+        first = next(iter(loose_images(folder)), None)
+        if first is None:
+            return False
+        with Image.open(folder / first) as image:
+            return image.mode.startswith("I")
+    except DECODING_FAULTS:
+        return False
+
+
 def _open(config: DataConfig, root: str, split: Split) -> PairedFolder:
     return PairedFolder(
         path_of(root),
@@ -380,6 +431,7 @@ LAYOUT = DataLayout(
     open=_open,
     has_validation=_has_validation,
     reads=("depth_orientation", "depth_scale"),
+    nearly=_nearly,
     may_have_depth=True,
     pairs="RGB-D pairs",
 )

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import functools
 import os
+import posixpath
 import re
 import tarfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,12 +26,13 @@ from jaxtyping import Int64
 from numpy import ndarray
 
 from depthjepa.data.config import DataConfig
-from depthjepa.data.images import SUFFIXES, Split, decode_bytes, fault_line, packed
+from depthjepa.data.images import SUFFIXES, Split, decode_bytes, ending, fault_line, packed
 from depthjepa.data.layouts.layout import DataLayout, path_of
 from depthjepa.data.samples import Sample, UnreadableImage
 from depthjepa.faults import BadInput, nearest
 
-_SPLIT_WORDS: dict[Split, set[str]] = {"train": {"train"}, "val": {"val", "validation"}}
+_SPLIT_WORDS: dict[Split, set[str]] = {"train": {"train"}, "val": {"val", "valid", "validation"}}
+_COMPRESSED = (".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst")
 _PADDING = 1 << 20  # bytes; a tar ends in zeros up to a whole record, which is hardly ever larger
 
 
@@ -69,6 +72,7 @@ class TarShards:
             if classes is not None and (empty := set(range(len(chosen))) - set(index.labels.tolist())):
                 raise BadInput(f"class {chosen[min(empty)]!r} has no images in the {split} shards of {root}")
             self.classes = chosen
+        self.ignored: Mapping[str, int] = dict(index.ignored)
         self.labels: Int64[ndarray, " images"] = index.labels
         self._shards = packed(path.relative_to(self._folder).as_posix() for path in paths)
         self._names, self._places = index.names, index.places
@@ -112,12 +116,16 @@ def shard_paths(root: Path, split: Split) -> list[Path]:
     if not root.is_dir():
         return [root]
     by_split = {known: _shards_of(root, words) for known, words in _SPLIT_WORDS.items()}
-    return by_split[split] if any(by_split.values()) else sorted(root.glob("*.tar"))
+    return by_split[split] if any(by_split.values()) else sorted(_tars(root))
 
 
 def _shards_of(root: Path, words: set[str]) -> list[Path]:
-    beside = [path for path in root.glob("*.tar") if words & set(re.split(r"[-_.]", path.stem.lower()))]
-    return sorted([*beside, *(path for word in words for path in (root / word).glob("*.tar"))])
+    beside = [path for path in _tars(root) if words & set(re.split(r"[-_.]", path.stem.lower()))]
+    return sorted([*beside, *(path for word in words for path in _tars(root / word))])
+
+
+def _tars(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*.tar") if path.is_file() and not path.name.startswith(".")]
 
 
 # what is in them ------------------------------------------------------------------------------------------
@@ -131,6 +139,7 @@ class _Index:
     names: ndarray  # of the members, as bytes
     places: Int64[ndarray, "images 3"]  # number of the shard, offset and size [byte] of the image in it
     labels: Int64[ndarray, " images"]  # -1: unknown
+    ignored: Mapping[str, int]  # members that are not read, in words
 
     def member(self, index: int) -> str:
         """SHARD:MEMBER, for messages."""
@@ -149,20 +158,23 @@ def _indexed(paths: Sequence[Path]) -> _Index:
 @functools.lru_cache(maxsize=8)
 def _index_of(paths: tuple[Path, ...], stamps: tuple[tuple[int, int], ...]) -> _Index:
     names, places, labels = [], [], []
+    ignored: Counter[str] = Counter()
     for number, path in enumerate(paths):
-        for name, offset, size, label in _members(path):
+        for name, offset, size, label in _members(path, ignored):
             names.append(name)
             places.append((number, offset, size))
             labels.append(label)
-    index = _Index(paths, packed(names), np.array(places, np.int64), np.array(labels, np.int64))
+    index = _Index(paths, packed(names), np.array(places, np.int64), np.array(labels, np.int64), ignored)
     if (index.labels < 0).any() and (index.labels >= 0).any():
         without = index.member(int(index.labels.argmin()))
         raise BadInput(f"{without} has no label, but other images have: give all of them a .cls, or none")
     return index
 
 
-def _members(path: Path) -> list[tuple[str, int, int, int]]:
-    """Name, offset, size and label (-1: none) of the images of one shard, in their order.
+def _members(path: Path, ignored: Counter[str]) -> list[tuple[str, int, int, int]]:
+    """Name, offset, size and label (-1: none) of the images of one shard, in their order; others are counted.
+
+    A member that is a link to an earlier one has that one's content, as tar writes files that are one on the disk.
 
     Raises `BadInput` for a file that is no tar or is cut short, a tar without images, a key with two images or two
     labels, a label without an image, and one that is no number.
@@ -170,6 +182,7 @@ def _members(path: Path) -> list[tuple[str, int, int, int]]:
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, tarfile.TarInfo] = {}
     contents: dict[str, bytes] = {}
+    files: dict[str, tarfile.TarInfo] = {}  # by their names, those that links mean too
     last = None
     try:
         with path.open("rb", buffering=0) as file, tarfile.open(path, "r:") as shard:
@@ -177,11 +190,22 @@ def _members(path: Path) -> list[tuple[str, int, int, int]]:
                 last = member.name
                 folder, _, base = member.name.rpartition("/")
                 stem, _, extension = base.partition(".")
-                if not member.isreg() or not stem:
+                if member.isdir():
                     continue
+                if member.islnk() or member.issym():
+                    meant = member.linkname if member.islnk() else posixpath.join(folder, member.linkname)
+                    if (target := files.get(posixpath.normpath(meant))) is None:
+                        ignored["link to what the tar does not hold before it"] += 1
+                        continue
+                    member.size, member.offset_data = target.size, target.offset_data
+                elif not member.isreg():
+                    ignored["pipe, socket or device"] += 1
+                    continue
+                files[posixpath.normpath(member.name)] = member
                 key = f"{folder}/{stem}"
-                is_label = extension.lower() == "cls"
-                if not is_label and not base.lower().endswith(SUFFIXES):
+                is_label = extension.lower().rpartition(".")[2] == "cls"
+                if not stem or (not is_label and not base.lower().endswith(SUFFIXES)):
+                    ignored[ending(base) if stem else "hidden"] += 1
                     continue
                 known = labels if is_label else images
                 if key in known:
@@ -192,11 +216,11 @@ def _members(path: Path) -> list[tuple[str, int, int, int]]:
                 known[key] = member
                 if is_label:
                     contents[key] = os.pread(file.fileno(), min(member.size, 99), member.offset_data)
-            ending = os.pread(file.fileno(), _PADDING, shard.offset)
+            last_bytes = os.pread(file.fileno(), _PADDING, shard.offset)
     except (tarfile.TarError, OSError) as fault:
         what = "is no uncompressed tar" if last is None else f"is cut short or damaged at {last}"
         raise BadInput(f"{path} {what}: {fault_line(fault)}") from fault
-    if len(ending) < tarfile.BLOCKSIZE or any(ending):  # tarfile ends at such a place without a word
+    if len(last_bytes) < tarfile.BLOCKSIZE or any(last_bytes):  # tarfile ends at such a place without a word
         raise BadInput(f"{path} is cut short or damaged after {last}: the tar's end mark is not there")
     if not images:
         raise BadInput(f"{path} holds no images (accepted: {' '.join(SUFFIXES)})")
@@ -285,8 +309,21 @@ def _matches(root: str) -> bool:
     path = path_of(root)
     if path.suffix == ".tar" and path.is_file():
         return True
-    places = ("*.tar", "train/*.tar", "val/*.tar", "validation/*.tar")
-    return path.is_dir() and any(any(path.glob(place)) for place in places)
+    words = [word for each in _SPLIT_WORDS.values() for word in each]
+    return path.is_dir() and any(_tars(place) for place in (path, *(path / word for word in words)))
+
+
+def _nearly(root: str) -> str:
+    """What to say of a folder of compressed tars."""
+    path = path_of(root)
+    places = (path, path / "train", path / "val") if path.is_dir() else ()
+    for name in sorted(each.name for place in places for each in place.glob("*.t*") if each.is_file()):
+        if name.lower().endswith(_COMPRESSED):
+            return (
+                f"{path} holds {name}, a compressed tar: images are read in place, so unpack it to a plain .tar first "
+                f"(gunzip, unxz, bunzip2 or unzstd), or into a folder"
+            )
+    return ""
 
 
 def _open(config: DataConfig, root: str, split: Split) -> TarShards:
@@ -303,6 +340,7 @@ LAYOUT = DataLayout(
     matches=_matches,
     open=_open,
     has_validation=_has_validation,
+    nearly=_nearly,
     may_have_labels=True,
     takes_subsets=True,
 )
