@@ -34,7 +34,14 @@ from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import normalise
 from depthjepa.run_state import State, restore, save
 from depthjepa.run_summary import finish, so_far
-from depthjepa.starting import contents_of_run, is_moved, refuse_impossible, refuse_mix_up, settle_precision
+from depthjepa.starting import (
+    contents_of_run,
+    is_moved,
+    open_training_data,
+    refuse_impossible,
+    refuse_mix_up,
+    settle_precision,
+)
 from depthjepa.stopping import Interrupted, Stopping, interruptions
 from depthjepa.warm_start import start_from
 
@@ -68,8 +75,8 @@ def train(
         locks.locked(folder.path, place, say=say),
     ):
         config = settle_precision(config, folder, where, place)
-        source = open_source(config.data, "train")
         refuse_mix_up(config, folder, resume=resume)
+        source = open_training_data(config, folder)
         contents: dict[str, Contents] = {}
         first = partial(contents_of_run, config, source, folder, say)
         distributed.first_writes(place, lambda: contents.update(first()))
