@@ -163,6 +163,8 @@ def test_a_run_copied_to_another_machine_goes_on_to_bit_by_bit_the_same_end(
     cut(root, tmp_path / "here/run")
     shutil.move(tmp_path / "here", tmp_path / "there")
     place, folder = f"data.root={tmp_path / 'there/data'}", tmp_path / "there/run"
+    status, _, said = call("train", "demo", "--out", folder, "--resume")
+    assert status == 2 and f"no folder {root}" in said and "goes on with data.root=PLACE" in said
     status, _, said = call("train", "demo", "--out", folder, "--resume", place)
     assert status == 0, said
     assert metrics(folder) == metrics(tmp_path / "whole")

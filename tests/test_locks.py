@@ -228,6 +228,17 @@ def test_an_orphan_is_waited_for(tmp_path: Path, other: Started) -> None:
     assert time.monotonic() - begin < 30
 
 
+def test_processes_that_srun_started_apart_are_told_how_to_be_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with locked(tmp_path), pytest.raises(BadInput, match=r"srun has started 4 processes.* torchrun\)$"):
+        Lock(tmp_path).take()
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with locked(tmp_path), pytest.raises(BadInput, match=r"another --out$"):
+        Lock(tmp_path).take()
+
+
 # who takes it ---------------------------------------------------------------------------------------------
 
 

@@ -532,9 +532,12 @@ CASES = {
 }
 
 
-def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of every file and folder."""
-    return {str(each): (each.lstat().st_size, each.lstat().st_mtime_ns) for each in folder.rglob("*")}
+def snapshot(folder: Path) -> dict[str, tuple[int, int] | None]:
+    """Size and time of every file; folders, in which a lock comes and goes."""
+    return {
+        str(each): None if each.is_dir() else (each.lstat().st_size, each.lstat().st_mtime_ns)
+        for each in folder.rglob("*")
+    }
 
 
 def answered(said: str, status: int, output: str, errors: str) -> None:

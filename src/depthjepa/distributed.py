@@ -74,6 +74,14 @@ def _whole(name: str, default: int) -> int:
     return int(text)
 
 
+def started_apart() -> str:
+    """What to tell a process that Slurm started beside others, none of which knows of the others; else empty."""
+    count = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if count == 1 or "WORLD_SIZE" in os.environ:
+        return ""
+    return f" (srun has started {count} processes, each as a run of its own: to share one run they need torchrun)"
+
+
 @contextlib.contextmanager
 def process_group(place: Ranks, where: torch.device, minutes: float) -> Iterator[None]:
     """Open the process group when there is more than one process, and close it at the end.

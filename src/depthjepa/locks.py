@@ -173,7 +173,7 @@ class Lock:
             )
         return BadInput(
             f"{self.folder} is in use by {holder or 'a process that has only just begun'}, and one process at a time "
-            f"writes there: wait until it has ended, or choose another --out"
+            f"writes there: wait until it has ended, or choose another --out{distributed.started_apart()}"
         )
 
     def _close(self) -> None:

@@ -14,7 +14,9 @@ from depthjepa.config import PLACES, RunConfig, differences, to_mapping
 from depthjepa.configuring import build_config, load_config, read_resolved
 from depthjepa.data.config import DataConfig
 from depthjepa.data.contents import Contents, contents_of, read_contents, refuse_changed
+from depthjepa.data.layouts.layout import path_of
 from depthjepa.data.loading import TrainingBatches, has_validation, open_source
+from depthjepa.data.order import weighted_roots
 from depthjepa.data.samples import Source
 from depthjepa.faults import BadInput
 from depthjepa.guidance.build import contents_of_teacher, refuse_other_images
@@ -62,6 +64,16 @@ def refuse_mix_up(config: RunConfig, folder: RunFolder, *, resume: bool) -> None
         changed = [key for key in changed if key not in PLACES]  # what lies there decides: see `contents_of_run`
     if changed:
         raise BadInput(f"--resume with changed keys: {', '.join(changed)}; the run in {folder.path} has other values")
+
+
+def open_training_data(config: RunConfig, folder: RunFolder) -> Source:
+    """Open the training data; raises `BadInput`, which says how a run goes on whose data are not where they were."""
+    try:
+        return open_source(config.data, "train")
+    except BadInput as fault:
+        if folder.started and not all(path_of(root).exists() for root, _ in weighted_roots(config.data.root)):
+            raise BadInput(f"{fault}; a run whose data have moved goes on with data.root=PLACE") from fault
+        raise
 
 
 def is_moved(config: RunConfig, folder: RunFolder) -> bool:

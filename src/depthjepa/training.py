@@ -39,6 +39,7 @@ from depthjepa.run_summary import finish, so_far
 from depthjepa.starting import (
     contents_of_run,
     is_moved,
+    open_training_data,
     parts_note,
     refuse_impossible,
     refuse_mix_up,
@@ -77,8 +78,8 @@ def train(
         locks.locked(folder.path, place, say=say),
     ):
         config = settle_precision(config, folder, where, place)
-        source = open_source(config.data, "train")
         refuse_mix_up(config, folder, resume=resume)
+        source = open_training_data(config, folder)
         contents: dict[str, Contents] = {}
         first = partial(contents_of_run, config, source, folder, say)
         distributed.first_writes(place, lambda: contents.update(first()))
