@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from tiny_images import write_flat, write_pairs
 from tiny_runs import GUIDED, SETTINGS, Call, tiny
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[1]
 MIB = 2**20
 SHAPES = [
     (),
@@ -146,6 +148,14 @@ def test_what_does_not_fit_with_one_image_is_no_matter_of_the_batch(
     status, _, errors = call("train", "demo", "data.scenes_train=8", "--out", tmp_path / "run")
     assert status == 2 and not (tmp_path / "run").exists()
     assert re.match(r"depthjepa: a step on one image takes .* and there are 50 MiB on this cpu: take a smaller", errors)
+
+
+def test_the_page_of_sizes_is_what_its_tool_finds() -> None:
+    """Of the smallest model; the others take long."""
+    tool, page = runpy.run_path(str(ROOT / "tools" / "sizing.py")), (ROOT / "docs" / "sizing.md").read_text()
+    smallest = tool["ROWS"][0]
+    assert tool["line"](smallest, None) in page and all(row.name in page for row in tool["ROWS"])
+    assert page.startswith(tool["INTRODUCTION"]) and page.endswith(tool["RULES"].format(decoded=tool["DECODED"]))
 
 
 RUN = """
