@@ -71,9 +71,9 @@ def teach(config: RunConfig, out: str | Path, *, say: Callable[[str], None] | No
     where = runtime.device(config.train.device, place)
     splits: tuple[Split, ...] = ("train", "val") if has_validation(config.data) else ("train",)
     sources = [open_source(config.data, split) for split in splits]
+    teacher = load_network(asked_of(config)).to(where)
     if place.first:
         say(what_is_read(config.data, sources[0]))
-    teacher = load_network(asked_of(config)).to(where)
     with distributed.process_group(place, where, config.train.timeout_minutes):
         places = places_of(sources)
         distributed.first_writes(
