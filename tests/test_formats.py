@@ -777,7 +777,7 @@ def reshaped(name: str, *shape: int) -> Callable[[Weights], Weights]:
 
 STRICT = [
     ("norm2.bias", without("1.norm2.bias"), r"missing blocks\.1\.norm2\.bias"),
-    ("cls_token", beside("cls_token"), r"left over cls_token"),
+    ("cls_token", beside("cls_token"), r"an encoder with a class token.*: cls_token; encoders of I-JEPA have patches"),
     ("blocks.2", beside("blocks.2.norm1.bias"), r"missing blocks\.2\.\S+, .* and \d+ more"),
     ("mlp", reshaped("1.mlp.fc2.weight", 24, 97), r"blocks\.1\.mlp\.fc2\.weight is \(24, 97\), expected \(24, 96\)"),
     ("qkv", reshaped("0.attn.qkv.bias", 71), r"blocks\.0\.attn\.qkv\.bias is \(71,\), expected \(72,\)"),

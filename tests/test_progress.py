@@ -69,6 +69,7 @@ def test_one_process_of_several_tells(
     rank: str, often: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with task("work"):
         wait_for_line()
     assert bool(lines_of(capsys)) == (rank == "0")

@@ -311,7 +311,7 @@ def refuse_non_finite(state: State, totals: dict[str, Tensor], gradients: Tensor
         gradient = f"gradient of {spoilt[-1]} and {len(spoilt) - 1} others; " if spoilt else ""
         raise RunStopped(
             f"step {state.step + 1}: {', '.join(f'{name} is {figures[name]}' for name in wrong)}; {gradient}"
-            f"images {images}, …; lower optim.lr, or set optim.clip"
+            f"images {images}, …. Lower optim.lr, or set optim.clip"
         )
 
 

@@ -76,9 +76,9 @@ def teach(config: RunConfig, out: str | Path, *, say: Callable[[str], None] | No
         cache.refuse_other(folder)
         splits: tuple[Split, ...] = ("train", "val") if has_validation(config.data) else ("train",)
         sources = [open_source(config.data, split) for split in splits]
+        teacher = load_network(asked_of(config)).to(where)
         if place.first:
             say(what_is_read(config.data, sources[0]))
-        teacher = load_network(asked_of(config)).to(where)
         places = places_of(sources)
         distributed.first_writes(
             place,
