@@ -36,6 +36,7 @@ HOMONYMS = {
     ("depth", "cli.py"): "metres in a file",
     ("depth", "configuring.py"): "blocks of a network",
     ("depth", "data/layouts/rgbd.py"): "a folder of depth maps",
+    ("depth", "data/pairing.py"): "the same folder",
     ("depth", "data/prepare/writing.py"): "a folder of depth maps",
     ("depth", "formats/timm.py"): "blocks of a network",
     ("depth", "guidance/config.py"): "what a network gives, beside features",
