@@ -114,26 +114,27 @@ def prepare(
     steps = config.train.total_steps(epoch_steps)
     teacher = build_teacher(config, has_depth=source.has_depth)
     refuse_images_without_latents(config.guidance, source)
+    lines: list[str] = []  # said once nothing is refused any more
     if teacher is not None:
         if teacher.describe().needs_depth:
-            for line in describe_depth(source, *learned_depths(config.guidance)):
-                say(line)
+            lines += describe_depth(source, *learned_depths(config.guidance))
         teacher = teacher.to(where)
     method = build_method(config, teacher, len(source.classes))
     resumed = resume and (folder.path / "checkpoints" / "last.pt").exists()
     if config.init.checkpoint is not None and not resumed:
-        say(start_from(method, config))
+        lines.insert(0, start_from(method, config))
     method = method.to(where)
     optimizer = optim.build_optimizer(method, config.optim)
     target = None if teacher is None else build_target(config, method, teacher)
     state = State(config, method, method, optimizer, target, source.classes, 0, steps, epoch_steps, where, place, {})
     if place.first:
         state.read = what_is_read(config.data, source)
-        say(state.read)
+        lines.append(state.read)
     if resumed:
         restore(state, folder.path)
     taken = memory.refuse_too_large(config, method, optimizer, teacher, source, place, where)
-    say(cost.estimate(config, teacher, steps - state.step, place.world, where, taken))
+    for line in (*lines, cost.estimate(config, teacher, steps - state.step, place.world, where, taken)):
+        say(line)
     if target is not None and not resumed:
         with progress.task(f"what the teacher says of {config.train.whitening_images} crops"):
             target.fit(target_batches(state, source))
