@@ -210,6 +210,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wrong", "words", "right"), CASES, ids=[f"{wrong}: {words}" for wrong, words, _ in CASES])
 def test_what_is_advised_helps(
     wrong: str, words: str, right: list[str], place: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch

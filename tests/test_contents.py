@@ -154,6 +154,7 @@ def test_changed_data_are_refused_on_resume_and_what_changed_is_named(
     assert {file.name: file.read_bytes() for file in folder.rglob("*.*") if file.is_file()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [flat, write_pairs, write_classes, write_shards])
 def test_a_run_copied_to_another_machine_goes_on_to_bit_by_bit_the_same_end(
     tmp_path: Path, cut: Callable[..., Path], call: Call, write: Callable[..., Path]
@@ -263,6 +264,7 @@ def test_a_file_system_that_lets_us_wait_is_asked_by_threads_with_the_same_answe
 # caches ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_cache_of_images_that_were_replaced_is_refused_by_runs_and_by_teach(
     tmp_path: Path, cut: Callable[..., Path]
 ) -> None:
@@ -298,6 +300,7 @@ def test_a_cache_of_images_that_were_replaced_is_refused_by_runs_and_by_teach(
         teach(tiny(root, *TAUGHT), cache, say=lambda _: None)
 
 
+@pytest.mark.slow
 def test_weights_of_a_teacher_may_move_and_are_not_replaced(tmp_path: Path, cut: Callable[..., Path]) -> None:
     pytest.importorskip("diffusers", reason="the compact teacher needs the extra `teachers`")
     root, steps = flat(tmp_path / "data"), f"train.steps={STEPS}"

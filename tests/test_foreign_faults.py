@@ -169,6 +169,7 @@ def test_such_names_can_be_printed_and_written(tmp_path: Path, monkeypatch: pyte
     assert written.getvalue() == b"caf\\udce9\n"
 
 
+@pytest.mark.slow
 def test_a_run_on_such_names_is_whole(tmp_path: Path) -> None:
     root = odd_names(tmp_path / os.fsdecode(b"d\xe9"))
     (root / "0001.png").write_bytes(b"")
@@ -203,6 +204,7 @@ def test_a_full_disk_is_said_whatever_is_written(
     assert not [each for each in (tmp_path / "out").rglob("*") if each.is_file()]
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_what_is_printed_is_said(tmp_path: Path) -> None:
     def full() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))

@@ -130,6 +130,7 @@ def test_a_killed_process_leaves_a_lock_that_is_said_and_taken_over(tmp_path: Pa
     assert len(said) == 1 and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_workers_of_a_killed_process_do_not_hold_its_folder(tmp_path: Path, other: Started) -> None:
     process = other(tmp_path, program=WITH_WORKER, said=r"\d+")
     worker = int(next(iter(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())))
@@ -218,6 +219,7 @@ def test_threads_exclude_each_other_and_a_later_lock_finds_the_folder_free(tmp_p
         pass
 
 
+@pytest.mark.slow
 def test_an_orphan_is_waited_for(tmp_path: Path, other: Started) -> None:
     process, begin = other(tmp_path), time.monotonic()
     wait_for(tmp_path, 0.2)
@@ -267,6 +269,7 @@ def test_a_run_that_is_refused_leaves_no_folder(photographs: Path, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_readers_are_not_locked_out(photographs: Path, tmp_path: Path, other: Started, call: Call) -> None:
     run(photographs, tmp_path / "run", "train.steps=2")
     other(tmp_path / "run")
@@ -349,6 +352,7 @@ def together(photographs: Path, folder: Path) -> None:
     assert RunFolder(folder).finished and not (folder / ".lock").exists()
 
 
+@pytest.mark.slow
 def test_of_two_jobs_in_one_folder_one_runs(photographs: Path, tmp_path: Path) -> None:
     together(photographs, tmp_path / "run")
 

@@ -129,6 +129,7 @@ def test_what_is_tried_is_known_by_arithmetic_before(shape: tuple[str, ...], tmp
     assert activation_bytes(config) == pytest.approx(large - small, rel=0.4)
 
 
+@pytest.mark.slow
 def test_images_that_would_end_the_process_are_refused_untried(
     tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -287,6 +287,7 @@ def make(name: str, place: Path) -> Path:
     return place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUN_PAGES)
 def test_commands_of_a_page_run(name: str, readers_folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)

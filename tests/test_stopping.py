@@ -142,6 +142,7 @@ def of_target(state: Any, source: Any) -> Any:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_in_a_probe_probes_again_and_goes_on_to_the_same_end(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
