@@ -53,28 +53,23 @@ class Need:
         return self.fixed + images * (self.image + self.waiting * (parts + ahead))
 
 
-def refuse_too_large(
-    config: RunConfig,
-    method: JEPA | Supervised,
-    optimizer: torch.optim.Optimizer,
-    teacher: Teacher | None,
-    source: Source,
-    place: distributed.Ranks,
-    where: torch.device,
-) -> int:
-    """The bytes that each process of a run takes at its peak.
-
-    Raises `BadInput` where that is more than there is, with the largest batch that would fit.
-    """
-    there = runtime.memory_bytes(where, place)
-    about = WATCHED[1] * activation_bytes(config)
-    if about > there:  # trying it would end this process
+def refuse_untried(config: RunConfig, place: distributed.Ranks, where: torch.device) -> None:
+    """Raise `BadInput` where the images that `memory_need` tries would end this process."""
+    there, about = runtime.memory_bytes(where, place), WATCHED[1] * activation_bytes(config)
+    if about > there:
         height, width = config.data.size
         raise BadInput(
             f"steps on {WATCHED[1]} images of {height} x {width} px take about {size_of(about)} of memory, and there "
             f"are {size_of(there)} on this {where.type}: take a smaller model or a smaller data.image_size"
         )
-    need = memory_need(config, method, optimizer, teacher, source, place, where)
+
+
+def refuse_too_large(config: RunConfig, need: Need, place: distributed.Ranks, where: torch.device) -> int:
+    """The bytes that each process of a run takes at its peak.
+
+    Raises `BadInput` where that is more than there is, with the largest batch that would fit.
+    """
+    there = runtime.memory_bytes(where, place)
     parts, ahead = config.train.accumulate, 2 * config.data.workers
     together = parts * place.world
     taken = need.of(config.train.batch_size // together, parts, ahead)
@@ -102,7 +97,11 @@ def memory_need(
     place: distributed.Ranks,
     where: torch.device,
 ) -> Need:
-    """What a process of a run takes at its peak; method and optimiser are as before afterwards."""
+    """What a process of a run takes at its peak; method and optimiser are as before afterwards.
+
+    Raises `BadInput` where two small batches are too much by far.
+    """
+    refuse_untried(config, place, where)
     small, large = (watched(config, method, teacher, images, where) for images in WATCHED)
     image = (large - small) // (WATCHED[1] - WATCHED[0])
     weights = sum(parameter.nbytes for parameter in method.parameters() if parameter.requires_grad)

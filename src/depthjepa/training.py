@@ -132,7 +132,8 @@ def prepare(
         lines.append(state.read)
     if resumed:
         restore(state, folder.path)
-    taken = memory.refuse_too_large(config, method, optimizer, teacher, source, place, where)
+    need = memory.memory_need(config, method, optimizer, teacher, source, place, where)
+    taken = memory.refuse_too_large(config, need, place, where)
     for line in (*lines, cost.estimate(config, teacher, steps - state.step, place.world, where, taken)):
         say(line)
     if target is not None and not resumed:

@@ -58,19 +58,6 @@ DECODING_FAULTS = (
     Image.DecompressionBombError,
 )
 
-# What turns an image of each EXIF orientation upright. (`ImageOps.exif_transpose` writes the rest of EXIF anew, which
-# fails where that is broken.)
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-ON_THEIR_SIDE = (5, 6, 7, 8)
-
 
 def decode(path: Path) -> UInt8[Tensor, "3 h w"]:
     """Read an image file as upright RGB, uint8.
@@ -95,9 +82,9 @@ def _decoded(file: Path | io.BytesIO, name: str) -> tuple[UInt8[Tensor, "3 h w"]
         with _quietly(), _open(file, name) as image:
             tag = orientation(image)
             image.load()  # which turns a TIFF, and takes its tag
-            turn = TURNS.get(orientation(image))
-            turned = image if turn is None else image.transpose(turn)
-            pixels = np.array(turned if turned.mode == "RGB" else _as_rgb(turned))
+            # By hand: `ImageOps.exif_transpose` writes the rest of EXIF anew, which fails where that is broken.
+            stored = np.array(image if image.mode == "RGB" else _as_rgb(image))
+            pixels = np.ascontiguousarray(upright(stored, orientation(image)))
     except UnidentifiedImageError as fault:  # whose message names an object in memory, another one each time
         empty = not (file.stat().st_size if isinstance(file, Path) else file.getbuffer().nbytes)
         reason = "it is empty, 0 bytes" if empty else "it is no image, or of an unknown format"
@@ -131,9 +118,9 @@ def _told(exif: Callable[[], Image.Exif]) -> int:
 
 
 def upright(values: np.ndarray, tag: int) -> np.ndarray:
-    """Turn the rows and columns of an array [h, w] as an EXIF orientation says; one of 5 to 8 swaps its sides."""
+    """Turn the rows and columns of an array [h, w, ...] as an EXIF orientation says; one of 5 to 8 swaps its sides."""
     if tag >= 5:
-        values = values.T
+        values = values.swapaxes(0, 1)
     if tag in (3, 4, 7, 8):
         values = values[::-1]
     return values[:, ::-1] if tag in (2, 3, 6, 7) else values
@@ -155,7 +142,7 @@ def upright_size(path: Path) -> tuple[int, int] | None:
     try:
         with _quietly(), _open(path, path.name) as image:
             width, height = image.size
-            on_its_side = orientation(image) in ON_THEIR_SIDE and image.format != "TIFF"  # Pillow tells that upright
+            on_its_side = orientation(image) >= 5 and image.format != "TIFF"  # Pillow tells that upright
     except DECODING_FAULTS:
         return None
     return (width, height) if on_its_side else (height, width)
@@ -207,15 +194,15 @@ def list_images(folder: Path, read: set[Identity] | None = None) -> Listing:
     names: list[str] = []
     ignored: Counter[str] = Counter()
     read = set() if read is None else read
-    read |= {identity(each) for each in folder.resolve().parents}
+    read |= {real_folder(each) for each in folder.resolve().parents}
     own, links = [folder], list[Path]()
     while own or links:
         if own:
             place = own.pop()
-        elif identity(place := links.pop(0)) in read:
+        elif real_folder(place := links.pop(0)) in read:
             ignored["link to a folder that is read already, or lies above"] += 1
             continue
-        read.add(identity(place))
+        read.add(real_folder(place))
         entries = _entries(place)
         images = [each.name for each in entries if each.name.lower().endswith(SUFFIXES) and each.name[0] != "."]
         for entry in entries:
@@ -278,6 +265,15 @@ def split_folders(root: Path) -> dict[str, str]:
     return found
 
 
+def beside_splits(root: Path, places: Mapping[str, str]) -> dict[str, int]:
+    """What lies beside the folders of training and validation data and is not read; told of training data alone."""
+    others = [name for name in sub_folders(root) if name not in (places["train"], places.get("val"))]
+    found = {f"{name}/ beside {places['train']}/": 1 for name in others}
+    if loose := loose_images(root):
+        found[f"images right in {root.name}/"] = len(loose)
+    return found
+
+
 def sub_folders(folder: Path) -> list[str]:
     """Sorted names of the folders right below `folder`, without hidden ones and those that systems leave.
 
@@ -304,7 +300,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         raise BadInput(f"{folder} cannot be listed: {fault.strerror}") from fault
 
 
-def identity(folder: Path) -> Identity:
+def real_folder(folder: Path) -> Identity:
     """What tells a real folder from others, by whatever path; raises `BadInput` where it cannot be looked at."""
     try:
         stat = folder.stat()

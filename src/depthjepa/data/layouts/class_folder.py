@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,13 @@ from depthjepa.data.contents import file_sizes
 from depthjepa.data.images import (
     SUFFIXES,
     Split,
+    beside_splits,
     decode,
-    identity,
     in_words,
     list_images,
     loose_images,
     packed,
+    real_folder,
     split_folders,
     sub_folders,
 )
@@ -62,8 +63,8 @@ class ClassFolder:
         self.classes = _chosen_classes(root / places["train"], classes)
         if classes is None and (extra := set(there) - set(self.classes)):
             raise BadInput(f"{within} has classes that train has not: {', '.join(sorted(extra)[:3])}")
-        read = {identity(within / word) for word in there}
-        ignored = Counter(dict(_beside(root, places) if split == "train" else ()))
+        read = {real_folder(within / word) for word in there}
+        ignored = Counter(beside_splits(root, places) if split == "train" else {})
         if loose := loose_images(within):
             ignored[f"images right in {within.name}/"] += len(loose)
         names: list[str] = []
@@ -122,14 +123,6 @@ def _classes_there(place: Path) -> list[str]:
         if other != name:
             raise BadInput(f"classes {other!r} and {name!r} of {place} are one folder: one is a link to it")
     return there
-
-
-def _beside(root: Path, places: Mapping[str, str]) -> Iterator[tuple[str, int]]:
-    """What lies beside `train` and `val` and is not read; told of `train` alone."""
-    others = [name for name in sub_folders(root) if name not in (places["train"], places.get("val"))]
-    yield from ((f"{name}/ beside {places['train']}/", 1) for name in others)
-    if loose := loose_images(root):
-        yield f"images right in {root.name}/", len(loose)
 
 
 def _chosen_classes(place: Path, classes: int | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -14,13 +14,12 @@ from depthjepa.data.contents import file_sizes
 from depthjepa.data.images import (
     SUFFIXES,
     Split,
+    beside_splits,
     decode,
     in_words,
     list_images,
-    loose_images,
     packed,
     split_folders,
-    sub_folders,
 )
 from depthjepa.data.layouts.layout import DataLayout, path_of
 from depthjepa.data.samples import Sample
@@ -56,7 +55,7 @@ class FlatFolder:
             )
         self.ignored: Mapping[str, int] = {
             **listing.ignored,
-            **(_beside(root, places) if split == "train" and places else {}),
+            **(beside_splits(root, places) if split == "train" and places else {}),
         }
         self._names = packed((within / name).relative_to(root).as_posix() for name in listing.names)
 
@@ -87,15 +86,6 @@ def _splits(root: Path) -> dict[str, str]:
             f"images are for training too"
         )
     return places if len(places) > 1 else {}
-
-
-def _beside(root: Path, places: Mapping[str, str]) -> dict[str, int]:
-    """What lies beside `train` and `val` and is not read; told of `train` alone."""
-    others = [name for name in sub_folders(root) if name not in (places.get("train"), places.get("val"))]
-    found = {f"{name}/ beside {places['train']}/": 1 for name in others}
-    if loose := loose_images(root):
-        found[f"images right in {root.name}/"] = len(loose)
-    return found
 
 
 def _matches(root: str) -> bool:
