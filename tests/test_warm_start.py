@@ -21,7 +21,7 @@ from depthjepa.backbones.opening import load_encoder
 from depthjepa.commands.convert import convert
 from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import build_config
-from depthjepa.data.loading import open_source
+from depthjepa.data.loading import open_source, open_splits
 from depthjepa.data.samples import Batch
 from depthjepa.evaluation.gathering import RANDOM, encoders
 from depthjepa.faults import BadInput, RunStopped
@@ -98,8 +98,8 @@ TAKEN = {
 def prepared(root: Path, out: Path, *overrides: str) -> tuple[Any, list[str]]:
     """The state of step 0, and what was said."""
     config, said = tiny(root, "train.steps=2", *overrides), list[str]()
-    source = open_source(config.data, "train")
-    state = training.prepare(config, RunFolder(out), source, distributed.Ranks(), resume=False, say=said.append)
+    data = open_splits(config.data)
+    state = training.prepare(config, RunFolder(out), data, distributed.Ranks(), resume=False, say=said.append)
     return state, said
 
 

@@ -21,7 +21,7 @@ from depthjepa.data.account import what_is_read
 from depthjepa.data.config import DataConfig
 from depthjepa.data.images import image_names, list_images
 from depthjepa.data.layouts import flat, shards
-from depthjepa.data.loading import has_validation, open_source
+from depthjepa.data.loading import has_validation, open_source, open_splits
 from depthjepa.faults import BadInput
 from tiny_images import millimetres, picture, save, write_classes, write_flat, write_pairs
 from tiny_runs import tiny
@@ -29,7 +29,7 @@ from tiny_runs import tiny
 
 def told(root: Path | str, **keys: object) -> str:
     config = DataConfig(**{"root": str(root), "scenes_train": 3, "scenes_val": 2, "image_size": 16, **keys})
-    return what_is_read(config, open_source(config, "train"))
+    return what_is_read(config, open_splits(config))
 
 
 def names(root: Path, split: images.Split = "train") -> list[str]:

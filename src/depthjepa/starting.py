@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +12,10 @@ import torch
 from depthjepa import cost, distributed
 from depthjepa.config import PLACES, RunConfig, differences, to_mapping
 from depthjepa.configuring import build_config, load_config, read_resolved
-from depthjepa.data.config import DataConfig
 from depthjepa.data.contents import Contents, contents_of, read_contents, refuse_changed
+from depthjepa.data.images import Split
 from depthjepa.data.layouts.layout import path_of
-from depthjepa.data.loading import TrainingBatches, has_validation, open_source
+from depthjepa.data.loading import TrainingBatches, open_splits
 from depthjepa.data.order import weighted_roots
 from depthjepa.data.samples import Source
 from depthjepa.faults import BadInput
@@ -66,10 +66,10 @@ def refuse_mix_up(config: RunConfig, folder: RunFolder, *, resume: bool) -> None
         raise BadInput(f"--resume with changed keys: {', '.join(changed)}; the run in {folder.path} has other values")
 
 
-def open_training_data(config: RunConfig, folder: RunFolder) -> Source:
-    """Open the training data; raises `BadInput`, which says how a run goes on whose data are not where they were."""
+def open_data(config: RunConfig, folder: RunFolder) -> dict[Split, Source]:
+    """Open the data of a run; raises `BadInput`, which says how one goes on whose data are not where they were."""
     try:
-        return open_source(config.data, "train")
+        return open_splits(config.data)
     except BadInput as fault:
         if folder.started and not all(path_of(root).exists() for root, _ in weighted_roots(config.data.root)):
             raise BadInput(f"{fault}; a run whose data have moved goes on with data.root=PLACE") from fault
@@ -81,47 +81,41 @@ def is_moved(config: RunConfig, folder: RunFolder) -> bool:
     return not set(PLACES).isdisjoint(differences(to_mapping(_config_there(folder)), to_mapping(config)))
 
 
-def contents_of_data(config: DataConfig, source: Source | None = None) -> dict[str, Contents]:
-    """What the splits of the data hold; `source`: the training data, where they are open already."""
-    sources = {"train": open_source(config, "train") if source is None else source}
-    return contents_of(sources | ({"val": open_source(config, "val")} if has_validation(config) else {}))
-
-
 def contents_of_run(
-    config: RunConfig, source: Source, folder: RunFolder, say: Callable[[str], None]
+    config: RunConfig, data: Mapping[Split, Source], folder: RunFolder, say: Callable[[str], None]
 ) -> dict[str, Contents]:
-    """What a run learns from: its data and what teaches it; `source`: the training data.
+    """What a run learns from: its data and what teaches it.
 
     Raises `BadInput` where the run in the folder began with others, or a cache was made of other images.
     """
-    found = contents_of_data(config.data, source) | contents_of_teacher(config.guidance)
-    if (note := refuse_other_images(config.guidance, source)) is not None:
+    found = contents_of(data) | contents_of_teacher(config.guidance)
+    if (note := refuse_other_images(config.guidance, data["train"])) is not None:
         say(note)
     if folder.started:
         refuse_changed(folder.path, found, say)
     return found
 
 
-def refuse_impossible(config: RunConfig, source: Source, place: distributed.Ranks) -> None:
+def refuse_impossible(config: RunConfig, data: Mapping[Split, Source], place: distributed.Ranks) -> None:
     """Refuse what can be seen to go wrong before a teacher is asked, weights are made or anything is printed."""
-    refuse_unusable_validation(config)
+    refuse_unusable_validation(config, data.get("val"))
     refuse_frozen_without_head(config)
     refuse_size_without_cache(config)
-    refuse_impossible_batches(config, source, place)
+    refuse_impossible_batches(config, data["train"], place)
     refuse_single_images(config, place.world)
 
 
-def refuse_unusable_validation(config: RunConfig) -> None:
-    """Find out before the first step whether pictures and probes of this run will have their images."""
-    if has_validation(config.data):
-        held_out = open_source(config.data, "val")
-        if config.train.probe_every and not (held_out.classes or held_out.has_depth):
-            raise BadInput(f"train.probe_every needs labels or depth, and {config.data.root} has neither")
-    elif config.train.probe_every:
+def refuse_unusable_validation(config: RunConfig, held_out: Source | None) -> None:
+    """Find out before the first step whether the probes of this run will have what they need of its validation data."""
+    if not config.train.probe_every:
+        return
+    if held_out is None:
         raise BadInput(
             f"train.probe_every needs validation data, and {config.data.root} has no val/ (of "
             f"a folder of pairs, data.val_prefixes makes one)"
         )
+    if not (held_out.classes or held_out.has_depth):
+        raise BadInput(f"train.probe_every needs labels or depth, and {config.data.root} has neither")
 
 
 def refuse_impossible_batches(config: RunConfig, source: Source, place: distributed.Ranks) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import load_config
 from depthjepa.data.account import what_is_read
 from depthjepa.data.contents import Contents, write_contents
-from depthjepa.data.loading import TrainingBatches, open_source
+from depthjepa.data.images import Split
+from depthjepa.data.loading import TrainingBatches, open_splits
 from depthjepa.data.metres import describe_depth
 from depthjepa.data.order import steps_per_epoch, wrap_note
 from depthjepa.data.samples import Batch, Source
@@ -39,7 +40,7 @@ from depthjepa.run_summary import finish, so_far
 from depthjepa.starting import (
     contents_of_run,
     is_moved,
-    open_training_data,
+    open_data,
     parts_note,
     refuse_impossible,
     refuse_mix_up,
@@ -69,7 +70,7 @@ def train(
     if resume and folder.finished:
         refuse_mix_up(settle_precision(config, folder, where, place), folder, resume=True)
         if is_moved(config, folder):  # the same data elsewhere, or others
-            contents_of_run(config, open_source(config.data, "train"), folder, lambda _: None)
+            contents_of_run(config, open_splits(config.data), folder, lambda _: None)
         return folder.summary()  # finished already
     say = say or (lambda text: print(text, flush=True))
     runtime.settle_cpu(config.train.threads)
@@ -79,12 +80,13 @@ def train(
     ):
         config = settle_precision(config, folder, where, place)
         refuse_mix_up(config, folder, resume=resume)
-        source = open_training_data(config, folder)
+        data = open_data(config, folder)
         contents: dict[str, Contents] = {}
-        first = partial(contents_of_run, config, source, folder, say)
+        first = partial(contents_of_run, config, data, folder, say)
         distributed.first_writes(place, lambda: contents.update(first()))
-        state = prepare(config, folder, source, place, resume=resume, say=say if place.first else lambda _: None)
+        state = prepare(config, folder, data, place, resume=resume, say=say if place.first else lambda _: None)
         distributed.first_writes(place, lambda: write_contents(folder.path, contents))
+        source = data["train"]
         batches = training_batches(state, source)
         with open_loggers(config.train.loggers, folder.path, place) as loggers:
             for logger in loggers:
@@ -101,14 +103,15 @@ def train(
 def prepare(
     config: RunConfig,
     folder: RunFolder,
-    source: Source,
+    data: Mapping[Split, Source],
     place: distributed.Ranks,
     *,
     resume: bool,
     say: Callable[[str], None],
 ) -> State:
     """Build the state of step 0, or the state that the newest checkpoint of the folder holds."""
-    refuse_impossible(config, source, place)
+    source = data["train"]
+    refuse_impossible(config, data, place)
     where = runtime.device(config.train.device, place)
     epoch_steps = steps_per_epoch(len(source), config.train.batch_size)
     steps = config.train.total_steps(epoch_steps)
@@ -128,7 +131,7 @@ def prepare(
     target = None if teacher is None else build_target(config, method, teacher)
     state = State(config, method, method, optimizer, target, source.classes, 0, steps, epoch_steps, where, place, {})
     if place.first:
-        state.read = what_is_read(config.data, source)
+        state.read = what_is_read(config.data, data)
         lines.append(state.read)
     if resumed:
         restore(state, folder.path)

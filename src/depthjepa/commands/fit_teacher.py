@@ -30,8 +30,9 @@ from depthjepa.columns import Column, table
 from depthjepa.config import PLACES, TeacherFitConfig, differences, to_mapping
 from depthjepa.data.account import what_is_read
 from depthjepa.data.contents import contents_of, read_contents, refuse_changed, write_contents
+from depthjepa.data.images import Split
 from depthjepa.data.layouts.layout import with_depth
-from depthjepa.data.loading import TrainingBatches, has_validation, open_source, view_batches
+from depthjepa.data.loading import TrainingBatches, open_splits, view_batches
 from depthjepa.data.metres import describe_depth
 from depthjepa.data.samples import Batch, Source
 from depthjepa.data.transforms import as_bytes
@@ -87,8 +88,8 @@ def _fit(
     elif "fit" not in folder.config():
         raise BadInput(f"{folder.path} holds a run, not a fit: choose another --out")
     runtime.settle_cpu(config.fit.threads)
-    source, held_out = _open(config)
-    contents = contents_of({"train": source, "val": held_out})
+    data = _open(config)
+    source, held_out, contents = data["train"], data["val"], contents_of(data)
     if folder.started:
         changed = differences(folder.config(), plain(to_mapping(config)))
         if read_contents(folder.path) is not None:
@@ -104,7 +105,7 @@ def _fit(
         earlier = load_depthfm(checkpoint, vae)
         fit.begin_at(flow, earlier.unet, checkpoint)
         autoencoder = earlier.vae
-    say(what_is_read(config.data, source))
+    say(what_is_read(config.data, data))
     for line in describe_depth(source, (config.fit.nearest, config.fit.farthest), "fit.nearest, fit.farthest"):
         say(line)
     say(f"autoencoder {_millions(autoencoder)}, flow {_millions(flow)}; {len(source)} training pairs of {source.name}")
@@ -129,12 +130,12 @@ def _fit(
     return summary
 
 
-def _open(config: TeacherFitConfig) -> tuple[Source, Source]:
+def _open(config: TeacherFitConfig) -> dict[Split, Source]:
     """Training pairs and held-out pairs."""
-    source = open_source(config.data, "train")
-    if not source.has_depth:
+    data = open_splits(config.data)
+    if not data["train"].has_depth:
         raise BadInput(f"fit-teacher needs depth, but data.root={config.data.root} has none: give {with_depth()}")
-    if not has_validation(config.data):
+    if "val" not in data:
         raise BadInput(f"fit-teacher judges the teacher on held-out pairs, and {config.data.root} has no val/")
     for side in config.data.size:
         if side % (multiple := config.fit.multiple):
@@ -143,7 +144,7 @@ def _open(config: TeacherFitConfig) -> tuple[Source, Source]:
                 f"data.image_size={config.data.image_size}: the sides must be multiples of {multiple} px for a flow "
                 f"of {len(config.fit.multiples)} levels; the nearest to {side} is {near}"
             )
-    return source, open_source(config.data, "val")
+    return data
 
 
 def _earlier(place: str) -> tuple[Path, Path]:

@@ -22,8 +22,7 @@ from depthjepa.config import RunConfig, keys
 from depthjepa.cost import size_of
 from depthjepa.data.account import what_is_read
 from depthjepa.data.contents import stamps_of
-from depthjepa.data.images import Split
-from depthjepa.data.loading import TrainingBatches, has_validation, open_source, view_batches
+from depthjepa.data.loading import TrainingBatches, open_splits, view_batches
 from depthjepa.data.memory import first_readable
 from depthjepa.data.samples import Batch, Chosen, Source
 from depthjepa.faults import BadInput
@@ -74,11 +73,11 @@ def teach(config: RunConfig, out: str | Path, *, say: Callable[[str], None] | No
         locks.locked(folder, place, say=say),
     ):
         cache.refuse_other(folder)
-        splits: tuple[Split, ...] = ("train", "val") if has_validation(config.data) else ("train",)
-        sources = [open_source(config.data, split) for split in splits]
+        data = open_splits(config.data)
+        sources = list(data.values())
         teacher = load_network(asked_of(config)).to(where)
         if place.first:
-            say(what_is_read(config.data, sources[0]))
+            say(what_is_read(config.data, data))
         places = places_of(sources)
         distributed.first_writes(
             place,

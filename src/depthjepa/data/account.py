@@ -6,21 +6,20 @@ from collections import Counter
 from collections.abc import Mapping
 
 from depthjepa.data.config import DataConfig
-from depthjepa.data.images import in_words
+from depthjepa.data.images import Split, in_words
 from depthjepa.data.layouts.layout import layout_of
-from depthjepa.data.loading import has_validation, open_source
 from depthjepa.data.order import Mixture, weighted_roots
 from depthjepa.data.samples import Selective, Source
 
 NAMED = 3  # classes that are named; the others are counted
 
 
-def what_is_read(config: DataConfig, source: Source) -> str:
-    """One line about the training data `source` of a configuration and its validation data.
+def what_is_read(config: DataConfig, data: Mapping[Split, Source]) -> str:
+    """One line about the training data of a configuration, and the validation data where it has any.
 
     As `data: photos is a class folder: train 24 images, val 8; 2 classes (blue, red); ignored: 2 .txt, 1 hidden`.
     """
-    held_out = open_source(config, "val") if has_validation(config) else None
+    source, held_out = data["train"], data.get("val")
     roots = [root for root, _ in weighted_roots(config.root)]
     layouts = [layout_of(config, root).states for root in roots]
     names = [each.name for each in (source.sources if isinstance(source, Mixture) else (source,))]

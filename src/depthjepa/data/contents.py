@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, Shaped
 
+from depthjepa.data.images import Split
 from depthjepa.data.order import Mixture
 from depthjepa.data.samples import Source, Stamped
 from depthjepa.faults import BadInput
@@ -65,7 +66,7 @@ def stamps_of(source: Source) -> Int64[np.ndarray, "images numbers"]:
     return _known[source]
 
 
-def contents_of(sources: Mapping[str, Source]) -> dict[str, Contents]:
+def contents_of(sources: Mapping[Split, Source]) -> dict[str, Contents]:
     """What named sources hold; of several roots each by itself, since the name of a root does not count."""
     found = {}
     for name, source in sources.items():

@@ -57,6 +57,12 @@ def open_source(config: DataConfig, split: Split) -> Source:
     return Mixture(sources, [1.0 if weight is None else weight for weight in weights])
 
 
+def open_splits(config: DataConfig) -> dict[Split, Source]:
+    """Open the training data, and the validation data where there are any: listing a large folder takes a while."""
+    found: dict[Split, Source] = {"train": open_source(config, "train")}
+    return found | ({"val": open_source(config, "val")} if has_validation(config) else {})
+
+
 def source_name(root: str) -> str:
     """The name that the source of a `data.root` bears, without opening it."""
     return ",".join(name_of_root(part) for part, _ in weighted_roots(root))

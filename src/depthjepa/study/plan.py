@@ -15,7 +15,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, Va
 from depthjepa import runtime
 from depthjepa.config import RunConfig
 from depthjepa.configuring import IN_QUOTES, build_config, given_twice
-from depthjepa.data.loading import open_source
+from depthjepa.data.loading import open_source, open_splits
 from depthjepa.data.order import steps_per_epoch
 from depthjepa.distributed import Ranks
 from depthjepa.evaluation.probes import table as probes
@@ -195,13 +195,14 @@ def _refuse_reserved(study: Study, settings: Sequence[str]) -> None:
 
 def _refuse_unusable(config: RunConfig, study: Study, checked: Sequence[Any]) -> None:
     """Meet the faults of a run and of its probes that need no training, without holding its weights."""
-    source = open_source(config.data, "train")
+    data = open_splits(config.data)
+    source = data["train"]
     if config.data not in checked:  # listing a large folder takes a while
         _refuse_probes_without_data(config, study.probes)
     runtime.device(config.train.device)
     if study.minutes is None:
         config.train.total_steps(steps_per_epoch(len(source), config.train.batch_size))
-    refuse_impossible(config, source, Ranks())
+    refuse_impossible(config, data, Ranks())
     teacher = build_teacher(config, has_depth=source.has_depth)
     with torch.device("meta"):  # shapes alone: a checkpoint's tensors are put in their place, whatever they were
         method = build_method(config, teacher, len(source.classes))

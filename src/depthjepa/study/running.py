@@ -29,12 +29,12 @@ import yaml
 from depthjepa import locks
 from depthjepa.config import PLACES, RunConfig, differences, to_mapping
 from depthjepa.data.config import DataConfig
-from depthjepa.data.contents import FILE, NAMES, Contents, read_contents, refuse_changed, write_contents
+from depthjepa.data.contents import FILE, NAMES, Contents, contents_of, read_contents, refuse_changed, write_contents
+from depthjepa.data.loading import open_splits
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.guidance.build import contents_of_teacher
 from depthjepa.logbook import plain, to_json, write_whole
 from depthjepa.progress import task
-from depthjepa.starting import contents_of_data
 from depthjepa.stopping import interruptions
 from depthjepa.study.claims import compare, lines
 from depthjepa.study.plan import Study, of_length, resolve
@@ -167,7 +167,7 @@ def _contents(configs: Mapping[str, RunConfig]) -> dict[str, Contents]:
     for arm, config in configs.items():
         known = next((contents for data, contents in listed if data == config.data), None)
         if known is None:
-            known = contents_of_data(config.data)
+            known = contents_of(open_splits(config.data))
             listed.append((config.data, known))
         found |= {f"{arm}: {part}": each for part, each in (known | contents_of_teacher(config.guidance)).items()}
     return found
