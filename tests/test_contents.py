@@ -111,7 +111,7 @@ CHANGED = {
     "many": (
         flat,
         lambda root: [save(root / f"x{number}.png", picture(number)) for number in range(5)],
-        "train: 5 added (x0.png, x1.png, x2.png, …)",
+        "train: 5 added (x0.png, x1.png, x2.png and 2 more)",
     ),
     "validation": (
         write_pairs,

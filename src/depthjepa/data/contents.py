@@ -21,13 +21,13 @@ from jaxtyping import Int64, Shaped
 
 from depthjepa.data.images import Split
 from depthjepa.data.order import Mixture
+from depthjepa.data.pairing import some_of
 from depthjepa.data.samples import Source, Stamped
 from depthjepa.faults import BadInput
 from depthjepa.logbook import read_object, to_json, whole_path, write_whole
 
 FILE, NAMES = "data.json", "data.npz"
 KEPT = 100_000  # images of a source, up to which all names are kept: about 1 MB
-SHOWN = 3  # names in a message
 _TOGETHER, _THREADS = 1024, 16  # files that a thread asks for at a time
 _WAITING = 5e-5  # seconds a file, above which a file system is another machine's
 
@@ -175,7 +175,11 @@ def _difference(folder: Path, before: Contents | None, now: Contents | None) -> 
         "removed": [name for name in old if name not in new],
         "changed": [name for name in new if name in old and not np.array_equal(old[name], new[name])],
     }
-    said = [f"{len(group)} {what} ({some(group)})" for what, group in groups.items() if group]
+    said = [
+        f"{len(group)} {what} ({some_of([os.fsdecode(name) for name in group])})"
+        for what, group in groups.items()
+        if group
+    ]
     return ", ".join(said) or "the same images in another order, or with other classes or weights"
 
 
@@ -186,8 +190,3 @@ def _kept(folder: Path, contents: Contents) -> tuple[np.ndarray | None, np.ndarr
         if f"names-{contents.digest}" not in stored:
             return None, None
         return stored[f"names-{contents.digest}"], stored[f"stamps-{contents.digest}"]
-
-
-def some(names: Sequence[str | bytes]) -> str:
-    """The first few names, for a message."""
-    return ", ".join(map(os.fsdecode, names[:SHOWN])) + ", …" * (len(names) > SHOWN)

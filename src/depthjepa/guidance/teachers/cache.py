@@ -29,7 +29,8 @@ from jaxtyping import Float, Int64, UInt64
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from depthjepa.data.contents import Contents, some
+from depthjepa.data.contents import Contents
+from depthjepa.data.pairing import some_of
 from depthjepa.data.samples import Batch, Source
 from depthjepa.faults import BadInput
 from depthjepa.guidance.config import FeatureGuidance
@@ -100,7 +101,7 @@ class LatentCache:
         if len(changed := np.flatnonzero(self.stamps[rows] != stamps)):
             raise BadInput(
                 f"the cache {self.folder} was made of other images: {len(changed)} of {len(names)} have another size "
-                f"now ({some([names[index] for index in changed.tolist()])}); compute it for these data with "
+                f"now ({some_of([names[index] for index in changed.tolist()])}); compute it for these data with "
                 f"`depthjepa teach`"
             )
         return None
@@ -278,7 +279,7 @@ def _renamed(before: UInt64[np.ndarray, " n"], now: UInt64[np.ndarray, " k"], na
     """How many names are new, with some of them, and how many are gone: of those their hashes alone are known."""
     added = [names[index] for index in np.flatnonzero(~np.isin(now, before)).tolist()]
     removed = int((~np.isin(before, now)).sum())
-    said = [f"{len(added)} added ({some(added)})"] * bool(added) + [f"{removed} removed"] * bool(removed)
+    said = [f"{len(added)} added ({some_of(added)})"] * bool(added) + [f"{removed} removed"] * bool(removed)
     return ", ".join(said) or "in another order"
 
 
