@@ -32,7 +32,7 @@ FLOORS = (
     ("training",),
     ("report",),
     ("study",),
-    ("commands",),
+    ("commands", "arguments"),
     ("cli", "__init__", "__main__"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

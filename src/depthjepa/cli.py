@@ -8,16 +8,28 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperArgument, TyperCommand
 
 from depthjepa import __version__
-from depthjepa.backbones.table import BACKBONES
+from depthjepa.arguments import (
+    Checkpoint,
+    Data,
+    Force,
+    ListsRows,
+    Overrides,
+    Picture,
+    Task,
+    once,
+    one_of,
+    output_file,
+    output_folder,
+    said_elsewhere,
+)
 from depthjepa.data.layouts.table import LAYOUTS
 from depthjepa.faults import BadInput, RunStopped, nearest
 from depthjepa.guidance.teachers.table import TEACHERS
@@ -39,101 +51,7 @@ prepare = typer.Typer(
 )
 app.add_typer(prepare, name="prepare")
 
-Checkpoint = Annotated[
-    str,
-    typer.Argument(help=f"{'; '.join(row.about for row in BACKBONES.rows)}."),
-]
-
-
-def _once(settings: list[str] | None) -> list[str] | None:
-    if settings:
-        from depthjepa.configuring import refuse_repeated
-
-        refuse_repeated(settings)
-    return settings
-
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Settings as KEY=VALUE, for example train.batch_size=32.", callback=_once),
-]
-Data = Annotated[
-    str | None,
-    typer.Option(help=f"{LAYOUTS.listed()}; default: the run's own."),
-]
-
-# What a command can make again is written over: reports, pictures, tables. What is made of photographs is not.
-Force = Annotated[bool, typer.Option("--force", help="Write over files that are there; else they are refused.")]
-
-
-def _said_elsewhere(overrides: list[str] | None, places: Mapping[str, str]) -> None:
-    """Refuse settings that the command line says already: `places` has for a key what says it."""
-    for text in overrides or []:
-        if (key := text.partition("=")[0]) in places:
-            raise BadInput(f"{key} is given by {places[key]}, not by a setting as well")
-
-
-def _one_of(what: str, *choices: str) -> Callable[[str], str]:
-    def parse(word: str) -> str:
-        if word not in choices:
-            raise BadInput(f"there is no {what} {word!r}{nearest(word, choices)}: choose from {', '.join(choices)}")
-        return word
-
-    return parse
-
-
-def _tasks() -> dict[str, str]:
-    from depthjepa.evaluation.probes import table
-
-    return {name: task.about for name, task in table.of_command("probe").items()}
-
-
-def _pictures() -> dict[str, str]:
-    from depthjepa.evaluation.probes import table
-
-    own = {"masks": "of a recipe", "batch": "of a recipe, as training gets it", "features": "tokens of patches of runs"}
-    drawn = {name: task.picture for name, task in table.pictured().items()}
-    return own | {name: picture.about for name, picture in drawn.items() if picture is not None}
-
-
 USAGE: Any = typer.BadParameter.__mro__[1]  # typer keeps the class of all such faults to itself
-ROWS = {"task": _tasks, "what": _pictures}
-
-
-class ListsRows(TyperCommand):
-    """A command whose help lists the rows of a table; tables load torch, and are read when that help is asked for."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Read the tables, then write help as ever."""
-        for each in self.params:
-            if isinstance(each, TyperArgument) and each.name in ROWS:
-                each.help = "; ".join(f"{name}: {about}" for name, about in ROWS[each.name]().items())
-        super().format_help(ctx, formatter)
-
-
-def _row_of(what: str, read: Callable[[], Mapping[str, str]]) -> Callable[[str], str]:
-    return lambda word: _one_of(what, *read())(word)
-
-
-def _file(path: Path | None) -> Path | None:
-    return _writable(path, folder=False)
-
-
-def _new_folder(path: Path | None) -> Path | None:
-    return _writable(path, folder=True)
-
-
-def _writable(path: Path | None, *, folder: bool) -> Path | None:
-    """Refuse a place that cannot be written before any work."""
-    if path is not None:
-        from depthjepa.logbook import refuse_unwritable
-
-        refuse_unwritable(path, folder=folder)
-    return path
-
-
-Task = Annotated[str, typer.Argument(parser=_row_of("probe", _tasks), metavar="TASK")]
-Picture = Annotated[str, typer.Argument(parser=_row_of("picture", _pictures), metavar="WHAT")]
 
 
 def main() -> None:
@@ -220,7 +138,8 @@ def options(
 @app.command()
 def demo(
     out: Annotated[
-        Path | None, typer.Option(help="Folder for runs and report; default demo, or demo-SEED.", callback=_new_folder)
+        Path | None,
+        typer.Option(help="Folder for runs and report; default demo, or demo-SEED.", callback=output_folder),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order, masks and crops.")] = 0,
     overrides: Overrides = None,
@@ -235,7 +154,7 @@ def demo(
 def train(
     recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/RECIPE.", callback=_new_folder)] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/RECIPE.", callback=output_folder)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is in the folder.")] = False,
 ) -> None:
     """Pretrain; prints an estimate of time and memory first."""
@@ -255,7 +174,9 @@ def teach(
     teacher: Annotated[str, typer.Option(help=f"A network ({TEACHERS.listed()}); weights by guidance.teacher_*=.")],
     out: Annotated[
         Path,
-        typer.Option(help="Folder of the cache (guidance.cache of a run), or one to go on with.", callback=_new_folder),
+        typer.Option(
+            help="Folder of the cache (guidance.cache of a run), or one to go on with.", callback=output_folder
+        ),
     ],
     overrides: Overrides = None,
 ) -> None:
@@ -265,7 +186,7 @@ def teach(
     from depthjepa.configuring import build_config
 
     settings = [f"data.root={data}", f"guidance.teacher={teacher}", "guidance.kind=feature"]
-    _said_elsewhere(overrides, {"data.root": "--data", "guidance.teacher": "--teacher", "guidance.kind": "the command"})
+    said_elsewhere(overrides, {"data.root": "--data", "guidance.teacher": "--teacher", "guidance.kind": "the command"})
     refuse_unread([text.partition("=")[0] for text in overrides or []])
     run(build_config({"name": "teach"}, [*settings, *(overrides or [])]), out)
 
@@ -275,7 +196,7 @@ def fit_teacher(
     data: Annotated[str, typer.Option(help="RGB-D pairs: an RGB-D folder, several, or scenes.")],
     out: Annotated[
         Path,
-        typer.Option(help="Folder of the fit: checkpoint and autoencoder in DepthFM's layout.", callback=_new_folder),
+        typer.Option(help="Folder of the fit: checkpoint and autoencoder in DepthFM's layout.", callback=output_folder),
     ],
     overrides: Overrides = None,
 ) -> None:
@@ -285,7 +206,7 @@ def fit_teacher(
     from depthjepa.configuring import build_fit
     from depthjepa.report.terminal import print_table
 
-    _said_elsewhere(overrides, {"data.root": "--data"})
+    said_elsewhere(overrides, {"data.root": "--data"})
     summary = run(build_fit(FIT_DEFAULTS, [f"data.root={data}", *(overrides or [])]), out)
     print_table(summary)
     print(f"{out}: {summary['bytes'] / 1e6:.2f} MB")
@@ -294,12 +215,12 @@ def fit_teacher(
 @prepare.command()
 def nyuv2(
     source: Annotated[Path, typer.Argument(help="nyu_depth_v2_labeled.mat, or its folder.")],
-    out: Annotated[Path, typer.Option(help="RGB-D folder to write.", callback=_new_folder)],
+    out: Annotated[Path, typer.Option(help="RGB-D folder to write.", callback=output_folder)],
     splits: Annotated[Path | None, typer.Option(help="The official splits.mat; default beside SOURCE.")] = None,
     depth: Annotated[
         str,
         typer.Option(
-            parser=_one_of("depth", "raw", "filled"),
+            parser=one_of("depth", "raw", "filled"),
             metavar="KIND",
             help="raw (as measured, with holes) or filled (holes filled in).",
         ),
@@ -314,7 +235,7 @@ def nyuv2(
 @prepare.command()
 def kitti(
     source: Annotated[Path, typer.Argument(help="Folder of the annotated depth maps (train, val).")],
-    out: Annotated[Path, typer.Option(help="RGB-D folder to write.", callback=_new_folder)],
+    out: Annotated[Path, typer.Option(help="RGB-D folder to write.", callback=output_folder)],
     raw: Annotated[Path | None, typer.Option(help="Folder of the raw photographs; default in SOURCE.")] = None,
     split: Annotated[
         Path | None, typer.Option(help="List of validation pairs, in the form of the Eigen split.")
@@ -369,7 +290,7 @@ def probe(
     overrides: Overrides = None,
     data: Data = None,
     out: Annotated[
-        Path | None, typer.Option(help="Write the table as JSON, over one that is there.", callback=_file)
+        Path | None, typer.Option(help="Write the table as JSON, over one that is there.", callback=output_file)
     ] = None,
 ) -> None:
     """Probe a frozen encoder; its baselines stand beside the figure."""
@@ -392,7 +313,7 @@ def diagnose(
         str | None, typer.Option(help="An unguided twin: did the encoder learn depth, or the head alone?")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Write the (first) table as JSON, over one that is there.", callback=_file)
+        Path | None, typer.Option(help="Write the (first) table as JSON, over one that is there.", callback=output_file)
     ] = None,
 ) -> None:
     """Measure collapse beside the random encoder; of a guided run also whether depth got into the features."""
@@ -419,7 +340,9 @@ def embed(
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Every image below it is embedded.")],
     out: Annotated[
         Path,
-        typer.Option(help="File: .npz, .parquet or .safetensors; none that is there, unless --force.", callback=_file),
+        typer.Option(
+            help="File: .npz, .parquet or .safetensors; none that is there, unless --force.", callback=output_file
+        ),
     ],
     overrides: Overrides = None,
     patches: Annotated[
@@ -441,7 +364,9 @@ def predict(
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Every image below it gets a depth map.")],
     out: Annotated[
         Path,
-        typer.Option(help="Folder for the depth maps; maps that are there stay, unless --force.", callback=_new_folder),
+        typer.Option(
+            help="Folder for the depth maps; maps that are there stay, unless --force.", callback=output_folder
+        ),
     ],
     overrides: Overrides = None,
     force: Force = False,
@@ -460,7 +385,7 @@ def predict(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders and folders of studies, in the order to show.")],
-    out: Annotated[Path, typer.Option(help="The page to write, over one that is there.", callback=_file)],
+    out: Annotated[Path, typer.Option(help="The page to write, over one that is there.", callback=output_file)],
 ) -> None:
     """Write one self-contained HTML page about runs: pictures, losses, tables."""
     from depthjepa.report.page import write_report
@@ -474,7 +399,7 @@ def show(
     what: Picture,
     source: Annotated[str, typer.Argument(help="masks, batch: a recipe; the others: a run folder.")],
     out: Annotated[
-        Path, typer.Option(help="Picture to write (.png, .pdf, .svg), over one that is there.", callback=_file)
+        Path, typer.Option(help="Picture to write (.png, .pdf, .svg), over one that is there.", callback=output_file)
     ],
     more: Annotated[list[str] | None, typer.Argument(help="masks, batch: KEY=VALUE; the others: further runs.")] = None,
     photographs: Annotated[bool, typer.Option(help="depth, decode: with the photographs, or the maps alone.")] = True,
@@ -493,7 +418,7 @@ def convert(
     to: Annotated[
         str,
         typer.Option(
-            parser=_one_of("layout", "depthjepa", "reference", "hf", "timm", "onnx", "safetensors"),
+            parser=one_of("layout", "depthjepa", "reference", "hf", "timm", "onnx", "safetensors"),
             metavar="LAYOUT",
             help="reference (.pth.tar), hf, timm (folders), onnx, safetensors (one encoder), depthjepa (a run folder).",
         ),
@@ -501,7 +426,7 @@ def convert(
     overrides: Overrides = None,
     which: Annotated[
         str,
-        typer.Option(parser=_one_of("encoder", "target", "context"), help="The encoder that hf, timm, … hold."),
+        typer.Option(parser=one_of("encoder", "target", "context"), help="The encoder that hf, timm, … hold."),
     ] = "target",
 ) -> None:
     """Write a checkpoint in another layout, bit by bit the same; says which encoder it holds."""
@@ -518,15 +443,15 @@ def study(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="Settings of all arms, such as data.root=FOLDER; an arm's own stay.", callback=_once),
+        typer.Argument(help="Settings of all arms, such as data.root=FOLDER; an arm's own stay.", callback=once),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the study; default studies/NAME.", callback=_new_folder)
+        Path | None, typer.Option(help="Folder of the study; default studies/NAME.", callback=output_folder)
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study that is in the folder.")] = False,
     keep: Annotated[
         Path | None,
-        typer.Option(help="Copy tables and configurations there, over those that are there.", callback=_new_folder),
+        typer.Option(help="Copy tables and configurations there, over those that are there.", callback=output_folder),
     ] = None,
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="Do every N-th run from the I-th on (from 0): one machine of N.")
@@ -554,7 +479,7 @@ def study(
 def bench(
     overrides: Overrides = None,
     json: Annotated[
-        Path | None, typer.Option(help="Write the figures as JSON, over those that are there.", callback=_file)
+        Path | None, typer.Option(help="Write the figures as JSON, over those that are there.", callback=output_file)
     ] = None,
 ) -> None:
     """Measure a training step against the matmul rate of this machine, in the same process."""
