@@ -156,7 +156,10 @@ def test_the_page_of_sizes_is_what_its_tool_finds() -> None:
     tool, page = runpy.run_path(str(ROOT / "tools" / "sizing.py")), (ROOT / "docs" / "sizing.md").read_text()
     smallest = tool["ROWS"][0]
     assert tool["line"](smallest, None) in page and all(row.name in page for row in tool["ROWS"])
-    assert page.startswith(tool["INTRODUCTION"]) and page.endswith(tool["RULES"].format(decoded=tool["DECODED"]))
+    before, after = tool["INTRODUCTION"].split("{checked}")
+    figures = page.removeprefix(before).partition(after)[0]
+    assert re.fullmatch(r"(\d+\.\d GB told and \d+\.\d measured(, |$)){3}", figures), figures
+    assert after in page and page.endswith(tool["RULES"].format(decoded=tool["DECODED"]))
 
 
 RUN = """

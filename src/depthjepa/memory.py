@@ -30,7 +30,7 @@ from depthjepa.model.jepa import JEPA
 from depthjepa.model.supervised import Supervised
 
 WATCHED = (2, 3)  # images of the batches that are watched
-DRAWN = 64  # masks of a part, at most: the longest of them is what all are padded to
+DRAWN = 256  # masks of a part, at most: the longest of them is what all are padded to
 SLACK = 1.25  # of tensors that come and go: the heap has holes, and convolutions take room to work in
 SURE = 0.9  # of the memory that is there: a batch that is advised fits when other things have grown a little
 MOMENTS = 2  # of AdamW

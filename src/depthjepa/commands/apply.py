@@ -18,7 +18,7 @@ from depthjepa.checkpoint import Checkpoint
 from depthjepa.commands.depth_maps import decoded_where, decodes_itself, doubt, of_photograph, photograph_views
 from depthjepa.config import RunConfig
 from depthjepa.configuring import load_config
-from depthjepa.data.images import image_names, list_images
+from depthjepa.data.layouts.flat import FlatFolder
 from depthjepa.data.layouts.layout import folder_of_images
 from depthjepa.data.loading import TrainingBatches, open_source
 from depthjepa.data.transforms import as_bytes
@@ -71,8 +71,9 @@ def predict(
     """
     place, maps = folder_of_images(folder), to_write(out)
     opened = open_with(run, place, settings, "predictions", say=say)
-    tell_ignored(place, list_images(place), say)
-    count, unreadable = predict_folder(*opened, maps, force=force)
+    photographs = FlatFolder(place)
+    count, unreadable = predict_folder(*opened, photographs, maps, force=force)
+    tell_ignored(photographs, say)
     tell_unreadable(unreadable, say)
     if (against := doubt(opened.saved)) is not None:
         (say or warn)(against)
@@ -84,11 +85,12 @@ def predict_folder(
     config: RunConfig,
     encoder: VisionTransformer,
     where: torch.device,
+    photographs: FlatFolder,
     out: Path,
     *,
     force: bool = False,
 ) -> tuple[int, list[str]]:
-    """Write `NAME.depth.png` (16 bits, millimetres, 0 = unknown) and `NAME.colour.png` for every image.
+    """Write `NAME.depth.png` (16 bits, millimetres, 0 = unknown) and `NAME.colour.png` for every photograph.
 
     NAME is the photograph's path below the folder without its suffix. A pixel-guided run whose head reads whole images
     decodes with that head, any other with the depth probe's readout (`depthjepa probe RUN depth`). Depth is bilinear
@@ -105,9 +107,10 @@ def predict_folder(
         predict, measured = _own_head(saved, where), decoded_where(saved)
     else:
         predict, measured, colours = _readout(saved, config, encoder, where)
-    _refuse_overwriting(Path(config.data.root), out, force=force)
+    names = [photographs.name_of(index) for index in range(len(photographs))]
+    _refuse_overwriting(Path(config.data.root), names, out, force=force)
     count, skipped = 0, list[str]()
-    for batch, sizes in photograph_views(config, skipped):
+    for batch, sizes in photograph_views(config, photographs, skipped):
         with torch.no_grad():
             disparity = predict(batch.to(where)).cpu()
         maps = [of_photograph(cells, measured, size) for cells, size in zip(disparity, sizes, strict=True)]
@@ -160,14 +163,13 @@ def _refuse_other_weights(file: Path, saved: Checkpoint, config: RunConfig) -> N
         )
 
 
-def _refuse_overwriting(root: Path, out: Path, *, force: bool) -> None:
+def _refuse_overwriting(root: Path, names: Sequence[str], out: Path, *, force: bool) -> None:
     """Refuse an `out` in which maps would overwrite photographs, one another, or be taken for photographs later.
 
     Without `force`, refuse one that holds any of the maps already.
     """
     if out.resolve().is_relative_to(root.resolve()):
         raise BadInput(f"--out {out} lies in the folder of the photographs, {root}: give a folder outside it")
-    names = image_names(root)
     photographs = {(root / name).resolve() for name in names}
     taken: dict[Path, str] = {}
     for name in names:

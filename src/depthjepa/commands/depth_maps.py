@@ -47,13 +47,12 @@ def view_size(photograph: Size, size: Size, patch_size: int) -> Size:
     return max(1, round(rows)) * patch_size, max(1, round(cols)) * patch_size
 
 
-def photograph_views(config: RunConfig, skipped: list[str]) -> Iterator[tuple[Batch, list[Size]]]:
+def photograph_views(config: RunConfig, source: FlatFolder, skipped: list[str]) -> Iterator[tuple[Batch, list[Size]]]:
     """Views of every image below a folder (see `view_size`), with the photographs' sizes; equal views come together.
 
     Names of images that cannot be read are added to `skipped`. Raises `BadInput` where none can.
     """
     root = Path(config.data.root)
-    source = FlatFolder(root)
     sizes = {name: upright_size(root / name) or config.data.size for name in map(source.name_of, range(len(source)))}
     groups: dict[Size, list[int]] = {}
     for place, size in enumerate(sizes.values()):

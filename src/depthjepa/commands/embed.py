@@ -14,7 +14,6 @@ from jaxtyping import Float32
 
 from depthjepa import runtime
 from depthjepa.cost import size_of
-from depthjepa.data.images import list_images
 from depthjepa.data.layouts.flat import FlatFolder
 from depthjepa.data.layouts.layout import folder_of_images
 from depthjepa.data.loading import view_batches
@@ -69,7 +68,7 @@ def embed(
     source = FlatFolder(place)
     if file is not None:
         _refuse_unwritable_names(file, [source.name_of(index) for index in range(len(source))])
-    tell_ignored(place, list_images(place), say)
+    tell_ignored(source, say)
     shape = (len(source), *((math.prod(config.grid),) if patches else ()), encoder.width)
     _refuse_beyond_memory(place, shape)
     embeddings, paths, unreadable = np.empty(shape, np.float32), list[str](), list[str]()

@@ -185,7 +185,7 @@ def depth_rows(
         _bar(figure, axes[row], DISPARITY_MAP, low, high, "" if row else DISPARITY)
     never = any(np.isnan(array).any() for array in predictions.values())
     if never or np.isnan(truth).any():
-        beside = ["in the ground truth not measured"] + ["in the other maps never measured in training"] * never
+        beside = ["not measured in the ground truth"] + ["never measured in training in the other maps"] * never
         _explain_grey(figure, "; ".join(beside))
     return figure
 

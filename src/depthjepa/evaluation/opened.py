@@ -15,7 +15,8 @@ from depthjepa.backbones.opening import open_backbone
 from depthjepa.checkpoint import Checkpoint
 from depthjepa.config import RunConfig
 from depthjepa.configuring import given, refuse_other_than_settings, refuse_repeated
-from depthjepa.data.images import Listing, in_words
+from depthjepa.data.images import in_words
+from depthjepa.data.layouts.flat import FlatFolder
 from depthjepa.evaluation.probes import probe_config, table
 from depthjepa.faults import BadInput
 from depthjepa.model.vit import VisionTransformer
@@ -78,10 +79,10 @@ def to_write(out: str | Path) -> Path:
     return Path(out)
 
 
-def tell_ignored(folder: Path, listing: Listing, say: Say | None = None) -> None:
+def tell_ignored(images: FlatFolder, say: Say | None = None) -> None:
     """Say what lies below a folder beside the images that are taken, if anything."""
-    if say is not None and listing.ignored:
-        say(f"{folder}: {len(listing.names)} images; ignored: {in_words(listing.ignored)}")
+    if say is not None and images.ignored:
+        say(f"{images.name}: {len(images)} images; ignored: {in_words(images.ignored)}")
 
 
 def tell_unreadable(faults: Sequence[str], say: Say | None = None) -> None:
