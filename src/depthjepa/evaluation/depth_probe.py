@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ SUMS = ("within_residual", "within_total", "between_residual", "between_total", 
 # rows -----------------------------------------------------------------------------------------------------
 
 
+@runtime_checkable
 class Row(Protocol):
     """What predicts: `look` is asked once for a batch, `tell` for each data set by itself and for all together."""
 
