@@ -326,9 +326,14 @@ def diagnose(
     if against is not None and Path(against).resolve() == Path(checkpoint).resolve():
         raise BadInput(f"--against {against}: this is the run itself; give its unguided twin")
     tasks = table.of_command("diagnose --gates" if gates else "diagnose")
-    saved, config, encoder, where = open_with(checkpoint, data, overrides or [], "diagnoses", tasks, _note)
-    subject = probes.Subject(config, encoder, where, saved, None if against is None else load(against))
-    results = list(probes.run_tasks(tasks.values(), subject))
+    opened = open_with(checkpoint, data, overrides or [], "diagnoses", tasks, _note)
+    if against is not None:
+        opened.run(checkpoint, "--against")
+    backbone, config, encoder, where = opened
+    saved = backbone.saved
+    subject = probes.Subject(config, encoder, where, backbone, None if against is None else load(against))
+    asked = [task for task in tasks.values() if saved is not None or not task.reads_run]
+    results = list(probes.run_tasks(asked, subject))
     for number, result in enumerate(results):
         probes.write_probe(result, saved, config.evaluation.which, None if number else out)
         print_table(result.table)

@@ -18,7 +18,7 @@ from depthjepa.grid import to_map, to_tokens
 from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig, normalise, refuse_other_than_images
 
 Size = tuple[int, int]  # height, width [px]
-Maps = Float[Tensor, "b _ rows cols"]
+Maps = Float[Tensor, "b _ _ _"]  # width, rows and columns, which differ from layer to layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class NetworkEncoder(nn.Module):
     """A network of another library as an encoder; see `model.encoder.Encoder`, which it follows.
 
     A family gives `maps`: those of some layers, after the final norm where that fits, class token and registers taken
-    off. Raises `BadInput` for images that are no multiple of `patch_size`, for sizes that the network refuses, and where
-    the maps are not on the grid that they should be on.
+    off. Raises `BadInput` for images that are no multiple of `patch_size`, for sizes that the network refuses, and
+    where the maps are not on the grid that they should be on.
     """
 
     def __init__(self, facts: Facts) -> None:

@@ -40,7 +40,7 @@ MOST_PREFIXES = 17  # a class token, one of distillation, and registers: publish
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The output that is features: its name, and how many tokens stand before those of the patches (None: it is maps)."""
+    """The output that is features: its name, and how many tokens stand before those of the patches (None: maps)."""
 
     name: str
     prefix: int | None
@@ -57,7 +57,7 @@ class OnnxEncoder(NetworkEncoder):
 
     def maps(self, images: Float[Tensor, "b 3 h w"], layers: Sequence[int]) -> list[Maps]:
         """The one map that there is."""
-        parts = [self._run(part) for part in images.split(self.batch or len(images))]
+        parts = [self._run(part) for part in torch.split(images, self.batch or len(images))]
         found = torch.cat(parts).to(images.device)
         if self.output.prefix is None:
             return [found]
@@ -95,9 +95,12 @@ def _open(source: Source, settings: Sequence[str]) -> OpenedNetwork:
     )
     prefix = f" after {output.prefix} others" if output.prefix else ""
     found = f"ONNX, output {output.name!r}: {'maps' if output.prefix is None else 'tokens'} of {patch} px{prefix}"
-    assumed = () if said else ("ImageNet's normalisation (an ONNX file does not say)",)
-    assumed += () if fixed or "image_size" in noted else (f"images of {SIDE} px (the file takes any size)",)
-    return OpenedNetwork(OnnxEncoder(facts, session, output), found, (*assumed, *size_assumed(facts)), _no_initial)
+    assumed = [
+        *["ImageNet's normalisation (an ONNX file does not say)"] * (not said),
+        *[f"images of {SIDE} px (the file takes any size)"] * (not fixed and "image_size" not in noted),
+        *size_assumed(facts),
+    ]
+    return OpenedNetwork(OnnxEncoder(facts, session, output), found, tuple(assumed), _no_initial)
 
 
 def _no_initial(config: RunConfig) -> None:
@@ -146,8 +149,8 @@ def _features(session: Any, entry: Any, size: Size, noted: dict[str, str], name:
             return Output(output, prefix), patch, int(shape[2])
     given = ", ".join(f"{output} {list(shape)}" for output, shape in shapes.items())
     raise BadInput(
-        f"{name} gives {given} for images of {size[0]} x {size[1]} px, and no grid of features: export it with an output "
-        f"[batch, width, rows, columns] or [batch, tokens, width]"
+        f"{name} gives {given} for images of {size[0]} x {size[1]} px, and no grid of features: export it with an "
+        f"output [batch, width, rows, columns] or [batch, tokens, width]"
     )
 
 

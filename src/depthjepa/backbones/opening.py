@@ -26,7 +26,7 @@ class Backbone(Protocol):
 
     @property
     def config(self) -> RunConfig:
-        """What it was trained with as far as it tells: image size, patch size, normalisation, and shape and data of ours.
+        """What it was trained with as far as it tells: name, image size, patch size, normalisation; of ours all else.
 
         Of a network of another library the other keys mean nothing.
         """
@@ -86,8 +86,8 @@ class Source:
 class Family:
     """How backbones of one family are told and opened.
 
-    `claims` tells by the name and by what lies there, without loading it; `open` takes `model.*` and `data.image_size` as KEY=VALUE,
-    which complete what a source does not say, and raises `BadInput`.
+    `claims` tells by the name and by what lies there, without loading it; `open` takes `model.*` and `data.image_size`
+    as KEY=VALUE, which complete what a source does not say, and raises `BadInput`.
     """
 
     claims: Callable[[Source], bool]

@@ -1,9 +1,10 @@
 """Vision transformers of transformers: a folder as it saves them, or a hub id.
 
-Each class computes as it does by itself: positions of other sizes are stretched by the library (`interpolate_pos_encoding`
-where a class takes it; DINOv3's are rotary), and the last layer is `last_hidden_state` after the final norm. CLIP's class
-norms its pooled class token alone; here the same norm goes over the patches, as timm does. The masked autoencoder keeps
-all patches in their order. What a folder holds beside the encoder (a text tower, a decoder, a classifier) is left out.
+Each class computes as it does by itself: positions of other sizes are stretched by the library
+(`interpolate_pos_encoding` where a class takes it; DINOv3's are rotary), and the last layer is `last_hidden_state`
+after the final norm. CLIP's class norms its pooled class token alone; here the same norm goes over the patches, as timm does.
+The masked autoencoder keeps all patches in their order. What a folder holds beside the encoder (a text tower, a
+decoder, a classifier) is left out.
 """
 
 from __future__ import annotations
@@ -128,8 +129,8 @@ def _open(source: Source, settings: Sequence[str]) -> OpenedNetwork:
     assert folder is not None
     if model_type not in KINDS:
         raise BadInput(
-            f"{source.name} holds a model of type {model_type!r}{nearest(model_type, KINDS)}, which nothing here reads: "
-            f"those that are read are {', '.join(KINDS)}"
+            f"{source.name} holds a model of type {model_type!r}{nearest(model_type, KINDS)}, which nothing here "
+            f"reads: those that are read are {', '.join(KINDS)}"
         )
     kind, library = KINDS[model_type], _transformers(source.name)
     network, left_out = _load(getattr(library, kind.model), folder, source.name)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from depthjepa import runtime
-from depthjepa.backbones.opening import open_backbone
+from depthjepa.backbones.opening import Backbone, open_backbone
 from depthjepa.checkpoint import Checkpoint
 from depthjepa.config import RunConfig
 from depthjepa.configuring import given, refuse_other_than_settings, refuse_repeated
@@ -19,7 +19,7 @@ from depthjepa.data.images import in_words
 from depthjepa.data.layouts.flat import FlatFolder
 from depthjepa.evaluation.probes import probe_config, table
 from depthjepa.faults import BadInput
-from depthjepa.model.vit import VisionTransformer
+from depthjepa.model.encoder import Encoder
 
 NAMED = 3  # unreadable images that are named; of more, their number says enough
 
@@ -27,12 +27,18 @@ Say = Callable[[str], None]
 
 
 class Opened(NamedTuple):
-    """A checkpoint, the configuration that it is measured with, and its encoder, with the device to measure it on."""
+    """A backbone, the configuration that it is measured with, and its encoder, with the device to measure it on."""
 
-    saved: Checkpoint
+    backbone: Backbone
     config: RunConfig
-    encoder: VisionTransformer
+    encoder: Encoder
     where: torch.device
+
+    def run(self, source: str | Path, what: str) -> Checkpoint:
+        """The checkpoint behind it; raises `BadInput` for a network of another library, of which there is no `what`."""
+        if self.backbone.saved is None:
+            raise BadInput(f"{source} is {self.backbone.found}, and {what} takes a run of depthjepa")
+        return self.backbone.saved
 
 
 def open_with(
@@ -57,8 +63,13 @@ def open_with(
     if twice:
         raise BadInput(f"{twice[0]}, but {data} is given as the data already, and only one of them can hold")
     found = open_backbone(backbone, [text for text in settings if text.startswith(("model.", "data.image_size="))])
-    config = probe_config(found.saved, None if data is None else str(data), settings)
     run = [task for name, task in table.tasks().items() if name in tasks]
+    if found.saved is None and run and all(task.reads_run for task in run):
+        names = ", ".join(task.name for task in run)
+        raise BadInput(
+            f"{names} takes a run of depthjepa, of which it reads more than the encoder; {backbone} is {found.found}"
+        )
+    config = probe_config(found.config, None if data is None else str(data), settings)
     table.refuse_unread(result, run, config, given(settings, config))
     # A file that holds one encoder serves as either; what is written about it says which one it was.
     which = found.which(config.evaluation.which)
@@ -69,7 +80,7 @@ def open_with(
         (say or warn)(f"{backbone}: assumed {what}")
     where = runtime.device(config.train.device)
     runtime.settle_cpu(config.train.threads)
-    return Opened(found.saved, config, found.encoder(which), where)
+    return Opened(found, config, found.encoder(which), where)
 
 
 def to_write(out: str | Path) -> Path:

@@ -35,8 +35,8 @@ def is_timm(config: Mapping[str, Any]) -> bool:
 def is_ijepa(folder: Path, config: Mapping[str, Any]) -> bool:
     """Whether a folder of timm holds an encoder that is ours under timm's names, as `write_timm` writes it.
 
-    Other networks have tensors of their own (a class token, a pooling norm, a classifier). Files that cannot be read are
-    left to `read_timm`, which says why.
+    Other networks have tensors of their own (a class token, a pooling norm, a classifier). Files that cannot be read
+    are left to `read_timm`, which says why.
     """
     if config.get("architecture") not in (ANY, *ARCHITECTURES.values()):
         return False
@@ -129,6 +129,7 @@ def released_url(name: str) -> str | None:
         return str(timm.get_pretrained_cfg(name).url)
     if timm.is_model(name.partition(".")[0]):
         raise BadInput(
-            f"{name} of timm is none of its I-JEPA models; those are {', '.join(kin)}. To measure it, call it timm:{name}"
+            f"{name} of timm is none of its I-JEPA models; those are {', '.join(kin)}. To measure it, "
+            f"call it timm:{name}"
         )
     return None

@@ -177,9 +177,7 @@ class DPTHead(nn.Module):
         self.patch = patch
         widths = [token_width] * DPT_LEVELS if isinstance(token_width, int) else list(token_width)
         narrow = [max(8, wide >> (3 - level)) for level, wide in enumerate(widths)]
-        self.narrow = nn.ModuleList(
-            nn.Conv2d(wide, channels, 1) for wide, channels in zip(widths, narrow, strict=True)
-        )
+        self.narrow = nn.ModuleList(nn.Conv2d(wide, channels, 1) for wide, channels in zip(widths, narrow, strict=True))
         self.resize = nn.ModuleList(
             [
                 nn.ConvTranspose2d(narrow[0], narrow[0], 4, stride=4),

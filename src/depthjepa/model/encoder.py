@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,8 +13,8 @@ from torch import Tensor
 class Encoder(Protocol):
     """A module from normalised images [b, 3, h, w] to tokens [b, n, d] of a grid of patches, in raster order.
 
-    The grid has h / `patch_size` rows and w / `patch_size` columns; sizes that `patch_size` does not divide are refused.
-    Of a convolutional network a patch is a place of the last map, and `patch_size` the stride of that map.
+    The grid has h / `patch_size` rows and w / `patch_size` columns; sizes that `patch_size` does not divide are
+    refused. Of a convolutional network a patch is a place of the last map, and `patch_size` the stride of that map.
     """
 
     @property
@@ -58,19 +58,19 @@ class Encoder(Protocol):
     def features(self, images: Float[Tensor, "b 3 h w"], layers: Sequence[int]) -> list[Float[Tensor, "b n _"]]:
         """Tokens [b, n, d] of several layers (0-based; negative counts from the end), in the order of `layers`.
 
-        Where a network has a final norm for tokens of their width, they went through it. All lie on the grid of the last
-        layer: a map with another grid is brought there by averaging (adaptive average pooling).
+        Where a network has a final norm for tokens of their width, they went through it. All lie on the grid of the
+        last layer: a map with another grid is brought there by averaging (adaptive average pooling).
         """
         ...
 
-    def to(self, where: Any, /) -> Self:
+    def to(self, where: Any, /) -> Encoder:
         """Move to a device, as `nn.Module` does."""
         ...
 
-    def eval(self) -> Self:
+    def eval(self) -> Encoder:
         """Let dropout and batch norm rest, as `nn.Module` does."""
         ...
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> Encoder:
         """The opposite, as `nn.Module` does."""
         ...

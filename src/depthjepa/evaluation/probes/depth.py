@@ -20,7 +20,6 @@ from depthjepa.evaluation.depth_readouts import Plan, describe, encode_layers, l
 from depthjepa.evaluation.gathering import RANDOM, whole_views_text
 from depthjepa.evaluation.probes.task import DEPTH, OwnTask, Picture, Probe, Section, Subject, Variant
 from depthjepa.faults import BadInput
-from depthjepa.method import build_encoder
 from depthjepa.runs import Arrays, Run, probe_files, same_images
 
 PICTURES = 6  # rows of a figure
@@ -78,6 +77,14 @@ def run_readout(subject: Subject) -> Probe:
     config, encoder, train, val = subject.config, subject.encoder, subject.train, subject.val
     asked = config.evaluation
     assert asked.depth_readout != "ridge"
+    blocks = encoder.depth
+    layers = layers_of(asked.depth_readout, blocks)
+    foreign = subject.backbone is not None and subject.saved is None
+    if foreign and len(set(layers)) < len(layers):  # a shallow run of ours gives some twice
+        raise BadInput(
+            f"evaluation.depth_readout={asked.depth_readout} reads {len(layers)} layers, and {config.name} has {blocks}"
+            f": take evaluation.depth_readout=linear or ridge"
+        )
     plan = Plan(
         kind=asked.depth_readout,
         size=config.data.size,
@@ -87,11 +94,11 @@ def run_readout(subject: Subject) -> Probe:
         nearest=asked.nearest,
         farthest=asked.farthest,
         pictures=asked.pictures,
+        widths=tuple(encoder.widths[layer] for layer in layers),
     )
-    blocks = len(encoder.blocks)
-    layers = layers_of(plan.kind, blocks)
-    named = {RANDOM: build_encoder(config), config.name: encoder}
-    encoders = {name: encode_layers(each, layers, subject.where, asked.precision) for name, each in named.items()}
+    encoders = {
+        name: encode_layers(each, layers, subject.where, asked.precision) for name, each in subject.named.items()
+    }
     found = readout_table(encoders, train, val, plan)
     protocol = (
         f"{describe(plan, layers, blocks, found.mean_map)}, from the frozen {asked.which} encoder; averaged over "
@@ -109,8 +116,8 @@ def map_arrays(found: DepthTable, name: str) -> dict[str, np.ndarray]:
         "truth": shown.truth,
         "mean_map": found.mean_map.values.numpy(),
         "measured": found.mean_map.measured.numpy(),
-        "random": shown.predictions[RANDOM],
         "prediction": shown.predictions[name],
+        **({"random": shown.predictions[RANDOM]} if RANDOM in shown.predictions else {}),
         **{key: found.scores[name].per_image[key] for key in ("within_residual", "within_total")},
     }
 
