@@ -1,7 +1,7 @@
 """Networks of other libraries give what their own library gives, at two sizes, one of them not square.
 
-Every test builds a small random network of a class, writes it as that class is published, and asks the library by itself
-for the answer.
+Every test builds a small random network of a class, writes it as that class is published, and asks the library by
+itself for the answer.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def images_of(height: int, width: int, count: int = 2) -> Tensor:
 
 
 def scattered(network: torch.nn.Module) -> torch.nn.Module:
-    """The network with all its numbers drawn anew: initial ones (0 registers, norms of 1) would hide what is left out."""
+    """The network with all numbers moved: initial ones (registers of 0, norms of 1) would hide what is left out."""
     draw = torch.Generator().manual_seed(0)
     for name, value in network.state_dict().items():
         if value.is_floating_point() and "running_var" not in name and "rope" not in name:
@@ -117,7 +117,7 @@ def test_tokens_are_those_of_timm(timm_case: tuple[Timm, Path, Any]) -> None:
 
 @torch.no_grad()
 def test_layers_are_those_of_timm(timm_case: tuple[Timm, Path, Any]) -> None:
-    """Blocks by hooks on them, then the final norm; stages by their own maps, averaged over the cells of the last one."""
+    """Blocks by hooks on them, then the final norm; stages by their own maps, averaged over the last one's cells."""
     case, folder, network = timm_case
     encoder, images = load_encoder(folder), images_of(*case.other)
     layers = [2, 0, -1]
@@ -151,6 +151,31 @@ def outputs_of(blocks: Any, run: Callable[[], Any]) -> list[Tensor]:
     for hook in hooks:
         hook.remove()
     return seen
+
+
+@torch.no_grad()
+def test_tokens_of_windows_are_those_of_timm(tmp_path: Path) -> None:
+    """Swin: at the size that it was built for, and at another where the version of timm lets it."""
+    arguments = {"depths": [2, 2], "embed_dim": 16, "num_heads": [2, 2], "img_size": 64, "window_size": 4}
+    network = scattered(timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, **arguments))
+    config = {
+        "architecture": "swin_tiny_patch4_window7_224",
+        "num_classes": 0,
+        "model_args": arguments,
+        "pretrained_cfg": {"input_size": [3, 64, 64], "fixed_input_size": True, "mean": [0.5] * 3, "std": [0.5] * 3},
+    }
+    encoder, images = load_encoder(folder_of(tmp_path / "swin", config, network)), images_of(64, 64)
+    expected = network.forward_features(images).flatten(1, 2)
+    torch.testing.assert_close(encoder(images), expected, atol=1e-5, rtol=0)
+    try:
+        free = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, **arguments, **LIBRARY_SIZES).eval()
+    except TypeError:
+        with pytest.raises(BadInput, match="takes images of 64 x 64 px alone, not 48 x 80"):
+            encoder(images_of(48, 80))
+        return
+    free.load_state_dict(network.state_dict(), strict=False)
+    expected = free.forward_features(images_of(48, 80)).flatten(1, 2)
+    torch.testing.assert_close(encoder(images_of(48, 80)), expected, atol=1e-5, rtol=0)
 
 
 def test_facts_of_a_timm_folder(timm_case: tuple[Timm, Path, Any]) -> None:
@@ -390,7 +415,9 @@ def exported(path: Path, network: torch.nn.Module, *, sizes: bool, batch: bool =
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("prefix", "sizes", "batch"), [(None, True, True), (1, True, True), (4, False, True), (0, False, False)])
+@pytest.mark.parametrize(
+    ("prefix", "sizes", "batch"), [(None, True, True), (1, True, True), (4, False, True), (0, False, False)]
+)
 def test_tokens_are_those_of_an_onnx_file(prefix: int | None, sizes: bool, batch: bool, tmp_path: Path) -> None:
     network = Grid(prefix)
     opened = open_backbone(exported(tmp_path / "grid.onnx", network, sizes=sizes, batch=batch))
@@ -433,16 +460,16 @@ def test_a_size_of_training_that_the_stride_does_not_divide_is_rounded_and_told(
 
 
 def test_a_network_that_takes_one_size_alone_says_so(tmp_path: Path) -> None:
-    arguments = {"depths": [1, 1], "embed_dim": 16, "num_heads": [2, 2], "img_size": 64, "window_size": 4}
-    network = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, **arguments)
+    arguments = {"depth": 2, "embed_dim": 16, "num_heads": 2, "img_size": 64}
+    network = timm.create_model("vit_relpos_small_patch16_224", num_classes=0, **arguments)
     config = {
-        "architecture": "swin_tiny_patch4_window7_224",
+        "architecture": "vit_relpos_small_patch16_224",
         "num_classes": 0,
         "model_args": arguments,
         "pretrained_cfg": {"input_size": [3, 64, 64], "fixed_input_size": True},
     }
-    encoder = load_encoder(folder_of(tmp_path / "swin", config, network))
-    assert encoder(images_of(64, 64)).shape == (2, 64, 32)
+    encoder = load_encoder(folder_of(tmp_path / "relative", config, network))
+    assert encoder(images_of(64, 64)).shape == (2, 16, 16)
     with pytest.raises(BadInput, match="takes images of 64 x 64 px alone, not 128 x 64"):
         encoder(images_of(128, 64))
 
@@ -457,7 +484,10 @@ def test_a_network_without_a_grid_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("timm:vit_tny_patch16_224", r"no architecture 'vit_tny_patch16_224' \(did you mean 'vit_tiny_patch16_224'\?\)"),
+        (
+            "timm:vit_tny_patch16_224",
+            r"no architecture 'vit_tny_patch16_224' \(did you mean 'vit_tiny_patch16_224'\?\)",
+        ),
         ("timm:vit_tiny_patch16_224.nobody", "those of vit_tiny_patch16_224 are vit_tiny_patch16_224.augreg_in21k,"),
         ("timm:test_nothing", "has no architecture 'test_nothing'"),
         ("gone.onnx", "there is no file gone.onnx"),
@@ -470,7 +500,9 @@ def test_names_that_nothing_has_are_refused(source: str, said: str) -> None:
 
 def test_a_name_of_timm_without_network_names_a_folder_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(BadInput, match=r"the weights of timm:vit_tiny_patch16_224 cannot be fetched .*give a timm folder"):
+    with pytest.raises(
+        BadInput, match=r"the weights of timm:vit_tiny_patch16_224 cannot be fetched .*give a timm folder"
+    ):
         open_backbone("timm:vit_tiny_patch16_224")
 
 

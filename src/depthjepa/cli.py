@@ -326,10 +326,10 @@ def diagnose(
     if against is not None and Path(against).resolve() == Path(checkpoint).resolve():
         raise BadInput(f"--against {against}: this is the run itself; give its unguided twin")
     tasks = table.of_command("diagnose --gates" if gates else "diagnose")
-    opened = open_with(checkpoint, data, overrides or [], "diagnoses", tasks, _note)
-    if against is not None:
-        opened.run(checkpoint, "--against")
-    backbone, config, encoder, where = opened
+    twin = "" if against is None else "--against"
+    backbone, config, encoder, where = open_with(
+        checkpoint, data, overrides or [], "diagnoses", tasks, _note, run_for=twin
+    )
     saved = backbone.saved
     subject = probes.Subject(config, encoder, where, backbone, None if against is None else load(against))
     asked = [task for task in tasks.values() if saved is not None or not task.reads_run]

@@ -2,16 +2,17 @@
 
 Each class computes as it does by itself: positions of other sizes are stretched by the library
 (`interpolate_pos_encoding` where a class takes it; DINOv3's are rotary), and the last layer is `last_hidden_state`
-after the final norm. CLIP's class norms its pooled class token alone; here the same norm goes over the patches, as timm does.
-The masked autoencoder keeps all patches in their order. What a folder holds beside the encoder (a text tower, a
-decoder, a classifier) is left out.
+after the final norm. CLIP's class norms its pooled class token alone; here the same norm goes over the patches, as
+timm does. The masked autoencoder keeps all patches in their order. What a folder holds beside the encoder (a text
+tower, a decoder, a classifier) is left out.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,10 +165,26 @@ def _transformers(name: str) -> Any:
     return transformers
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's progress bars and its own report of the tensors, which we make in a sentence."""
+    from transformers.utils import logging
+
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _load(model: Any, folder: Path, name: str) -> tuple[Any, list[str]]:
     """The network in float32, and the names of tensors that it has no use for."""
     try:
-        with torch.random.fork_rng(devices=[]):  # what the files do not hold is drawn
+        with torch.random.fork_rng(devices=[]), _quiet():  # what the files do not hold is drawn
             network, info = model.from_pretrained(
                 folder,
                 dtype=torch.float32,

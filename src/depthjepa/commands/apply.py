@@ -70,8 +70,9 @@ def predict(
             be read, a setting has no effect, or something would be overwritten.
     """
     place, maps = folder_of_images(folder), to_write(out)
-    opened = open_with(run, place, settings, "predictions", say=say)
-    saved = opened.run(run, "predict")
+    opened = open_with(run, place, settings, "predictions", say=say, run_for="predict")
+    saved = opened.saved
+    assert saved is not None
     photographs = FlatFolder(place)
     count, unreadable = predict_folder(saved, *opened[1:], photographs, maps, force=force)
     tell_ignored(photographs, say)

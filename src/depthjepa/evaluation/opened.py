@@ -34,10 +34,9 @@ class Opened(NamedTuple):
     encoder: Encoder
     where: torch.device
 
-    def run(self, source: str | Path, what: str) -> Checkpoint:
-        """The checkpoint behind it; raises `BadInput` for a network of another library, of which there is no `what`."""
-        if self.backbone.saved is None:
-            raise BadInput(f"{source} is {self.backbone.found}, and {what} takes a run of depthjepa")
+    @property
+    def saved(self) -> Checkpoint | None:
+        """The checkpoint behind it; None for a network of another library."""
         return self.backbone.saved
 
 
@@ -48,12 +47,15 @@ def open_with(
     result: str,
     tasks: Collection[str] = (),
     say: Say | None = None,
+    *,
+    run_for: str = "",
 ) -> Opened:
     """Open a backbone with data (None: the run's own) and KEY=VALUE (`data.*`, `evaluation.*`, `train.device`, …).
 
     `model.*` and `data.image_size` say what a foreign layout does not. `result` is what it is opened for, in words, and
     `tasks` are the tables that are computed for that. `say` gets one line for what was found in a file of another
-    library and for all that had to be assumed of it; without `say`, what is assumed is a warning.
+    library and for all that had to be assumed of it; without `say`, what is assumed is a warning. `run_for` is what
+    takes more than an encoder, which networks of other libraries are refused for.
 
     Raises `BadInput`, also for a key that has no effect on the result.
     """
@@ -64,10 +66,11 @@ def open_with(
         raise BadInput(f"{twice[0]}, but {data} is given as the data already, and only one of them can hold")
     found = open_backbone(backbone, [text for text in settings if text.startswith(("model.", "data.image_size="))])
     run = [task for name, task in table.tasks().items() if name in tasks]
-    if found.saved is None and run and all(task.reads_run for task in run):
-        names = ", ".join(task.name for task in run)
+    if run and all(task.reads_run for task in run):
+        run_for = ", ".join(task.name for task in run)
+    if found.saved is None and run_for:
         raise BadInput(
-            f"{names} takes a run of depthjepa, of which it reads more than the encoder; {backbone} is {found.found}"
+            f"{run_for} takes a run of depthjepa, of which it reads more than the encoder; {backbone} is {found.found}"
         )
     config = probe_config(found.config, None if data is None else str(data), settings)
     table.refuse_unread(result, run, config, given(settings, config))

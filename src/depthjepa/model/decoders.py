@@ -191,7 +191,7 @@ class DPTHead(nn.Module):
         self.refine = nn.Conv2d(width, width, 3, padding=1)
         self.project = nn.Conv2d(width, outputs, 3, padding=1)
 
-    def forward(self, levels: Sequence[Maps]) -> Float[Tensor, "b outputs h w"]:
+    def forward(self, levels: Sequence[Float[Tensor, "b _ rows cols"]]) -> Float[Tensor, "b outputs h w"]:
         rows, columns = levels[0].shape[-2:]
         steps = zip(levels, self.narrow, self.resize, self.bring, strict=True)
         pyramid = [bring(resize(narrow(maps))) for maps, narrow, resize, bring in steps]
