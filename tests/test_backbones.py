@@ -318,7 +318,7 @@ def test_a_damaged_folder_is_refused_with_what_is_missing(case: tuple[str, Path,
     weights = load_file(folder / "model.safetensors")
     gone = next(key for key in weights if "fc1" in key or "intermediate" in key or "up_proj" in key)
     save_file({key: value for key, value in weights.items() if key != gone}, tmp_path / "model.safetensors")
-    with pytest.raises(BadInput, match="does not hold the .*Model that its config.json says: missing"):
+    with pytest.raises(BadInput, match=r"does not hold the .*Model that its config.json says: missing"):
         open_backbone(tmp_path)
 
 
@@ -536,7 +536,7 @@ def test_weights_that_do_not_fit_are_refused(convolutional: Path) -> None:
 
 
 def test_a_shape_is_not_to_be_set(convolutional: Path) -> None:
-    with pytest.raises(BadInput, match="model.heads=3 has no effect on .*convnext"):
+    with pytest.raises(BadInput, match=r"model\.heads=3 has no effect on .*convnext"):
         load_encoder(convolutional, settings=["model.heads=3"])
-    with pytest.raises(BadInput, match="layers .* are not all in -4..3"):
+    with pytest.raises(BadInput, match=r"layers .* are not all in -4\.\.3"):
         load_encoder(convolutional).features(images_of(32, 32), [4])

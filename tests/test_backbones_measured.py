@@ -156,7 +156,7 @@ def test_an_onnx_file_has_no_random_row(tmp_path: Path) -> None:
     assert "no random encoder: nothing tells the initial weights" in table["protocol"]
     with (
         pytest.warns(UserWarning, match="assumed"),
-        pytest.raises(BadInput, match="linear4 reads 4 layers, and maps.onnx has 1"),
+        pytest.raises(BadInput, match=r"linear4 reads 4 layers, and maps\.onnx has 1"),
     ):
         depthjepa.probe(
             tmp_path / "maps.onnx", "depth", data=tmp_path / "pairs", settings=["evaluation.depth_readout=linear4"]

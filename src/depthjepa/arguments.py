@@ -18,6 +18,9 @@ Checkpoint = Annotated[
     typer.Argument(help=f"{'; '.join(row.about for row in BACKBONES.rows)}."),
 ]
 
+# The last family is that of what can be converted and gone on with: networks of other libraries are measured alone.
+Convertible = Annotated[str, typer.Argument(help=f"{BACKBONES.rows[-1].about}.")]
+
 
 def once(settings: list[str] | None) -> list[str] | None:
     """Refuse a key that is given twice."""

@@ -18,6 +18,7 @@ import typer
 from depthjepa import __version__
 from depthjepa.arguments import (
     Checkpoint,
+    Convertible,
     Data,
     Force,
     ListsRows,
@@ -365,7 +366,7 @@ def embed(
 
 @app.command()
 def predict(
-    checkpoint: Checkpoint,
+    checkpoint: Convertible,
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Every image below it gets a depth map.")],
     out: Annotated[
         Path,
@@ -418,7 +419,7 @@ def show(
 
 @app.command()
 def convert(
-    source: Checkpoint,
+    source: Convertible,
     target: Annotated[Path, typer.Argument(help="File or folder to write; it must not exist.")],
     to: Annotated[
         str,

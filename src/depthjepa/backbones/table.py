@@ -13,7 +13,7 @@ BACKBONES = Table(
     rows=(
         Row(
             "timm",
-            "timm:NAME or a timm folder (any network of timm that gives maps)",
+            "timm:NAME or a timm folder (transformers and convolutional networks)",
             "backbones.timm",
         ),
         Row(
@@ -28,8 +28,8 @@ BACKBONES = Table(
         ),
         Row(
             "vit",
-            "a run folder (its newest checkpoint), a checkpoint of ours or of the I-JEPA code, a safetensors file, a "
-            "Hugging Face folder or hub id, a timm folder or name",
+            "a run folder (its newest checkpoint), a checkpoint of ours or of the I-JEPA code, a safetensors file, "
+            "I-JEPA as Hugging Face (folder or hub id) or timm (folder or name) have it",
             "backbones.vit",
         ),
     ),
