@@ -95,8 +95,8 @@ def test_probe_depth(backbone: Path, readout: str, tmp_path: Path, monkeypatch: 
     settings = [f"evaluation.depth_readout={readout}"] + ["evaluation.depth_steps=4"] * (readout != "ridge")
     data = write_pairs(tmp_path / "pairs", 10, 4)
     table = depthjepa.probe(backbone, "depth", data=data, settings=settings, say=lambda _: None)
-    assert [row["name"] for row in table["rows"]] == ["mean map", RANDOM, backbone.name]
-    assert all(np.isfinite(row["r2_within"]) for row in table["rows"])
+    assert [row["name"] for row in table["rows"]][-2:] == [RANDOM, backbone.name]
+    assert all(np.isfinite(row["r2_within"]) for row in table["rows"][-2:])
 
 
 def test_the_sweep_of_linear_probes(backbone: Path, tmp_path: Path) -> None:
@@ -152,7 +152,8 @@ def test_an_onnx_file_has_no_random_row(tmp_path: Path) -> None:
     table = depthjepa.probe(
         tmp_path / "maps.onnx", "depth", data=write_pairs(tmp_path / "pairs", 6, 3), say=said.append
     )
-    assert [row["name"] for row in table["rows"]] == ["mean map", "maps.onnx"]
+    names = [row["name"] for row in table["rows"]]
+    assert names[-1] == "maps.onnx" and RANDOM not in names
     assert "no random encoder: nothing tells the initial weights" in table["protocol"]
     with (
         pytest.warns(UserWarning, match="assumed"),

@@ -159,8 +159,8 @@ class ComputedPairs:
             yield part[0], part[1]
 
 
-def pairs_of(encode: Encode, images: ImageSet) -> tuple[Pairs, int]:
-    """Encode every image of a set once; its pairs, kept where they have room, and how many could be read."""
+def pairs_of(encode: Encode, images: ImageSet) -> tuple[Pairs, Int64[Tensor, " images"]]:
+    """Encode every image of a set once; its pairs, kept where they have room, and the numbers of the readable ones."""
     keeper: TokenKeeper | None = None
     depths, index = list[Tensor](), list[Tensor]()
     for batch, tokens in iterate_tokens(encode, images()):
@@ -170,10 +170,10 @@ def pairs_of(encode: Encode, images: ImageSet) -> tuple[Pairs, int]:
         if not keeper.full:
             depths.append(depth.cpu())
         index.append(batch.index.cpu())
-    count, kept = sum(map(len, index)), None if keeper is None else keeper.result()
-    if kept is not None:
-        return KeptPairs(kept, torch.cat(depths)), count
-    return ComputedPairs(encode, images.chosen, torch.cat(index) if index else torch.zeros(0, dtype=torch.long)), count
+    numbers = torch.cat(index) if index else torch.zeros(0, dtype=torch.long)
+    if keeper is not None and (kept := keeper.result()) is not None:
+        return KeptPairs(kept, torch.cat(depths)), numbers
+    return ComputedPairs(encode, images.chosen, numbers), numbers
 
 
 def _depth_of(batch: Batch) -> Float[Tensor, "b 1 h w"]:

@@ -148,7 +148,9 @@ def write_probe(
         if result.arrays:
             RunFolder(folder).save_arrays(name, result.arrays)
         if result.readout is not None:
-            kept = [row for row in content["rows"] if row["name"] != RANDOM]  # the mean map, and whose readout it is
+            # The mean map, and whose readout it is.
+            guesses = table.baselines()
+            kept = [row for row in content["rows"] if row["name"] in guesses[:1] or row["name"] not in guesses]
             origin = {"step": str(saved.step), "which": which, "data": data, "rows": json.dumps(plain(kept))}
             result.readout.save(folder / "probes" / f"{task}.safetensors", origin)
     return content
