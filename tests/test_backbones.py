@@ -506,6 +506,29 @@ def test_a_name_of_timm_without_network_names_a_folder_instead(monkeypatch: pyte
         open_backbone("timm:vit_tiny_patch16_224")
 
 
+def test_a_hub_id_and_a_name_are_fetched_once(convolutional: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`huggingface_hub` is asked for the repository that each is published in; what lies there is read by its kind."""
+    asked: list[str] = []
+
+    def fetched(name: str, **_: Any) -> str:
+        asked.append(name)
+        return str(convolutional)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+    images = images_of(64, 64)
+    expected = load_encoder(convolutional)(images)
+    for source, repository, name in (
+        ("somebody/tiny-convnext", "somebody/tiny-convnext", "tiny-convnext"),
+        ("timm:convnext_atto.d2_in1k", "timm/convnext_atto.d2_in1k", "convnext_atto.d2_in1k"),
+    ):
+        for _ in range(2):
+            opened = open_backbone(source)
+            assert opened.config.name == name
+            torch.testing.assert_close(opened.encoder("single")(images), expected)
+        assert asked == [repository]
+        asked.clear()
+
+
 def test_a_hub_id_without_network_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(BadInput, match="there is no checkpoint nobody/nothing here, and no hub gave a model"):

@@ -403,7 +403,9 @@ def report(
 @app.command(cls=ListsRows)
 def show(
     what: Picture,
-    source: Annotated[str, typer.Argument(help="masks, batch: a recipe; the others: a run folder.")],
+    source: Annotated[
+        str, typer.Argument(help="masks, batch: a recipe; the others: a run folder; features: any backbone.")
+    ],
     out: Annotated[
         Path, typer.Option(help="Picture to write (.png, .pdf, .svg), over one that is there.", callback=output_file)
     ],

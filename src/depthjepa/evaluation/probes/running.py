@@ -69,7 +69,7 @@ def run_tasks(tasks: Iterable[table.Runnable], subject: Subject) -> Iterator[Pro
 
 def _with_rows_told(result: Probe, subject: Subject) -> Probe:
     """The result, whose protocol says where there is no row of the random encoder."""
-    if RANDOM in subject.named:
+    if subject.backbone is None or subject.saved is not None or RANDOM in subject.named:
         return result
     protocol = f"{result.table['protocol']}; no {RANDOM}: nothing tells the initial weights of this file"
     return replace(result, table=result.table | {"protocol": protocol})
