@@ -14,7 +14,6 @@ from collections.abc import Iterator
 
 from depthjepa.faults import RunStopped
 
-
 SOON = 0.1  # seconds after which a signal comes again that a finaliser has swallowed
 
 
