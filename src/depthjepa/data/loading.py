@@ -285,6 +285,7 @@ def _batch(
         if depth is not None:
             assert view.depth is not None, "a source that has depth gave a sample without"
             depth[place] = view.depth
+    normals = [view.normals for _, _, view in found if view.normals is not None]
     return Batch(
         index=torch.tensor([index for index, _, _ in found], dtype=torch.int64),
         images=pixels.to(torch.float32).div_(255),
@@ -295,5 +296,6 @@ def _batch(
         boxes=torch.tensor([view.part for _, _, view in found], dtype=torch.float32).reshape(-1, 4),
         mirrored=torch.tensor([view.mirrored for _, _, view in found], dtype=torch.bool),
         names=tuple(sample.name for _, sample, _ in found),
+        normals=torch.stack(normals) if normals else None,
         skipped=tuple(skipped),
     )

@@ -26,6 +26,7 @@ class Sample:
     depth: Float[Tensor, "1 h w"] | None
     label: int  # -1: unknown
     name: str  # path below the source's root, or the scene's number
+    normals: Float[Tensor, "3 h w"] | None = None  # as in `Batch`; only where they are asked for (`data.cameras`)
 
 
 class UnreadableImage(Exception):
@@ -99,6 +100,8 @@ class Batch:
     sides, and `mirrored` tells which are seen in a mirror; both are None where a batch was not cut from a source.
     `zoom` is the linear magnification of the crop against the whole view (1 = whole view): an object of depth
     Z in a crop with zoom s looks as if it stood at Z / s, so `depth / zoom` is what the pixels can tell.
+    `normals` are unit normals of the surfaces that are seen, in the frame of the camera (x right, y down, z forward),
+    pointing to it, 0 = unknown; None where they were not asked for.
     """
 
     index: Int64[Tensor, " b"]
@@ -110,6 +113,7 @@ class Batch:
     boxes: Float[Tensor, "b 4"] | None = None
     mirrored: Bool[Tensor, " b"] | None = None
     names: tuple[str, ...] = ()
+    normals: Float[Tensor, "b 3 h w"] | None = None
     skipped: tuple[str, ...] = ()  # what could not be decoded, and why; training puts its successor in its place
 
     def pin_memory(self) -> Batch:
@@ -118,6 +122,7 @@ class Batch:
             self,
             images=self.images.pin_memory(),
             depth=None if self.depth is None else self.depth.pin_memory(),
+            normals=None if self.normals is None else self.normals.pin_memory(),
         )
 
     def to(self, device: torch.device) -> Batch:
@@ -132,6 +137,7 @@ class Batch:
             masks=None if self.masks is None else self.masks.to(device),
             boxes=None if self.boxes is None else self.boxes.to(device, non_blocking=True),
             mirrored=None if self.mirrored is None else self.mirrored.to(device, non_blocking=True),
+            normals=None if self.normals is None else self.normals.to(device, non_blocking=True),
         )
 
 

@@ -22,9 +22,9 @@ from depthjepa.data.config import DataConfig
 from depthjepa.data.images import Split
 from depthjepa.data.layouts.layout import DataLayout
 from depthjepa.data.samples import Sample
-from depthjepa.data.scenes.casting import TILE, cast, ray_places, view_rays
+from depthjepa.data.scenes.casting import TILE, cast, columns, ray_places, view_rays
 from depthjepa.data.scenes.layout import CLASSES, KINDS, Layout, arrange
-from depthjepa.data.scenes.painting import FARTHEST, shade
+from depthjepa.data.scenes.painting import FARTHEST, facing, shade
 from depthjepa.faults import BadInput, nearest
 
 NAME = "scenes"  # what data.root says for them
@@ -60,6 +60,7 @@ class Scenes:
             raise BadInput(f"the number of scenes must be from 1 to {_FIRST_INDEX['val']}, not {count}")
         self.seed, self.split, self.count, self.size = seed, split, count, size
         self._chunks = _kept(seed, split, count, size)
+        self._cast: tuple[int, Float32[Tensor, "b 3 h w"]] | None = None  # normals of the scenes last asked for
 
     @property
     def name(self) -> str:
@@ -89,6 +90,14 @@ class Scenes:
         """
         scenes, row = self._rendered(index)
         return Sample(scenes.images[row], scenes.depth[row], int(scenes.labels[row]), self.name_of(index))
+
+    def normals_of(self, index: int) -> Float32[Tensor, "3 h w"]:
+        """Unit normals that scene `index` sees, exactly: x right, y down, z forward; 0 where there is no depth."""
+        first = index // _KEPT_TOGETHER * _KEPT_TOGETHER
+        if self._cast is None or self._cast[0] != first:
+            numbers = np.arange(first, min(first + _KEPT_TOGETHER, self.count)) + _FIRST_INDEX[self.split]
+            self._cast = first, surface_normals(numbers, seed=self.seed, size=self.size)
+        return self._cast[1][index - first]
 
     def _rendered(self, index: int) -> tuple[Rendered, int]:
         """The chunk of scenes that `index` is in, and its row there."""
@@ -121,7 +130,7 @@ def render(
         raise BadInput(f"the size of a scene must be at least 1x1 pixel, not {height}x{width}")
     if len(indices) == 0:
         raise BadInput("there are no scenes to render: the list of indices is empty")
-    together = max(1, _RAYS // (height * width + (height + 1) * (width + 1)))
+    together = _together(size)
     chunks = [
         picture(arrange(indices[first : first + together], seed=seed), size, torch.device(device))
         for first in range(0, len(indices), together)
@@ -160,6 +169,37 @@ def picture(layout: Layout, size: tuple[int, int], device: torch.device) -> Rend
         labels=torch.from_numpy(layout.labels).to(device),
         focal=torch.from_numpy(layout.camera.focal * min(size)).to(device, torch.float32),
     )
+
+
+def surface_normals(indices: Int[np.ndarray, " b"], *, seed: int, size: tuple[int, int]) -> Float32[Tensor, "b 3 h w"]:
+    """Unit normals of what the pixels' centre rays of the scenes `indices` meet, in the frame of the camera.
+
+    x is right, y down, z forward, so that normals, which point to the camera, have a z below 0 where it looks straight
+    at them. 0 where `render` gives no depth.
+    """
+    together = _together(size)
+    chunks = (indices[first : first + together] for first in range(0, len(indices), together))
+    return torch.cat([_normals(arrange(chunk, seed=seed), size) for chunk in chunks])
+
+
+def _together(size: tuple[int, int]) -> int:
+    """Scenes that are cast at once."""
+    height, width = size
+    return max(1, _RAYS // (height * width + (height + 1) * (width + 1)))
+
+
+def _normals(layout: Layout, size: tuple[int, int]) -> Float32[Tensor, "b 3 h w"]:
+    (height, width), places = size, ray_places(size)
+    rays = view_rays(layout.camera, places[0], min(size), torch.device("cpu"))
+    depth, hit = cast(layout, rays, places[0])
+    x, y, z = facing(layout, rays, depth, hit)
+    cosine, sine = columns(layout.camera.pitch, rays.scene)
+    level, ahead = cosine * y - sine * z, sine * y + cosine * z
+    cosine, sine = columns(layout.camera.roll, rays.scene)
+    normals = torch.stack([cosine * x + sine * level, sine * x - cosine * level, ahead])
+    seen = torch.where(depth <= FARTHEST, normals, 0).view(3, len(layout.labels), -1)
+    order = torch.from_numpy(places[1][: height * width])
+    return seen.index_select(2, order).view(3, -1, height, width).transpose(0, 1)
 
 
 # the row -------------------------------------------------------------------------------------------------

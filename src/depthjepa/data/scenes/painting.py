@@ -8,6 +8,7 @@ and noise fades as it becomes finer than a pixel, so nothing flickers far away.
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -75,8 +76,7 @@ def _ground(layout: Layout, rays: Rays, depth: Float[Tensor, "n k"], hit: Int64[
     marks = (strip(0.0, 0.08) * dashes + strip(half - 0.3, 0.07)).clamp(max=1) * strength
     grain = _noise(across * noise_rate, along * noise_rate)
     rough = 1 + amplitude * (grain - 0.5) * (1.5 - long * noise_rate).clamp(0, 1)
-    tilt = 1 / np.sqrt(1 + layout.camera.slope**2)
-    up = columns(np.stack([-layout.camera.slope * tilt, tilt, np.zeros_like(tilt)], axis=-1), rays.scene)
+    up = columns(_ground_normal(layout), rays.scene)
     lights = _light(layout, rays, (up[0], up[1], up[2]))
     haze = ((depth - FARTHEST) / (_HAZE - FARTHEST)).clamp(0, 1)
     mixed = []
@@ -92,29 +92,17 @@ def _ground(layout: Layout, rays: Rays, depth: Float[Tensor, "n k"], hit: Int64[
 
 def _surface(layout: Layout, rays: Rays, depth: Float[Tensor, "n k"], hit: Int64[Tensor, "n k"]) -> list[Tensor]:
     """The painted face of the primitive each ray hits."""
-    primitives, paint = layout.primitives, layout.primitives.paint
-    which = rays.scene[:, None] * primitives.shape.shape[1] + hit
-
-    def at_hit(*values: np.ndarray) -> list[Tensor]:
-        table = np.concatenate([value.reshape(primitives.shape.size, -1) for value in values], axis=1)
-        columns_of = torch.from_numpy(table.T.copy()).to(which.device, torch.float32)
-        return list(columns_of.index_select(1, which.view(-1)).view(-1, *which.shape))
-
-    shape, cx, cy, cz, cosine, sine = at_hit(primitives.shape, primitives.centre, primitives.turn)
-    half = at_hit(primitives.half)
-    x, y, z = rays.x * depth - cx, rays.y * depth - cy, rays.z * depth - cz
-    x, z = cosine * x - sine * z, sine * x + cosine * z
-    unit = (x / half[0], y / half[1], z / half[2])
-    nx, ny, nz = _unit_normal(unit, shape)
+    paint = layout.primitives.paint
+    touched = _touched(layout, rays, depth, hit)
+    shape, (half_x, _, half_z), unit, normal = touched.shape, touched.half, touched.unit, touched.normal
+    (x, y, z), (nx, ny, nz) = touched.place, touched.outward
+    at_hit = _Looked(layout, rays, hit)
     flat = (shape == BOX) | (shape == AXLE)
     top = (ny != 0) & (nx == 0) & (nz == 0) & (shape != ELLIPSOID)
     side = (shape == BOX) & (nx != 0)
-    nx, ny, nz = nx / half[0], ny / half[1], nz / half[2]
-    scale = 1 / (torch.sqrt(nx * nx + ny * ny + nz * nz) + 1e-20)
-    normal = ((cosine * nx + sine * nz) * scale, ny * scale, (cosine * nz - sine * nx) * scale)
 
     # Across a round surface runs a stand-in for the angle that needs no arc tangent.
-    diamond = unit[0] / (unit[0].abs() + unit[2].abs() + 1e-20) * (half[0] + half[2])
+    diamond = unit[0] / (unit[0].abs() + unit[2].abs() + 1e-20) * (half_x + half_z)
     across = torch.where(side, z, torch.where(flat, x, diamond))
     blur = rays.pixel * depth
     slant = (normal[0] * rays.x + normal[1] * rays.y + normal[2] * rays.z).abs().clamp(min=0.1)
@@ -132,6 +120,62 @@ def _surface(layout: Layout, rays: Rays, depth: Float[Tensor, "n k"], hit: Int64
         (first + (other - first) * second) * rough * light
         for first, other, light in zip(colours[:3], colours[3:], lights, strict=True)
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """Numbers of the primitive that each ray hits."""
+
+    layout: Layout
+    rays: Rays
+    hit: Int64[Tensor, "n k"]
+
+    def __call__(self, *values: np.ndarray) -> list[Tensor]:
+        shape = self.layout.primitives.shape
+        which = self.rays.scene[:, None] * shape.shape[1] + self.hit
+        table = np.concatenate([value.reshape(shape.size, -1) for value in values], axis=1)
+        columns_of = torch.from_numpy(table.T.copy()).to(which.device, torch.float32)
+        return list(columns_of.index_select(1, which.view(-1)).view(-1, *which.shape))
+
+
+@dataclass(frozen=True, slots=True)
+class _Touched:
+    """Where rays touch the primitives that they hit."""
+
+    shape: Float[Tensor, "n k"]
+    half: Vector  # half sizes [m]
+    place: Vector  # in the primitive's own frame [m]
+    unit: Vector  # the same in half sizes
+    outward: Vector  # normal in the unit frame, of any length
+    normal: Vector  # unit normal in the world
+
+
+def _touched(layout: Layout, rays: Rays, depth: Float[Tensor, "n k"], hit: Int64[Tensor, "n k"]) -> _Touched:
+    primitives, at_hit = layout.primitives, _Looked(layout, rays, hit)
+    shape, cx, cy, cz, cosine, sine = at_hit(primitives.shape, primitives.centre, primitives.turn)
+    half = at_hit(primitives.half)
+    x, y, z = rays.x * depth - cx, rays.y * depth - cy, rays.z * depth - cz
+    x, z = cosine * x - sine * z, sine * x + cosine * z
+    unit = (x / half[0], y / half[1], z / half[2])
+    outward = _unit_normal(unit, shape)
+    nx, ny, nz = (each / size for each, size in zip(outward, half, strict=True))
+    scale = 1 / (torch.sqrt(nx * nx + ny * ny + nz * nz) + 1e-20)
+    normal = ((cosine * nx + sine * nz) * scale, ny * scale, (cosine * nz - sine * nx) * scale)
+    return _Touched(shape, (half[0], half[1], half[2]), (x, y, z), unit, outward, normal)
+
+
+def facing(layout: Layout, rays: Rays, depth: Float[Tensor, "n k"], hit: Int32[Tensor, "n k"]) -> Vector:
+    """Unit normal, in the world, of the surface that each ray meets: of the ground where it hits no primitive."""
+    up = columns(_ground_normal(layout), rays.scene)
+    known = torch.where(torch.isfinite(depth), depth, 1)
+    normal = _touched(layout, rays, known, hit.clamp(min=0).long()).normal
+    x, y, z = (torch.where(hit >= 0, own, level) for own, level in zip(normal, up, strict=True))
+    return x, y, z
+
+
+def _ground_normal(layout: Layout) -> Float[np.ndarray, "b 3"]:
+    tilt = 1 / np.sqrt(1 + layout.camera.slope**2)
+    return np.stack([-layout.camera.slope * tilt, tilt, np.zeros_like(tilt)], axis=-1)
 
 
 def _light(layout: Layout, rays: Rays, normal: Vector) -> list[Tensor]:
