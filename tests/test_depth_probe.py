@@ -16,7 +16,7 @@ from depthjepa.data.order import evenly
 from depthjepa.data.samples import Batch
 from depthjepa.data.transforms import as_bytes
 from depthjepa.evaluation import readout
-from depthjepa.evaluation.depth_cells import ALL, CellMeans, Maps, cells_of
+from depthjepa.evaluation.depth_cells import CellMeans, cells_of
 from depthjepa.evaluation.depth_probe import (
     DepthTable,
     Told,
@@ -25,6 +25,7 @@ from depthjepa.evaluation.depth_probe import (
     evaluate_depth,
     score_of,
 )
+from depthjepa.evaluation.mean_maps import ALL, Maps
 from depthjepa.evaluation.readout import DepthReadout, read_origin
 from depthjepa.faults import BadInput
 

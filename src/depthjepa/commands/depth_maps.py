@@ -22,11 +22,11 @@ from depthjepa.data.layouts.flat import FlatFolder
 from depthjepa.data.loading import view_batches
 from depthjepa.data.samples import Batch
 from depthjepa.evaluation.depth_cells import resized
-from depthjepa.evaluation.depth_probe import MEAN_MAP
 from depthjepa.evaluation.gathering import RANDOM
 from depthjepa.evaluation.probes.decode import TASK as DECODE
 from depthjepa.evaluation.probes.depth import TASK as DEPTH
 from depthjepa.evaluation.readout import read_origin
+from depthjepa.evaluation.table_rows import MEAN_MAP
 from depthjepa.faults import BadInput
 from depthjepa.guidance.config import PixelGuidance
 

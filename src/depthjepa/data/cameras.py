@@ -41,14 +41,12 @@ def focal_length_in(source: Source, index: int) -> float | None:
 
 def own_source(source: Source, index: int) -> tuple[Source, int]:
     """Which source a sample of several comes from, and its number there."""
-    while True:
-        if isinstance(source, Chosen):
-            source, index = source.source, int(source.numbers[index])
-        elif isinstance(source, Mixture):
-            part, index = source.part_of(index)
-            source = source.sources[part]
-        else:
-            return source, index
+    if isinstance(source, Chosen):
+        return own_source(source.source, int(source.numbers[index]))
+    if isinstance(source, Mixture):
+        part, place = source.part_of(index)
+        return own_source(source.sources[part], place)
+    return source, index
 
 
 def tells_normals(source: Source, index: int) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,31 +17,20 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from depthjepa.data.groups import Places
-from depthjepa.data.order import evenly
 from depthjepa.data.samples import Batch
 from depthjepa.data.transforms import as_bytes
 from depthjepa.depth import align_scale_shift, between_sums, metrics, within_sums
-from depthjepa.evaluation.depth_cells import ALL, Maps, MeanMap, Predict, Size, cells_of, training_maps
-from depthjepa.evaluation.features import Encode, OfBatch, tokens_of
+from depthjepa.evaluation.depth_cells import MeanMap, Predict, depth_truth, training_maps
+from depthjepa.evaluation.features import Encode, OfBatch
+from depthjepa.evaluation.mean_maps import Maps, Size
 from depthjepa.evaluation.readout import FACTOR, DepthReadout, fit_readouts, patch_grid
+from depthjepa.evaluation.table_rows import MEAN_MAP, SCENE_MAP, ReadOut, Row, Spread, answers
 from depthjepa.faults import BadInput
 
-MEAN_MAP, SCENE_MAP = "mean map", "scene map"
 SUMS = ("within_residual", "within_total", "between_residual", "between_total", "beyond_residual", "beyond_total")
 
 
 # rows -----------------------------------------------------------------------------------------------------
-
-
-@runtime_checkable
-class Row(Protocol):
-    """What predicts: `look` is asked once for a batch, `tell` for each data set by itself and for all together."""
-
-    def look(self, batch: Batch) -> Any: ...
-
-    def tell(self, seen: Any, batch: Batch, number: int) -> Float[Tensor, "b 1 rows cols"]:
-        """Log depth [log m] by what was fitted on the data set with this number among the table's."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,37 +44,6 @@ class Told:
 
     def tell(self, seen: Float[Tensor, "b 1 rows cols"], batch: Batch, number: int) -> Float[Tensor, "b 1 rows cols"]:
         return seen
-
-
-@dataclass(frozen=True, slots=True)
-class Guessed:
-    """The mean map or the scene map of each data set, which look at no photograph."""
-
-    maps: Sequence[Maps]
-    places: Places
-    by_scene: bool
-
-    def look(self, batch: Batch) -> None:
-        return None
-
-    def tell(self, seen: None, batch: Batch, number: int) -> Float[Tensor, "b 1 rows cols"]:
-        maps = self.maps[number]
-        return maps.scene_maps(batch.index.tolist(), self.places) if self.by_scene else maps.mean.predict(batch)
-
-
-@dataclass(frozen=True, slots=True)
-class ReadOut:
-    """Frozen tokens and the readouts of them."""
-
-    encode: Encode | OfBatch
-    readouts: Sequence[DepthReadout]
-    patch_size: int
-
-    def look(self, batch: Batch) -> Float[Tensor, "b n d"]:
-        return tokens_of(self.encode, batch)
-
-    def tell(self, seen: Float[Tensor, "b n d"], batch: Batch, number: int) -> Float[Tensor, "b 1 rows cols"]:
-        return self.readouts[number].predict(seen, *patch_grid(batch.images, self.patch_size))
 
 
 # tables ---------------------------------------------------------------------------------------------------
@@ -179,7 +136,7 @@ def depth_tables(
 
 def evaluate_depth(
     rows: Mapping[str, Row],
-    maps: Sequence[Maps],
+    maps: Sequence[Maps[MeanMap]],
     places: Places,
     batches: Iterable[Batch],
     share: float = 0.0,
@@ -190,41 +147,26 @@ def evaluate_depth(
     Nothing is kept of an image but its figures, and an even spread of them for pictures. Raises `BadInput` where depth
     is missing or a prediction is not finite.
     """
-    guesses = {MEAN_MAP: Guessed(maps, places, by_scene=False), SCENE_MAP: Guessed(maps, places, by_scene=True)}
     judges = [_Judge(each, places, pictures) for each in maps]
-    for batch in batches:
-        cells, known = (each.cpu() for each in cells_of(batch, _size(maps[0]), share))
-        found: dict[str, list[Tensor]] = {}
-        with torch.no_grad():
-            for name, row in {**guesses, **rows}.items():
-                seen = row.look(batch)
-                found[name] = [row.tell(seen, batch, number).float().cpu() for number in range(len(maps))]
+    for found in answers(rows, maps, places, batches, depth_truth(share)):
         for number, judge in enumerate(judges):
-            judge.add(batch, cells, known, {name: told[number] for name, told in found.items()})
+            told = {name: each[number] for name, each in found.told.items()}
+            judge.add(found.batch, found.cells, found.known, told)
     return [judge.table() for judge in judges]
-
-
-def _size(maps: Maps) -> Size:
-    rows, cols = maps.mean.values.shape
-    return rows, cols
 
 
 class _Judge:
     """Takes in the predictions for one data set, or for all of them, batch by batch."""
 
-    def __init__(self, maps: Maps, places: Places, pictures: int) -> None:
-        self.maps, self.places, self.pictures = maps, places, pictures
+    def __init__(self, maps: Maps[MeanMap], places: Places, pictures: int) -> None:
+        self.maps, self.places = maps, places
         self.numbers: list[int] = []
         self.scores: dict[str, list[dict[str, Tensor]]] = {}
-        self.shown: list[tuple[int, Tensor, Tensor, dict[str, Tensor]]] = []
-        self.seen, self.stride = 0, 1
+        self.shown = Spread[tuple[Tensor, Tensor, dict[str, Tensor]]](pictures)
 
     def add(self, batch: Batch, cells: Tensor, known: Tensor, told: Mapping[str, Tensor]) -> None:
         numbers = batch.index.tolist()
-        if self.maps.part != ALL:
-            own = torch.from_numpy(self.places.val_part[numbers] == self.maps.part)
-        else:
-            own = torch.ones(len(numbers), dtype=torch.bool)
+        own = self.maps.own(numbers, self.places)
         if not own.any():
             return
         self.numbers += [number for number, mine in zip(numbers, own.tolist(), strict=True) if mine]
@@ -239,18 +181,13 @@ class _Judge:
         self._keep(batch.images[own.to(batch.images.device)], truth, counted, {n: g[own] for n, g in told.items()})
 
     def _keep(self, images: Tensor, truth: Tensor, known: Tensor, told: Mapping[str, Tensor]) -> None:
-        """Every `stride`-th image; how many will come is not known."""
         nearest, farthest = self.maps.mean.nearest, self.maps.mean.farthest
-        for row in range(len(images) if self.pictures else 0):
-            if (place := self.seen + row) % self.stride == 0:
+        for row in range(len(images)):
+            if self.shown.wanted():
                 disparity = torch.where(known[row, 0], (-truth[row, 0]).exp(), torch.nan)
                 clamped = {name: 1 / guess[row, 0].exp().clamp(nearest, farthest) for name, guess in told.items()}
                 # A copy: a view of one image would keep its whole batch.
-                self.shown.append((place, images[row].to("cpu", copy=True), disparity, clamped))
-        self.seen += len(images)
-        while len(self.shown) > 4 * self.pictures:
-            self.stride *= 2
-            self.shown = [each for each in self.shown if each[0] % self.stride == 0]
+                self.shown.keep((images[row].to("cpu", copy=True), disparity, clamped))
 
     def table(self) -> DepthTable:
         groups = tuple(self.places.val_group.get(number, "") for number in self.numbers)
@@ -270,12 +207,11 @@ class _Judge:
         )
 
     def _drawn(self) -> Pictures:
-        kept = [self.shown[number] for number in evenly(self.pictures, len(self.shown))]
-        size = _size(self.maps)
-        images = torch.stack([image for _, image, _, _ in kept]) if kept else torch.empty(0, 3, 1, 1)
+        kept, size = self.shown.chosen(), self.maps.size
+        images = torch.stack([image for image, _, _ in kept]) if kept else torch.empty(0, 3, 1, 1)
         return Pictures(
             images=as_bytes(images),
-            truth=np.stack([truth.numpy() for _, _, truth, _ in kept]) if kept else np.empty((0, *size)),
+            truth=np.stack([truth.numpy() for _, truth, _ in kept]) if kept else np.empty((0, *size)),
             predictions={
                 name: np.stack([told[name].numpy() for *_, told in kept]) if kept else np.empty((0, *size))
                 for name in self.scores

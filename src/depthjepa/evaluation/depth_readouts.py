@@ -31,10 +31,12 @@ from depthjepa.data.groups import FOLDS, Division, Places
 from depthjepa.data.samples import Batch
 from depthjepa.depth import valid
 from depthjepa.evaluation.decoded import pixels_of
-from depthjepa.evaluation.depth_cells import Maps, MeanMap, Predict, training_maps
-from depthjepa.evaluation.depth_probe import DepthTable, Row, Told, evaluate_depth
+from depthjepa.evaluation.depth_cells import MeanMap, Predict, training_maps
+from depthjepa.evaluation.depth_probe import DepthTable, Told, evaluate_depth
 from depthjepa.evaluation.features import Encode
+from depthjepa.evaluation.mean_maps import Maps
 from depthjepa.evaluation.readout import patch_grid
+from depthjepa.evaluation.table_rows import Row
 from depthjepa.evaluation.tokens import ImageSet, Pairs, Within, pairs_of
 from depthjepa.faults import BadInput
 from depthjepa.fitting import update, walks
@@ -176,7 +178,7 @@ def readout_tables(
     return tables
 
 
-def _bounded_maps(train: ImageSet, places: Places, plan: Plan) -> list[Maps]:
+def _bounded_maps(train: ImageSet, places: Places, plan: Plan) -> list[Maps[MeanMap]]:
     """Mean and scene maps of every pixel, and the range of depths [m] that the bins stand for."""
     counts = torch.zeros(LOG_COUNT, dtype=torch.int64)
 

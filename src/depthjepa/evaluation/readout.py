@@ -1,12 +1,12 @@
-"""A linear readout of log depth from frozen tokens in two parts, and its fit from sums that never hold the tokens.
+"""A linear readout of k numbers of a cell from frozen tokens in two parts, and its fit from sums that hold no token.
 
-With t the log depth of a cell less the training set's mean map, `between` is t's mean over an image's cells and
-`within` is the rest: how far away an image is, and how it is built. Each has a ridge of its own, so that neither is
-paid for with the other:
+Log depth is one number of 2 x 2 cells a patch, a normal is three of one. With t the numbers of a cell less the training
+set's mean map, `between` is t's mean over an image's cells and `within` is the rest: how far away an image is, and how
+it is built. Each has a ridge of its own, so that neither is paid for with the other:
 
 between   from the mean of an image's tokens
-within    from each token, less its image's mean and less what tokens have in common at its position; 2 x 2 cells a
-          patch, each with its own mask
+within    from each token, less its image's mean and less what tokens have in common at its position; the cells of a
+          patch each have their own mask
 
 Their sum with the mean map is the prediction. Strengths are chosen on folds of images that share no place
 (`data.groups`); the mean map, the place means of tokens and their standardisation come from the other folds then.
@@ -31,8 +31,9 @@ from torch import Tensor
 
 from depthjepa.data.groups import FOLDS, Places
 from depthjepa.data.samples import Batch
-from depthjepa.evaluation.depth_cells import ALL, Maps, MeanMap, cells_of, resized
+from depthjepa.evaluation.depth_cells import MeanMap, depth_truth, resized
 from depthjepa.evaluation.features import Encode, OfBatch, tokens_of
+from depthjepa.evaluation.mean_maps import ALL, Maps, Means, Truth
 from depthjepa.evaluation.ridge import LinearMap, Ridge
 from depthjepa.faults import BadInput
 from depthjepa.grid import to_map, to_tokens, unfold_cells
@@ -41,6 +42,38 @@ from depthjepa.logbook import whole_file
 FACTOR = 2  # cells a patch along each side; a patch's cells are ordered row by row
 STRENGTHS = (1e3, 1e2, 1e1, 1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # that are tried
 VERSION = "2"  # of the format, and of what it predicts: version 1 told disparity
+
+
+@dataclass(frozen=True, slots=True)
+class TwoRidges:
+    """From tokens to k numbers of `factor` x `factor` cells a patch: the mean map, and a map for each of two parts."""
+
+    mean: Float[Tensor, "k rows cols"]
+    measured: Bool[Tensor, "rows cols"]
+    between: LinearMap  # to k numbers
+    within: LinearMap  # to k numbers of each cell of a patch
+    strengths: tuple[float, float]
+    factor: int
+
+    def predict(self, tokens: Float[Tensor, "b n d"], rows: int, cols: int) -> Float[Tensor, "b k cell_rows cell_cols"]:
+        """The numbers at `factor` times the grid of `rows` x `cols` tokens.
+
+        On a grid other than that of the training set, the mean map and what tokens have in common are resized.
+        """
+        if tokens.shape[2] != self.within.weight.shape[1]:
+            widths = f"{tokens.shape[2]} wide, and the readout was fitted on {self.within.weight.shape[1]}"
+            raise BadInput(f"the tokens are {widths}: use the encoder of the readout")
+        here, (high, wide), factor = tokens.device, self.measured.shape, self.factor
+        values = self.mean.to(here)[None]
+        common = self.within.mean
+        if (high, wide) != (factor * rows, factor * cols):
+            values = resized(values, self.measured.to(here), (factor * rows, factor * cols))
+            maps = to_map(common[None], (high // factor, wide // factor))
+            common = to_tokens(F.interpolate(maps, (rows, cols), mode="bilinear", align_corners=False))[0]
+        mean = tokens.mean(1, keepdim=True)
+        between = _on(self.between, here).predict(mean).repeat_interleave(factor**2, 2)
+        told = _on(replace(self.within, mean=common), here).predict(tokens - mean) + between
+        return values + unfold_cells(told.float(), (rows, cols), factor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +90,8 @@ class DepthReadout:
 
         On a grid other than that of the training set, the mean map and what tokens have in common are resized.
         """
-        if tokens.shape[2] != self.within.weight.shape[1]:
-            widths = f"{tokens.shape[2]} wide, and the readout was fitted on {self.within.weight.shape[1]}"
-            raise BadInput(f"the tokens are {widths}: use the encoder of the readout")
-        here, (high, wide) = tokens.device, self.mean_map.values.shape
-        values = self.mean_map.values.to(here)[None, None]
-        common = self.within.mean
-        if (high, wide) != (FACTOR * rows, FACTOR * cols):
-            values = resized(values, self.mean_map.measured.to(here), (FACTOR * rows, FACTOR * cols))
-            maps = to_map(common[None], (high // FACTOR, wide // FACTOR))
-            common = to_tokens(F.interpolate(maps, (rows, cols), mode="bilinear", align_corners=False))[0]
-        mean = tokens.mean(1, keepdim=True)
-        between = _on(self.between, here).predict(mean)
-        told = _on(replace(self.within, mean=common), here).predict(tokens - mean) + between
-        return values + unfold_cells(told.float(), (rows, cols), FACTOR)
+        whole = TwoRidges(self.mean_map.maps, self.mean_map.measured, self.between, self.within, self.strengths, FACTOR)
+        return whole.predict(tokens, rows, cols)
 
     def save(self, path: Path, origin: Mapping[str, str] | None = None) -> None:
         """Write the readout as one safetensors file, with what it was fitted on (`origin`) as its metadata."""
@@ -145,52 +166,80 @@ class _Fit:
         self.between.add(mean, targets.between, fold, targets.counted.flatten(1).any(1)[:, None, None])
         self.within.add(tokens - mean, targets.within, fold, targets.counted)
 
-    def solved(self, mean_map: MeanMap) -> DepthReadout:
+    def solved(self, maps: Maps[Means], factor: int) -> TwoRidges:
         strengths = self.between.choose(), self.within.choose()
         found = (ridge.solve(each) for ridge, each in zip((self.between, self.within), strengths, strict=True))
         between, within = (_on(each, torch.device("cpu")) for each in found)
-        return DepthReadout(mean_map, between, within, strengths)
+        return TwoRidges(maps.mean.maps, maps.mean.measured, between, within, strengths, factor)
 
 
 @dataclass(frozen=True, slots=True)
 class _Targets:
-    """What the two parts of some images are to be, and which cells of each patch count."""
+    """What the two parts of some images are to be, and which cells c of each patch count, all k numbers together.
 
-    between: Float[Tensor, "b 1 1"]
-    within: Float[Tensor, "b n 4"]
-    counted: Bool[Tensor, "b n 4"]
+    The ridge takes a mask for all numbers of a patch, or one for each: several numbers of several cells are not fitted.
+    """
+
+    between: Float[Tensor, "b 1 k"]
+    within: Float[Tensor, "b n kc"]
+    counted: Bool[Tensor, "b n c"]
 
 
-def _targets(cells: Float[Tensor, "b 1 rows cols"], known: Bool[Tensor, "b 1 rows cols"], maps: Maps) -> _Targets:
-    deviation = torch.where(known, cells.double() - maps.mean.values.to(cells.device), 0)
-    between = deviation.sum((1, 2, 3)) / known.sum((1, 2, 3)).clamp(min=1)
-    within = torch.where(known, deviation - between[:, None, None, None], 0)
-    patches, counted = (to_tokens(F.pixel_unshuffle(each, FACTOR)) for each in (within, known.float()))
-    return _Targets(between[:, None, None], patches, counted.bool())
+def _targets(
+    cells: Float[Tensor, "b k rows cols"], known: Bool[Tensor, "b 1 rows cols"], mean: Tensor, factor: int
+) -> _Targets:
+    deviation = torch.where(known, cells.double() - mean.to(cells.device), 0)
+    between = deviation.sum((2, 3)) / known.sum((2, 3)).clamp(min=1)
+    within = torch.where(known, deviation - between[:, :, None, None], 0)
+    patches, counted = (to_tokens(F.pixel_unshuffle(each, factor)) for each in (within, known.float()))
+    return _Targets(between[:, None], patches, counted.bool())
 
 
 def fit_readouts(
     encoders: Mapping[str, Encode | OfBatch],
     batches: Iterable[Batch],
-    maps: Sequence[Maps],
+    maps: Sequence[Maps[MeanMap]],
     places: Places,
     patch_size: int,
     share: float,
 ) -> dict[str, list[DepthReadout]]:
-    """Fit a readout for every encoder on each data set of `maps`, in one pass over the training images.
+    """Fit a readout of log depth for every encoder on each data set of `maps`; see `fit_ridges`."""
+    found = fit_ridges(encoders, batches, maps, places, patch_size, depth_truth(share), FACTOR)
+    return {
+        name: [
+            DepthReadout(each.mean, ridges.between, ridges.within, ridges.strengths)
+            for each, ridges in zip(maps, own, strict=True)
+        ]
+        for name, own in found.items()
+    }
 
-    Raises `BadInput` where there are too few images to choose a strength.
+
+def fit_ridges(
+    encoders: Mapping[str, Encode | OfBatch],
+    batches: Iterable[Batch],
+    maps: Sequence[Maps[Means]],
+    places: Places,
+    patch_size: int,
+    truth: Truth,
+    factor: int,
+) -> dict[str, list[TwoRidges]]:
+    """Fit the two ridges for every encoder on each data set of `maps`, in one pass over the training images.
+
+    The truth is of `factor` x `factor` cells a patch, which is 1 where it is of several numbers. Raises `BadInput`
+    where there are too few images to choose a strength.
     """
     fits = {name: [_Fit() for _ in maps] for name in encoders}
     folds = [set[int]() for _ in maps]
     for batch in batches:
         rows, cols = patch_grid(batch.images, patch_size)
-        cells, known = cells_of(batch, (FACTOR * rows, FACTOR * cols), share)
+        cells, known = truth.cells(batch, (factor * rows, factor * cols))
         numbers = batch.index.tolist()
         fold, belongs = torch.from_numpy(places.folds.fold[numbers]), torch.from_numpy(places.train_part[numbers])
         some = known.flatten(1).any(1).cpu()
         chosen = [some if each.part == ALL else some & (belongs == each.part) for each in maps]
-        targets = [_targets(cells[own], known[own], each) for own, each in zip(chosen, maps, strict=True)]
+        targets = [
+            _targets(cells[own], known[own], each.mean.maps, factor) for own, each in zip(chosen, maps, strict=True)
+        ]
         for own, seen in zip(chosen, folds, strict=True):
             seen.update(fold[own].tolist())
         for name, encode in encoders.items():
@@ -200,7 +249,7 @@ def fit_readouts(
     for part, seen in zip(maps, folds, strict=True):
         if len(seen) < 2:
             raise BadInput(
-                f"a depth probe of {part.name} needs training images with valid depth of at least 2 of its {FOLDS} "
-                f"folds ({places.folds.by}), and has them of {len(seen)}: give more images"
+                f"a {truth.noun} probe of {part.name} needs training images with valid {truth.noun} of at least 2 of "
+                f"its {FOLDS} folds ({places.folds.by}), and has them of {len(seen)}: give more images"
             )
-    return {name: [fit.solved(each.mean) for fit, each in zip(own, maps, strict=True)] for name, own in fits.items()}
+    return {name: [fit.solved(each, factor) for fit, each in zip(own, maps, strict=True)] for name, own in fits.items()}

@@ -78,6 +78,11 @@ def normals_of_depth(
     return torch.where(known, normal, 0).float(), known
 
 
+def known_normals(normals: Float[Tensor, "b 3 h w"]) -> Bool[Tensor, "b 1 h w"]:
+    """Where normals are known: those that are not are 0."""
+    return (normals != 0).any(1, keepdim=True)
+
+
 def mean_normals(
     normals: Float[Tensor, "b 3 h w"], size: tuple[int, int], share: float
 ) -> tuple[Float[Tensor, "b 3 rows cols"], Bool[Tensor, "b 1 rows cols"]]:
@@ -85,7 +90,7 @@ def mean_normals(
 
     At least a `share` of a cell's pixels has to have a normal, and one, and they must not cancel out.
     """
-    known = (normals != 0).any(1, keepdim=True)
+    known = known_normals(normals)
     mean, shares = pool_valid(normals, known, size)
     counted = (shares > 0) & (shares >= share - 1e-6) & (mean.norm(dim=1, keepdim=True) > 1e-3)
     return torch.where(counted, F.normalize(mean, dim=1), 0), counted

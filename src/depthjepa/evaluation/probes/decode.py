@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from depthjepa.columns import Column
 from depthjepa.drawing.figures import Captioned
 from depthjepa.evaluation.decoded import decode_tables
-from depthjepa.evaluation.depth_probe import MEAN_MAP, SCENE_MAP
 from depthjepa.evaluation.gathering import whole_views_text
 from depthjepa.evaluation.probes.depth import COLUMNS, map_arrays, map_figures, show_maps, tables
 from depthjepa.evaluation.probes.task import DEPTH, Need, OwnTask, Picture, Probe, Section, Subject
+from depthjepa.evaluation.table_rows import MEAN_MAP, SCENE_MAP
 from depthjepa.guidance.config import PixelGuidance
 from depthjepa.runs import Run
 

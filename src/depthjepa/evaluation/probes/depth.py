@@ -21,12 +21,13 @@ from depthjepa.data.groups import FOLDS
 from depthjepa.data.samples import Batch
 from depthjepa.drawing import figures
 from depthjepa.drawing.figures import Captioned
-from depthjepa.evaluation.depth_probe import MEAN_MAP, SCENE_MAP, SUMS, DepthTable, depth_tables
+from depthjepa.evaluation.depth_probe import SUMS, DepthTable, depth_tables
 from depthjepa.evaluation.depth_readouts import Plan, describe, encode_layers, layers_of, readout_tables
 from depthjepa.evaluation.features import Encode, OfBatch
 from depthjepa.evaluation.gathering import RANDOM, places_in, raw_patches, whole_views_text
 from depthjepa.evaluation.guidance import asked_teacher
 from depthjepa.evaluation.probes.task import DEPTH, OwnTask, Picture, Probe, Section, Subject, Task, Variant
+from depthjepa.evaluation.table_rows import MEAN_MAP, SCENE_MAP
 from depthjepa.faults import BadInput
 from depthjepa.grid import to_tokens
 from depthjepa.guidance.build import asks_network
