@@ -190,6 +190,41 @@ def depth_rows(
     return figure
 
 
+def normal_rows(
+    images: UInt8[np.ndarray, "k h w 3"],
+    truth: Float[np.ndarray, "k 3 _ _"],
+    predictions: Mapping[str, Float[np.ndarray, "k 3 _ _"]],
+    *,
+    photographs: bool = True,
+) -> Figure:
+    """Draw image, true surface normals and each model's side by side, one image a row.
+
+    All have the colours of `colour_normals`, which a line below explains; nan is grey. `photographs` as in
+    `depth_rows`.
+    """
+    names = [*(["image"] if photographs else []), "ground truth", *predictions]
+    figure, axes = _panels(len(images), names, images.shape[1:3])
+    for row, image in enumerate(images):
+        panels = [truth[row], *(array[row] for array in predictions.values())]
+        if photographs:
+            _show(axes[row][0], image, image.shape[:2])
+        for axis, panel in zip(axes[row][int(photographs) :], panels, strict=True):
+            _show(axis, colour_normals(panel), image.shape[:2])
+    grey = "; grey: not known" if any(np.isnan(each).any() for each in (truth, *predictions.values())) else ""
+    _explain(figure, f"red: faces right (x), green: up (against y), blue: the camera (against z){grey}")
+    return figure
+
+
+def colour_normals(normals: Float[np.ndarray, "3 h w"]) -> Float[np.ndarray, "h w 3"]:
+    """Colour unit normals (x right, y down, z forward) by (n + 1) / 2 of right, up and towards the camera.
+
+    Normals point to the camera, so blue is above one half: a wall that is looked at straight is light blue, the ground
+    green. nan is grey.
+    """
+    colours = np.moveaxis((normals * np.array([1, -1, -1])[:, None, None] + 1) / 2, 0, -1)
+    return np.where(np.isfinite(colours), np.clip(colours, 0, 1), INVALID)
+
+
 def _span(values: np.ndarray) -> tuple[float, float]:
     known = values[np.isfinite(values)]
     if not known.size:
@@ -281,7 +316,11 @@ def batch_grid(
 
 
 def _explain_grey(figure: Figure, why: str) -> None:
-    figure.supxlabel(_wrapped(f"grey: {why}", int(figure.get_figwidth() * 14)), fontsize=8, color=FAINT)
+    _explain(figure, f"grey: {why}")
+
+
+def _explain(figure: Figure, text: str) -> None:
+    figure.supxlabel(_wrapped(text, int(figure.get_figwidth() * 14)), fontsize=8, color=FAINT)
     figure.set_figheight(figure.get_figheight() + 0.2)
 
 

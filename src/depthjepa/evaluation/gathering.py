@@ -110,6 +110,10 @@ class Views:
         """Read all images in order."""
         return self._read(self.source, self.limit)
 
+    def of(self, source: Source) -> Iterator[Batch]:
+        """Read the same images, in order, of a source that tells more of them."""
+        return self._read(source, self.limit)
+
     def chosen(self, numbers: Int64[Tensor, " _"]) -> Iterator[Batch]:
         """Read the images with these numbers in the source, in this order."""
         return self._read(Chosen(self.source, numbers.numpy()), None)

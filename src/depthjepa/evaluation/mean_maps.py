@@ -32,6 +32,7 @@ class Truth:
     cells: Callable[[Batch, Size], tuple[Float[Tensor, "b k rows cols"], Bool[Tensor, "b 1 rows cols"]]]
     pixels: Callable[[Batch], Bool[Tensor, "b 1 h w"]]  # where it is known, before cells are made
     share: float  # of a cell's pixels, from which on it counts
+    mend: str = ""  # what a refusal says where nothing is known
 
 
 @runtime_checkable
@@ -178,7 +179,7 @@ def _refuse_nothing(means: Mapping[int, CellSums], places: Places, seen: int, pi
     if not means or empty:
         which = "" if not means or ALL in empty else f" of {places.parts[empty[0]]}"
         if not pixels:
-            raise BadInput(f"none of the {seen} training images{which} has valid {truth.noun}")
+            raise BadInput(f"none of the {seen} training images{which} has valid {truth.noun}{truth.mend}")
         raise BadInput(
             f"no cell of the {seen} training images{which} has valid {truth.noun} on {truth.share:.0%} of its pixels: "
             f"take a smaller evaluation.cell_share (0.02 for sparse lidar)"

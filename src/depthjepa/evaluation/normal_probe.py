@@ -23,7 +23,7 @@ from depthjepa.data.transforms import as_bytes
 from depthjepa.evaluation.features import Encode, OfBatch
 from depthjepa.evaluation.mean_maps import CellSums, Maps, Size, Truth, maps_of
 from depthjepa.evaluation.readout import fit_ridges, patch_grid
-from depthjepa.evaluation.surface_normals import known_normals, mean_normals
+from depthjepa.evaluation.surface_normals import FEWEST, WINDOW, known_normals, mean_normals
 from depthjepa.evaluation.table_rows import MEAN_MAP, SCENE_MAP, ReadOut, Row, Spread, answers
 from depthjepa.faults import BadInput
 
@@ -62,6 +62,8 @@ class NormalTable:
     data: str
     rows: list[dict[str, float | str]]
     per_image: dict[str, dict[str, Float[np.ndarray, " images"]]]
+    mean_map: Float[np.ndarray, "3 rows cols"]  # of unit length
+    measured: Bool[np.ndarray, "rows cols"]  # whether some training image knew the cell
     pictures: NormalPictures
     groups: tuple[str, ...]  # of the judged images; empty texts: not known
     scenes: int  # how many of the judged images have a scene map
@@ -81,6 +83,10 @@ def normal_truth(share: float) -> Truth:
         lambda batch, size: mean_normals(normals_of(batch), size, share),
         lambda batch: known_normals(normals_of(batch)),
         share,
+        mend=(
+            f": a normal needs depth on {FEWEST} of the {WINDOW}² pixels around it that lie on one plane, and a focal "
+            f"length (focal_length in dataset.json, or focal_length_px in groups.json)"
+        ),
     )
 
 
@@ -176,7 +182,17 @@ class _Judge:
         if not scenes:  # the mean map under another name says nothing
             figures[SCENE_MAP] = dict.fromkeys(figures[SCENE_MAP], float("nan"))
         rows: list[dict[str, float | str]] = [{"name": name, **each} for name, each in figures.items()]
-        return NormalTable(self.maps.name, rows, per_image, self._drawn(), groups, scenes, bool(self.maps.sets))
+        return NormalTable(
+            data=self.maps.name,
+            rows=rows,
+            per_image=per_image,
+            mean_map=F.normalize(self.maps.mean.maps, dim=0).numpy(),
+            measured=self.maps.mean.measured.numpy(),
+            pictures=self._drawn(),
+            groups=groups,
+            scenes=scenes,
+            mixed=bool(self.maps.sets),
+        )
 
     def _drawn(self) -> NormalPictures:
         kept, none = self.shown.chosen(), np.empty((0, 3, *self.maps.size))

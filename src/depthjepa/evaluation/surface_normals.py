@@ -25,6 +25,7 @@ from depthjepa.data.samples import Sample, Source
 from depthjepa.depth import disparity, pool_valid
 
 REACH = 2  # steps of a window to each side
+WINDOW = 2 * REACH + 1
 SIDE = 240  # pixels of the shorter side for each step
 NEAR = 0.1  # of the disparity
 FEWEST = 6  # pixels of a fit, twice its unknowns

@@ -6,7 +6,7 @@ maps serves every task that stores maps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from depthjepa.evaluation.depth_readouts import Plan, describe, encode_layers, l
 from depthjepa.evaluation.features import Encode, OfBatch
 from depthjepa.evaluation.gathering import RANDOM, places_in, raw_patches, whole_views_text
 from depthjepa.evaluation.guidance import asked_teacher
+from depthjepa.evaluation.normal_probe import NormalTable
 from depthjepa.evaluation.probes.task import DEPTH, OwnTask, Picture, Probe, Section, Subject, Task, Variant
 from depthjepa.evaluation.table_rows import MEAN_MAP, SCENE_MAP
 from depthjepa.faults import BadInput
@@ -36,8 +37,10 @@ from depthjepa.model.decoders import CELLS
 from depthjepa.runs import Arrays, Run, probe_files, same_images
 
 PICTURES = 6  # rows of a figure
-MAPS = ("prediction", "random", "scene_map", "mean_map")  # arrays of a file
 RAW, TEACHER = "raw patches", "teacher"
+BASELINES = {"random": RANDOM, "raw": RAW, "scene_map": SCENE_MAP}  # rows of arrays of a file
+MAPS = ("prediction", *BASELINES, "mean_map")  # arrays of a file
+Draw = Callable[..., Figure]  # of images, the truth and maps by name, with or without photographs
 ALIGNED = "the same once scale and shift of each image's log depth are fitted to its ground truth"
 COLUMNS = (
     Column(
@@ -98,7 +101,7 @@ def run(subject: Subject) -> Iterable[Probe]:
     config, train, val = subject.config, subject.train, subject.val
     patch, asked = config.model.patch_size, config.evaluation
     places = places_in(train, val)
-    told, left_out = _teacher(subject)
+    told, left_out = teacher_row(subject)
     encoders: dict[str, Encode | OfBatch] = {RAW: raw_patches(patch, subject.where), **told, **subject.encoders()}
     found = depth_tables(encoders, train, val, places, patch, asked.cell_share, asked.pictures)
     protocol = (
@@ -111,7 +114,7 @@ def run(subject: Subject) -> Iterable[Probe]:
     yield Probe(tables(TASK, protocol, found), map_arrays(whole, config.name), whole.readouts[config.name])
 
 
-def _teacher(subject: Subject) -> tuple[dict[str, OfBatch], str]:
+def teacher_row(subject: Subject) -> tuple[dict[str, OfBatch], str]:
     """The teacher network of a guided run, whose latents are read out like tokens; and why it is left out, if it is."""
     config, where = subject.config, subject.where
     if not (config.evaluation.teacher_row and asks_network(config.guidance)):
@@ -163,13 +166,13 @@ def run_readout(subject: Subject) -> Probe:
     return Probe(tables(TASK, protocol, found), map_arrays(found[-1], config.name), variant=f"-{plan.kind}")
 
 
-def tables(task: Task, protocol: str, found: Sequence[DepthTable]) -> dict[str, Any]:
+def tables(task: Task, protocol: str, found: Sequence[DepthTable | NormalTable]) -> dict[str, Any]:
     """The table of all data together, and in its `sets` those of several data sets, each by itself."""
     told = [table(task.name, each.data, f"{protocol}{_scenes_text(each)}", task.columns, each.rows) for each in found]
     return told[-1] | ({"sets": told[:-1]} if len(told) > 1 else {})
 
 
-def _scenes_text(found: DepthTable) -> str:
+def _scenes_text(found: DepthTable | NormalTable) -> str:
     judged = len(found.groups)
     if not found.scenes:
         return f"; no scene map: training has the scene of none of {judged} validation images"
@@ -217,16 +220,18 @@ def depth_figures(runs: Sequence[Run]) -> list[Captioned]:
     return map_figures(runs, TASK.name, seen, failed)
 
 
-def map_figures(runs: Sequence[Run], task: str, seen: str, failed: str) -> list[Captioned]:
+def map_figures(
+    runs: Sequence[Run], task: str, seen: str, failed: str, draw: Draw = figures.depth_rows
+) -> list[Captioned]:
     """Figures of the maps that a task stored (see `map_arrays`), one for each set of equal images."""
     return [
-        Captioned(_rows(group), seen, failed)
+        Captioned(_rows(group, draw), seen, failed)
         for file in probe_files(runs, f"{task}*.npz")
         for group in same_images(runs, file, "truth", "prediction")
     ]
 
 
-def _rows(group: list[tuple[Run, Arrays]]) -> Figure:
+def _rows(group: list[tuple[Run, Arrays]], draw: Draw) -> Figure:
     group = [(run, _where_measured(arrays)) for run, arrays in group]
     images = group[0][1]["images"][:PICTURES]
     truth = max((arrays["truth"] for _, arrays in group), key=np.size)
@@ -234,14 +239,11 @@ def _rows(group: list[tuple[Run, Arrays]]) -> Figure:
     baselines: Arrays = {}
     for _, arrays in group:
         baselines = arrays | baselines
-    if "random" in baselines:
-        maps[RANDOM] = baselines["random"]
-    if "scene_map" in baselines:
-        maps[SCENE_MAP] = baselines["scene_map"]
+    maps |= {name: baselines[key] for key, name in BASELINES.items() if key in baselines}
     if "mean_map" in baselines:
-        maps["mean map"] = np.repeat(baselines["mean_map"][None], len(images), axis=0)
+        maps[MEAN_MAP] = np.repeat(baselines["mean_map"][None], len(images), axis=0)
     maps = {name: each[: len(images)] for name, each in maps.items()}
-    return figures.depth_rows(images, truth[: len(images)], maps)
+    return draw(images, truth[: len(images)], maps)
 
 
 def show(runs: Mapping[str, Path], photographs: bool) -> Figure:
@@ -249,7 +251,7 @@ def show(runs: Mapping[str, Path], photographs: bool) -> Figure:
     return show_maps(TASK.name, runs, photographs)
 
 
-def show_maps(task: str, runs: Mapping[str, Path], photographs: bool) -> Figure:
+def show_maps(task: str, runs: Mapping[str, Path], photographs: bool, draw: Draw = figures.depth_rows) -> Figure:
     """The maps that a task stored of several runs, on the same images."""
     stored = {name: _where_measured(_stored(run, task)) for name, run in runs.items()}
     first = next(iter(stored.values()))
@@ -260,10 +262,9 @@ def show_maps(task: str, runs: Mapping[str, Path], photographs: bool) -> Figure:
                 f"one data.image_size"
             )
     maps = {name: arrays["prediction"] for name, arrays in stored.items()}
-    maps |= {RANDOM: first["random"]} if "random" in first else {}
-    maps |= {SCENE_MAP: first["scene_map"]} if "scene_map" in first else {}
-    maps |= {"mean map": np.broadcast_to(first["mean_map"], first["truth"].shape)}
-    return figures.depth_rows(first["images"], first["truth"], maps, photographs=photographs)
+    maps |= {name: first[key] for key, name in BASELINES.items() if key in first}
+    maps |= {MEAN_MAP: np.broadcast_to(first["mean_map"], first["truth"].shape)}
+    return draw(first["images"], first["truth"], maps, photographs=photographs)
 
 
 def _where_measured(arrays: Arrays) -> Arrays:

@@ -11,12 +11,13 @@ from typing import TypeVar
 
 from depthjepa.config import RunConfig
 from depthjepa.evaluation.gathering import RANDOM
-from depthjepa.evaluation.probes import attentive, decode, depth, diagnose, gates, guidance, knn, linear, mlp
+from depthjepa.evaluation.probes import attentive, decode, depth, diagnose, gates, guidance, knn, linear, mlp, normals
 from depthjepa.evaluation.probes.task import Command, OwnTask, SharedTask, Task
 from depthjepa.faults import BadInput, nearest
 
 TASKS: tuple[Task, ...] = (
     depth.TASK,
+    normals.TASK,
     decode.TASK,
     knn.TASK,
     linear.TASK,
