@@ -57,6 +57,7 @@ HOMONYMS = {
     ("diagnose", "evaluation/__init__.py"): "a public function",
     ("linear", "config.py"): "a readout of the depth probe",
     ("linear", "evaluation/depth_readouts.py"): "a readout of the depth probe",
+    ("linear", "evaluation/segmentation.py"): "a readout of the segmentation probe",
     ("linear", "guidance/config.py"): "a head",
     ("linear", "guidance/feature.py"): "a head",
     ("linear", "method.py"): "a head",

@@ -150,6 +150,10 @@ class EvaluationConfig:
     """Nearest depth of such a readout [m]; nearer does not count. Null: fits the training depths, and all count."""
     farthest: PositiveFloat | None = None
     """Farthest depth of such a readout [m]; farther does not count. Null: as for nearest."""
+    segment_readout: Literal["linear", "linear4"] = "linear"
+    """Layers that the linear readout of the segmentation probe reads: the last one, or four at equal distances."""
+    segment_steps: PositiveInt = 2000
+    """Steps of that readout, on batches of 16 images."""
     pictures: PositiveInt = 6
     """Images that are drawn in pictures of a run and its probes."""
 

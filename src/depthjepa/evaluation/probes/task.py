@@ -21,8 +21,8 @@ from depthjepa.checkpoint import Checkpoint
 from depthjepa.columns import Column, table
 from depthjepa.config import RunConfig
 from depthjepa.data.images import Split
-from depthjepa.data.layouts.layout import with_depth, with_labels
-from depthjepa.data.samples import Source
+from depthjepa.data.layouts.layout import with_depth, with_label_maps, with_labels
+from depthjepa.data.samples import Source, segment_classes
 from depthjepa.drawing.figures import Captioned
 from depthjepa.evaluation.features import Encode
 from depthjepa.evaluation.gathering import Features, Views, encoders
@@ -60,6 +60,10 @@ LABELS = Need(
 DEPTH = Need(
     lambda config, train, val: train.has_depth and val.has_depth,
     lambda data: f"needs depth, and {data} has none: give {with_depth()}",
+)
+LABEL_MAPS = Need(
+    lambda config, train, val: bool(segment_classes(train)) and bool(segment_classes(val)),
+    lambda data: f"needs label maps, and {data} has none: give {with_label_maps()}",
 )
 
 
