@@ -228,7 +228,7 @@ def every_fifth_block(count: int) -> Bool[Tensor, " images"]:
 
 @dataclass(frozen=True, slots=True)
 class PatchBank:
-    """Training patches: directions of their tokens from the mean of all, and the share of each class in their pixels."""
+    """Training patches: directions of their tokens from the mean of all, and the shares of classes in their pixels."""
 
     directions: Float[Tensor, "p d"]
     shares: Float[Tensor, "p c"]
@@ -390,7 +390,7 @@ def describe(plan: Plan, layers: list[int], blocks: int) -> str:
     return (
         f"{plan.kind} readout of {which} {', '.join(str(layer + 1) for layer in layers)} of {blocks} (batch norm, "
         f"1 x 1 convolution), its scores enlarged to the labels' size, cross-entropy, {plan.steps} steps of {BATCH} "
-        f"images, AdamW, its peak rate chosen among {rates} by a quarter of the steps and every fifth block of training "
-        f"images; kNN: {NEIGHBOURS} nearest of at most {BANK} training patches by cosine, temperature {TEMPERATURE:g}; "
-        f"void left out, mean IoU over the classes that occur in the validation data"
+        f"images, AdamW, its peak rate chosen among {rates} by a quarter of the steps and every fifth block of "
+        f"training images; kNN: {NEIGHBOURS} nearest of at most {BANK} training patches by cosine, temperature "
+        f"{TEMPERATURE:g}; void left out, mean IoU over the classes that occur in the validation data"
     )

@@ -82,8 +82,8 @@ def kept(found: SegmentTable, classes: Sequence[str], name: str) -> Arrays:
     """Maps and sums of a table as run folders keep them; `name` is the encoder's row.
 
     `overlaps` [images, 3, classes] are the right, the true and the predicted pixels of each class in each validation
-    image, for the encoder and, with the names of `KEYS`, for the baselines; `knn_overlaps` are those of nearest patches.
-    `names` are the images'.
+    image, which `names` names; `knn_overlaps` are those of the nearest patches. Baselines have theirs with the words of
+    `KEYS` before.
     """
     arrays: Arrays = {"images": found.images, "truth": found.truth}
     arrays |= {"classes": np.array(classes), "names": np.array(found.names)}
