@@ -41,9 +41,9 @@ LARGEST = 33  # the largest number in label maps; the others up to it are void
 def prepare_cityscapes(source: Path, out: Path) -> Prepared:
     """Bring `leftImg8bit/SPLIT/CITY` and the label numbers of `gtFine/SPLIT/CITY` together, training and validation.
 
-    The 19 classes that are judged get their training numbers, all others become void. An ID is `CITY/FRAME`. Photographs
-    are hard links where the file system has them, else copies; `groups.json` has the cities. The test labels are not
-    public. Raises `BadInput` for files that are missing, damaged or something else.
+    The 19 classes that are judged get their training numbers, all others become void. An ID is `CITY/FRAME`.
+    Photographs are hard links where the file system has them, else copies; `groups.json` has the cities. The test
+    labels are not public. Raises `BadInput` for files that are missing, damaged or something else.
     """
     if not source.is_dir():
         raise BadInput(f"there is no folder {source}: Cityscapes is prepared from {SOURCE}")
