@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import ExifTags, Image
 
 from depthjepa.data.account import what_is_read
 from depthjepa.data.config import DataConfig
+from depthjepa.data.groups import group_in
 from depthjepa.data.images import Split
 from depthjepa.data.layouts import labelled, scenes
 from depthjepa.data.layouts.labelled import LabelledFolder
@@ -131,6 +133,18 @@ def test_depth_beside_the_labels_is_read_as_well(tmp_path: Path) -> None:
     assert source.stamps().shape == (2, 3)
     alone = open_source(DataConfig(root=str(root), kind="rgbd"), "val")
     assert segment_classes(alone) == () and alone.sample(1).depth is not None
+
+
+def test_groups_are_those_beside_the_data_or_in_the_names(tmp_path: Path) -> None:
+    root = write_labelled(tmp_path / "a", 3, 2)
+    for split, name, new in (("train", "0000", "kitchen_0000"), ("train", "0001", "kitchen_0001")):
+        for folder in ("rgb", "labels"):
+            (root / split / folder / f"{name}.png").rename(root / split / folder / f"{new}.png")
+    source = open_source(DataConfig(root=str(root)), "train")
+    assert [group_in(source, index) for index in range(3)] == [None, "kitchen", "kitchen"]
+    (root / "groups.json").write_text(json.dumps({"groups": [["kit", "one"], ["0", "two"]], "focal_length_px": []}))
+    source = open_source(DataConfig(root=str(root)), "train")
+    assert [group_in(source, index) for index in range(3)] == ["two", "one", "one"]
 
 
 def test_undivided_pairs_are_divided_by_name(tmp_path: Path) -> None:

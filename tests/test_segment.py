@@ -15,11 +15,12 @@ import torch.nn.functional as F
 
 from depthjepa.columns import Column, columns_of, meaning_of
 from depthjepa.configuring import build_config
+from depthjepa.data.groups import Division
 from depthjepa.data.samples import VOID, Batch
 from depthjepa.drawing import figures
 from depthjepa.evaluation import segmentation, tokens
 from depthjepa.evaluation.features import Encode
-from depthjepa.evaluation.gathering import RANDOM
+from depthjepa.evaluation.gathering import RANDOM, raw_patches
 from depthjepa.evaluation.probes import probe
 from depthjepa.evaluation.probes.segment import TASK
 from depthjepa.evaluation.segmentation import (
@@ -32,14 +33,12 @@ from depthjepa.evaluation.segmentation import (
     class_iou,
     class_shares,
     confusion,
-    every_fifth_block,
     figures_of,
     fit,
     layers_of,
     overlaps,
     patch_bank,
     position_map,
-    raw_patches,
     segment_table,
 )
 from depthjepa.evaluation.tokens import KeptPairs, pairs_of
@@ -101,8 +100,18 @@ def both(train: Planted, val: Planted, *, another: bool = False) -> Encode:
     return encode
 
 
+def folds(count: int) -> Division:
+    """Every fifth image is a fold, whatever else: planted ones do not know one another."""
+    return Division(np.arange(count) % 5, "5 groups")
+
+
+def table(encode: Encode, train: Planted, val: Planted, plan: Plan = PLAN) -> SegmentTable:
+    encoders = {RAW: raw_patches(PATCH, torch.device("cpu")), "run": encode}
+    return segment_table(encoders, train, val, folds(len(train)), plan)
+
+
 def found_on(train: Planted, val: Planted, *, another: bool = False, plan: Plan = PLAN) -> SegmentTable:
-    return segment_table({"run": both(train, val, another=another)}, train, val, plan)
+    return table(both(train, val, another=another), train, val, plan)
 
 
 def row_of(found: SegmentTable, name: str = "run") -> dict[str, float]:
@@ -174,23 +183,6 @@ def test_similarities_are_cut_into_parts_that_fit(monkeypatch: pytest.MonkeyPatc
     assert torch.allclose(bank.vote(asked), whole, atol=1e-6)
 
 
-def test_raw_patches_are_pixels_averaged_to_at_most_8() -> None:
-    images = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
-    small = raw_patches(4)(images)
-    assert small.shape == (2, 96, 48)
-    assert torch.equal(small[1, 13].view(3, 4, 4), images[1, :, 4:8, 4:8])
-    large = raw_patches(16)(images)
-    assert large.shape == (2, 6, 3 * 64)
-    assert torch.allclose(large[0, 4].view(3, 8, 8), F.avg_pool2d(images[0, :, 16:32, 16:32], 2))
-
-
-def test_every_fifth_block_is_of_neighbours() -> None:
-    for count, blocks in ((1000, 5), (20, 4), (5, 1)):
-        aside = every_fifth_block(count)
-        assert aside.sum() == count // 5
-        assert int((aside[1:] & ~aside[:-1]).sum() + aside[0]) == blocks
-
-
 def test_the_layers_are_those_of_the_depth_readouts() -> None:
     assert layers_of("linear", 12) == [11] and layers_of("linear4", 12) == [2, 5, 8, 11]
 
@@ -234,7 +226,7 @@ def test_void_never_counts(train: Planted, val: Planted) -> None:
         found[:, :-tokens_below, : len(NAMES)] = 0
         return found
 
-    found = segment_table({"run": blind}, train, val, PLAN)
+    found = table(blind, train, val)
     assert found.judged["run"].overlaps[:, 1].sum() == found.judged[POSITION].overlaps[:, 1].sum() == 10 * 8 * 24
     kept = row_of(found)
     # Half a patch beside the void takes from tokens that know nothing.
@@ -270,7 +262,8 @@ def test_the_bank_takes_alike_from_all_images_and_nothing_void(train: Planted, m
         found[..., 4] = images[:, 2, :1, 0] * 255
         return found
 
-    pairs, count = pairs_of(named, train, segmentation.labels_of)
+    pairs, numbers = pairs_of(named, train, segmentation.labels_of)
+    count = len(numbers)
     assert isinstance(pairs, KeptPairs) and pairs.beside.dtype == torch.uint8
     bank = patch_bank(pairs, count, PLAN)
     # 50 of 20 images: 2 and 3 in turn; of image 3 none, and all 3 with a class of image 4 (2 are asked for).
@@ -303,14 +296,14 @@ def test_labels_that_tell_nothing_are_refused_before_a_fit(
         raise AssertionError("encoded before the labels were looked at")
 
     with pytest.raises(BadInput, match=re.escape(message)):
-        segment_table({"run": never}, train, val, PLAN)
+        segment_table({"run": never}, train, val, folds(20), PLAN)
 
 
 def test_too_few_images_and_images_without_maps_are_refused(val: Planted) -> None:
-    few = Planted(4, 0)
-    pairs, count = pairs_of(few.telling(), few, segmentation.labels_of)
-    with pytest.raises(BadInput, match="at least 5 training images, and there are 4"):
-        fit(pairs, count, PLAN)
+    few = Planted(1, 0)
+    pairs, _ = pairs_of(few.telling(), few, segmentation.labels_of)
+    with pytest.raises(BadInput, match="at least 5 training images, and there are 1"):
+        fit(pairs, torch.tensor([True]), PLAN)
     batch = next(val())
     with pytest.raises(BadInput, match=r"give a labelled folder .* or rendered streets"):
         segmentation.labels_of(Batch(batch.index, batch.images, None, batch.zoom, batch.labels))

@@ -200,9 +200,20 @@ def r2_between(
     An image counts by its valid cells, so that the sums of squares of `r2_within` and of this measure add up
     to those of `r2_position`.
     """
+    residual, total = between_sums(prediction, target, valid, mean_map)
+    return _explained(residual.sum(), total.sum())
+
+
+def between_sums(
+    prediction: Float[Tensor, "b cells"],
+    target: Float[Tensor, "b cells"],
+    valid: Bool[Tensor, "b cells"],
+    mean_map: Float[Tensor, " cells"],
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """Residual and total sum of squares of each image in `r2_between`, to be kept, added or resampled."""
     deviations = _deviations(prediction, target, valid, mean_map)
     truth, guess = (each - _within(each) for each in deviations)
-    return _explained((truth - guess).square().nansum(), truth.square().nansum())
+    return (truth - guess).square().nansum(1), truth.square().nansum(1)
 
 
 def r2_position(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -21,15 +22,17 @@ from depthjepa.configuring import load_config
 from depthjepa.data.layouts.flat import FlatFolder
 from depthjepa.data.layouts.layout import folder_of_images
 from depthjepa.data.loading import TrainingBatches, open_source
+from depthjepa.data.samples import Batch
 from depthjepa.data.transforms import as_bytes
 from depthjepa.drawing import figures
 from depthjepa.evaluation.decoded import dense_metres, load_pixel_guided
+from depthjepa.evaluation.features import tokens_of
 from depthjepa.evaluation.gathering import RANDOM, encode_with, size_text
 from depthjepa.evaluation.opened import open_with, tell_ignored, tell_unreadable, to_write, warn
 from depthjepa.evaluation.pictures import mask_arrays, picture_batch, token_maps
 from depthjepa.evaluation.probes import table as probes
 from depthjepa.evaluation.probes.depth import TASK as DEPTH_PROBE
-from depthjepa.evaluation.readout import DepthReadout, Predict, read_origin
+from depthjepa.evaluation.readout import DepthReadout, patch_grid, read_origin
 from depthjepa.faults import BadInput
 from depthjepa.logbook import refuse_existing, whole_file
 from depthjepa.method import build_encoder
@@ -38,6 +41,8 @@ from depthjepa.runs import folder_names, listed
 
 MILLIMETRES = 1000.0
 FARTHEST = 65.535  # metres that a 16-bit PNG in millimetres can say
+
+Disparity = Callable[[Batch], Float[Tensor, "b 1 rows cols"]]  # [1/m]
 
 
 def predict(
@@ -123,7 +128,7 @@ def predict_folder(
     return count, skipped
 
 
-def _own_head(saved: Checkpoint, where: torch.device) -> Predict:
+def _own_head(saved: Checkpoint, where: torch.device) -> Disparity:
     """Disparity [1/m] by the run's own pixel head."""
     method, whitening = load_pixel_guided(saved, where), saved.whitening
     assert whitening is not None
@@ -132,7 +137,7 @@ def _own_head(saved: Checkpoint, where: torch.device) -> Predict:
 
 def _readout(
     saved: Checkpoint, config: RunConfig, encoder: VisionTransformer, where: torch.device
-) -> tuple[Predict, Tensor, tuple[float, float]]:
+) -> tuple[Disparity, Tensor, tuple[float, float]]:
     """Disparity [1/m] by the depth probe's readout, the cells and the range that its training set measured."""
     if saved.run is None:
         raise BadInput(
@@ -146,7 +151,13 @@ def _readout(
     _refuse_other_weights(file, saved, config)
     encode = encode_with(encoder, where, config.evaluation.precision)
     met = readout.mean_map
-    return readout.on(encode, encoder.patch_size), met.measured, (met.minimum, met.maximum)
+    farthest, nearest = 1 / met.farthest, 1 / met.nearest  # as disparity [1/m]
+
+    def predict(batch: Batch) -> Float[Tensor, "b 1 rows cols"]:
+        logs = readout.predict(tokens_of(encode, batch), *patch_grid(batch.images, encoder.patch_size))
+        return (-logs).exp().clamp(farthest, nearest)
+
+    return predict, met.measured, (farthest, nearest)
 
 
 def _refuse_other_weights(file: Path, saved: Checkpoint, config: RunConfig) -> None:

@@ -21,9 +21,12 @@ from depthjepa.data.images import upright_size
 from depthjepa.data.layouts.flat import FlatFolder
 from depthjepa.data.loading import view_batches
 from depthjepa.data.samples import Batch
+from depthjepa.evaluation.depth_cells import resized
+from depthjepa.evaluation.depth_probe import MEAN_MAP
+from depthjepa.evaluation.gathering import RANDOM
 from depthjepa.evaluation.probes.decode import TASK as DECODE
 from depthjepa.evaluation.probes.depth import TASK as DEPTH
-from depthjepa.evaluation.readout import read_origin, resized
+from depthjepa.evaluation.readout import read_origin
 from depthjepa.faults import BadInput
 from depthjepa.guidance.config import PixelGuidance
 
@@ -121,9 +124,9 @@ def doubt(saved: Checkpoint) -> str | None:
 
 
 def no_better(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The figures by which a model (the row beside that of the mean map) does not beat the mean map, as texts."""
-    guess = next(row for row in rows if row["name"] in DEPTH.guesses)
-    own = next(row for row in rows if row is not guess)
+    """The figures by which a model (the last row that is no guess) does not beat the mean map, as texts."""
+    guess = next(row for row in rows if row["name"] == MEAN_MAP)
+    own = next(row for row in reversed(rows) if row["name"] not in (*DEPTH.guesses, RANDOM))
     found = []
     if not own["r2_within"] > 0:  # nan is no better either
         found.append(f"R² within images {own['r2_within']:.3f} (0 is the mean map)")

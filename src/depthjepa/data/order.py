@@ -46,12 +46,13 @@ class Mixture:
 
     def sample(self, index: int) -> Sample:
         """Decode sample `index` of the concatenation; raises `UnreadableImage`."""
-        source, place = self._part(index)
-        return self._as_own(source.sample(place), index)
+        part, place = self.part_of(index)
+        return self._as_own(self.sources[part].sample(place), index)
 
     def labelled_sample(self, index: int) -> Sample:
         """The same with the label map, where all sources have the same classes of label maps."""
-        source, place = self._part(index)
+        part, place = self.part_of(index)
+        source = self.sources[part]
         assert self.segment_classes and isinstance(source, Segmented)
         return self._as_own(source.labelled_sample(place), index)
 
@@ -65,13 +66,13 @@ class Mixture:
 
     def name_of(self, index: int) -> str:
         """Name of sample `index`: that of its own source's folder, then its name there."""
-        source, index = self._part(index)
-        return f"{PurePath(source.name).name}/{source.name_of(index)}"
+        part, place = self.part_of(index)
+        return f"{PurePath(self.sources[part].name).name}/{self.sources[part].name_of(place)}"
 
-    def _part(self, index: int) -> tuple[Source, int]:
+    def part_of(self, index: int) -> tuple[int, int]:
+        """Which source sample `index` is from, and its number there."""
         which = int(np.searchsorted(self._ends, index, side="right"))
-        source = self.sources[which]
-        return source, index - int(self._ends[which]) + len(source)
+        return which, index - int(self._ends[which]) + len(self.sources[which])
 
     def weighted_order(self, weights: Sequence[float], seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
         """Return one epoch of sample indices in which each source has the share of its weight."""

@@ -2,15 +2,17 @@
 
 from depthjepa.evaluation.attentive_probe import attentive
 from depthjepa.evaluation.classification import chance, knn, knn_accuracies, linear
-from depthjepa.evaluation.depth_probe import depth_table, evaluate_depth
+from depthjepa.evaluation.depth_probe import DepthScore, DepthTable, depth_table, depth_tables
 from depthjepa.evaluation.diagnostics import Diagnosis, diagnose, effective_rank, rank_me, token_shares, verdict
 from depthjepa.evaluation.features import Encode, Pooled, pooled_features
 from depthjepa.evaluation.gathering import Features, features_of
 from depthjepa.evaluation.probes.running import classification_tables
-from depthjepa.evaluation.readout import DepthReadout, fit_readout, fit_readouts
+from depthjepa.evaluation.readout import DepthReadout
 
 __all__ = [
     "DepthReadout",
+    "DepthScore",
+    "DepthTable",
     "Diagnosis",
     "Encode",
     "Features",
@@ -19,12 +21,10 @@ __all__ = [
     "chance",
     "classification_tables",
     "depth_table",
+    "depth_tables",
     "diagnose",
     "effective_rank",
-    "evaluate_depth",
     "features_of",
-    "fit_readout",
-    "fit_readouts",
     "knn",
     "knn_accuracies",
     "linear",

@@ -2,12 +2,12 @@
 
 This judges encoder, predictor and head together, as the paper looked at its maps; the depth probe judges the frozen
 encoder alone. Masks are drawn as in training, the same for every model of a seed. Under scope `target` only pixels of
-target patches are judged, the mean map's as well.
+target patches are judged, those of the guesses as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -18,9 +18,9 @@ from torch import Tensor
 from depthjepa.checkpoint import Checkpoint, refuse_lost
 from depthjepa.config import RunConfig
 from depthjepa.data.samples import Batch
-from depthjepa.depth import disparity, valid
-from depthjepa.evaluation.depth_probe import DepthTable, evaluate_depth
-from depthjepa.evaluation.readout import CellMeans, MeanMap, Predict
+from depthjepa.evaluation.depth_cells import Predict, training_maps
+from depthjepa.evaluation.depth_probe import DepthTable, Told, evaluate_depth
+from depthjepa.evaluation.gathering import Views, places_in
 from depthjepa.faults import BadInput
 from depthjepa.formats.weights import load_strictly
 from depthjepa.guidance.pixel import PixelGuide
@@ -81,17 +81,14 @@ def undone(whitening: Whitening, maps: Float[Tensor, "b 1 h w"]) -> Float[Tensor
     return maps * whitening.deviation.to(maps)[:, None, None] + mean
 
 
-def decode_table(
-    config: RunConfig,
-    saved: Checkpoint,
-    train_batches: Callable[[], Iterable[Batch]],
-    val_batches: Callable[[], Iterable[Batch]],
-    where: torch.device,
-) -> DepthTable:
-    """Score the head of a pixel-guided run on validation images, beside the mean map of the training images.
+def decode_tables(
+    config: RunConfig, saved: Checkpoint, train: Views, val: Views, where: torch.device
+) -> list[DepthTable]:
+    """Score the head of a pixel-guided run on validation images, beside the guesses that the training images give.
 
-    The figures are those of the whole image's tokens where the head reads them, else of predicted tokens, of which
-    `predicted_r2_within` is the figure in either case.
+    A table for each of several data sets, and last that of all together. The figures are those of the whole image's
+    tokens where the head reads them, else of predicted tokens, of which `predicted_r2_within` is the figure in either
+    case.
     """
     method = load_pixel_guided(saved, where)
     guide, whitening = pixel_guide(method), saved.whitening
@@ -100,26 +97,25 @@ def decode_table(
         raise BadInput(
             f"the predictor of {saved.path} knows {saved.config.grid} patches alone: leave data.image_size as it is"
         )
-    mean_map = pixel_mean_map(train_batches(), config.data.size)
-    found = {}
+    places = places_in(train, val)
+    maps = training_maps(train(), places, pixels_of, share=0.0)
+    found: dict[str, list[DepthTable]] = {}
     for which in guide.reads:
-        predictors: dict[str, Predict] = {"mean map": mean_map.predict, config.name: reading(method, whitening, which)}
-        batches = val_batches()
-        batches = judged_by_masks(batches, config, method, where) if which == "predicted" else moved(batches, where)
-        found[which] = evaluate_depth(predictors, mean_map, batches, config.evaluation.pictures)
-    scores, shown = found.get("dense") or found["predicted"]
-    rows: list[dict[str, float | str]] = [{"name": name, **score.figures} for name, score in scores.items()]
-    if "predicted" in found:
-        for row, score in zip(rows, found["predicted"][0].values(), strict=True):
-            row["predicted_r2_within"] = score.figures["r2_within"]
-    return DepthTable(rows, scores, {}, mean_map, shown)
+        batches = judged_by_masks(val(), config, method, where) if which == "predicted" else moved(val(), where)
+        head = {config.name: Told(reading(method, whitening, which))}
+        found[which] = evaluate_depth(head, maps, places, batches, pictures=config.evaluation.pictures)
+    tables = found.get("dense") or found["predicted"]
+    for table, predicted in zip(tables, found.get("predicted", ()), strict="predicted" in found):
+        for row, other in zip(table.rows, predicted.rows, strict=True):
+            row["predicted_r2_within"] = other["r2_within"]
+    return tables
 
 
 def reading(method: JEPA, whitening: Whitening, which: str) -> Predict:
-    """Disparity [1/m] from predicted tokens, or from the whole image."""
+    """Log depth [log m] from predicted tokens, or from the whole image."""
     if which == "dense":
-        return lambda batch: 1 / dense_metres(method, whitening, batch)
-    return lambda batch: 1 / predicted_metres(method, whitening, batch)[0]
+        return lambda batch: dense_metres(method, whitening, batch).log()
+    return lambda batch: predicted_metres(method, whitening, batch)[0].log()
 
 
 def moved(batches: Iterable[Batch], where: torch.device) -> Iterator[Batch]:
@@ -139,12 +135,6 @@ def judged_by_masks(batches: Iterable[Batch], config: RunConfig, method: JEPA, w
         yield replace(batch, masks=masks, depth=torch.where(guide.judged(masks), batch.depth, 0.0))
 
 
-def pixel_mean_map(batches: Iterable[Batch], size: tuple[int, int]) -> MeanMap:
-    """Mean disparity [1/m] of every pixel over the training images, and the range of disparities met."""
-    means = CellMeans(*size)
-    for batch in batches:
-        assert batch.depth is not None
-        means.add(disparity(batch.depth), valid(batch.depth))
-    if not means.count.any():
-        raise BadInput("there are no training images with valid depth")
-    return means.mean_map()
+def pixels_of(batch: Batch) -> tuple[int, int]:
+    """Cells that are the pixels of a view."""
+    return batch.images.shape[2], batch.images.shape[3]

@@ -27,13 +27,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from depthjepa import runtime
+from depthjepa.data.groups import FOLDS, Division, Places
 from depthjepa.data.samples import Batch
 from depthjepa.depth import valid
-from depthjepa.evaluation.decoded import pixel_mean_map
-from depthjepa.evaluation.depth_probe import DepthTable, evaluate_depth
+from depthjepa.evaluation.decoded import pixels_of
+from depthjepa.evaluation.depth_cells import Maps, MeanMap, Predict, training_maps
+from depthjepa.evaluation.depth_probe import DepthTable, Row, Told, evaluate_depth
 from depthjepa.evaluation.features import Encode
 from depthjepa.evaluation.gradient_readouts import BATCH, Descent, best_readout
-from depthjepa.evaluation.readout import FOLDS, MeanMap, Predict, patch_grid
+from depthjepa.evaluation.readout import patch_grid
 from depthjepa.evaluation.tokens import ImageSet, Within, pairs_of
 from depthjepa.faults import BadInput
 from depthjepa.grid import to_map
@@ -52,6 +54,7 @@ DPT_WIDTH = 256  # at most the tokens'
 # Adam moves a weight by about its rate a step, and the 0.1 of 256 bins is little only beside scores of hundreds and
 # more: DINOv3 goes 38,400 steps at 3e-4 with a thousand channels. Large scores change little, so large rates end well.
 RATES: dict[Kind, tuple[float, ...]] = {"linear": (0.01, 0.1, 1.0), "linear4": (0.01, 0.1, 1.0), "dpt": (1e-3, 3e-3)}
+HELD_OUT = 0  # the fold on which the rates are compared
 # Probe3D weighs SigLoss 10 and its gradient loss 0.5; the latter is a sum over 4 scales and 2 axes, and ours a mean.
 GRADIENT = 0.5
 STRAY = 1e-3  # share of the training depths at either end that the range leaves out unless it is given
@@ -121,12 +124,12 @@ class BinReadout(nn.Module):
         return F.interpolate(expected_depth(scores, self.centres), size, mode="bilinear", align_corners=False)
 
     def on(self, encode: Encode, patch_size: int) -> Predict:
-        """Return the function from a batch to disparity [1/m]: the encoder, then this readout."""
+        """Return the function from a batch to log depth [log m]: the encoder, then this readout."""
 
         def predict(batch: Batch) -> Float[Tensor, "b 1 h w"]:
             grid, size = patch_grid(batch.images, patch_size), (batch.images.shape[2], batch.images.shape[3])
             parts = [self(tokens, grid, size) for tokens in torch.split(encode(batch.images), BATCH)]
-            return 1 / torch.cat(parts)
+            return torch.cat(parts).log()
 
         return predict
 
@@ -134,9 +137,12 @@ class BinReadout(nn.Module):
 # the table ------------------------------------------------------------------------------------------------
 
 
-def readout_table(encoders: Mapping[str, Encode], train: ImageSet, val: ImageSet, plan: Plan) -> DepthTable:
-    """Fit a readout for every encoder on one set and score it on another, pixel by pixel, beside the mean map.
+def readout_tables(
+    encoders: Mapping[str, Encode], train: ImageSet, val: ImageSet, places: Places, plan: Plan
+) -> list[DepthTable]:
+    """Fit a readout for every encoder on one set and score it on another, pixel by pixel, beside the guesses.
 
+    A table for each of several data sets, and last that of all together, on all of which the readouts are fitted.
     `encoders` give the layers of `layers_of` side by side. Every row says in `rate` which peak rate was chosen; the
     range of the bins, to which all rows are clamped, is that of the mean map. Depth beyond a range that the plan gives
     does not count in either set; without one, the range is that of all but a thousandth of the training depths at
@@ -145,22 +151,23 @@ def readout_table(encoders: Mapping[str, Encode], train: ImageSet, val: ImageSet
     Raises `BadInput` where depth is missing or there are too few images to choose a rate.
     """
     train, val = Within(train, plan.nearest, plan.farthest), Within(val, plan.nearest, plan.farthest)
-    mean_map = _mean_map(train, plan)
-    rows: dict[str, Predict] = {"mean map": mean_map.predict}
+    maps = _bounded_maps(train, places, plan)
+    bounds = maps[-1].mean.nearest, maps[-1].mean.farthest
+    rows: dict[str, Row] = {}
     rates: dict[str, str] = {}
     for name, encode in encoders.items():
         with task(name):
-            readout, rate = fit(encode, train, plan, 1 / mean_map.maximum, 1 / mean_map.minimum)
-        rows[name], rates[name] = readout.on(encode, plan.patch_size), f"{rate:g}"
-    scores, shown = evaluate_depth(rows, mean_map, val(), plan.pictures)
-    content: list[dict[str, float | str]] = [
-        {"name": name, **score.figures, "rate": rates.get(name, "–")} for name, score in scores.items()
-    ]
-    return DepthTable(content, scores, {}, mean_map, shown)
+            readout, rate = fit(encode, train, places.folds, plan, *bounds)
+        rows[name], rates[name] = Told(readout.on(encode, plan.patch_size)), f"{rate:g}"
+    tables = evaluate_depth(rows, maps, places, val(), pictures=plan.pictures)
+    for table in tables:
+        for row in table.rows:
+            row["rate"] = rates.get(str(row["name"]), "–")
+    return tables
 
 
-def _mean_map(train: ImageSet, plan: Plan) -> MeanMap:
-    """Mean disparity [1/m] of every pixel, and the range of disparities that the bins stand for."""
+def _bounded_maps(train: ImageSet, places: Places, plan: Plan) -> list[Maps]:
+    """Mean and scene maps of every pixel, and the range of depths [m] that the bins stand for."""
     counts = torch.zeros(LOG_COUNT, dtype=torch.int64)
 
     def watched() -> Iterator[Batch]:
@@ -171,13 +178,11 @@ def _mean_map(train: ImageSet, plan: Plan) -> MeanMap:
             counts.add_(torch.bincount(steps, minlength=LOG_COUNT))
             yield batch
 
-    found = pixel_mean_map(watched(), plan.size)
+    found = training_maps(watched(), places, pixels_of, share=0.0)
     shares = counts.cumsum(0).double() / counts.sum()
     low, high = (math.exp((int((shares < s).sum()) - LOG_ORIGIN) / LOG_STEPS) for s in (STRAY, 1 - STRAY))
     nearest, farthest = plan.nearest or low, plan.farthest or high
-    return replace(
-        found, values=found.values.clamp(1 / farthest, 1 / nearest), minimum=1 / farthest, maximum=1 / nearest
-    )
+    return [replace(each, mean=replace(each.mean, nearest=nearest, farthest=farthest)) for each in found]
 
 
 def describe(plan: Plan, layers: Sequence[int], blocks: int, mean_map: MeanMap) -> str:
@@ -188,26 +193,29 @@ def describe(plan: Plan, layers: Sequence[int], blocks: int, mean_map: MeanMap) 
         f"(batch norm, {'DPT head' if plan.kind == 'dpt' else '1 x 1 convolution'}) to {BINS} uniform bins"
     )
     given = [f"{name} given" for name in ("nearest", "farthest") if getattr(plan, name) is not None]
-    bounds = f"{1 / mean_map.maximum:.3g} to {1 / mean_map.minimum:.3g} m ({' and '.join(given) or 'met in training'})"
+    bounds = f"{mean_map.nearest:.3g} to {mean_map.farthest:.3g} m ({' and '.join(given) or 'met in training'})"
     loss = f"SigLoss + {GRADIENT:g} x gradient loss" if plan.kind == "dpt" else "SigLoss"
     rates = ", ".join(f"{rate:g}" for rate in RATES[plan.kind])
     return (
         f"{head} from {bounds}, {loss}, {plan.steps} steps of {BATCH} images, AdamW, its peak rate chosen among "
-        f"{rates} by a quarter of the steps and a fifth of the training data"
+        f"{rates} by a quarter of the steps and a fifth of the training data that shares no place with the rest"
     )
 
 
 # the fit --------------------------------------------------------------------------------------------------
 
 
-def fit(encode: Encode, train: ImageSet, plan: Plan, nearest: float, farthest: float) -> tuple[BinReadout, float]:
+def fit(
+    encode: Encode, train: ImageSet, folds: Division, plan: Plan, nearest: float, farthest: float
+) -> tuple[BinReadout, float]:
     """Fit a readout with bins from `nearest` to `farthest` [m]; returns it with the peak rate that was chosen.
 
-    The rate is the best on every fifth training image (`gradient_readouts`).
+    The rate is the best on a fold of the training images, places that it did not see (`gradient_readouts`).
     """
-    pairs, count = pairs_of(encode, train)
-    if count < FOLDS:
-        raise BadInput(f"a depth probe needs at least {FOLDS} training images, and there are {count}")
+    pairs, numbers = pairs_of(encode, train)
+    aside = torch.from_numpy(folds.fold)[numbers] == HELD_OUT
+    if not aside.any() or aside.all():
+        raise BadInput(f"a depth probe needs at least {FOLDS} training images, and there are {len(numbers)}")
     descent = Descent(
         make=lambda width: BinReadout(plan.kind, width, nearest, farthest),
         loss=lambda readout, tokens, depth: readout_loss(readout, tokens, depth, plan),
@@ -217,7 +225,7 @@ def fit(encode: Encode, train: ImageSet, plan: Plan, nearest: float, farthest: f
         stream="depth readout",
         what=f"{plan.kind} readout",
     )
-    return best_readout(pairs, torch.arange(count) % FOLDS == FOLDS // 2, descent)
+    return best_readout(pairs, aside, descent)
 
 
 def readout_loss(

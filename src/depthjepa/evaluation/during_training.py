@@ -11,7 +11,7 @@ from depthjepa.distributed import Ranks
 from depthjepa.evaluation.classification import knn
 from depthjepa.evaluation.depth_probe import depth_table
 from depthjepa.evaluation.diagnostics import rank_me
-from depthjepa.evaluation.gathering import Views, encode_together, encode_with, one_pass
+from depthjepa.evaluation.gathering import Views, encode_together, encode_with, one_pass, places_in
 from depthjepa.faults import BadInput
 from depthjepa.model.vit import VisionTransformer
 
@@ -42,7 +42,10 @@ def probe_during_training(
         middle = asked.neighbours[len(asked.neighbours) // 2]
         figures["probe_knn"] = knn(one_pass(encode, train).pooled, seen.pooled, middle)
     if with_depth:
-        found = depth_table({config.name: encode}, train, val, config.model.patch_size, asked.pictures)
+        places = places_in(train, val)
+        found = depth_table(
+            {config.name: encode}, train, val, places, config.model.patch_size, asked.cell_share, pictures=0
+        )
         figures["probe_r2_within"] = found.scores[config.name].figures["r2_within"]
     encoder.train()
     return figures, figures.get("probe_r2_within", figures.get("probe_knn", 0.0))

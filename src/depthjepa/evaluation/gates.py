@@ -30,10 +30,11 @@ from depthjepa.data.images import Split
 from depthjepa.data.samples import Batch
 from depthjepa.data.transforms import as_bytes
 from depthjepa.depth import disparity, r2_within, valid
-from depthjepa.evaluation.decoded import dense_metres, pixel_guide, pixel_mean_map, predicted_metres
+from depthjepa.evaluation.decoded import dense_metres, pixel_guide, predicted_metres
+from depthjepa.evaluation.depth_cells import CellMeans, cells_of
 from depthjepa.evaluation.depth_probe import depth_table
 from depthjepa.evaluation.features import Encode, OfBatch, tokens_of
-from depthjepa.evaluation.gathering import RANDOM, Views, encode_with
+from depthjepa.evaluation.gathering import RANDOM, Views, encode_with, places_in
 from depthjepa.evaluation.ridge import Ridge
 from depthjepa.fitting import update
 from depthjepa.grid import patchify, reassemble
@@ -115,7 +116,8 @@ def readout_gates(
     named: dict[str, Encode] = {
         f"block {number + 1}": layer(encoder, number, where) for number in range(len(encoder.blocks))
     }
-    rows = depth_table(named, train, val, patch, 0).scores
+    places, share = places_in(train, val), config.evaluation.cell_share
+    rows = depth_table(named, train, val, places, patch, share, pictures=0).scores
     sweep = {name: rows[name].figures["r2_within"] for name in named}
     floor = rows[f"block {len(encoder.blocks)}"].figures["r2_position"]
     last, (best, highest) = sweep[f"block {len(encoder.blocks)}"], max(sweep.items(), key=lambda item: item[1])
@@ -134,7 +136,9 @@ def readout_gates(
         inputs,
         lambda: hidden_patches(config, train(), where),
         lambda: hidden_patches(config, val(), where),
+        places,
         patch,
+        share,
         pictures=0,
     ).scores
     swap = {name: swapped[name].figures["r2_within"] for name in inputs}
@@ -336,9 +340,11 @@ class Judge:
     def __init__(self, config: RunConfig, batch: Batch, where: torch.device) -> None:
         assert batch.depth is not None
         self._config, self._batch, self._where = config, batch, where
-        self._truth = disparity(batch.depth).flatten(1).cpu()
-        self._known = valid(batch.depth).flatten(1).cpu()
-        self._mean = pixel_mean_map([batch], config.data.size).values.flatten()
+        cells, known = cells_of(batch, config.data.size)
+        means = CellMeans(config.data.size)
+        means.add(cells, known)
+        self._truth, self._known = cells.flatten(1).cpu(), known.flatten(1).cpu()
+        self._mean = means.mean_map().values.flatten()
 
     def __call__(self, method: JEPA, whitening: Whitening) -> tuple[float, Float[np.ndarray, "images h w"]]:
         guesses, masks = [], []
@@ -346,7 +352,7 @@ class Judge:
         for number in range(DRAWS):
             drawn = draw(self._config, self._batch, 10**6 + number, self._where)
             metres, judged = self._decode(method, whitening, drawn)
-            guesses.append(disparity(metres).flatten(1).cpu())
+            guesses.append(metres.log().flatten(1).cpu())
             masks.append(self._known & judged.flatten(1).cpu())
             if shown is None:
                 shown = torch.where(judged, disparity(metres), torch.nan)[:, 0].cpu()

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
@@ -17,16 +18,20 @@ from torch import Tensor
 
 from depthjepa import distributed, runtime
 from depthjepa.config import RunConfig
+from depthjepa.data.groups import Places, places_of
 from depthjepa.data.images import Split
 from depthjepa.data.loading import open_source, view_batches
+from depthjepa.data.order import evenly
 from depthjepa.data.samples import Batch, Chosen, Source, segment_classes
 from depthjepa.evaluation.diagnostics import Diagnosis
 from depthjepa.evaluation.features import Encode, Pooled, PooledParts, iterate_tokens
 from depthjepa.evaluation.tokens import ComputedTokens, TokenKeeper, Tokens
+from depthjepa.grid import patchify
 from depthjepa.method import build_encoder
 from depthjepa.model.vit import VisionTransformer
 
 RANDOM = "random encoder"
+RAW_SIDE = 8  # pixels of a patch along each side that raw patches keep
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,17 @@ def encode_with(encoder: VisionTransformer, where: torch.device, precision: str 
         with runtime.precision(precision, where):
             tokens: Tensor = encoder(encoder.normalise(images.to(where)))
         return tokens.float()
+
+    return encode
+
+
+def raw_patches(patch_size: int, where: torch.device) -> Encode:
+    """The baseline of dense probes: the pixels of each patch as its token, averaged to at most 8 x 8 of them."""
+    side = min(patch_size, RAW_SIDE)
+
+    def encode(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
+        size = images.shape[2] * side // patch_size, images.shape[3] * side // patch_size
+        return patchify(F.adaptive_avg_pool2d(images.to(where), size), side)
 
     return encode
 
@@ -96,6 +112,11 @@ class Views:
         return len(self.source) if self.limit is None else min(self.limit, len(self.source))
 
     @property
+    def numbers(self) -> Int64[np.ndarray, " images"]:
+        """Those of the images in their source, whether or not they can be read."""
+        return evenly(len(self), len(self.source))
+
+    @property
     def used(self) -> int:
         """How many images could be read, once all were."""
         return len(self) - len(self.skipped)
@@ -112,6 +133,11 @@ class Views:
         for batch in views(self.config, source, limit, label_maps=self.label_maps):
             self.skipped |= dict.fromkeys(batch.skipped)
             yield batch
+
+
+def places_in(train: Views, val: Views) -> Places:
+    """Where the images of both were taken."""
+    return places_of(train.source, train.numbers, val.source, val.numbers)
 
 
 def views(config: RunConfig, source: Source, limit: int | None, *, label_maps: bool = False) -> Iterator[Batch]:

@@ -22,13 +22,13 @@ from torch import Tensor
 
 from depthjepa.checkpoint import Checkpoint, refuse_lost
 from depthjepa.config import RunConfig
+from depthjepa.data.groups import FOLDS, divide
 from depthjepa.data.layouts.layout import with_depth
 from depthjepa.data.samples import Batch
 from depthjepa.evaluation.alignment import cka_selectivity
 from depthjepa.evaluation.features import tokens_of
 from depthjepa.evaluation.gathering import Views
 from depthjepa.evaluation.pictures import picture_masks, predicted_latents
-from depthjepa.evaluation.readout import FOLDS
 from depthjepa.evaluation.ridge import Ridge
 from depthjepa.evaluation.shortcuts import explained, measure
 from depthjepa.faults import BadInput
@@ -179,15 +179,15 @@ def layer_figures(
     blocks, grid = list(range(len(encoder.blocks))), config.grid
     whitening, _ = whitening_of([known])
     ridges = [Ridge() for _ in blocks]
+    folds = torch.from_numpy(divide(train.source, train.numbers).fold)
     for batch, first in _numbered(train):
         cells, whole = _on_patches(whitening, known, first, len(batch.images))
-        aside = torch.arange(first, first + len(cells)) % FOLDS == FOLDS // 2
-        fold = aside[:, None].expand_as(whole)[whole].long()
+        fold = folds[batch.index.cpu()][:, None].expand_as(whole)[whole]
         for ridge, tokens in zip(ridges, _features(encoder, batch, blocks, where), strict=True):
             ridge.add(tokens[whole][:, None], cells[whole][:, None], fold)
-    if ridges[0].folds.keys() != {0, 1}:
+    if len(ridges[0].folds) < 2:
         raise BadInput(f"a readout of guidance needs at least {FOLDS} training images that the teacher knows")
-    readouts = [ridge.solve(ridge.choose(held=[1])) for ridge in ridges]
+    readouts = [ridge.solve(ridge.choose()) for ridge in ridges]
     kept: list[list[Tensor]] = [[] for _ in blocks]
     read: list[list[Tensor]] = [[] for _ in blocks]
     for batch, _ in _numbered(val):

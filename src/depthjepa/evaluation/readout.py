@@ -1,19 +1,25 @@
-"""A linear readout of disparity from frozen tokens, and its fit from sums that never hold the tokens.
+"""A linear readout of log depth from frozen tokens in two parts, and its fit from sums that never hold the tokens.
 
-A ridge on standardised tokens predicts, for each patch, the disparity of its 2 x 2 cells as a deviation from
-the training set's mean map: what position alone tells is given for nothing, and the readout is scored on what
-it adds. The truth of a cell is the mean disparity [1/m] over its valid pixels; a cell without one takes no
-part.
+With t the log depth of a cell less the training set's mean map, `between` is t's mean over an image's cells and
+`within` is the rest: how far away an image is, and how it is built. Each has a ridge of its own, so that neither is
+paid for with the other:
 
-The ridge is solved from sums that are added up batch by batch (`evaluation.ridge`), each of the four outputs with its
-own mask. The strength is chosen on every fifth training image (the mean map and the standardisation then come from the
-other four fifths); the readout is solved again on all training images.
+between   from the mean of an image's tokens
+within    from each token, less its image's mean and less what tokens have in common at its position; 2 x 2 cells a
+          patch, each with its own mask
+
+Their sum with the mean map is the prediction. Strengths are chosen on folds of images that share no place
+(`data.groups`); place means of tokens and standardisation come from the other folds then. The mean map is that of all
+training images throughout: it is the zero of the table, not a thing that is fitted.
+
+Its ridges are solved from sums that are added up batch by batch (`evaluation.ridge`): memory grows with the width of
+tokens squared and not with the number of images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,128 +30,86 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from depthjepa.data.layouts.layout import with_depth
+from depthjepa.data.groups import FOLDS, Places
 from depthjepa.data.samples import Batch
-from depthjepa.depth import disparity, pool_valid, valid
+from depthjepa.evaluation.depth_cells import ALL, Maps, MeanMap, cells_of, resized
 from depthjepa.evaluation.features import Encode, OfBatch, tokens_of
-from depthjepa.evaluation.ridge import Ridge
+from depthjepa.evaluation.ridge import LinearMap, Ridge
 from depthjepa.faults import BadInput
-from depthjepa.grid import to_tokens, unfold_cells
+from depthjepa.grid import to_map, to_tokens, unfold_cells
 from depthjepa.logbook import whole_file
 
-FOLDS = 5
 FACTOR = 2  # cells a patch along each side; a patch's cells are ordered row by row
-
-Predict = Callable[[Batch], Float[Tensor, "b 1 rows cols"]]  # disparity [1/m]
-
-
-@dataclass(frozen=True, slots=True)
-class MeanMap:
-    """The training set's mean disparity [1/m] of every cell, and the range of the cells' disparities.
-
-    Where no training image had a measurement (`measured` is false), the value is the mean of all cells, and what is
-    predicted there is nothing that was learned: such cells are drawn grey.
-    """
-
-    values: Float[Tensor, "rows cols"]
-    minimum: float
-    maximum: float
-    measured: Bool[Tensor, "rows cols"]
-
-    def predict(self, batch: Batch) -> Float[Tensor, "b 1 rows cols"]:
-        """Give every image the mean map: the zero of a table."""
-        return self.values.expand(len(batch.images), 1, -1, -1)
-
-
-class CellMeans:
-    """The mean of what is known of every cell, from truth that comes batch by batch."""
-
-    def __init__(self, rows: int, cols: int) -> None:
-        self.count, self.total = torch.zeros(2, rows, cols, dtype=torch.float64)
-        self.minimum, self.maximum = torch.inf, 0.0
-
-    def add(self, cells: Float[Tensor, "b 1 rows cols"], known: Bool[Tensor, "b 1 rows cols"]) -> None:
-        """Take in disparities [1/m], 0 where they are not known."""
-        self.count += known[:, 0].sum(0).cpu()
-        self.total += cells[:, 0].double().sum(0).cpu()
-        if known.any():
-            values = cells[known]
-            self.minimum = min(self.minimum, float(values.min()))
-            self.maximum = max(self.maximum, float(values.max()))
-
-    def mean_map(self) -> MeanMap:
-        """The mean map, which has the mean of all cells where one was never known."""
-        mean = torch.where(self.count > 0, self.total / self.count.clamp(min=1), self.total.sum() / self.count.sum())
-        # Rounding to float32 must not carry a mean across the bounds that predictions are held to.
-        return MeanMap(mean.float().clamp(self.minimum, self.maximum), self.minimum, self.maximum, self.count > 0)
+STRENGTHS = (1e3, 1e2, 1e1, 1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # that are tried
+VERSION = "2"  # of the format, and of what it predicts: version 1 told disparity
 
 
 @dataclass(frozen=True, slots=True)
 class DepthReadout:
-    """A linear map from a token to the disparities [1/m] of its 2 x 2 cells, added to the mean map."""
+    """From tokens to log depth [log m] of 2 x 2 cells a patch: the mean map, and a map for each of the two parts."""
 
     mean_map: MeanMap
-    token_mean: Float[Tensor, " d"]
-    token_deviation: Float[Tensor, " d"]  # infinite for a channel that does not vary
-    weight: Float[Tensor, "d 4"]
-    bias: Float[Tensor, " 4"]
-    strength: float
+    between: LinearMap
+    within: LinearMap
+    strengths: tuple[float, float]
 
     def predict(self, tokens: Float[Tensor, "b n d"], rows: int, cols: int) -> Float[Tensor, "b 1 cell_rows cell_cols"]:
-        """Disparity [1/m] at twice the grid of `rows` x `cols` tokens, within the training range.
+        """Log depth [log m] at twice the grid of `rows` x `cols` tokens.
 
-        On a grid other than that of the training set the mean map is resized.
+        On a grid other than that of the training set, the mean map and what tokens have in common are resized.
         """
-        if tokens.shape[2] != len(self.token_mean):
-            widths = f"{tokens.shape[2]} wide, and the readout was fitted on {len(self.token_mean)}"
+        if tokens.shape[2] != self.within.weight.shape[1]:
+            widths = f"{tokens.shape[2]} wide, and the readout was fitted on {self.within.weight.shape[1]}"
             raise BadInput(f"the tokens are {widths}: use the encoder of the readout")
-        here = tokens.device
-        standard = (tokens.float() - self.token_mean.to(here)) / self.token_deviation.to(here)
-        values = standard @ self.weight.to(here) + self.bias.to(here)
-        mean_map = self.mean_map.values.to(here)[None, None]
-        if mean_map.shape[2:] != (FACTOR * rows, FACTOR * cols):
-            mean_map = resized(mean_map, self.mean_map.measured.to(here), (FACTOR * rows, FACTOR * cols))
-        disparities: Tensor = mean_map + unfold_cells(values, (rows, cols), FACTOR)
-        return disparities.clamp(self.mean_map.minimum, self.mean_map.maximum)
+        here, (high, wide) = tokens.device, self.mean_map.values.shape
+        values = self.mean_map.values.to(here)[None, None]
+        common = self.within.mean
+        if (high, wide) != (FACTOR * rows, FACTOR * cols):
+            values = resized(values, self.mean_map.measured.to(here), (FACTOR * rows, FACTOR * cols))
+            maps = to_map(common[None], (high // FACTOR, wide // FACTOR))
+            common = to_tokens(F.interpolate(maps, (rows, cols), mode="bilinear", align_corners=False))[0]
+        mean = tokens.mean(1, keepdim=True)
+        between = _on(self.between, here).predict(mean)
+        told = _on(replace(self.within, mean=common), here).predict(tokens - mean) + between
+        return values + unfold_cells(told.float(), (rows, cols), FACTOR)
 
-    def on(self, encode: Encode | OfBatch, patch_size: int) -> Predict:
-        """Return the function from a batch to disparity: the encoder, then this readout."""
-
-        def predict(batch: Batch) -> Float[Tensor, "b 1 cell_rows cell_cols"]:
-            return self.predict(tokens_of(encode, batch), *patch_grid(batch.images, patch_size))
-
-        return predict
-
-    def save(self, path: Path, origin: dict[str, str] | None = None) -> None:
+    def save(self, path: Path, origin: Mapping[str, str] | None = None) -> None:
         """Write the readout as one safetensors file, with what it was fitted on (`origin`) as its metadata."""
-        numbers = (self.mean_map.minimum, self.mean_map.maximum, self.strength)
-        tensors = {
-            "mean_map": self.mean_map.values,
-            "measured": self.mean_map.measured,
-            "token_mean": self.token_mean,
-            "token_deviation": self.token_deviation,
-            "weight": self.weight,
-            "bias": self.bias,
-            "minimum_maximum_strength": torch.tensor(numbers, dtype=torch.float64),
+        tensors = {"mean_map": self.mean_map.values, "measured": self.mean_map.measured}
+        tensors |= {
+            f"{part}.{name}": getattr(found, name)
+            for part, found in (("between", self.between), ("within", self.within))
+            for name in LinearMap.__slots__
         }
+        numbers = (self.mean_map.nearest, self.mean_map.farthest, *self.strengths)
+        tensors["nearest_farthest_strengths"] = torch.tensor(numbers, dtype=torch.float64)
         with whole_file(path) as file:
-            file.write(to_bytes({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, origin))
+            content = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+            file.write(to_bytes(content, {**(origin or {}), "version": VERSION}))
 
     @classmethod
     def load(cls, path: Path) -> DepthReadout:
-        """Read what `save` wrote; raises `BadInput` for any other file.
-
-        Older files do not say where depth was measured: everywhere, then.
-        """
+        """Read what `save` wrote; raises `BadInput` for any other file, and for one of version 1."""
+        if read_origin(path).get("version") != VERSION:
+            raise BadInput(
+                f"{path} is a depth readout of the first version, which told disparity: fit it anew with "
+                f"`depthjepa probe RUN depth`"
+            )
         try:
             tensors = load_file(path)
-            minimum, maximum, strength = tensors.pop("minimum_maximum_strength").tolist()
-            values, measured = tensors.pop("mean_map"), tensors.pop("measured", None)
-            everywhere = torch.ones_like(values, dtype=torch.bool)
-            mean_map = MeanMap(values, minimum, maximum, everywhere if measured is None else measured)
-            return cls(mean_map=mean_map, strength=strength, **tensors)
-        except (OSError, SafetensorError, KeyError, TypeError) as fault:
+            nearest, farthest, *strengths = tensors["nearest_farthest_strengths"].tolist()
+            mean_map = MeanMap(tensors["mean_map"], nearest, farthest, tensors["measured"])
+            between, within = (
+                LinearMap(**{name: tensors[f"{part}.{name}"] for name in LinearMap.__slots__})
+                for part in ("between", "within")
+            )
+            return cls(mean_map, between, within, (strengths[0], strengths[1]))
+        except (OSError, SafetensorError, KeyError, IndexError) as fault:
             raise BadInput(f"{path} is not a depth readout written by depthjepa: {fault}") from fault
+
+
+def _on(found: LinearMap, here: torch.device) -> LinearMap:
+    return LinearMap(*(getattr(found, name).to(here) for name in LinearMap.__slots__))
 
 
 def read_origin(path: Path) -> dict[str, str]:
@@ -160,16 +124,6 @@ def read_origin(path: Path) -> dict[str, str]:
         raise BadInput(f"{path} is not a depth readout written by depthjepa: {fault}") from fault
 
 
-def resized(
-    maps: Float[Tensor, "b 1 rows cols"], known: Bool[Tensor, "rows cols"], size: tuple[int, int]
-) -> Float[Tensor, "b 1 h w"]:
-    """Resize maps bilinearly between cells that are known; where none is near, between all."""
-    shares, everywhere = known.to(maps.dtype)[None, None], F.interpolate(maps, size, mode="bilinear")
-    weights = F.interpolate(shares, size, mode="bilinear")
-    values = F.interpolate(maps * shares, size, mode="bilinear")
-    return torch.where((weights > 0) & (weights < 1), values / weights.clamp(min=1e-6), everywhere)
-
-
 def patch_grid(images: Float[Tensor, "b 3 h w"], patch_size: int) -> tuple[int, int]:
     """Rows and columns of the patch grid; refuses images that patches do not divide."""
     h, w = images.shape[2:]
@@ -178,64 +132,76 @@ def patch_grid(images: Float[Tensor, "b 3 h w"], patch_size: int) -> tuple[int, 
     return h // patch_size, w // patch_size
 
 
-def cells_of(
-    batch: Batch, rows: int, cols: int
-) -> tuple[Float[Tensor, "b 1 rows cols"], Bool[Tensor, "b 1 rows cols"]]:
-    """True disparity [1/m] of each cell (0 where unknown), and where it is known."""
-    if batch.depth is None:
-        raise BadInput(f"a depth probe needs depth, and these images have none: give {with_depth()}")
-    cells, share = pool_valid(disparity(batch.depth), valid(batch.depth), (rows, cols))
-    return cells, share > 0
+# the fit --------------------------------------------------------------------------------------------------
 
 
-def fit_readout(encode: Encode, batches: Iterable[Batch], patch_size: int) -> DepthReadout:
-    """Fit the linear readout of one encoder; see `fit_readouts`."""
-    return fit_readouts({"encoder": encode}, batches, patch_size)[1]["encoder"]
+class _Fit:
+    """The two ridges of one encoder on one data set."""
+
+    def __init__(self) -> None:
+        self.between, self.within = Ridge(STRENGTHS), Ridge(STRENGTHS, centred=True)
+
+    def add(self, tokens: Tensor, targets: _Targets, fold: Tensor) -> None:
+        mean = tokens.mean(1, keepdim=True)
+        self.between.add(mean, targets.between, fold, targets.counted.flatten(1).any(1)[:, None, None])
+        self.within.add(tokens - mean, targets.within, fold, targets.counted)
+
+    def solved(self, mean_map: MeanMap) -> DepthReadout:
+        strengths = self.between.choose(), self.within.choose()
+        found = (ridge.solve(each) for ridge, each in zip((self.between, self.within), strengths, strict=True))
+        between, within = (_on(each, torch.device("cpu")) for each in found)
+        return DepthReadout(mean_map, between, within, strengths)
+
+
+@dataclass(frozen=True, slots=True)
+class _Targets:
+    """What the two parts of some images are to be, and which cells of each patch count."""
+
+    between: Float[Tensor, "b 1 1"]
+    within: Float[Tensor, "b n 4"]
+    counted: Bool[Tensor, "b n 4"]
+
+
+def _targets(cells: Float[Tensor, "b 1 rows cols"], known: Bool[Tensor, "b 1 rows cols"], maps: Maps) -> _Targets:
+    deviation = torch.where(known, cells.double() - maps.mean.values.to(cells.device), 0)
+    between = deviation.sum((1, 2, 3)) / known.sum((1, 2, 3)).clamp(min=1)
+    within = torch.where(known, deviation - between[:, None, None, None], 0)
+    patches, counted = (to_tokens(F.pixel_unshuffle(each, FACTOR)) for each in (within, known.float()))
+    return _Targets(between[:, None, None], patches, counted.bool())
 
 
 def fit_readouts(
-    encoders: Mapping[str, Encode | OfBatch], batches: Iterable[Batch], patch_size: int
-) -> tuple[MeanMap, dict[str, DepthReadout]]:
-    """Fit the training set's mean map and the linear readout of every encoder in one pass.
+    encoders: Mapping[str, Encode | OfBatch],
+    batches: Iterable[Batch],
+    maps: Sequence[Maps],
+    places: Places,
+    patch_size: int,
+    share: float,
+) -> dict[str, list[DepthReadout]]:
+    """Fit a readout for every encoder on each data set of `maps`, in one pass over the training images.
 
-    Raises `BadInput` where depth is missing, sizes differ, or there are too few images to choose a strength.
+    Raises `BadInput` where there are too few images to choose a strength.
     """
-    ridges = {name: Ridge() for name in encoders}
-    means: CellMeans | None = None
-    grid, seen, measured = (0, 0), 0, 0
-    enough = [False, False]  # is any depth known of the images that are fitted, and of those held out
+    fits = {name: [_Fit() for _ in maps] for name in encoders}
+    folds = [set[int]() for _ in maps]
     for batch in batches:
-        if seen and patch_grid(batch.images, patch_size) != grid:
-            raise BadInput("a depth probe needs images of one size: set data.image_size")
-        grid = patch_grid(batch.images, patch_size)
-        cells, known = cells_of(batch, FACTOR * grid[0], FACTOR * grid[1])
-        means = means or CellMeans(*cells.shape[2:])
-        means.add(cells, known)
-        aside = torch.arange(seen, seen + len(cells), device=cells.device) % FOLDS == FOLDS // 2
-        enough = [enough[fold] or bool(known[aside == fold].any()) for fold in (0, 1)]
-        targets, counted = (to_tokens(F.pixel_unshuffle(each, FACTOR)) for each in (cells.double(), known.float()))
+        rows, cols = patch_grid(batch.images, patch_size)
+        cells, known = cells_of(batch, (FACTOR * rows, FACTOR * cols), share)
+        numbers = batch.index.tolist()
+        fold, belongs = torch.from_numpy(places.folds.fold[numbers]), torch.from_numpy(places.train_part[numbers])
+        some = known.flatten(1).any(1).cpu()
+        chosen = [some if each.part == ALL else some & (belongs == each.part) for each in maps]
+        targets = [_targets(cells[own], known[own], each) for own, each in zip(chosen, maps, strict=True)]
+        for own, seen in zip(chosen, folds, strict=True):
+            seen.update(fold[own].tolist())
         for name, encode in encoders.items():
-            ridges[name].add(tokens_of(encode, batch), targets, aside.long(), counted.bool())
-        seen += len(cells)
-        measured += int(known.flatten(1).any(1).sum())
-    if means is None or not all(enough):
-        raise BadInput(
-            f"a depth probe needs at least {FOLDS} images with valid depth, one of every {FOLDS} in their order among "
-            f"them, and {measured} of {seen} have any"
-        )
-    mean_map = means.mean_map()
-    return mean_map, {name: _readout(ridge, mean_map) for name, ridge in ridges.items()}
-
-
-def _readout(ridge: Ridge, mean_map: MeanMap) -> DepthReadout:
-    """Choose the strength on the images held out, then solve on all of them."""
-    strength = ridge.choose(held=[1])
-    found = ridge.solve(strength)
-    return DepthReadout(
-        mean_map=mean_map,
-        token_mean=found.mean.float().cpu(),
-        token_deviation=found.deviation.float().cpu(),
-        weight=found.weight.T.float().cpu().contiguous(),
-        bias=found.bias.float().cpu(),
-        strength=strength,
-    )
+            tokens = tokens_of(encode, batch)
+            for fit, own, wanted in zip(fits[name], chosen, targets, strict=True):
+                fit.add(tokens[own.to(tokens.device)], wanted, fold[own])
+    for part, seen in zip(maps, folds, strict=True):
+        if len(seen) < 2:
+            raise BadInput(
+                f"a depth probe of {part.name} needs training images with valid depth of at least 2 of its {FOLDS} "
+                f"folds ({places.folds.by}), and has them of {len(seen)}: give more images"
+            )
+    return {name: [fit.solved(each.mean) for fit, each in zip(own, maps, strict=True)] for name, own in fits.items()}

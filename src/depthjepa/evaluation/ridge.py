@@ -1,8 +1,9 @@
 """Ridges from frozen tokens to targets, solved from sums that never hold the tokens.
 
 A ridge predicts, for each of the n places of an image, the deviation of c targets from their mean at that place: what
-the place alone tells is given for nothing. The penalty is on weights of standardised tokens, beside a mean squared
-error, and the intercept is free. A target may be unknown at some tokens and known at others.
+the place alone tells is given for nothing. Where targets are deviations already (`centred`), tokens are too: their
+place's mean is taken from them instead. The penalty is on weights of standardised tokens, beside a mean squared error,
+and the intercept is free. A target may be unknown at some tokens and known at others.
 
 All follows from sums over samples, in float64 and batch by batch. They are kept fold by fold, so a ridge of any folds,
 and its error on any other, needs no second look at the tokens: strengths are chosen so.
@@ -29,8 +30,8 @@ ROUNDING = 1e-6  # below this share of a channel's magnitude, float32 tokens hol
 class LinearMap:
     """What a ridge found, float64: offset + bias + weight (token - mean) / deviation."""
 
-    offset: Float[Tensor, "n c"]  # mean target of each place
-    mean: Float[Tensor, " d"]  # of tokens
+    offset: Float[Tensor, "#n c"]  # mean target of each place; 0 where targets are deviations from it already
+    mean: Float[Tensor, "#n d"]  # of all tokens, or of those of each place
     deviation: Float[Tensor, " d"]  # infinite for a channel that does not vary
     weight: Float[Tensor, "c d"]
     bias: Float[Tensor, " c"]
@@ -48,8 +49,8 @@ class Sums:
     """
 
     centre: Float[Tensor, " d"]
-    samples: int
-    x: Float[Tensor, " d"]  # Σ x
+    images: int
+    x: Float[Tensor, "n d"]  # Σ x over images
     x_square: Float[Tensor, " d"]  # Σ x²
     known: Float[Tensor, "n g"]  # Σ w over images
     y: Float[Tensor, "n c"]  # Σ w y over images
@@ -75,8 +76,8 @@ class Sums:
         partial = [flat[known[:, :, target].flatten() & ~whole] for target in range(known.shape[2])]
         return cls(
             centre=centre,
-            samples=len(flat),
-            x=flat.sum(0),
+            images=len(x),
+            x=x.sum(0),
             x_square=flat.square().sum(0),
             known=w.sum(0),
             y=y.sum(0),
@@ -96,56 +97,74 @@ class Sums:
         everything = self.y.sum() / self.known.expand_as(self.y).sum()
         return torch.where(self.known > 0, self.y / self.known.clamp(min=1), everything)
 
-    def spread(self, *, shared: bool = False) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
-        """Mean of x and its deviation: infinite for a channel that varies by rounding only.
+    def spread(self, *, shared: bool = False, centred: bool = False) -> tuple[Tensor, Float[Tensor, " d"]]:
+        """Mean of x, [1, d] or with `centred` [n, d], and its deviation from that.
 
-        `shared`: one deviation for all channels, the root of their mean variance.
+        A deviation is infinite for a channel that varies by rounding only. `shared`: one for all channels, the root of
+        their mean variance.
         """
-        mean = self.x / self.samples
-        variance = (self.x_square / self.samples - mean.square()).clamp(min=0)
-        size = variance + (self.centre + mean).square()
+        samples = self.images * len(self.x)
+        mean = self.x / self.images if centred else self.x.sum(0, keepdim=True) / samples
+        squares = mean.square().mean(0)
+        variance = (self.x_square / samples - squares).clamp(min=0)
+        size = variance + squares + 2 * self.centre * mean.mean(0) + self.centre.square()
         if shared:
-            variance, size = variance.mean().expand_as(mean), size.mean()
+            variance, size = variance.mean().expand_as(variance), size.mean()
         deviation = variance.sqrt()
         return mean, torch.where(deviation > ROUNDING * size.sqrt(), deviation, torch.inf)
 
-    def solve(self, strengths: Sequence[float], *, shared: bool = False) -> list[LinearMap]:
+    def solve(self, strengths: Sequence[float], *, shared: bool = False, centred: bool = False) -> list[LinearMap]:
         """Minimise mean (y - prediction)² + strength ‖weight‖² for each target, once for every strength.
 
-        `shared`: tokens are divided by one deviation, so that a channel which varies more has more say.
+        `shared`: tokens are divided by one deviation, so that a channel which varies more has more say. `centred`: y
+        is a deviation from its place's mean already, and x becomes one.
         """
-        offset, (mean, deviation) = self.offset(), self.spread(shared=shared)
+        mean, deviation = self.spread(shared=shared, centred=centred)
+        offset = torch.zeros_like(self.y[:1]) if centred else self.offset()
         count = self.known.sum(0).clamp(min=1)
-        x, y = self.known_x.sum(0) / count[:, None], (self.y - offset * self.known).sum(0) / count
-        xx = (self.xx / count[:, None, None] - x[:, :, None] * x[:, None, :]) / deviation[:, None] / deviation
-        xy = (self._deviations(offset) / count[:, None] - x * y[:, None]) / deviation
+        known_x = self.known_x - self.known[:, :, None] * mean[:, None]
+        x, y = known_x.sum(0) / count[:, None], (self.y - offset * self.known).sum(0) / count
+        xy = self._deviations(offset) - (self.y - offset * self.known).T @ mean.expand_as(self.x)
+        xy = (xy / count[:, None] - x * y[:, None]) / deviation
+        xx = (self._about(mean) / count[:, None, None] - x[:, :, None] * x[:, None, :]) / deviation[:, None] / deviation
         values, vectors = torch.linalg.eigh(xx)
         rotated = (vectors.mT @ xy[:, :, None])[:, :, 0]
         found = []
         for strength in strengths:
             weight = (vectors @ (rotated / (values.clamp(min=0) + strength))[:, :, None])[:, :, 0]
-            bias = y - (weight * ((x - mean) / deviation)).sum(1)
+            bias = y - (weight * (x / deviation)).sum(1)
             found.append(LinearMap(offset, self.centre + mean, deviation, weight, bias))
         return found
+
+    def _about(self, mean: Float[Tensor, "#n d"]) -> Float[Tensor, "g d d"]:
+        """Σ w (x - mean) (x - mean)ᵀ."""
+        means = mean.expand_as(self.x)
+        cross = torch.einsum("ngd,ne->gde", self.known_x, means)
+        return self.xx - cross - cross.mT + torch.einsum("ng,nd,ne->gde", self.known, means, means)
 
     def error(self, found: LinearMap) -> float:
         """Σ w (y - prediction)² over all targets."""
         slope = found.weight / found.deviation
-        level = found.offset + found.bias - slope @ (found.mean - self.centre)  # what is predicted where x is 0
+        # What is predicted where x is 0.
+        level = found.offset + found.bias - (found.mean - self.centre) @ slope.T
         squares = self.y_square - (level * (2 * self.y - level * self.known)).sum(0)
         explained = (slope * self._deviations(level)).sum(1)
         spread = ((slope[:, None] @ self.xx)[:, 0] * slope).sum(1)
         return float((squares - 2 * explained + spread).sum())
 
-    def _deviations(self, level: Float[Tensor, "n c"]) -> Float[Tensor, "c d"]:
+    def _deviations(self, level: Float[Tensor, "#n c"]) -> Float[Tensor, "c d"]:
         """Σ w x (y - level)."""
         return self.xy - (level[:, :, None] * self.known_x).sum(0)
 
 
 class Ridge:
-    """The sums of each fold of a set's images, filled batch by batch, and the ridges that follow from them."""
+    """The sums of each fold of a set's images, filled batch by batch, and the ridges that follow from them.
 
-    def __init__(self) -> None:
+    `strengths` are tried by `choose`; `centred` as in `Sums.solve`.
+    """
+
+    def __init__(self, strengths: Sequence[float] = STRENGTHS, *, centred: bool = False) -> None:
+        self.strengths, self.centred = tuple(strengths), centred
         self.folds: dict[int, Sums] = {}
         self._centre: Tensor | None = None
 
@@ -179,12 +198,12 @@ class Ridge:
 
         Place means and standardisation come from the other folds as well.
         """
-        errors = torch.zeros(len(STRENGTHS), dtype=torch.float64)
+        errors = torch.zeros(len(self.strengths), dtype=torch.float64)
         for number in self.folds if held is None else held:
-            found = self.without(number).solve(STRENGTHS)
+            found = self.without(number).solve(self.strengths, centred=self.centred)
             errors += torch.tensor([self.folds[number].error(each) for each in found], dtype=torch.float64)
-        return STRENGTHS[int(errors.argmin())]
+        return self.strengths[int(errors.argmin())]
 
     def solve(self, strength: float) -> LinearMap:
         """The ridge of all folds."""
-        return self.without().solve([strength])[0]
+        return self.without().solve([strength], centred=self.centred)[0]

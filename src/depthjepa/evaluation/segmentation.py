@@ -30,13 +30,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from torch import Tensor, nn
 
+from depthjepa.data.groups import FOLDS, Division
 from depthjepa.data.layouts.layout import with_label_maps
 from depthjepa.data.order import evenly
 from depthjepa.data.samples import VOID, Batch
 from depthjepa.data.transforms import as_bytes
 from depthjepa.evaluation.features import Encode, tokens_of
 from depthjepa.evaluation.gradient_readouts import BATCH, Descent, best_readout
-from depthjepa.evaluation.readout import FOLDS
 from depthjepa.evaluation.tokens import ImageSet, Pairs, pairs_of
 from depthjepa.faults import BadInput
 from depthjepa.grid import patchify, to_map
@@ -49,11 +49,10 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 POSITION, RAW = "most frequent class by position", "raw patches"
 RATES = (1e-3, 1e-2, 1e-1)
-BLOCKS = 25  # of neighbouring images, every fifth of which chooses the rate: frames of one place stay together
+HELD_OUT = 0  # the fold on which the rates are compared
 BANK = 100_000  # patches
 NEIGHBOURS, TEMPERATURE = 30, 0.02
 COMPARED = 2**24  # similarities that are held at once
-RAW_SIDE = 8  # most pixels along a side of a raw patch
 
 Map = UInt8[Tensor, "b 1 h w"]
 
@@ -79,18 +78,6 @@ class Plan:
 def layers_of(kind: Kind, blocks: int) -> list[int]:
     """The blocks (0-based) of an encoder that a readout reads."""
     return [blocks - 1] if kind == "linear" else dpt_depths(blocks)
-
-
-def raw_patches(patch_size: int) -> Encode:
-    """The pixels of each patch, averaged down to at most 8 x 8, in the place of an encoder."""
-    side = min(patch_size, RAW_SIDE)
-
-    def encode(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
-        patches = patchify(images, patch_size)
-        pixels = F.adaptive_avg_pool2d(patches.view(-1, 3, patch_size, patch_size), side)
-        return pixels.view(*patches.shape[:2], -1)
-
-    return encode
 
 
 # what is counted ------------------------------------------------------------------------------------------
@@ -201,10 +188,10 @@ def readout_loss(readout: SegmentReadout, tokens: Float[Tensor, "b n d"], labels
     return total / (labels != VOID).sum().clamp(min=1)
 
 
-def fit(pairs: Pairs, count: int, plan: Plan) -> tuple[SegmentReadout, float]:
-    """Fit a readout; returns it with the peak rate that was chosen, on every fifth block of training images."""
-    if count < FOLDS:
-        raise BadInput(f"a segmentation probe needs at least {FOLDS} training images, and there are {count}")
+def fit(pairs: Pairs, aside: Bool[Tensor, " images"], plan: Plan) -> tuple[SegmentReadout, float]:
+    """Fit a readout; returns it with the peak rate that was chosen, on the training images that are `aside`."""
+    if not aside.any() or aside.all():
+        raise BadInput(f"a segmentation probe needs at least {FOLDS} training images, and there are {len(aside)}")
     descent = Descent(
         make=lambda width: SegmentReadout(width, len(plan.classes)),
         loss=lambda readout, tokens, labels: readout_loss(readout, tokens, labels, plan),
@@ -214,13 +201,7 @@ def fit(pairs: Pairs, count: int, plan: Plan) -> tuple[SegmentReadout, float]:
         stream="segment readout",
         what=f"{plan.kind} readout",
     )
-    return best_readout(pairs, every_fifth_block(count), descent)
-
-
-def every_fifth_block(count: int) -> Bool[Tensor, " images"]:
-    """Mark a fifth of the images, in at most 25 blocks of neighbours: single frames would be held out among theirs."""
-    block = torch.arange(count) * min(BLOCKS, count) // count
-    return block % FOLDS == FOLDS // 2
+    return best_readout(pairs, aside, descent)
 
 
 # nearest patches ------------------------------------------------------------------------------------------
@@ -312,10 +293,13 @@ class SegmentTable:
     truth: UInt8[np.ndarray, "k h w"]
 
 
-def segment_table(encoders: Mapping[str, Encode], train: ImageSet, val: ImageSet, plan: Plan) -> SegmentTable:
-    """Fit a readout and gather a bank for every encoder and for raw patches, and score them beside the position's map.
+def segment_table(
+    encoders: Mapping[str, Encode], train: ImageSet, val: ImageSet, folds: Division, plan: Plan
+) -> SegmentTable:
+    """Fit a readout and gather a bank for every encoder, and score them beside the position's map.
 
-    `encoders` give the layers of `layers_of` side by side. Figures are of all validation pixels that have a class.
+    `encoders` give the layers of `layers_of` side by side; rates are chosen on one of the `folds` of training images,
+    places that the others do not show. Figures are of all validation pixels that have a class.
 
     Raises `BadInput` where there are no label maps, no pixel has a class, training pixels have one alone, or there
     are too few images to choose a rate: before anything is fitted.
@@ -334,11 +318,11 @@ def segment_table(encoders: Mapping[str, Encode], train: ImageSet, val: ImageSet
     if not judged[POSITION].overlaps[:, 1].sum():
         raise BadInput(f"no pixel of the {len(val)} validation images has a class: all of their label maps are void")
     rows: list[dict[str, float | str]] = [_row(POSITION, judged[POSITION], plan)]
-    for name, encode in {RAW: raw_patches(plan.patch_size), **encoders}.items():
+    for name, encode in encoders.items():
         with task(name):
-            pairs, count = pairs_of(encode, train, labels_of)
-            readout, rate = fit(pairs, count, plan)
-            bank = patch_bank(pairs, count, plan)
+            pairs, numbers = pairs_of(encode, train, labels_of)
+            readout, rate = fit(pairs, torch.from_numpy(folds.fold)[numbers] == HELD_OUT, plan)
+            bank = patch_bank(pairs, len(numbers), plan)
             judged[name], judged[knn_name(name)] = _judge(
                 encode, val, (_linear(readout, plan), _nearest(bank, plan)), plan
             )
@@ -383,14 +367,14 @@ def _judge(encode: Encode, val: ImageSet, predicts: tuple[Predict, ...], plan: P
     return found
 
 
-def describe(plan: Plan, layers: list[int], blocks: int) -> str:
+def describe(plan: Plan, folds: Division, layers: list[int], blocks: int) -> str:
     """What a table's figures are of, for the sentence that says so; layers are counted from 1."""
     which = "layer" if len(layers) == 1 else "layers"
     rates = ", ".join(f"{rate:g}" for rate in RATES)
     return (
         f"{plan.kind} readout of {which} {', '.join(str(layer + 1) for layer in layers)} of {blocks} (batch norm, "
         f"1 x 1 convolution), its scores enlarged to the labels' size, cross-entropy, {plan.steps} steps of {BATCH} "
-        f"images, AdamW, its peak rate chosen among {rates} by a quarter of the steps and every fifth block of "
-        f"training images; kNN: {NEIGHBOURS} nearest of at most {BANK} training patches by cosine, temperature "
+        f"images, AdamW, its peak rate chosen among {rates} by a quarter of the steps and one of {FOLDS} folds of "
+        f"{folds.by}; kNN: {NEIGHBOURS} nearest of at most {BANK} training patches by cosine, temperature "
         f"{TEMPERATURE:g}; void left out, mean IoU over the classes that occur in the validation data"
     )

@@ -170,10 +170,10 @@ def depth_of(batch: Batch) -> Float[Tensor, "b 1 h w"]:
     return batch.depth
 
 
-def pairs_of(encode: Encode, images: ImageSet, beside: Beside = depth_of) -> tuple[Pairs, int]:
+def pairs_of(encode: Encode, images: ImageSet, beside: Beside = depth_of) -> tuple[Pairs, Int64[Tensor, " images"]]:
     """Encode every image of a set once; its tokens with what goes `beside` them, kept where both have room.
 
-    Also returned is how many images could be read.
+    Also returned are the numbers of the images that could be read.
     """
     keeper: TokenKeeper | None = None
     parts, index = list[Tensor](), list[Tensor]()
@@ -184,11 +184,10 @@ def pairs_of(encode: Encode, images: ImageSet, beside: Beside = depth_of) -> tup
         if not keeper.full:
             parts.append(part.cpu())
         index.append(batch.index.cpu())
-    count, kept = sum(map(len, index)), None if keeper is None else keeper.result()
-    if kept is not None:
-        return KeptPairs(kept, torch.cat(parts)), count
     numbers = torch.cat(index) if index else torch.zeros(0, dtype=torch.long)
-    return ComputedPairs(encode, images.chosen, numbers, beside), count
+    if keeper is not None and (kept := keeper.result()) is not None:
+        return KeptPairs(kept, torch.cat(parts)), numbers
+    return ComputedPairs(encode, images.chosen, numbers, beside), numbers
 
 
 def _again(

@@ -64,8 +64,10 @@ def merge_tables(probed: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Tabl
             for key in ("task", "columns", "rows"):
                 if key not in result:
                     raise BadInput(f"a probe result of run {run!r} has no {key!r}")
-            place = (str(result["task"]), str(result.get("data", "")), str(result.get("protocol", "")))
-            _add(tables.setdefault(place, Table(*place)), result, run, set(probed))
+            # Each of several data sets by itself, and then all together.
+            for each in (*result.get("sets", ()), result):
+                place = (str(each["task"]), str(each.get("data", "")), str(each.get("protocol", "")))
+                _add(tables.setdefault(place, Table(*place)), each, run, set(probed))
     for table in tables.values():
         table.rows.sort(key=lambda row: row.kind != "baseline")
     order = list(probes.tasks())

@@ -18,7 +18,12 @@ PIPED = 100  # columns of text for keys where nobody's terminal says how many
 
 
 def print_table(content: Mapping[str, Any]) -> None:
-    """Print a stored table: a line for each model, or for each measure where there are many of them; then verdicts."""
+    """Print a stored table: a line for each model, or for each measure where there are many of them; then verdicts.
+
+    Those of several data sets, each by itself, come before that of all together.
+    """
+    for each in content.get("sets", ()):
+        print_table(each)
     columns = [Column.of(column) for column in content["columns"]]
     heads = [escape(column.head) for column in columns]
     names = [escape(str(row["name"])) for row in content["rows"]]

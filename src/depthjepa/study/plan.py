@@ -165,7 +165,8 @@ def _claim_faults(study: Study) -> Iterator[str]:
                 yield f"claims: there is no arm {arm!r}{nearest(arm, study.arms)}"
         if each.first in each.against:
             yield f"claims: {each.first} is to stand against others, not against itself"
-        task, _, figure = each.measure.partition(".")
+        named, _, figure = each.measure.partition(".")
+        task = named.partition("@")[0]  # of one of several data sets
         keys = [column.key for column in probes.studied()[task].columns] if task in probes.studied() else []
         if task not in study.probes:
             yield (

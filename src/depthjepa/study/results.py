@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,10 @@ def write_tables(
 
 
 def read_finished(place: Path, arm: str, seed: int, tasks: Sequence[str]) -> Finished:
-    """Read the figures of a finished run: the last losses, and every number in the rows of its probe tables."""
+    """Read the figures of a finished run: the last losses, and every number in the rows of its probe tables.
+
+    Keys are TASK.KEY, and TASK@SET.KEY where several data sets have a table each.
+    """
     folder = RunFolder(place)
     config, summary = folder.config(), folder.summary()
     run = Finished(arm, seed, summary)
@@ -114,12 +117,19 @@ def read_finished(place: Path, arm: str, seed: int, tasks: Sequence[str]) -> Fin
     for task in tasks:
         content = folder.probe(task)
         protocols.append((content["data"], content["protocol"]))
-        run.columns |= {f"{task}.{column['key']}": column for column in content["columns"]}
-        for row in content["rows"]:
-            row_figures = run.figures if row["name"] == arm else run.baselines.setdefault(row["name"], {})
-            row_figures |= {f"{task}.{key}": float(value) for key, value in row.items() if is_number(value)}
+        tables = {f"{task}@{_short(each['data'])}": each for each in content.get("sets", ())} | {task: content}
+        for named, each in tables.items():
+            run.columns |= {f"{named}.{column['key']}": column for column in each["columns"]}
+            for row in each["rows"]:
+                row_figures = run.figures if row["name"] == arm else run.baselines.setdefault(row["name"], {})
+                row_figures |= {f"{named}.{key}": float(value) for key, value in row.items() if is_number(value)}
     run.comparable = json.dumps([config["model"], protocols])
     return run
+
+
+def _short(data: str) -> str:
+    """The name of a data set in a key: that of its folder, without what separates keys."""
+    return PurePath(data).name.replace(".", "_")
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

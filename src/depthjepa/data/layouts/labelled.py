@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -21,6 +22,7 @@ from PIL import Image
 
 from depthjepa.data.config import MILLIMETRES, DataConfig, DepthOrientation
 from depthjepa.data.contents import file_sizes
+from depthjepa.data.groups import GroupList, read_groups, told_group
 from depthjepa.data.images import (
     DECODING_FAULTS,
     Split,
@@ -119,6 +121,10 @@ class LabelledFolder:
         """Path of photograph `index` below the folder."""
         return self._photographs.name_of(index)
 
+    def group_of(self, index: int) -> str | None:
+        """Scene or place of photograph `index`, as of an RGB-D folder's pair (`groups.told_group`)."""
+        return self._photographs.group_of(index)
+
     def stamps(self) -> Int64[np.ndarray, "images numbers"]:
         """Bytes of what training reads: photographs, and depth files where they are there; no label maps."""
         return self._photographs.stamps()
@@ -161,6 +167,13 @@ class _Photographs:
 
     def name_of(self, index: int) -> str:
         return (self._place / PHOTOGRAPHS / os.fsdecode(self._names[index])).as_posix()
+
+    def group_of(self, index: int) -> str | None:
+        return told_group(identity(os.fsdecode(self._names[index])), self._listed, str(self._root))
+
+    @cached_property
+    def _listed(self) -> GroupList | None:
+        return read_groups(self._root)
 
     def stamps(self) -> Int64[np.ndarray, "images 1"]:
         names = [os.fsdecode(name) for name in self._names]

@@ -12,6 +12,8 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +27,7 @@ from torch import Tensor
 
 from depthjepa.data.config import MILLIMETRES, DataConfig, DepthOrientation
 from depthjepa.data.contents import file_sizes
+from depthjepa.data.groups import GroupList, read_groups, told_group
 from depthjepa.data.images import (
     DECODING_FAULTS,
     Split,
@@ -94,6 +97,9 @@ class DatasetFacts:
     range: tuple[PositiveFloat, PositiveFloat] | None = None  # nearest and farthest [m]; depth beyond it is invalid
     evaluation_crop: EvaluationCrop | None = None  # depth outside of it is invalid in validation data
     focal_length: PositiveFloat | None = None  # [px] at the full width of the images
+    # Beginnings of IDs with their scene or place, as in `groups.json`. Left out of the text that tells whether data
+    # have changed: they change nothing that is trained on.
+    groups: tuple[tuple[str, str], ...] | None = field(default=None, repr=False)
 
     @field_validator("range")
     @classmethod
@@ -224,6 +230,27 @@ class PairedFolder:
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def group_of(self, index: int) -> str | None:
+        """Scene or place of pair `index`, by `groups.json`, `dataset.json` or its ID; None: nothing tells.
+
+        Raises `BadInput` where the files name groups, and none fits.
+        """
+        return told_group(identity(os.fsdecode(self._names[index])), self._listed, self.name)
+
+    def focal_length_of(self, index: int) -> float | None:
+        """Focal length [px] at the full width of pair `index`; None: not known."""
+        listed = self._listed
+        own = None if listed is None else listed.focal_length_of(identity(os.fsdecode(self._names[index])))
+        return self.focal_length if own is None else own
+
+    @cached_property
+    def _listed(self) -> GroupList | None:
+        """Groups and focal lengths beside the data."""
+        found = read_groups(self._root)
+        if self._facts.groups is None:
+            return found
+        return GroupList(self._facts.groups, found.focal_length_px if found else ())
 
     def name_of(self, index: int) -> str:
         """Path of photograph `index` below the folder."""

@@ -72,12 +72,31 @@ class Scenes:
         """A name that no scene of another seed or split has: a cache finds latents by it."""
         return f"scenes-{self.seed}/{self.split}/{index:06d}"
 
+    def group_of(self, index: int) -> str:
+        """Every scene is a place of its own."""
+        return self.name_of(index)
+
+    def focal_length_of(self, index: int) -> float:
+        """Focal length [px] of the camera of scene `index`."""
+        scenes, row = self._rendered(index)
+        return float(scenes.focal[row])
+
     def sample(self, index: int) -> Sample:
         """Return scene `index` of the split, with its label map: that is known anyway.
 
         Scenes are rendered in chunks when first asked for, and kept: 8 bytes a pixel, for as long as the
         process lives, so that runs and probes on the same scenes render them once.
         """
+        scenes, row = self._rendered(index)
+        label, label_map = int(scenes.labels[row]), scenes.classes[row][None]
+        return Sample(scenes.images[row], scenes.depth[row], label, self.name_of(index), label_map)
+
+    def labelled_sample(self, index: int) -> Sample:
+        """What `sample` gives."""
+        return self.sample(index)
+
+    def _rendered(self, index: int) -> tuple[Rendered, int]:
+        """The chunk of scenes that `index` is in, and its row there."""
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
         chunk, row = divmod(index, _KEPT_TOGETHER)
@@ -85,13 +104,7 @@ class Scenes:
             first = chunk * _KEPT_TOGETHER
             numbers = np.arange(first, min(first + _KEPT_TOGETHER, self.count)) + _FIRST_INDEX[self.split]
             self._chunks[chunk] = render(numbers, seed=self.seed, size=self.size)
-        scenes = self._chunks[chunk]
-        label, label_map = int(scenes.labels[row]), scenes.classes[row][None]
-        return Sample(scenes.images[row], scenes.depth[row], label, self.name_of(index), label_map)
-
-    def labelled_sample(self, index: int) -> Sample:
-        """What `sample` gives."""
-        return self.sample(index)
+        return self._chunks[chunk], row
 
 
 @functools.cache

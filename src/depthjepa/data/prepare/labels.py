@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int16, UInt8
 from PIL import ExifTags, Image
 
+from depthjepa.data.groups import GROUPS
 from depthjepa.data.images import Split, image_names
 from depthjepa.data.layouts.labelled import CLASSES, class_names, stored_labels
 from depthjepa.data.pairing import LABELS, some_of
@@ -19,7 +20,6 @@ from depthjepa.data.samples import VOID, UnreadableImage
 from depthjepa.faults import BadInput
 from depthjepa.logbook import whole_file
 
-GROUPS = "groups.json"
 NOT_THERE = -1  # in a table of values: no official file has this one
 
 

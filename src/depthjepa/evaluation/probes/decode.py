@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 
 from depthjepa.columns import Column
 from depthjepa.drawing.figures import Captioned
-from depthjepa.evaluation.decoded import decode_table
+from depthjepa.evaluation.decoded import decode_tables
+from depthjepa.evaluation.depth_probe import MEAN_MAP, SCENE_MAP
 from depthjepa.evaluation.gathering import whole_views_text
-from depthjepa.evaluation.probes.depth import COLUMNS, map_figures, show_maps
+from depthjepa.evaluation.probes.depth import COLUMNS, map_arrays, map_figures, show_maps, tables
 from depthjepa.evaluation.probes.task import DEPTH, Need, OwnTask, Picture, Probe, Section, Subject
 from depthjepa.guidance.config import PixelGuidance
 from depthjepa.runs import Run
@@ -33,8 +34,8 @@ def run(subject: Subject) -> Iterable[Probe]:
     """The maps of the run's own head on the validation images."""
     config, saved, train, val = subject.config, subject.saved, subject.train, subject.val
     assert saved is not None
-    found = decode_table(config, saved, train, val, subject.where)
-    shown, guidance = found.pictures, saved.config.guidance
+    found = decode_tables(config, saved, train, val, subject.where)
+    guidance = saved.config.guidance
     assert isinstance(guidance, PixelGuidance)
     read = "predicted tokens" if guidance.read == "predicted" else "the tokens of the whole image"
     hidden = "pixels of target patches" if guidance.scope == "target" else "all pixels"
@@ -42,14 +43,7 @@ def run(subject: Subject) -> Iterable[Probe]:
     if guidance.read != "dense":
         protocol += f"; predicted tokens under masks as in training, judged on {hidden}"
     protocol += f"; {whole_views_text(train, val)}"
-    arrays = {
-        "images": shown.images,
-        "truth": shown.truth,
-        "mean_map": found.mean_map.values.numpy(),
-        "measured": found.mean_map.measured.numpy(),
-        "prediction": shown.predictions[config.name],
-    }
-    yield Probe(TASK.table(train.source, protocol, found.rows), arrays)
+    yield Probe(tables(TASK, protocol, found), map_arrays(found[-1], config.name))
 
 
 def decoded_figures(runs: Sequence[Run]) -> list[Captioned]:
@@ -74,7 +68,7 @@ TASK = OwnTask(
     title="Depth as the run's own head decodes it",
     about="the depth that a pixel-guided run's own head gives",
     columns=(*COLUMNS, PREDICTED),
-    guesses=("mean map",),
+    guesses=(MEAN_MAP, SCENE_MAP),
     needs=(DEPTH, PIXEL_HEAD),
     section=Section("Depth as a run's own head decodes it", decoded_figures),
     picture=Picture("maps of `probe RUN decode`", show, photographs=True),

@@ -1,42 +1,75 @@
-"""Depth from frozen features: the ridge of `evaluation.depth_probe`, or a readout of the field's kind.
+"""Depth from frozen features: the two ridges of `evaluation.depth_probe`, or a readout of the field's kind.
 
-The ridge is what runs are compared by, and its readout is kept for `depthjepa predict`. What is drawn of stored maps
-serves every task that stores maps.
+The ridges are what runs are compared by, and their readout is kept for `depthjepa predict`. What is drawn of stored
+maps serves every task that stores maps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch.nn.functional as F
+from jaxtyping import Float
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from depthjepa.columns import Column
+from depthjepa.columns import Column, table
+from depthjepa.data.groups import FOLDS
+from depthjepa.data.samples import Batch
 from depthjepa.drawing import figures
 from depthjepa.drawing.figures import Captioned
-from depthjepa.evaluation.depth_probe import DepthTable, depth_table
-from depthjepa.evaluation.depth_readouts import Plan, describe, encode_layers, layers_of, readout_table
-from depthjepa.evaluation.gathering import RANDOM, whole_views_text
-from depthjepa.evaluation.probes.task import DEPTH, OwnTask, Picture, Probe, Section, Subject, Variant
+from depthjepa.evaluation.depth_probe import MEAN_MAP, SCENE_MAP, SUMS, DepthTable, depth_tables
+from depthjepa.evaluation.depth_readouts import Plan, describe, encode_layers, layers_of, readout_tables
+from depthjepa.evaluation.features import Encode, OfBatch
+from depthjepa.evaluation.gathering import RANDOM, places_in, raw_patches, whole_views_text
+from depthjepa.evaluation.guidance import asked_teacher
+from depthjepa.evaluation.probes.task import DEPTH, OwnTask, Picture, Probe, Section, Subject, Task, Variant
 from depthjepa.faults import BadInput
+from depthjepa.grid import to_tokens
+from depthjepa.guidance.build import asks_network
+from depthjepa.guidance.target import on_cells
 from depthjepa.method import build_encoder
+from depthjepa.model.decoders import CELLS
 from depthjepa.runs import Arrays, Run, probe_files, same_images
 
 PICTURES = 6  # rows of a figure
-ALIGNED = "the same once scale and shift of each image are fitted to its ground truth"
+MAPS = ("prediction", "random", "scene_map", "mean_map")  # arrays of a file
+RAW, TEACHER = "raw patches", "teacher"
+ALIGNED = "the same once scale and shift of each image's log depth are fitted to its ground truth"
 COLUMNS = (
     Column(
         "r2_within",
         "R² within images",
-        "share of the disparity's variation within an image that is explained, once the training set's mean map and "
-        "each image's own mean are taken away; 0 is the mean map, 1 is perfect",
+        "share of the log depth's variation within images that is explained, over the cells of all images, once the "
+        "training set's mean map and each image's own mean are taken away; 0 is the mean map, 1 is perfect",
+        better="higher",
+    ),
+    Column(
+        "r2_within_median",
+        "R² within, median",
+        "the same of each image by itself, and the median over images",
+        better="higher",
+    ),
+    Column(
+        "r2_between",
+        "R² between images",
+        "share of the variation of the images' mean log depth that is explained",
+        better="higher",
+    ),
+    Column(
+        "r2_beyond_scene",
+        "R² beyond the scene map",
+        "R² within images with the training mean map of the image's own scene in the mean map's place, over the images "
+        "whose scene training has; 0 is recognising the scene",
         better="higher",
     ),
     Column(
         "r2_position",
         "R² over the mean map",
-        "share of the disparity's variation about the training set's mean map that is explained",
+        "share of the log depth's variation about the training set's mean map that is explained",
         better="higher",
     ),
     Column("absrel", "AbsRel", "mean of |predicted − true depth| ÷ true depth", better="lower"),
@@ -61,16 +94,38 @@ RATE = Column("rate", "rate", "peak learning rate of the readout, chosen on a fi
 
 
 def run(subject: Subject) -> Iterable[Probe]:
-    """Linear readout of disparity; see `evaluation.depth_probe`."""
+    """Linear readout of log depth; see `evaluation.depth_probe`."""
     config, train, val = subject.config, subject.train, subject.val
-    found = depth_table(subject.encoders(), train, val, config.model.patch_size, config.evaluation.pictures)
+    patch, asked = config.model.patch_size, config.evaluation
+    places = places_in(train, val)
+    told, left_out = _teacher(subject)
+    encoders: dict[str, Encode | OfBatch] = {RAW: raw_patches(patch, subject.where), **told, **subject.encoders()}
+    found = depth_tables(encoders, train, val, places, patch, asked.cell_share, asked.pictures)
     protocol = (
-        f"ridge readout of 2 x 2 disparities a patch from the frozen {config.evaluation.which} encoder's last layer, "
-        f"its strength chosen on a fifth of the training data, averaged over cells of "
-        f"{config.model.patch_size / 2:g} px; {whole_views_text(train, val)}"
+        f"version 2: two ridges, from image means and from the rest of each token of the frozen {asked.which} "
+        f"encoder's last layer, to the log depth of 2 x 2 cells of {patch / 2:g} px a patch; cells with depth on at "
+        f"least {asked.cell_share:.0%} of their pixels count; strengths by {FOLDS} folds of {places.folds.by}; "
+        f"{whole_views_text(train, val)}{left_out}"
     )
-    content = TASK.table(train.source, protocol, found.rows)
-    yield Probe(content, map_arrays(found, config.name), found.readouts[config.name])
+    whole = found[-1]
+    yield Probe(tables(TASK, protocol, found), map_arrays(whole, config.name), whole.readouts[config.name])
+
+
+def _teacher(subject: Subject) -> tuple[dict[str, OfBatch], str]:
+    """The teacher network of a guided run, whose latents are read out like tokens; and why it is left out, if it is."""
+    config, where = subject.config, subject.where
+    if not (config.evaluation.teacher_row and asks_network(config.guidance)):
+        return {}, ""
+    try:
+        teacher = asked_teacher(config, has_depth=True).to(where)
+    except BadInput as fault:
+        return {}, f"; the teacher is no row, since it cannot be asked ({fault})"
+    cells = CELLS * config.grid[0], CELLS * config.grid[1]
+
+    def read(batch: Batch) -> Float[Tensor, "b n d"]:
+        return to_tokens(F.pixel_unshuffle(on_cells(teacher, batch.to(where), cells).values, CELLS))
+
+    return {TEACHER: OfBatch(read)}, ""
 
 
 def run_readout(subject: Subject) -> Probe:
@@ -92,27 +147,47 @@ def run_readout(subject: Subject) -> Probe:
     layers = layers_of(plan.kind, blocks)
     named = {RANDOM: build_encoder(config), config.name: encoder}
     encoders = {name: encode_layers(each, layers, subject.where, asked.precision) for name, each in named.items()}
-    found = readout_table(encoders, train, val, plan)
+    found = readout_tables(encoders, train, val, places_in(train, val), plan)
     protocol = (
-        f"{describe(plan, layers, blocks, found.mean_map)}, from the frozen {asked.which} encoder; averaged over "
+        f"{describe(plan, layers, blocks, found[-1].mean_map)}, from the frozen {asked.which} encoder; averaged over "
         f"pixels; {whole_views_text(train, val)}"
     )
-    content = TASK.table(train.source, protocol, found.rows)
-    return Probe(content, map_arrays(found, config.name), variant=f"-{plan.kind}")
+    return Probe(tables(TASK, protocol, found), map_arrays(found[-1], config.name), variant=f"-{plan.kind}")
+
+
+def tables(task: Task, protocol: str, found: Sequence[DepthTable]) -> dict[str, Any]:
+    """The table of all data together, and in its `sets` those of several data sets, each by itself."""
+    told = [table(task.name, each.data, f"{protocol}{_scenes_text(each)}", task.columns, each.rows) for each in found]
+    return told[-1] | ({"sets": told[:-1]} if len(told) > 1 else {})
+
+
+def _scenes_text(found: DepthTable) -> str:
+    judged = len(found.groups)
+    if not found.scenes:
+        return f"; no scene map: training has the scene of none of {judged} validation images"
+    if found.mixed:
+        return "; scene map: that of the image's scene, or of its data set where training has no such scene"
+    rest = "" if found.scenes == judged else ", the others get the mean map"
+    return f"; scene map: training has the scene of {found.scenes} of {judged} validation images{rest}"
 
 
 def map_arrays(found: DepthTable, name: str) -> dict[str, np.ndarray]:
-    """Maps of a table as run folders keep them, and what its figures are summed from; `name` is the encoder's row."""
-    shown = found.pictures
-    return {
+    """Maps of a table as run folders keep them (disparity [1/m]), and what its figures are summed from.
+
+    `name` is the encoder's row; `group` says which scene or place each judged image is of, empty where nothing does.
+    """
+    shown, mean_map = found.pictures, found.mean_map
+    arrays = {
         "images": shown.images,
         "truth": shown.truth,
-        "mean_map": found.mean_map.values.numpy(),
-        "measured": found.mean_map.measured.numpy(),
-        "random": shown.predictions[RANDOM],
+        "mean_map": (-mean_map.values).exp().numpy(),
+        "measured": mean_map.measured.numpy(),
         "prediction": shown.predictions[name],
-        **{key: found.scores[name].per_image[key] for key in ("within_residual", "within_total")},
+        "group": np.array(found.groups),
+        **{key: found.scores[name].per_image[key] for key in SUMS},
     }
+    others = {"random": RANDOM, "scene_map": SCENE_MAP if found.scenes else ""}
+    return arrays | {key: shown.predictions[row] for key, row in others.items() if row in shown.predictions}
 
 
 # drawing --------------------------------------------------------------------------------------------------
@@ -124,7 +199,8 @@ def depth_figures(runs: Sequence[Run]) -> list[Captioned]:
         "Each row is one image of the evaluation set. The ground truth and what a readout of each model's "
         "frozen features predicts are coloured by disparity (bright is near), all on the one scale of the "
         "row; grey is without a measurement, in the maps of models and in the mean map in all training images. The "
-        "mean map is the average of the training set, the same for every image; the random encoder was never trained."
+        "mean map is the average of the training set, the same for every image, and the scene map that of the image's "
+        "own scene, which only has to be recognised; the random encoder was never trained."
     )
     failed = (
         "a model's panels would look like the mean map (it knows where depth usually lies and nothing of "
@@ -152,6 +228,8 @@ def _rows(group: list[tuple[Run, Arrays]]) -> Figure:
         baselines = arrays | baselines
     if "random" in baselines:
         maps[RANDOM] = baselines["random"]
+    if "scene_map" in baselines:
+        maps[SCENE_MAP] = baselines["scene_map"]
     if "mean_map" in baselines:
         maps["mean map"] = np.repeat(baselines["mean_map"][None], len(images), axis=0)
     maps = {name: each[: len(images)] for name, each in maps.items()}
@@ -175,6 +253,7 @@ def show_maps(task: str, runs: Mapping[str, Path], photographs: bool) -> Figure:
             )
     maps = {name: arrays["prediction"] for name, arrays in stored.items()}
     maps |= {RANDOM: first["random"]} if "random" in first else {}
+    maps |= {SCENE_MAP: first["scene_map"]} if "scene_map" in first else {}
     maps |= {"mean map": np.broadcast_to(first["mean_map"], first["truth"].shape)}
     return figures.depth_rows(first["images"], first["truth"], maps, photographs=photographs)
 
@@ -184,7 +263,7 @@ def _where_measured(arrays: Arrays) -> Arrays:
     measured = arrays.get("measured")
     if measured is None:  # older files do not say
         return arrays
-    maps = {name: arrays[name] for name in ("prediction", "random", "mean_map") if name in arrays}
+    maps = {name: arrays[name] for name in MAPS if name in arrays}
     return arrays | {name: np.where(measured, each, np.nan) for name, each in maps.items()}
 
 
@@ -201,11 +280,11 @@ TASK = OwnTask(
     title="Depth from frozen features",
     about="depth by a linear readout of each patch",
     columns=(*COLUMNS, RATE),
-    guesses=("mean map",),
+    guesses=(MEAN_MAP, SCENE_MAP, RAW, TEACHER),
     needs=(DEPTH,),
     section=Section("Depth read out of the features", depth_figures),
     picture=Picture("maps of `probe RUN depth`", show, photographs=True),
-    reads=("depth_readout",),
+    reads=("depth_readout", "cell_share", "teacher_row"),
     variant=Variant(
         lambda config: config.evaluation.depth_readout != "ridge",
         "evaluation.depth_readout=linear, linear4 or dpt",

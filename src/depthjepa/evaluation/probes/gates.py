@@ -37,7 +37,9 @@ def run(subject: Subject) -> Iterable[Probe]:
     assert saved is not None
     found, words = readout_gates(config, saved, subject.encoder, train, val, where)
     found.insert(1, position_gate(config, subject.encoder, where))
-    protocol = f"readouts: ridge of 2 x 2 disparities a patch, R² within images, {whole_views_text(train, val)}"
+    protocol = (
+        f"readouts: ridges of the log depth of 2 x 2 cells a patch, R² within images, {whole_views_text(train, val)}"
+    )
     maps: dict[str, np.ndarray] = {}
     if config.evaluation.gate_steps:
         batch = next(iter(few(config, "train", IMAGES)())).to(where)

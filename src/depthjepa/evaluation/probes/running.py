@@ -22,7 +22,6 @@ from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import build_config
 from depthjepa.data.loading import source_name
 from depthjepa.evaluation.features import Encode
-from depthjepa.evaluation.gathering import RANDOM
 from depthjepa.evaluation.probes import table
 from depthjepa.evaluation.probes.shared import shared_tables
 from depthjepa.evaluation.probes.task import Data, OwnTask, Probe, SharedTask, Subject
@@ -134,7 +133,9 @@ def write_probe(
         if result.arrays:
             RunFolder(folder).save_arrays(name, result.arrays)
         if result.readout is not None:
-            kept = [row for row in content["rows"] if row["name"] != RANDOM]  # the mean map, and whose readout it is
+            # The mean map, and whose readout it is.
+            guesses = table.baselines()
+            kept = [row for row in content["rows"] if row["name"] in guesses[:1] or row["name"] not in guesses]
             origin = {"step": str(saved.step), "which": which, "data": data, "rows": json.dumps(plain(kept))}
             result.readout.save(folder / "probes" / f"{task}.safetensors", origin)
     return content

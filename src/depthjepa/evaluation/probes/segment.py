@@ -9,11 +9,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from depthjepa.columns import NAME, Column
+from depthjepa.data.groups import divide
 from depthjepa.data.samples import segment_classes
 from depthjepa.drawing import figures
 from depthjepa.drawing.figures import Captioned
 from depthjepa.evaluation.depth_readouts import encode_layers
-from depthjepa.evaluation.gathering import RANDOM, views_text
+from depthjepa.evaluation.gathering import RANDOM, raw_patches, views_text
 from depthjepa.evaluation.probes.task import LABEL_MAPS, OwnTask, Picture, Probe, Section, Subject, Variant
 from depthjepa.evaluation.segmentation import (
     KINDS,
@@ -67,10 +68,13 @@ def measured(subject: Subject, kind: Kind) -> Probe:
     blocks = len(encoder.blocks)
     layers = layers_of(plan.kind, blocks)
     named = {RANDOM: build_encoder(config), config.name: encoder}
-    encoders = {name: encode_layers(each, layers, subject.where, asked.precision) for name, each in named.items()}
-    found = segment_table(encoders, train, val, plan)
+    encoders = {RAW: raw_patches(plan.patch_size, subject.where)}
+    encoders |= {name: encode_layers(each, layers, subject.where, asked.precision) for name, each in named.items()}
+    folds = divide(train.source, train.numbers)
+    found = segment_table(encoders, train, val, folds, plan)
     protocol = (
-        f"{describe(plan, layers, blocks)}; frozen {asked.which} encoder; {views_text(train, val, ', whole views')}"
+        f"{describe(plan, folds, layers, blocks)}; frozen {asked.which} encoder; "
+        f"{views_text(train, val, ', whole views')}"
     )
     variant = "" if kind == KINDS[0] else f"-{kind}"
     return Probe(
