@@ -45,8 +45,10 @@ from depthjepa.evaluation.tokens import KeptPairs, pairs_of
 from depthjepa.faults import BadInput
 from depthjepa.method import build_encoder
 from depthjepa.report.page import write_report
+from depthjepa.study.claims import Comparison
+from depthjepa.study.plan import Study, resolve
 from tiny_images import CLASSES, write_classes, write_labelled
-from tiny_runs import Call, run, tiny
+from tiny_runs import SETTINGS, Call, run, tiny
 
 PATCH, GRID = 4, (3, 6)
 SIZE = (PATCH * GRID[0], PATCH * GRID[1])
@@ -435,6 +437,18 @@ def test_a_variant_does_not_change_the_default_table(trained: Path) -> None:
     assert (result.variant, changed.variant) == ("", "-linear4")
     assert result.value(POSITION, "miou") == changed.value(POSITION, "miou")
     assert result.value(RANDOM, "miou") == pytest.approx(result.value("tiny", "miou"))  # of one seed
+
+
+def test_studies_may_ask_for_it_and_compare_the_classes(trained: Path) -> None:
+    def asked(figure: str) -> Study:
+        settings = (f"data.root={trained.parent / 'labelled'}", *SETTINGS, "train.steps=1")
+        claims = (Comparison(f"segment.{figure}", "one", ("two",), 1.0),)
+        arms: dict[str, tuple[str, ...]] = {"one": (), "two": ()}
+        return Study(base="photos", arms=arms, seeds=(0,), settings=settings, probes=("segment",), claims=claims)
+
+    assert resolve(asked("iou_box")).keys() == resolve(asked("knn_miou")).keys() == {"one", "two"}
+    with pytest.raises(BadInput, match=r"segment probes have no figure 'mioo' \(did you mean 'miou'"):
+        resolve(asked("mioo"))
 
 
 @pytest.mark.slow
