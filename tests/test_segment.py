@@ -336,8 +336,8 @@ def test_classes_have_colours_of_their_own_whatever_the_others_are() -> None:
     colours = figures.class_colours(150)
     assert np.array_equal(figures.class_colours(11), colours[:11])
     apart = np.abs(colours[:, None] - colours[None]).sum(-1) + 3 * np.eye(150)
-    assert apart.min() > 0.01 and apart[:20, :20].min() > 0.1
-    assert np.abs(colours - np.array(figures.INVALID)).sum(-1)[:20].min() > 0.05
+    assert apart.min() > 0.01 and apart[:18, :18].min() > 0.1
+    assert np.abs(colours - np.array(figures.INVALID)).sum(-1).min() > 0.15  # void's grey
 
 
 def test_maps_are_drawn_with_a_legend_of_what_is_there() -> None:

@@ -200,8 +200,8 @@ def _span(values: np.ndarray) -> tuple[float, float]:
 
 
 def class_colours(count: int) -> Float[np.ndarray, "count 3"]:
-    """The colour of each class by its index, whatever the others are: twenty of `tab20`, then hues far apart."""
-    strong_then_pale = [*range(0, 20, 2), *range(1, 20, 2)]
+    """The colour of each class by its index, whatever the others are: `tab20` without its greys, then hues apart."""
+    strong_then_pale = [place for place in (*range(0, 20, 2), *range(1, 20, 2)) if place not in (14, 15)]
     first = np.array([colormaps["tab20"](place)[:3] for place in strong_then_pale])
     number = np.arange(max(0, count - len(first)))
     hue = number * 0.618034 % 1  # by the golden ratio, so that neighbours are never alike
