@@ -94,6 +94,43 @@ def test_camvid_s_test_photographs_may_be_the_validation_data(tmp_path: Path, ca
     assert status == 2 and "test" in errors
 
 
+COLOURS = """64 128 64\tAnimal
+192 0 128\t\tArchway
+0 128 192\tBicyclist
+128 128 128\tSky
+192 192 0\tVegetationMisc
+0 0 0\t\tVoid
+"""
+
+
+def original(root: Path) -> Path:
+    """The files of Brostow et al.: colours, and `_L` at the end of names."""
+    colours = np.array([[128, 128, 128], [0, 0, 0], [192, 192, 0], [64, 128, 64]], dtype=np.uint8)
+    for number, name in enumerate(("0001TP_006690", "Seq05VD_f00000")):
+        save(root / "701_StillsRaw_full" / f"{name}.png", picture(number, *SIZE))
+        save(root / "LabeledApproved_full" / f"{name}_L.png", colours[values(0, 1, 2, 3)])
+    (root / "label_colors.txt").write_text(COLOURS)
+    return root
+
+
+def test_the_original_camvid_is_grouped_and_divided_by_drives(tmp_path: Path) -> None:
+    source = original(tmp_path / "source")
+    assert prepare_camvid(source, tmp_path / "out").pairs == {"train": 2}
+    assert labels_in(tmp_path / "out", index=1) == [0, VOID, 5, 9]
+    config = DataConfig(root=str(tmp_path / "out"), val_prefixes=("Seq05VD",))
+    assert [open_source(config, split).name_of(0) for split in ("train", "val")] == [  # type: ignore[arg-type]
+        "train/rgb/0001TP_006690.png",
+        "train/rgb/Seq05VD_f00000.png",
+    ]
+    save(source / "LabeledApproved_full" / "0001TP_006690_L.png", picture(1, *SIZE))
+    with pytest.raises(BadInput, match=r"0001TP_006690_L\.png holds a value at row 0, column 0 that the official"):
+        prepare_camvid(source, tmp_path / "again")
+    (source / "label_colors.txt").write_text("1 2 3 Dragon")
+    with pytest.raises(BadInput, match=r"label_colors\.txt, line 1: '1 2 3 Dragon' is not RED GREEN BLUE and one of"):
+        prepare_camvid(source, tmp_path / "again")
+    assert sum(map(len, camvid.GROUPED.values())) == 31
+
+
 # ADE20K -----------------------------------------------------------------------------------------------------
 
 OBJECTS = (
@@ -201,7 +238,9 @@ def test_what_is_missing_damaged_or_something_else_is_named(tmp_path: Path, call
 
     source = segnet(tmp_path / "beyond")
     file = save(source / "CamVid" / "valannot" / "0016E5_07959.png", values(3, 12))
-    with pytest.raises(BadInput, match=r"0016E5_07959\.png holds the value 12, which the official label maps do not"):
+    with pytest.raises(
+        BadInput, match=r"0016E5_07959\.png holds a value at row 0, column 8 that the official label maps do not"
+    ):
         prepare_camvid(source, out)
     assert not out.exists()  # whole or absent
 

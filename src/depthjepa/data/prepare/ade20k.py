@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from depthjepa.data.images import Split
-from depthjepa.data.prepare.labels import LabelledPair, matched, values_to_classes, write_labelled
+from depthjepa.data.prepare.labels import LabelledPair, by_value, matched, write_labelled
 from depthjepa.data.prepare.writing import Prepared
 from depthjepa.data.samples import VOID
 from depthjepa.faults import BadInput
@@ -27,11 +27,11 @@ def prepare_ade20k(source: Path, out: Path) -> Prepared:
         raise BadInput(f"there is no folder {source}: ADE20K is prepared from {SOURCE}")
     folder = source / FOLDER if (source / FOLDER).is_dir() else source
     classes = object_names(folder / NAMES)
-    table = values_to_classes({OTHER: VOID, **{index + 1: index for index in range(len(classes))}})
+    read = by_value({OTHER: VOID, **{index + 1: index for index in range(len(classes))}})
     pairs: list[LabelledPair] = []
     for split, place in PLACES:
         found = matched(folder / "images" / place, folder / "annotations" / place, (".jpg", ".png"), SOURCE)
-        pairs += [LabelledPair(split, f"{name}.jpg", photo, labels, table, SOURCE) for name, photo, labels in found]
+        pairs += [LabelledPair(split, f"{name}.jpg", photo, labels, read, SOURCE) for name, photo, labels in found]
     return write_labelled(out, "ade20k", classes, pairs)
 
 

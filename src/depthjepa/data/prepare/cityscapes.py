@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from depthjepa.data.images import sub_folders
-from depthjepa.data.prepare.labels import LabelledPair, matched, values_to_classes, write_labelled
+from depthjepa.data.prepare.labels import LabelledPair, by_value, matched, write_labelled
 from depthjepa.data.prepare.writing import SPLITS, Prepared
 from depthjepa.data.samples import VOID
 from depthjepa.faults import BadInput
@@ -49,11 +49,11 @@ def prepare_cityscapes(source: Path, out: Path) -> Prepared:
         raise BadInput(f"there is no folder {source}: Cityscapes is prepared from {SOURCE}")
     photographs, labels = (_holder(source, part) / part for part in (PHOTOGRAPHS, LABELS))
     judged = {number: index for index, number in enumerate(CLASSES)}
-    table = values_to_classes({number: judged.get(number, VOID) for number in range(LARGEST + 1)})
+    read = by_value({number: judged.get(number, VOID) for number in range(LARGEST + 1)})
     pairs: list[LabelledPair] = []
     for split in SPLITS:
         found = matched(photographs / split, labels / split, ENDINGS, SOURCE)
-        pairs += [LabelledPair(split, f"{name}.png", photo, map_, table, SOURCE) for name, photo, map_ in found]
+        pairs += [LabelledPair(split, f"{name}.png", photo, map_, read, SOURCE) for name, photo, map_ in found]
     cities = dict.fromkeys(pair.photograph.partition("/")[0] for pair in pairs)
     return write_labelled(out, "cityscapes", tuple(CLASSES.values()), pairs, {f"{city}/": city for city in cities})
 

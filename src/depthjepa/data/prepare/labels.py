@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from jaxtyping import Int16, UInt8
 from PIL import ExifTags, Image
 
 from depthjepa.data.groups import GROUPS
-from depthjepa.data.images import Split, image_names
+from depthjepa.data.images import Split, decode, image_names
 from depthjepa.data.layouts.labelled import CLASSES, class_names, stored_labels
 from depthjepa.data.pairing import LABELS, some_of
 from depthjepa.data.prepare.writing import Form, Prepared, link, stored_size, write_folder
@@ -20,14 +20,30 @@ from depthjepa.data.samples import VOID, UnreadableImage
 from depthjepa.faults import BadInput
 from depthjepa.logbook import whole_file
 
-NOT_THERE = -1  # in a table of values: no official file has this one
+NOT_THERE = -1  # no official file has what is there
 
 
-def values_to_classes(classes: Mapping[int, int]) -> Int16[np.ndarray, " 256"]:
-    """A table from the values of official label maps to indices of classes; other values are not there."""
+Indices = Callable[[Path], Int16[np.ndarray, "h w"]]  # classes of an official label map, `NOT_THERE` where none is
+
+
+def by_value(classes: Mapping[int, int]) -> Indices:
+    """Read label maps whose values stand for classes."""
     table = np.full(256, NOT_THERE, dtype=np.int16)
     table[list(classes)] = list(classes.values())
-    return table
+    return lambda path: table[stored_labels(path)[0]]
+
+
+def by_colour(classes: Mapping[tuple[int, int, int], int]) -> Indices:
+    """Read label maps whose colours stand for classes."""
+
+    def read(path: Path) -> Int16[np.ndarray, "h w"]:
+        pixels = decode(path).numpy().astype(np.int32)
+        numbers = (pixels[0] << 16) + (pixels[1] << 8) + pixels[2]
+        there, which = np.unique(numbers, return_inverse=True)
+        found = [classes.get((number >> 16, number >> 8 & 255, number & 255), NOT_THERE) for number in there.tolist()]
+        return np.array(found, dtype=np.int16)[which].reshape(numbers.shape)
+
+    return read
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +54,7 @@ class LabelledPair:
     photograph: str  # its name below `SPLIT/rgb`
     from_photograph: Path
     from_labels: Path
-    table: Int16[np.ndarray, " 256"]  # see `values_to_classes`
+    read: Indices
     source: str  # where the files are to be fetched from
 
     def write(self, photograph: Path, beside: Path) -> np.ndarray:
@@ -48,19 +64,19 @@ class LabelledPair:
         """
         size, tag = stored_size(self.from_photograph, self.source)
         try:
-            values, _ = stored_labels(self.from_labels)
+            indices = self.read(self.from_labels)
         except UnreadableImage as fault:
             raise BadInput(f"{fault}: the file is damaged or incomplete; fetch it from {self.source}") from fault
-        if values.shape != size:
+        if indices.shape != size:
             raise BadInput(
-                f"{self.from_labels} is {values.shape[0]} x {values.shape[1]} pixels (height x width), its photograph "
-                f"{self.from_photograph} is {size[0]} x {size[1]}: they do not belong together"
+                f"{self.from_labels} is {indices.shape[0]} x {indices.shape[1]} pixels (height x width), its "
+                f"photograph {self.from_photograph} is {size[0]} x {size[1]}: they do not belong together"
             )
-        indices = self.table[values]
-        if (indices == NOT_THERE).any():
+        if (strange := indices == NOT_THERE).any():
+            row, column = np.argwhere(strange)[0].tolist()
             raise BadInput(
-                f"{self.from_labels} holds the value {int(values[indices == NOT_THERE][0])}, which the official label "
-                f"maps do not have: fetch it from {self.source}"
+                f"{self.from_labels} holds a value at row {row}, column {column} that the official label maps do not "
+                f"have: fetch it from {self.source}"
             )
         labels: UInt8[np.ndarray, "h w"] = indices.astype(np.uint8)
         link(self.from_photograph, photograph)
