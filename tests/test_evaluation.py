@@ -1,9 +1,6 @@
 """Probes and diagnostics against slow independent references, and on planted cases."""
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +8,8 @@ import scipy.optimize
 import torch
 import torch.nn.functional as F
 
-from depthjepa.data.order import evenly
 from depthjepa.data.samples import Batch
-from depthjepa.data.transforms import as_bytes
-from depthjepa.evaluation import classification, readout, ridge
+from depthjepa.evaluation import classification
 from depthjepa.evaluation.classification import (
     Standardiser,
     chance,
@@ -24,10 +19,8 @@ from depthjepa.evaluation.classification import (
     knn_accuracies,
     linear,
 )
-from depthjepa.evaluation.depth_probe import depth_table, evaluate_depth
 from depthjepa.evaluation.diagnostics import deviation, diagnose, effective_rank, rank_me, token_shares, verdict
 from depthjepa.evaluation.features import Pooled, pooled_features
-from depthjepa.evaluation.readout import DepthReadout, fit_readout, fit_readouts, read_origin
 from depthjepa.faults import BadInput
 
 PATCH = 4
@@ -66,11 +59,6 @@ def patches(images: torch.Tensor) -> torch.Tensor:
     """Tokens that hold the pixels of their patch and its place: everything a linear readout needs."""
     pixels = F.unfold(images, PATCH, stride=PATCH).transpose(1, 2)
     return torch.cat([pixels, torch.eye(pixels.shape[1]).expand(len(images), -1, -1)], 2)
-
-
-def noise_tokens(images: torch.Tensor) -> torch.Tensor:
-    """Tokens that know nothing of the disparity (they are made of the noise channels, scrambled)."""
-    return torch.sin(1000 * F.unfold(images[:, 1:], PATCH, stride=PATCH).transpose(1, 2))
 
 
 def pooled(values: torch.Tensor, labels: torch.Tensor) -> Pooled:
@@ -197,181 +185,6 @@ def test_images_without_labels_are_refused() -> None:
             probe(train, unknown)
     with pytest.raises(BadInput, match="at least 5"):
         linear(blobs(4, 1, 0), train)
-
-
-def dense_ridge(encode: Callable[[torch.Tensor], torch.Tensor], parts: list[Batch], strength: float) -> np.ndarray:
-    """The readout's prediction from least squares on rows held in memory, cell by cell, pixel by pixel."""
-    images = torch.cat([part.images for part in parts])
-    depth = torch.cat([part.depth for part in parts if part.depth is not None]).double().numpy()[:, 0]
-    tokens = encode(images).double().numpy()
-    n, half = len(images), PATCH // 2
-    truth = np.full((n, 2 * ROWS, 2 * COLS), np.nan)
-    for i, row, col in np.ndindex(truth.shape):
-        pixels = depth[i, row * half : (row + 1) * half, col * half : (col + 1) * half]
-        if (pixels > 0).any():
-            truth[i, row, col] = np.mean(1 / pixels[pixels > 0])
-    mean_map = np.nanmean(truth, 0)
-    z = (tokens - tokens.mean((0, 1))) / tokens.std((0, 1))
-    predicted = np.empty_like(truth)
-    for dy, dx in np.ndindex(2, 2):
-        y = (truth - mean_map)[:, dy::2, dx::2].reshape(n, -1)
-        known = np.isfinite(y)
-        rows = np.c_[z[known], np.ones(known.sum())]
-        penalty = np.sqrt(strength * known.sum()) * np.eye(rows.shape[1])[:-1]
-        solution = np.linalg.lstsq(np.r_[rows, penalty], np.r_[y[known], np.zeros(len(penalty))])[0]
-        predicted[:, dy::2, dx::2] = (z @ solution[:-1] + solution[-1]).reshape(n, ROWS, COLS)
-    return np.clip(predicted + mean_map, np.nanmin(truth), np.nanmax(truth))
-
-
-@pytest.mark.parametrize("holes", [0.0, 0.4])
-@pytest.mark.parametrize("strength", [1e-3, 1.0])
-def test_the_readout_is_the_masked_ridge(holes: float, strength: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ridge, "STRENGTHS", (strength,))
-    parts = batches(50, holes=holes, size=8)
-    fitted = fit_readout(patches, parts, PATCH)
-    found = [fitted.predict(patches(part.images), ROWS, COLS) for part in parts]
-    np.testing.assert_allclose(torch.cat(found)[:, 0].numpy(), dense_ridge(patches, parts, strength), atol=2e-6)
-
-
-def test_the_strength_is_the_best_on_images_that_were_not_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = batches(30, size=30, holes=0.2)
-    aside = torch.arange(30) % readout.FOLDS == readout.FOLDS // 2
-
-    def part(chosen: torch.Tensor) -> Batch:
-        whole = parts[0]
-        assert whole.depth is not None
-        images = whole.images[chosen]
-        return Batch(torch.arange(len(images)), images, whole.depth[chosen], whole.zoom[chosen], whole.labels[chosen])
-
-    chosen = fit_readout(patches, parts, PATCH).strength
-    strengths, errors = ridge.STRENGTHS, {}
-    truth, known = readout.cells_of(part(aside), 2 * ROWS, 2 * COLS)
-    for strength in strengths:
-        monkeypatch.setattr(ridge, "STRENGTHS", (strength,))
-        inner = fit_readout(patches, [part(~aside)], PATCH)  # with one strength nothing is left to choose
-        guess = inner.predict(patches(part(aside).images), ROWS, COLS)
-        errors[strength] = float((guess - truth)[known].square().sum())
-    assert chosen == min(errors, key=lambda each: errors[each])
-
-
-def test_what_stands_at_invalid_pixels_changes_nothing() -> None:
-    train, val = batches(30, 0, holes=0.5), batches(20, 1, holes=0.5)
-
-    def spoilt(parts: list[Batch]) -> list[Batch]:
-        result = []
-        for part in parts:
-            assert part.depth is not None
-            bad = torch.tensor([math.nan, math.inf, -3.0]).repeat(part.depth.numel())[: part.depth.numel()]
-            depth = torch.where(part.depth > 0, part.depth, bad.reshape(part.depth.shape))
-            result.append(Batch(part.index, part.images, depth, part.zoom, part.labels))
-        return result
-
-    clean = depth_table({"patches": patches}, lambda: train, lambda: val, PATCH)
-    dirty = depth_table({"patches": patches}, lambda: spoilt(train), lambda: spoilt(val), PATCH)
-    assert clean.rows == dirty.rows
-
-
-def test_the_table_ranks_mean_map_noise_and_tokens_that_hold_the_depth() -> None:
-    table = depth_table(
-        {"noise": noise_tokens, "patches": patches},
-        lambda: batches(120, 0, holes=0.2),
-        lambda: batches(60, 1, holes=0.2),
-        PATCH,
-        pictures=3,
-        others={"another image": lambda batch: F.avg_pool2d(batch.images.roll(1, 0)[:, :1], 2)},
-    )
-    rows = {row["name"]: row for row in table.rows}
-    assert list(rows) == ["mean map", "noise", "patches", "another image"]
-    assert [rows["mean map"][name] for name in ("r2_within", "r2_position", "r2_between")] == [0, 0, 0]
-    assert abs(float(rows["noise"]["r2_within"])) < 0.02
-    assert table.readouts["noise"].strength >= 1
-    assert float(rows["patches"]["r2_within"]) > 0.99 and float(rows["patches"]["delta1"]) > 0.99
-    assert float(rows["another image"]["r2_within"]) < -0.3
-    assert rows["patches"]["images"] == 60
-    score = table.scores["patches"]
-    quotient = score.per_image["within_residual"].sum() / score.per_image["within_total"].sum()
-    assert score.figures["r2_within"] == pytest.approx(1 - quotient, rel=1e-12)
-    assert score.figures["absrel"] == pytest.approx(np.nanmean(score.per_image["absrel"]))
-    assert table.pictures.images.shape == (3, ROWS * PATCH, COLS * PATCH, 3)
-    assert table.pictures.truth.shape == table.pictures.predictions["noise"].shape == (3, 2 * ROWS, 2 * COLS)
-    assert np.isnan(table.pictures.truth).any() and np.isfinite(table.pictures.predictions["noise"]).all()
-
-
-@pytest.mark.parametrize(("images", "asked"), [(60, 3), (7, 3), (3, 3), (2, 6), (40, 1), (5, 0)])
-def test_pictures_are_spread_over_the_set(images: int, asked: int) -> None:
-    val = batches(images, 1)
-    mean_map, _ = fit_readouts({}, batches(40, 0), PATCH)
-    numbered = {"number": lambda batch: batch.index[:, None, None, None].expand(-1, 1, 2 * ROWS, 2 * COLS) / 1e3 + 1e-3}
-    wide = replace(mean_map, minimum=1e-6, maximum=1.0)
-    _, shown = evaluate_depth(numbered, wide, val, asked)
-    places = (1e3 * shown.predictions["number"][:, 0, 0]).round().astype(int) - 1
-    assert len(places) == min(images, asked)
-    everything = torch.cat([part.images for part in val])
-    np.testing.assert_array_equal(shown.images, as_bytes(everything[places]) if asked else shown.images)
-    # Of few images exactly those that the other pictures show; of many, as they are thinned on the way, the next ones.
-    off = np.abs(places - evenly(asked, images))
-    assert (off <= (0 if images <= 4 * asked else images / (4 * max(1, asked)))).all()
-
-
-def test_figures_in_metres_are_means_over_images_of_inverse_disparity() -> None:
-    val = batches(10, 1, holes=0.3)
-    mean_map, _ = fit_readouts({}, batches(40, 0), PATCH)
-    scores, _ = evaluate_depth({"mean map": mean_map.predict}, mean_map, val)
-    errors, aligned = [], []
-    for part in val:
-        truth, known = readout.cells_of(part, 2 * ROWS, 2 * COLS)
-        for t, mask in zip(truth[:, 0].double().numpy(), known[:, 0].numpy(), strict=True):
-            p, g = mean_map.values.double().numpy()[mask], 1 / t[mask]
-            errors.append(np.mean(np.abs(1 / p - g) / g))
-            fit = np.polyval(np.polyfit(p, t[mask], 1), p).clip(mean_map.minimum, mean_map.maximum)
-            aligned.append(np.mean(np.abs(1 / fit - g) / g))
-    assert scores["mean map"].figures["absrel"] == pytest.approx(np.mean(errors), rel=1e-5)
-    assert scores["mean map"].figures["aligned_absrel"] == pytest.approx(np.mean(aligned), rel=1e-5)
-
-
-def test_a_readout_survives_its_file_and_other_files_are_refused(tmp_path: Path) -> None:
-    def with_a_dead_channel(images: torch.Tensor) -> torch.Tensor:
-        tokens = patches(images)
-        return torch.cat([tokens, torch.full_like(tokens[..., :1], 7.3)], 2)
-
-    parts = batches(20)
-    fitted = fit_readout(with_a_dead_channel, parts, PATCH)
-    fitted.save(tmp_path / "readout.safetensors")
-    loaded = DepthReadout.load(tmp_path / "readout.safetensors")
-    tokens = with_a_dead_channel(parts[0].images)
-    predicted = fitted.predict(tokens, ROWS, COLS)
-    assert torch.equal(loaded.predict(tokens, ROWS, COLS), predicted)
-    assert fitted.mean_map.minimum <= predicted.min() and predicted.max() <= fitted.mean_map.maximum
-    tokens[..., -1] = -1e6
-    assert torch.equal(loaded.predict(tokens, ROWS, COLS), predicted)  # a dead channel is not read
-    assert fitted.predict(tokens.repeat(1, 2, 1), ROWS, 2 * COLS).shape == (16, 1, 2 * ROWS, 4 * COLS)
-    with pytest.raises(BadInput, match="wide"):
-        fitted.predict(tokens[..., 1:], ROWS, COLS)
-    (tmp_path / "other").write_bytes(b"something else")
-    for path in (tmp_path / "other", tmp_path / "absent"):
-        with pytest.raises(BadInput, match="not a depth readout"):
-            DepthReadout.load(path)
-        with pytest.raises(BadInput, match="not a depth readout"):
-            read_origin(path)
-    assert read_origin(tmp_path / "readout.safetensors") == {}
-    origin = {"step": "3", "which": "target", "data": "my pairs"}
-    fitted.save(tmp_path / "new" / "readout.safetensors", origin)
-    assert read_origin(tmp_path / "new" / "readout.safetensors") == origin
-    assert torch.equal(DepthReadout.load(tmp_path / "new" / "readout.safetensors").weight, fitted.weight)
-
-
-def test_sets_that_cannot_be_probed_are_refused() -> None:
-    part = batches(8)[0]
-    without = Batch(part.index, part.images, None, part.zoom, part.labels)
-    with pytest.raises(BadInput, match="none"):
-        fit_readout(patches, [without], PATCH)
-    with pytest.raises(BadInput, match="at least 5"):
-        fit_readout(patches, batches(2), PATCH)
-    with pytest.raises(BadInput, match="divide"):
-        fit_readout(patches, [part], 5)
-    with pytest.raises(BadInput, match="finite"):
-        mean_map, _ = fit_readouts({}, [part], PATCH)
-        evaluate_depth({"x": lambda batch: mean_map.predict(batch) * math.nan}, mean_map, [part])
 
 
 def test_ranks_of_planted_features() -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from depthjepa import checkpoint, cost
+from depthjepa.backbones.vit import OpenedCheckpoint
 from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import build_config
 from depthjepa.data.samples import Batch
@@ -393,6 +394,6 @@ def test_gates_need_depth(saved: Saved, tmp_path: Path) -> None:
     flat = write_flat(tmp_path / "flat", 9, 56)
     run_of = saved(*TARGET)
     config = changed(run_of.config, f"data.root={flat}", "data.kind=null")
-    subject = Subject(config, run_of.encoder(), CPU, run_of)
+    subject = Subject(config, run_of.encoder(), CPU, OpenedCheckpoint(run_of))
     with pytest.raises(BadInput, match=r"the gates probe needs depth, and .*flat has none: give an RGB-D folder"):
         list(run_tasks([task.TASK], subject))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from depthjepa import checkpoint, cost
+from depthjepa.backbones.vit import OpenedCheckpoint
 from depthjepa.checkpoint import Checkpoint
 from depthjepa.config import RunConfig
 from depthjepa.evaluation import guidance
@@ -65,7 +66,7 @@ def runs(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 
 def guidance_tables(config: RunConfig, saved: Checkpoint, against: Checkpoint | None) -> list[dict[str, Any]]:
     """What the task `guidance` writes."""
-    subject = Subject(config, saved.encoder(config.evaluation.which), CPU, saved, against)
+    subject = Subject(config, saved.encoder(config.evaluation.which), CPU, OpenedCheckpoint(saved), against)
     return [result.table for result in TASK.run(subject)]
 
 

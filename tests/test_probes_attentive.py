@@ -22,8 +22,8 @@ from depthjepa.evaluation.classification import ClassifierResult, Standardiser, 
 from depthjepa.evaluation.diagnostics import diagnose
 from depthjepa.evaluation.during_training import probe_during_training
 from depthjepa.evaluation.features import Encode, Pooled
-from depthjepa.evaluation.gathering import RANDOM, Views, encoders, features_of, views, whole_views_text
-from depthjepa.evaluation.probes import classification_tables, probe
+from depthjepa.evaluation.gathering import RANDOM, Views, features_of, views, whole_views_text
+from depthjepa.evaluation.probes import Subject, classification_tables, probe
 from depthjepa.evaluation.tokens import ComputedTokens, KeptTokens, TokenKeeper, Tokens
 from depthjepa.faults import BadInput
 from depthjepa.method import build_encoder
@@ -254,7 +254,7 @@ def test_all_tables_come_from_one_pass_and_say_what_single_probes_say(classes: P
         for parameter in encoder.parameters():
             parameter.mul_(1.5)
     seen: Counter[float] = Counter()
-    named = {name: counted(encode, seen) for name, encode in encoders(config, encoder, CPU).items()}
+    named = {name: counted(encode, seen) for name, encode in Subject(config, encoder, CPU).encoders().items()}
     found = {task: result.table for task, result in classification_tables(config, named).items()}
     assert len(seen) == 48 and set(seen.values()) == {2}  # every image once by each of two encoders
     assert list(found) == ["knn", "linear", "mlp", "attentive", "diagnose"]
@@ -269,7 +269,7 @@ def test_all_tables_come_from_one_pass_and_say_what_single_probes_say(classes: P
     assert found["attentive"]["rows"][2]["val_accuracy"] > 90  # red against blue
 
     val = Views(config, "val")
-    trained_encoder = encoders(config, encoder, CPU)[config.name]
+    trained_encoder = Subject(config, encoder, CPU).encoders()[config.name]
     figures = diagnose(
         lambda images: F.layer_norm(trained_encoder(images), (32,)), views(config, val.source, limit=None)
     )
@@ -301,7 +301,7 @@ def test_tokens_that_do_not_fit_give_the_same_table(classes: Path, monkeypatch: 
     config = config_of(classes)
     encoder = build_encoder(config)
     seen: Counter[float] = Counter()
-    named = {"encoder": counted(encoders(config, encoder, CPU)[RANDOM], seen)}
+    named = {"encoder": counted(Subject(config, encoder, CPU).encoders()[RANDOM], seen)}
     kept = classification_tables(config, named, ["attentive"])["attentive"].table
     assert set(seen.values()) == {1}
     monkeypatch.setattr(tokens, "KEPT_BYTES", 0)
@@ -328,7 +328,7 @@ def test_features_of_an_encoder_are_the_same_kept_or_computed(classes: Path, mon
 
 def test_verdicts_name_their_encoder_where_there_are_several(classes: Path) -> None:
     config = config_of(classes)
-    healthy = encoders(config, build_encoder(config), CPU)[RANDOM]
+    healthy = Subject(config, build_encoder(config), CPU).encoders()[RANDOM]
 
     def constant(images: torch.Tensor) -> torch.Tensor:
         return torch.arange(32.0).expand(len(images), 36, 32)
@@ -348,7 +348,7 @@ def test_diagnostics_need_no_labels_and_the_others_do(tmp_path: Path) -> None:
         with pytest.raises(BadInput, match="needs labels"):
             probe(task, config, encoder, CPU)
     with pytest.raises(BadInput, match="did you mean 'linear'"):
-        classification_tables(config, encoders(config, encoder, CPU), ["liner"])
+        classification_tables(config, Subject(config, encoder, CPU).encoders(), ["liner"])
 
 
 def test_the_depth_table_counts_what_it_could_not_read(tmp_path: Path) -> None:

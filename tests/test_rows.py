@@ -9,14 +9,16 @@ import pytest
 import torch
 
 from depthjepa.backbones import opening
-from depthjepa.backbones.opening import Backbone, Family, load_encoder, open_backbone
+from depthjepa.backbones.opening import Backbone, Family, Source, load_encoder, open_backbone
 from depthjepa.backbones.table import BACKBONES
+from depthjepa.config import RunConfig
 from depthjepa.data.layouts.table import LAYOUTS
 from depthjepa.evaluation.probes.table import TASKS
 from depthjepa.faults import BadInput
 from depthjepa.guidance.teachers.table import TEACHERS
 from depthjepa.kinds import Row, Table
 from depthjepa.loggers.table import LOGGERS
+from depthjepa.model.encoder import Encoder
 from depthjepa.model.vit import VisionTransformer
 from tiny_images import write_flat
 from tiny_runs import Call, run
@@ -48,6 +50,13 @@ HOMONYMS = {
     ("depth", "model/supervised.py"): "a head",
     ("depth", "report/page.py"): "blocks of a network",
     ("depth", "warm_start.py"): "blocks of a network",
+    ("timm", "cli.py"): "a layout that is written",
+    ("timm", "commands/convert.py"): "a layout that is written",
+    ("timm", "formats/timm.py"): "a layout",
+    ("onnx", "cli.py"): "a layout that is written",
+    ("onnx", "commands/convert.py"): "a layout that is written",
+    ("transformers", "guidance/teachers/table.py"): "what people call its depth networks",
+    ("vit", "backbones/transformers.py"): "a class of transformers",
     ("depthfm", "guidance/teachers/depthfm/network.py"): "the network itself, in the family's own folder",
     ("labelled", "data/prepare/labels.py"): "pixels that have a class",
     ("scenes", "data/prepare/nyuv2.py"): "a key of the official file",
@@ -127,6 +136,9 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     run(write_flat(tmp_path / "flat", 9, 56), out, "train.steps=1")
     known = opening.BACKBONES.load("vit")
 
+    def named(path: str) -> Source:
+        return Source(path, Path(path))
+
     class Opened:
         def __init__(self, backbone: Backbone) -> None:
             self.saved, self.config, self.assumed = backbone.saved, backbone.config, ()
@@ -135,14 +147,17 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         def which(self, wanted: str) -> str:
             return "target"
 
+        def random(self, config: RunConfig) -> Encoder | None:
+            return self._of.random(config)
+
         def encoder(self, which: str) -> VisionTransformer:
             encoder = self._of.encoder(which)
             encoder.__class__ = Turned
             return encoder
 
     turned = Family(
-        claims=lambda source: source.startswith("turned:"),
-        open=lambda source, settings: Opened(known.open(source.removeprefix("turned:"), settings)),
+        claims=lambda source: source.name.startswith("turned:"),
+        open=lambda source, settings: Opened(known.open(named(source.name.removeprefix("turned:")), settings)),
     )
     rows = (Row("turned", "turned:RUN", "nowhere"), *BACKBONES.rows)
     monkeypatch.setattr(opening, "BACKBONES", Table("backbone family", "FAMILY", rows))

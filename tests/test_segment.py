@@ -403,6 +403,17 @@ def test_four_layers_are_a_table_of_their_own(trained: Path, call: Call) -> None
     assert "linear4 readout of layers 1, 1, 2, 2 of 2" in found["protocol"]
 
 
+def test_a_folder_made_of_mere_weights_keeps_the_tables_of_other_data(
+    trained: Path, tmp_path: Path, call: Call
+) -> None:
+    small = Path(__file__).parents[1] / "releases" / "pretrained-small.safetensors"
+    assert call("convert", small, tmp_path / "small", "--to", "depthjepa")[0] == 0
+    root = trained.parent / "labelled"
+    status, _, errors = call("probe", tmp_path / "small", "segment", "--data", root, "data.image_size=16", *QUICK)
+    assert status == 0, errors
+    assert (tmp_path / "small" / "probes" / "segment-labelled.npz").is_file()
+
+
 def test_rendered_streets_are_segmented(tmp_path: Path, call: Call) -> None:
     small = Path(__file__).parents[1] / "releases" / "pretrained-small.safetensors"
     scenes = ("data.image_size=32", "data.scenes_train=8", "data.scenes_val=4")

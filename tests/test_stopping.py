@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +55,26 @@ def test_a_second_ctrl_c_is_granted_wherever_it_comes() -> None:
         with pytest.raises(Interrupted):
             signal.raise_signal(signal.SIGINT)
         assert stopping()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_wish_that_a_finaliser_swallows_comes_again(number: signal.Signals) -> None:
+    """Python ignores what a `__del__` raises, and a signal may well come inside one: h5py's groups have them."""
+
+    class Finalised:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    hook = sys.unraisablehook
+    with interruptions() as stopping, pytest.raises(Interrupted), stopping.at_once():
+        del_it = Finalised()
+        del del_it
+        begun = time.monotonic()  # the exception of the finaliser was ignored, or this line would not be reached
+        while time.monotonic() < begun + WITHIN:
+            time.sleep(0.01)
+        pytest.fail("the wish was lost")
+    assert sys.unraisablehook is hook
 
 
 def test_work_that_can_be_gone_on_with_says_how() -> None:

@@ -23,7 +23,8 @@ from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import build_config
 from depthjepa.data.loading import open_source, open_splits
 from depthjepa.data.samples import Batch
-from depthjepa.evaluation.gathering import RANDOM, encoders
+from depthjepa.evaluation.gathering import RANDOM
+from depthjepa.evaluation.probes import Subject
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.grid import to_map
 from depthjepa.logbook import RunFolder
@@ -369,7 +370,7 @@ def test_the_random_encoder_of_tables_stays_the_run_s_own(pairs: Path, origin: P
     own = build_encoder(tiny(pairs, *AT_64))
     assert differences(dict(own.state_dict()), dict(build_encoder(config).state_dict())) == []
     state, _ = prepared(pairs, tmp_path, *AT_64, f"init.checkpoint={origin}")
-    named = encoders(config, state.method.encoder, torch.device("cpu"))
+    named = Subject(config, state.method.encoder, torch.device("cpu")).encoders()
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     random = own.eval()(own.normalise(images))
     assert torch.equal(named[RANDOM](images), random)

@@ -13,10 +13,10 @@ from depthjepa.backbones.table import BACKBONES
 from depthjepa.data.layouts.table import LAYOUTS
 from depthjepa.faults import BadInput, nearest
 
-Checkpoint = Annotated[
-    str,
-    typer.Argument(help=f"{'; '.join(row.about for row in BACKBONES.rows)}."),
-]
+# The last family is what can be converted and gone on with, and comes first; networks of other libraries are measured.
+*OTHERS, OURS = (row.about for row in BACKBONES.rows)
+Checkpoint = Annotated[str, typer.Argument(help=f"{'; '.join((OURS, *OTHERS))}.")]
+Convertible = Annotated[str, typer.Argument(help=f"{OURS}.")]
 
 
 def once(settings: list[str] | None) -> list[str] | None:
@@ -68,7 +68,11 @@ def _tasks() -> dict[str, str]:
 def _pictures() -> dict[str, str]:
     from depthjepa.evaluation.probes import table
 
-    own = {"masks": "of a recipe", "batch": "of a recipe, as training gets it", "features": "tokens of patches of runs"}
+    own = {
+        "masks": "of a recipe",
+        "batch": "of a recipe, as training gets it",
+        "features": "tokens of patches of runs and other backbones",
+    }
     drawn = {name: task.picture for name, task in table.pictured().items()}
     return own | {name: picture.about for name, picture in drawn.items() if picture is not None}
 

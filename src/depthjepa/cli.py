@@ -18,6 +18,7 @@ import typer
 from depthjepa import __version__
 from depthjepa.arguments import (
     Checkpoint,
+    Convertible,
     Data,
     Force,
     ListsRows,
@@ -369,9 +370,14 @@ def diagnose(
     if against is not None and Path(against).resolve() == Path(checkpoint).resolve():
         raise BadInput(f"--against {against}: this is the run itself; give its unguided twin")
     tasks = table.of_command("diagnose --gates" if gates else "diagnose")
-    saved, config, encoder, where = open_with(checkpoint, data, overrides or [], "diagnoses", tasks, _note)
-    subject = probes.Subject(config, encoder, where, saved, None if against is None else load(against))
-    results = list(probes.run_tasks(tasks.values(), subject))
+    twin = "" if against is None else "--against"
+    backbone, config, encoder, where = open_with(
+        checkpoint, data, overrides or [], "diagnoses", tasks, _note, run_for=twin
+    )
+    saved = backbone.saved
+    subject = probes.Subject(config, encoder, where, backbone, None if against is None else load(against))
+    asked = [task for task in tasks.values() if saved is not None or not task.reads_run]
+    results = list(probes.run_tasks(asked, subject))
     for number, result in enumerate(results):
         probes.write_probe(result, saved, config.evaluation.which, None if number else out)
         print_table(result.table)
@@ -403,7 +409,7 @@ def embed(
 
 @app.command()
 def predict(
-    checkpoint: Checkpoint,
+    checkpoint: Convertible,
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Every image below it gets a depth map.")],
     out: Annotated[
         Path,
@@ -440,7 +446,9 @@ def report(
 @app.command(cls=ListsRows)
 def show(
     what: Picture,
-    source: Annotated[str, typer.Argument(help="masks, batch: a recipe; the others: a run folder.")],
+    source: Annotated[
+        str, typer.Argument(help="masks, batch: a recipe; the others: a run folder; features: any backbone.")
+    ],
     out: Annotated[
         Path, typer.Option(help="Picture to write (.png, .pdf, .svg), over one that is there.", callback=output_file)
     ],
@@ -456,7 +464,7 @@ def show(
 
 @app.command()
 def convert(
-    source: Checkpoint,
+    source: Convertible,
     target: Annotated[Path, typer.Argument(help="File or folder to write; it must not exist.")],
     to: Annotated[
         str,

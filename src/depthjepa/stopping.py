@@ -6,10 +6,15 @@ The handlers of signals are the process's own, so they are set for the length of
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 
 from depthjepa.faults import RunStopped
+
+SOON = 0.1  # seconds after which a signal comes again that a finaliser has swallowed
 
 
 class Interrupted(BaseException):
@@ -50,6 +55,26 @@ class Stopping:
 
 
 @contextlib.contextmanager
+def _granted_again() -> Iterator[None]:
+    """Let a signal come again whose `Interrupted` was raised inside a `__del__`, where Python ignores exceptions."""
+    before = sys.unraisablehook
+
+    def ignored(report: sys.UnraisableHookArgs) -> None:
+        if not isinstance(report.exc_value, Interrupted):
+            before(report)
+            return
+        again = threading.Timer(SOON, os.kill, (os.getpid(), report.exc_value.number))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = ignored
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+@contextlib.contextmanager
 def interruptions(goes_on: str = "") -> Iterator[Stopping]:
     """Turn Ctrl-C and SIGTERM into a wish to stop, inside of the block.
 
@@ -61,7 +86,8 @@ def interruptions(goes_on: str = "") -> Iterator[Stopping]:
     except ValueError:  # not the main thread: signals are somebody else's
         before = {}
     try:
-        yield stopping
+        with _granted_again():
+            yield stopping
     except Interrupted as asked:
         if not goes_on:
             raise

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol, get_args, runtime_checkable
+from typing import Any, Protocol, get_args, runtime_checkable
 
 from depthjepa.backbones.table import BACKBONES
 from depthjepa.checkpoint import Checkpoint
 from depthjepa.config import RunConfig
 from depthjepa.configuring import refuse_other_than_settings
 from depthjepa.faults import BadInput, nearest
+from depthjepa.formats.files import read_json
+from depthjepa.formats.opening import is_hub_id, snapshot
 from depthjepa.formats.weights import Which
-from depthjepa.model.vit import VisionTransformer
+from depthjepa.model.encoder import Encoder
 
 
 @runtime_checkable
@@ -23,12 +26,15 @@ class Backbone(Protocol):
 
     @property
     def config(self) -> RunConfig:
-        """What it was trained with as far as it tells: image size, normalisation, shape, data."""
+        """What it was trained with as far as it tells: name, image size, patch size, normalisation; of ours all else.
+
+        Of a network of another library the other keys mean nothing.
+        """
         ...
 
     @property
-    def saved(self) -> Checkpoint:
-        """The checkpoint behind it."""
+    def saved(self) -> Checkpoint | None:
+        """The checkpoint behind it; None for a network of another library."""
         ...
 
     @property
@@ -45,21 +51,47 @@ class Backbone(Protocol):
         """The encoder that stands for the wanted one: what holds one encoder only gives that one."""
         ...
 
-    def encoder(self, which: Which) -> VisionTransformer:
+    def encoder(self, which: Which) -> Encoder:
         """The encoder, in eval mode."""
         ...
+
+    def random(self, config: RunConfig) -> Encoder | None:
+        """The same architecture at its initial weights, in eval mode: the random row of tables.
+
+        `config` is what it is measured with: its seed draws the weights. None where nothing tells the initial weights.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a user calls a backbone, and where it lies: of a hub id the snapshot that was fetched."""
+
+    name: str
+    place: Path
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """The folder of a model with its `config.json`: given as such, or by the weights beside it; None without."""
+        folder = self.place.parent if self.place.name == "model.safetensors" else self.place
+        return folder if (folder / "config.json").is_file() else None
+
+    @cached_property
+    def described(self) -> Mapping[str, Any]:
+        """What the `config.json` of that folder says; empty without one."""
+        return {} if self.folder is None else read_json(self.folder / "config.json")
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
     """How backbones of one family are told and opened.
 
-    `claims` tells by the source alone, without loading it; `open` takes `model.*` and `data.image_size` as KEY=VALUE,
-    which complete what a source does not say, and raises `BadInput`.
+    `claims` tells by the name and by what lies there, without loading it; `open` takes `model.*` and `data.image_size`
+    as KEY=VALUE, which complete what a source does not say, and raises `BadInput`.
     """
 
-    claims: Callable[[str], bool]
-    open: Callable[[str, Sequence[str]], Backbone]
+    claims: Callable[[Source], bool]
+    open: Callable[[Source, Sequence[str]], Backbone]
 
 
 def open_backbone(source: str | Path, settings: Sequence[str] = ()) -> Backbone:
@@ -69,17 +101,21 @@ def open_backbone(source: str | Path, settings: Sequence[str] = ()) -> Backbone:
     if not str(source):
         raise BadInput(f"the backbone is an empty path: give {'; '.join(row.about for row in BACKBONES.rows)}")
     families = [BACKBONES.load(name) for name in BACKBONES.names]
-    family: Family = next(each for each in families if each is families[-1] or each.claims(str(source)))
-    return family.open(str(source), settings)
+    name = str(source)
+    found = Source(name, snapshot(name) if is_hub_id(name) else Path(name))
+    family: Family = next(each for each in families if each is families[-1] or each.claims(found))
+    return family.open(found, settings)
 
 
-def load_encoder(backbone: str | Path, which: Which = "target", settings: Sequence[str] = ()) -> VisionTransformer:
+def load_encoder(backbone: str | Path, which: Which = "target", settings: Sequence[str] = ()) -> Encoder:
     """Load an encoder: a module in eval mode, normalised images [b, 3, h, w] to tokens [b, n, d].
 
-    `backbone`: a run folder (its newest checkpoint), a checkpoint of ours or of another library, a hub id or a name.
+    `backbone`: a run folder (its newest checkpoint), a checkpoint of ours or of another library, a folder of timm or
+    transformers, a hub id, `timm:NAME` or an ONNX file.
     `which`: the `target` encoder (moving average, what the paper evaluates) or the `context` encoder. A file that
     holds one encoder gives that one. `settings` (`["model.heads=3"]`, …) say what a foreign layout does not; what is
-    assumed instead is a warning. Images of another size than it was trained on are taken: positions stretch.
+    assumed instead is a warning. Images of another size than it was trained on are taken, as long as the network takes
+    them: positions stretch as its own library stretches them.
     `help(encoder)` says what goes in and what comes out.
 
     Raises `BadInput` where nothing is there or it is no encoder that can be read.

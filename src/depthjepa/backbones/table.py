@@ -12,9 +12,24 @@ BACKBONES = Table(
     member="FAMILY",
     rows=(
         Row(
+            "timm",
+            "timm:NAME or a timm folder (transformers and convolutional networks)",
+            "backbones.timm",
+        ),
+        Row(
+            "transformers",
+            "a folder or hub id of transformers (DINOv2, DINOv3, ViT, MAE, I-JEPA, CLIP, SigLIP)",
+            "backbones.transformers",
+        ),
+        Row(
+            "onnx",
+            "an ONNX file that gives features",
+            "backbones.onnx",
+        ),
+        Row(
             "vit",
-            "a run folder (its newest checkpoint), a checkpoint of ours or of the I-JEPA code, a safetensors file, a "
-            "Hugging Face folder or hub id, a timm folder or name",
+            "a run folder (its newest checkpoint), a checkpoint of ours or of the I-JEPA code, a safetensors file, "
+            "I-JEPA as Hugging Face (folder or hub id) or timm (folder or name) have it",
             "backbones.vit",
         ),
     ),

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from depthjepa import checkpoint
-from depthjepa.backbones.opening import Family
+from depthjepa.backbones.opening import Family, Source
 from depthjepa.checkpoint import Checkpoint
 from depthjepa.config import RunConfig
 from depthjepa.formats.weights import Which
+from depthjepa.method import build_encoder
 from depthjepa.model.vit import VisionTransformer
 
 
@@ -37,9 +38,12 @@ class OpenedCheckpoint:
     def encoder(self, which: Which) -> VisionTransformer:
         return self.saved.encoder(which)
 
+    def random(self, config: RunConfig) -> VisionTransformer:
+        return build_encoder(config)
 
-def _open(source: str, settings: Sequence[str]) -> OpenedCheckpoint:
-    return OpenedCheckpoint(checkpoint.load(source, settings))
+
+def _open(source: Source, settings: Sequence[str]) -> OpenedCheckpoint:
+    return OpenedCheckpoint(checkpoint.load(source.name, settings))
 
 
 FAMILY = Family(claims=lambda _: True, open=_open)

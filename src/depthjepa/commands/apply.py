@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from depthjepa import checkpoint as checkpoints
 from depthjepa import runtime
+from depthjepa.backbones.opening import open_backbone
 from depthjepa.checkpoint import Checkpoint
 from depthjepa.commands.depth_maps import decoded_where, decodes_itself, doubt, of_photograph, photograph_views
 from depthjepa.config import RunConfig
@@ -35,8 +36,7 @@ from depthjepa.evaluation.probes.depth import TASK as DEPTH_PROBE
 from depthjepa.evaluation.readout import DepthReadout, patch_grid, read_origin
 from depthjepa.faults import BadInput
 from depthjepa.logbook import refuse_existing, whole_file
-from depthjepa.method import build_encoder
-from depthjepa.model.vit import VisionTransformer
+from depthjepa.model.encoder import Encoder
 from depthjepa.runs import folder_names, listed
 
 MILLIMETRES = 1000.0
@@ -75,12 +75,14 @@ def predict(
             be read, a setting has no effect, or something would be overwritten.
     """
     place, maps = folder_of_images(folder), to_write(out)
-    opened = open_with(run, place, settings, "predictions", say=say)
+    opened = open_with(run, place, settings, "predictions", say=say, run_for="predict")
+    saved = opened.saved
+    assert saved is not None
     photographs = FlatFolder(place)
-    count, unreadable = predict_folder(*opened, photographs, maps, force=force)
+    count, unreadable = predict_folder(saved, *opened[1:], photographs, maps, force=force)
     tell_ignored(photographs, say)
     tell_unreadable(unreadable, say)
-    if (against := doubt(opened.saved)) is not None:
+    if (against := doubt(saved)) is not None:
         (say or warn)(against)
     return count
 
@@ -88,7 +90,7 @@ def predict(
 def predict_folder(
     saved: Checkpoint,
     config: RunConfig,
-    encoder: VisionTransformer,
+    encoder: Encoder,
     where: torch.device,
     photographs: FlatFolder,
     out: Path,
@@ -136,7 +138,7 @@ def _own_head(saved: Checkpoint, where: torch.device) -> Disparity:
 
 
 def _readout(
-    saved: Checkpoint, config: RunConfig, encoder: VisionTransformer, where: torch.device
+    saved: Checkpoint, config: RunConfig, encoder: Encoder, where: torch.device
 ) -> tuple[Disparity, Tensor, tuple[float, float]]:
     """Disparity [1/m] by the depth probe's readout, the cells and the range that its training set measured."""
     if saved.run is None:
@@ -251,18 +253,24 @@ def _draw_batch(what: str, config: RunConfig) -> Figure:
 
 
 def _draw_features(runs: list[str]) -> Figure:
-    loaded = dict(zip(run_names(runs), map(checkpoints.load, runs), strict=True))
-    config = next(iter(loaded.values())).config
-    for run, saved in zip(runs, loaded.values(), strict=True):
-        if saved.config.data.size != config.data.size:
-            sizes = f"{size_text(saved.config)}, and those of {runs[0]} {size_text(config)}"
+    opened = dict(zip(run_names(runs), map(open_backbone, runs), strict=True))
+    with_data = [(run, each.config) for run, each in zip(runs, opened.values(), strict=True) if each.config.data.root]
+    if not with_data:
+        raise BadInput(f"the pictures of features are of a run's images: name a run of depthjepa beside {listed(runs)}")
+    shown, config = with_data[0]
+    for run, each in zip(runs, opened.values(), strict=True):
+        # Networks of other libraries see the images of the runs, at their size.
+        if each.saved is not None and each.config.data.size != config.data.size:
+            sizes = f"{size_text(each.config)}, and those of {shown} {size_text(config)}"
             raise BadInput(f"the images of {run} are {sizes}: draw runs with the same data.image_size")
     where = runtime.device(config.train.device)
     batch = picture_batch(config).to(where)
-    named = {name: (saved.encoder(), saved.config.grid) for name, saved in loaded.items()}
-    named |= {RANDOM: (build_encoder(config), config.grid)}
+    named = {name: each.encoder(each.which("target")) for name, each in opened.items()}
+    first = next(iter(opened.values()))
+    if (random := first.random(replace(first.config, data=config.data))) is not None:
+        named[RANDOM] = random
     with torch.no_grad():
-        maps = {name: token_maps(encoder.to(where), batch, grid) for name, (encoder, grid) in named.items()}
+        maps = {name: token_maps(encoder.to(where), batch) for name, encoder in named.items()}
     return figures.feature_pca(as_bytes(batch.images), maps)
 
 

@@ -45,10 +45,10 @@ def probe(
     """
     row = table.chosen(task, table.of_command("probe"))
     file = None if out is None else to_write(out)
-    saved, config, encoder, where = open_with(backbone, data, settings, f"{task} probes", [task], say)
+    opened, config, encoder, where = open_with(backbone, data, settings, f"{task} probes", [task], say)
     about_depth = describe_depth(open_source(config.data, "train")) if say and DEPTH in row.needs else []
-    result = probes.probe(task, config, encoder, where, saved)
-    written = probes.write_probe(result, saved, config.evaluation.which, file)
+    result = probes.probe(task, config, encoder, where, opened)
+    written = probes.write_probe(result, opened.saved, config.evaluation.which, file)
     if say:
         for line in about_depth:  # once nothing can be refused any more: a refusal is one line
             say(line)

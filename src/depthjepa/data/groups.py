@@ -163,8 +163,8 @@ class Places:
     """
 
     parts: tuple[str, ...]  # names of the data sets
-    train_part: Int64[np.ndarray, " samples"]
-    val_part: Int64[np.ndarray, " samples"]
+    train_part: Int64[np.ndarray, " train"]
+    val_part: Int64[np.ndarray, " val"]
     folds: Division  # of the training images
     train_group: Mapping[int, str]  # those that validation images are of, too: what others look like helps nobody
     val_group: Mapping[int, str]  # all that are known

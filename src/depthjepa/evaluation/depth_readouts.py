@@ -41,7 +41,7 @@ from depthjepa.faults import BadInput
 from depthjepa.grid import to_map
 from depthjepa.losses import depth_loss
 from depthjepa.model.decoders import DPT_LEVELS, DPTHead, dpt_depths, expected_depth
-from depthjepa.model.vit import VisionTransformer
+from depthjepa.model.encoder import Encoder
 from depthjepa.progress import task
 
 Kind = Literal["linear", "linear4", "dpt"]
@@ -73,6 +73,7 @@ class Plan:
     nearest: float | None = None
     farthest: float | None = None
     pictures: int = 6
+    widths: tuple[int, ...] | None = None  # of the layers that are read; None: all alike
 
 
 def layers_of(kind: Kind, blocks: int) -> list[int]:
@@ -80,7 +81,7 @@ def layers_of(kind: Kind, blocks: int) -> list[int]:
     return [blocks - 1] if kind == "linear" else dpt_depths(blocks)
 
 
-def encode_layers(encoder: VisionTransformer, layers: Sequence[int], where: torch.device, precision: str) -> Encode:
+def encode_layers(encoder: Encoder, layers: Sequence[int], where: torch.device, precision: str) -> Encode:
     """Turn an encoder into a function of RGB images in [0, 1] to the tokens of several layers, side by side."""
     encoder = encoder.to(where).eval()
 
@@ -93,18 +94,23 @@ def encode_layers(encoder: VisionTransformer, layers: Sequence[int], where: torc
 
 
 class BinReadout(nn.Module):
-    """Tokens, the layers side by side, to the depth [m] of every pixel, within the range of the bins."""
+    """Tokens, the layers side by side, to the depth [m] of every pixel, within the range of the bins.
+
+    `width` is that of all layers, `widths` those of each; None: all alike.
+    """
 
     centres: Tensor
 
-    def __init__(self, kind: Kind, width: int, nearest: float, farthest: float) -> None:
+    def __init__(
+        self, kind: Kind, width: int, nearest: float, farthest: float, widths: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
         self.several = kind == "dpt"
         # Frozen tokens do not drift: their statistics are averaged over all steps.
         self.norm = nn.BatchNorm1d(width, affine=False, momentum=None)
         if self.several:
-            level = width // DPT_LEVELS
-            self.scores: nn.Module = DPTHead(level, BINS, DPT_ENLARGED, min(DPT_WIDTH, level))
+            self.widths = list(widths or [width // DPT_LEVELS] * DPT_LEVELS)
+            self.scores: nn.Module = DPTHead(self.widths, BINS, DPT_ENLARGED, min(DPT_WIDTH, self.widths[-1]))
         else:
             self.scores = nn.Conv2d(width, BINS, 1)
             for parameter in self.scores.parameters():
@@ -117,7 +123,7 @@ class BinReadout(nn.Module):
     ) -> Float[Tensor, "b 1 h w"]:
         normed = self.norm(tokens.flatten(0, 1)).view_as(tokens)
         if self.several:
-            scores = self.scores([to_map(level, grid) for level in normed.chunk(DPT_LEVELS, -1)])
+            scores = self.scores([to_map(level, grid) for level in normed.split(self.widths, -1)])
         else:
             enlarged = (ENLARGED * grid[0], ENLARGED * grid[1])
             scores = F.interpolate(self.scores(to_map(normed, grid)), enlarged, mode="bilinear", align_corners=False)
@@ -217,7 +223,7 @@ def fit(
     if not aside.any() or aside.all():
         raise BadInput(f"a depth probe needs at least {FOLDS} training images, and there are {len(numbers)}")
     descent = Descent(
-        make=lambda width: BinReadout(plan.kind, width, nearest, farthest),
+        make=lambda width: BinReadout(plan.kind, width, nearest, farthest, plan.widths),
         loss=lambda readout, tokens, depth: readout_loss(readout, tokens, depth, plan),
         rates=RATES[plan.kind],
         steps=plan.steps,

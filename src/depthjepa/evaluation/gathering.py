@@ -27,8 +27,7 @@ from depthjepa.evaluation.diagnostics import Diagnosis
 from depthjepa.evaluation.features import Encode, Pooled, PooledParts, iterate_tokens
 from depthjepa.evaluation.tokens import ComputedTokens, TokenKeeper, Tokens
 from depthjepa.grid import patchify
-from depthjepa.method import build_encoder
-from depthjepa.model.vit import VisionTransformer
+from depthjepa.model.encoder import Encoder
 
 RANDOM = "random encoder"
 RAW_SIDE = 8  # pixels of a patch along each side that raw patches keep
@@ -48,7 +47,7 @@ class Features:
     diagnosis: Diagnosis
 
 
-def encode_with(encoder: VisionTransformer, where: torch.device, precision: str = "fp32") -> Encode:
+def encode_with(encoder: Encoder, where: torch.device, precision: str = "fp32") -> Encode:
     """Turn an encoder into a function of RGB images in [0, 1]; tokens are float32 whatever it computes in."""
     encoder = encoder.to(where).eval()
 
@@ -84,12 +83,6 @@ def encode_together(encode: Encode, place: distributed.Ranks) -> Encode:
         return distributed.join(tokens, len(images), place)
 
     return encode_share if place.world > 1 else encode
-
-
-def encoders(config: RunConfig, encoder: VisionTransformer, where: torch.device) -> dict[str, Encode]:
-    """The random encoder (the run's own initial weights) and the trained one."""
-    named = {RANDOM: build_encoder(config), config.name: encoder}
-    return {name: encode_with(each, where, config.evaluation.precision) for name, each in named.items()}
 
 
 class Views:
@@ -154,7 +147,7 @@ def views(config: RunConfig, source: Source, limit: int | None, *, label_maps: b
 
 
 def features_of(
-    config: RunConfig, encoder: VisionTransformer, where: torch.device, *, tokens: bool = True
+    config: RunConfig, encoder: Encoder, where: torch.device, *, tokens: bool = True
 ) -> tuple[Features, Features]:
     """Features of the training and of the validation images, from one pass; see `split_features`."""
     encode = encode_with(encoder, where, config.evaluation.precision)

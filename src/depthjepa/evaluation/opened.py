@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from depthjepa import runtime
-from depthjepa.backbones.opening import open_backbone
+from depthjepa.backbones.opening import Backbone, open_backbone
 from depthjepa.checkpoint import Checkpoint
 from depthjepa.config import RunConfig
 from depthjepa.configuring import given, refuse_other_than_settings, refuse_repeated
@@ -19,7 +19,7 @@ from depthjepa.data.images import in_words
 from depthjepa.data.layouts.flat import FlatFolder
 from depthjepa.evaluation.probes import probe_config, table
 from depthjepa.faults import BadInput
-from depthjepa.model.vit import VisionTransformer
+from depthjepa.model.encoder import Encoder
 
 NAMED = 3  # unreadable images that are named; of more, their number says enough
 
@@ -27,12 +27,17 @@ Say = Callable[[str], None]
 
 
 class Opened(NamedTuple):
-    """A checkpoint, the configuration that it is measured with, and its encoder, with the device to measure it on."""
+    """A backbone, the configuration that it is measured with, and its encoder, with the device to measure it on."""
 
-    saved: Checkpoint
+    backbone: Backbone
     config: RunConfig
-    encoder: VisionTransformer
+    encoder: Encoder
     where: torch.device
+
+    @property
+    def saved(self) -> Checkpoint | None:
+        """The checkpoint behind it; None for a network of another library."""
+        return self.backbone.saved
 
 
 def open_with(
@@ -42,12 +47,15 @@ def open_with(
     result: str,
     tasks: Collection[str] = (),
     say: Say | None = None,
+    *,
+    run_for: str = "",
 ) -> Opened:
     """Open a backbone with data (None: the run's own) and KEY=VALUE (`data.*`, `evaluation.*`, `train.device`, …).
 
     `model.*` and `data.image_size` say what a foreign layout does not. `result` is what it is opened for, in words, and
     `tasks` are the tables that are computed for that. `say` gets one line for what was found in a file of another
-    library and for all that had to be assumed of it; without `say`, what is assumed is a warning.
+    library and for all that had to be assumed of it; without `say`, what is assumed is a warning. `run_for` is what
+    takes more than an encoder, which networks of other libraries are refused for.
 
     Raises `BadInput`, also for a key that has no effect on the result.
     """
@@ -57,8 +65,14 @@ def open_with(
     if twice:
         raise BadInput(f"{twice[0]}, but {data} is given as the data already, and only one of them can hold")
     found = open_backbone(backbone, [text for text in settings if text.startswith(("model.", "data.image_size="))])
-    config = probe_config(found.saved, None if data is None else str(data), settings)
     run = [task for name, task in table.tasks().items() if name in tasks]
+    if run and all(task.reads_run for task in run):
+        run_for = ", ".join(task.name for task in run)
+    if found.saved is None and run_for:
+        raise BadInput(
+            f"{run_for} takes a run of depthjepa, of which it reads more than the encoder; {backbone} is {found.found}"
+        )
+    config = probe_config(found.config, None if data is None else str(data), settings)
     table.refuse_unread(result, run, config, given(settings, config))
     # A file that holds one encoder serves as either; what is written about it says which one it was.
     which = found.which(config.evaluation.which)
@@ -69,7 +83,7 @@ def open_with(
         (say or warn)(f"{backbone}: assumed {what}")
     where = runtime.device(config.train.device)
     runtime.settle_cpu(config.train.threads)
-    return Opened(found.saved, config, found.encoder(which), where)
+    return Opened(found, config, found.encoder(which), where)
 
 
 def to_write(out: str | Path) -> Path:

@@ -12,14 +12,15 @@ from depthjepa.data.samples import Batch
 from depthjepa.data.transforms import as_bytes
 from depthjepa.evaluation.decoded import undone
 from depthjepa.evaluation.gathering import views
+from depthjepa.evaluation.readout import patch_grid
 from depthjepa.guidance.pixel import PixelGuide
 from depthjepa.guidance.target import Target, on_cells
 from depthjepa.logbook import RunFolder
 from depthjepa.masks import Masks, sample_masks
 from depthjepa.method import build_encoder
+from depthjepa.model.encoder import Encoder
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.supervised import Supervised
-from depthjepa.model.vit import VisionTransformer
 
 
 @torch.no_grad()
@@ -40,8 +41,8 @@ def write_pictures(
     random = build_encoder(config).to(where)
     features = {
         "images": as_bytes(batch.images),
-        "tokens": token_maps(method.encoder, batch, config.grid),
-        "random": token_maps(random, batch, config.grid),
+        "tokens": token_maps(method.encoder, batch),
+        "random": token_maps(random, batch),
     }
     folder.save_arrays("figures/features", features)
     if target is not None and target.whitening is not None:
@@ -92,8 +93,10 @@ def mask_arrays(batch: Batch, masks: Masks, grid: tuple[int, int]) -> dict[str, 
     return {"images": as_bytes(batch.images), "context": context.cpu().numpy(), "targets": targets.cpu().numpy()}
 
 
-def token_maps(encoder: VisionTransformer, batch: Batch, grid: tuple[int, int]) -> np.ndarray:
-    """Tokens of an encoder on the patch grid, [k, rows, cols, d] in half precision."""
+def token_maps(encoder: Encoder, batch: Batch) -> np.ndarray:
+    """Tokens of an encoder on its patch grid, [k, rows, cols, d] in half precision."""
     tokens: Tensor = encoder.eval()(encoder.normalise(batch.images))
-    maps: np.ndarray = tokens.view(len(tokens), *grid, encoder.width).half().cpu().numpy()
+    maps: np.ndarray = (
+        tokens.reshape(len(tokens), *patch_grid(batch.images, encoder.patch_size), encoder.width).half().cpu().numpy()
+    )
     return maps

@@ -9,8 +9,7 @@ within    from each token, less its image's mean and less what tokens have in co
           patch, each with its own mask
 
 Their sum with the mean map is the prediction. Strengths are chosen on folds of images that share no place
-(`data.groups`); place means of tokens and standardisation come from the other folds then. The mean map is that of all
-training images throughout: it is the zero of the table, not a thing that is fitted.
+(`data.groups`); the mean map, the place means of tokens and their standardisation come from the other folds then.
 
 Its ridges are solved from sums that are added up batch by batch (`evaluation.ridge`): memory grows with the width of
 tokens squared and not with the number of images.

@@ -113,14 +113,21 @@ class Sums:
         deviation = variance.sqrt()
         return mean, torch.where(deviation > ROUNDING * size.sqrt(), deviation, torch.inf)
 
-    def solve(self, strengths: Sequence[float], *, shared: bool = False, centred: bool = False) -> list[LinearMap]:
+    def solve(
+        self,
+        strengths: Sequence[float],
+        *,
+        shared: bool = False,
+        centred: bool = False,
+        offset: Float[Tensor, "#n c"] | None = None,
+    ) -> list[LinearMap]:
         """Minimise mean (y - prediction)² + strength ‖weight‖² for each target, once for every strength.
 
-        `shared`: tokens are divided by one deviation, so that a channel which varies more has more say. `centred`: y
-        is a deviation from its place's mean already, and x becomes one.
+        `shared`: tokens are divided by one deviation, so that a channel which varies more has more say. `centred`:
+        tokens are taken less their place's mean. `offset`: what is given for nothing; None: y's mean at each place.
         """
         mean, deviation = self.spread(shared=shared, centred=centred)
-        offset = torch.zeros_like(self.y[:1]) if centred else self.offset()
+        offset = self.offset() if offset is None else offset
         count = self.known.sum(0).clamp(min=1)
         known_x = self.known_x - self.known[:, :, None] * mean[:, None]
         x, y = known_x.sum(0) / count[:, None], (self.y - offset * self.known).sum(0) / count
@@ -199,11 +206,17 @@ class Ridge:
         Place means and standardisation come from the other folds as well.
         """
         errors = torch.zeros(len(self.strengths), dtype=torch.float64)
+        whole = self.without()
         for number in self.folds if held is None else held:
-            found = self.without(number).solve(self.strengths, centred=self.centred)
+            others = self.without(number)
+            # The mean map that targets are deviations from is that of all folds: bring it to that of the others.
+            offset = others.offset() - whole.offset() if self.centred else None
+            found = others.solve(self.strengths, centred=self.centred, offset=offset)
             errors += torch.tensor([self.folds[number].error(each) for each in found], dtype=torch.float64)
         return self.strengths[int(errors.argmin())]
 
     def solve(self, strength: float) -> LinearMap:
         """The ridge of all folds."""
-        return self.without().solve([strength], centred=self.centred)[0]
+        whole = self.without()
+        nothing = torch.zeros_like(whole.y[:1]) if self.centred else None
+        return whole.solve([strength], centred=self.centred, offset=nothing)[0]

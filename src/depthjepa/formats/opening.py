@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,15 @@ def open_name(name: str, heads: int | None = None) -> Contents:
         found = open_file(file, heads)
         assert isinstance(found, Contents)
         return found
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).parent.is_dir():
-        return open_folder(_snapshot(name), name, heads)
+    if is_hub_id(name):
+        return open_folder(snapshot(name), name, heads)
     raise BadInput(f"there is no checkpoint {name}: give {KINDS}")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name that is no path here looks like one of a model on a hub: `organisation/model`."""
+    path = Path(name)
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not path.exists() and not path.parent.is_dir()
 
 
 def _download(url: str, file: Path, name: str) -> None:
@@ -85,7 +92,9 @@ def _download(url: str, file: Path, name: str) -> None:
         raise BadInput(f"{name} cannot be fetched from {url}: {fault}") from fault
 
 
-def _snapshot(name: str) -> Path:
+@functools.lru_cache
+def snapshot(name: str) -> Path:
+    """Fetch the model of a hub id once; raises `BadInput` where no hub has it, or nobody answers."""
     try:
         import huggingface_hub
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError

@@ -32,6 +32,21 @@ def is_timm(config: Mapping[str, Any]) -> bool:
     return "architecture" in config
 
 
+def is_ijepa(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether a folder of timm holds an encoder that is ours under timm's names, as `write_timm` writes it.
+
+    Other networks have tensors of their own (a class token, a pooling norm, a classifier). Files that cannot be read
+    are left to `read_timm`, which says why.
+    """
+    if config.get("architecture") not in (ANY, *ARCHITECTURES.values()):
+        return False
+    try:
+        names, _ = read_stored(folder)
+    except BadInput:
+        return True
+    return {name.partition(".")[0] for name in names} <= {"pos_embed", "patch_embed", "blocks", "norm"}
+
+
 def read_timm(folder: Path, source: str | None = None, heads: int | None = None) -> Contents:
     """Read a folder; raises `BadInput` for tensors that are missing or left over."""
     name = source or str(folder)
@@ -113,5 +128,8 @@ def released_url(name: str) -> str | None:
     if name in kin:
         return str(timm.get_pretrained_cfg(name).url)
     if timm.is_model(name.partition(".")[0]):
-        raise BadInput(f"{name} of timm is none of its I-JEPA models; those are {', '.join(kin)}")
+        raise BadInput(
+            f"{name} of timm is none of its I-JEPA models; those are {', '.join(kin)}. To measure it, "
+            f"call it timm:{name}"
+        )
     return None

@@ -79,6 +79,15 @@ def is_huggingface(config: Mapping[str, Any]) -> bool:
     return "model_type" in config
 
 
+def is_ijepa(config: Mapping[str, Any], source: str) -> bool:
+    """Whether a `config.json` is of an I-JEPA encoder that computes as ours does."""
+    try:
+        _refuse_other_arithmetic(config, source)
+    except BadInput:
+        return False
+    return config.get("model_type") == "ijepa"
+
+
 def read_huggingface(folder: Path, source: str | None = None) -> Contents:
     """Read a folder; `source` is what the user called it (a hub id), else the folder.
 

@@ -167,13 +167,17 @@ def enlargements(patch: int) -> list[int]:
 
 
 class DPTHead(nn.Module):
-    """Four levels, resized to 4, 2, 1 and 1/2 times the patch grid, fused from the deepest up to 8 times the grid."""
+    """Four levels, resized to 4, 2, 1 and 1/2 times the patch grid, fused from the deepest up to 8 times the grid.
 
-    def __init__(self, token_width: int, outputs: int, patch: int, width: int) -> None:
+    `token_width`: of all levels, or of each.
+    """
+
+    def __init__(self, token_width: int | Sequence[int], outputs: int, patch: int, width: int) -> None:
         super().__init__()
         self.patch = patch
-        narrow = [max(8, token_width >> (3 - level)) for level in range(DPT_LEVELS)]
-        self.narrow = nn.ModuleList(nn.Conv2d(token_width, channels, 1) for channels in narrow)
+        widths = [token_width] * DPT_LEVELS if isinstance(token_width, int) else list(token_width)
+        narrow = [max(8, wide >> (3 - level)) for level, wide in enumerate(widths)]
+        self.narrow = nn.ModuleList(nn.Conv2d(wide, channels, 1) for wide, channels in zip(widths, narrow, strict=True))
         self.resize = nn.ModuleList(
             [
                 nn.ConvTranspose2d(narrow[0], narrow[0], 4, stride=4),
@@ -187,7 +191,7 @@ class DPTHead(nn.Module):
         self.refine = nn.Conv2d(width, width, 3, padding=1)
         self.project = nn.Conv2d(width, outputs, 3, padding=1)
 
-    def forward(self, levels: Sequence[Maps]) -> Float[Tensor, "b outputs h w"]:
+    def forward(self, levels: Sequence[Float[Tensor, "b _ rows cols"]]) -> Float[Tensor, "b outputs h w"]:
         rows, columns = levels[0].shape[-2:]
         steps = zip(levels, self.narrow, self.resize, self.bring, strict=True)
         pyramid = [bring(resize(narrow(maps))) for maps, narrow, resize, bring in steps]

@@ -124,6 +124,16 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(shape.width, shape.heads, shape.hidden) for _ in range(shape.depth))
         self.norm = nn.LayerNorm(shape.width, eps=1e-6)
 
+    @property
+    def depth(self) -> int:
+        """How many blocks there are."""
+        return len(self.blocks)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width of the tokens after each block."""
+        return (self.width,) * self.depth
+
     def forward(
         self, images: Float[Tensor, "b 3 h w"], keep: Int64[Tensor, "b c"] | None = None
     ) -> Float[Tensor, "b _ d"]:

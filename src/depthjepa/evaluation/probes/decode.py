@@ -69,6 +69,7 @@ TASK = OwnTask(
     about="the depth that a pixel-guided run's own head gives",
     columns=(*COLUMNS, PREDICTED),
     guesses=(MEAN_MAP, SCENE_MAP),
+    reads_run=True,
     needs=(DEPTH, PIXEL_HEAD),
     section=Section("Depth as a run's own head decodes it", decoded_figures),
     picture=Picture("maps of `probe RUN decode`", show, photographs=True),

@@ -31,7 +31,6 @@ from depthjepa.faults import BadInput
 from depthjepa.grid import to_tokens
 from depthjepa.guidance.build import asks_network
 from depthjepa.guidance.target import on_cells
-from depthjepa.method import build_encoder
 from depthjepa.model.decoders import CELLS
 from depthjepa.runs import Arrays, Run, probe_files, same_images
 
@@ -133,6 +132,11 @@ def run_readout(subject: Subject) -> Probe:
     config, encoder, train, val = subject.config, subject.encoder, subject.train, subject.val
     asked = config.evaluation
     assert asked.depth_readout != "ridge"
+    blocks = encoder.depth
+    layers = layers_of(asked.depth_readout, blocks)
+    subject.refuse_shallow(
+        f"evaluation.depth_readout={asked.depth_readout}", layers, "evaluation.depth_readout=linear or ridge"
+    )
     plan = Plan(
         kind=asked.depth_readout,
         size=config.data.size,
@@ -142,11 +146,11 @@ def run_readout(subject: Subject) -> Probe:
         nearest=asked.nearest,
         farthest=asked.farthest,
         pictures=asked.pictures,
+        widths=tuple(encoder.widths[layer] for layer in layers),
     )
-    blocks = len(encoder.blocks)
-    layers = layers_of(plan.kind, blocks)
-    named = {RANDOM: build_encoder(config), config.name: encoder}
-    encoders = {name: encode_layers(each, layers, subject.where, asked.precision) for name, each in named.items()}
+    encoders = {
+        name: encode_layers(each, layers, subject.where, asked.precision) for name, each in subject.named.items()
+    }
     found = readout_tables(encoders, train, val, places_in(train, val), plan)
     protocol = (
         f"{describe(plan, layers, blocks, found[-1].mean_map)}, from the frozen {asked.which} encoder; averaged over "

@@ -26,6 +26,7 @@ from depthjepa.evaluation.gathering import whole_views_text
 from depthjepa.evaluation.probes.task import DEPTH, OwnTask, Picture, Probe, Section, Subject
 from depthjepa.faults import BadInput
 from depthjepa.logbook import RunFolder
+from depthjepa.model.vit import VisionTransformer
 from depthjepa.runs import Arrays, Run, listed, probe_files, read_arrays, tables_of
 
 PICTURES = 4  # rows of a figure
@@ -34,9 +35,10 @@ PICTURES = 4  # rows of a figure
 def run(subject: Subject) -> Iterable[Probe]:
     """Run all gates of a checkpoint on RGB-D data: a table with verdicts in words, and the overfitted maps."""
     config, saved, train, val, where = subject.config, subject.saved, subject.train, subject.val, subject.where
-    assert saved is not None
-    found, words = readout_gates(config, saved, subject.encoder, train, val, where)
-    found.insert(1, position_gate(config, subject.encoder, where))
+    encoder = subject.encoder
+    assert saved is not None and isinstance(encoder, VisionTransformer)
+    found, words = readout_gates(config, saved, encoder, train, val, where)
+    found.insert(1, position_gate(config, encoder, where))
     protocol = (
         f"readouts: ridges of the log depth of 2 x 2 cells a patch, R² within images, {whole_views_text(train, val)}"
     )
@@ -156,6 +158,7 @@ TASK = OwnTask(
         Column("wanted", "wanted", "the least figure with which the gate passes; a dash where it stands beside others"),
         Column("passed", "passed", "whether it is reached; a gate that fails names a cause"),
     ),
+    reads_run=True,
     needs=(DEPTH,),
     reads=("gate_steps",),
     section=Section("Why depth decodes or does not", gate_figures),

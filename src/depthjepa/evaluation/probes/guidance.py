@@ -25,6 +25,7 @@ from depthjepa.evaluation.probes.task import OwnTask, Probe, Section, Subject, T
 from depthjepa.evaluation.shortcuts import verdict
 from depthjepa.guidance.build import asks_network, is_control
 from depthjepa.method import build_encoder
+from depthjepa.model.vit import VisionTransformer
 from depthjepa.runs import Run, tables_of
 
 TRAIN_IMAGES, VAL_IMAGES = 1000, 500  # at most
@@ -38,7 +39,8 @@ def run(subject: Subject) -> Iterable[Probe]:
     `BadInput` where no teacher can be asked.
     """
     config, saved, against, where = subject.config, subject.saved, subject.against, subject.where
-    assert saved is not None
+    encoder = subject.encoder
+    assert saved is not None and isinstance(encoder, VisionTransformer)
     guided = config.guidance.kind != "none" and config.train.objective == "jepa"
     network = asks_network(config.guidance)
     if against is None and not (guided and (network or _has_depth(subject.train, subject.val))):
@@ -52,7 +54,7 @@ def run(subject: Subject) -> Iterable[Probe]:
     train, val = Views(config, "train"), Views(config, "val")
     teacher = asked_teacher(config, has_depth=_has_depth(train, val)).to(where)
     known, judged = ask_all(teacher, config, train, where), ask_all(teacher, config, val, where)
-    twins = {RANDOM: build_encoder(config), config.name: subject.encoder}
+    twins = {RANDOM: build_encoder(config), config.name: encoder}
     if against is not None:
         refuse_other_grid(saved, against)
         name = against.config.name if against.config.name not in twins else f"{against.config.name} (against)"
@@ -121,6 +123,7 @@ def layer_charts(runs: Sequence[Run]) -> list[Captioned]:
 
 TASK = OwnTask(
     name="guidance",
+    reads_run=True,
     title="What the guidance head says of held-out images",
     about="whether depth got into the features of a guided run, or into its head alone",
     columns=(

@@ -11,10 +11,9 @@ from depthjepa.data.images import Split
 from depthjepa.evaluation.classification import ClassifierResult, chance, linear
 from depthjepa.evaluation.depth_readouts import encode_layers
 from depthjepa.evaluation.features import pooled_features
-from depthjepa.evaluation.gathering import RANDOM, Views, views_text
+from depthjepa.evaluation.gathering import Views, views_text
 from depthjepa.evaluation.probes.task import LABELS, Measured, Probe, Rows, Seen, SharedTask, Subject, Variant
 from depthjepa.evaluation.trained_probes import SETTINGS, TOGETHER, sweep
-from depthjepa.method import build_encoder
 
 COLUMNS = (
     Column(
@@ -68,10 +67,10 @@ def protocol(config: RunConfig, views: Mapping[Split, Views], rows: Rows) -> str
 def run_sweep(subject: Subject) -> Probe:
     """The sweep on the tokens of the last layer and of the last four; see `evaluation.trained_probes`."""
     config, encoder, train, val = subject.config, subject.encoder, subject.train, subject.val
-    epochs, layers = config.evaluation.probe_epochs, min(TOGETHER, len(encoder.blocks))
-    blocks = list(range(len(encoder.blocks) - layers, len(encoder.blocks)))
+    epochs, layers = config.evaluation.probe_epochs, min(TOGETHER, encoder.depth)
+    blocks = list(range(encoder.depth - layers, encoder.depth))
     rows: list[dict[str, Any]] = []
-    for name, each in ((RANDOM, build_encoder(config)), (config.name, encoder)):
+    for name, each in subject.named.items():
         encode = encode_layers(each, blocks, subject.where, config.evaluation.precision)
         seen, unseen = (pooled_features(encode, views()) for views in (train, val))
         if not rows:

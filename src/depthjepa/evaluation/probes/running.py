@@ -17,31 +17,35 @@ from typing import Any
 import torch
 
 from depthjepa import runtime
+from depthjepa.backbones.opening import Backbone
+from depthjepa.backbones.vit import OpenedCheckpoint
 from depthjepa.checkpoint import Checkpoint
 from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import build_config
 from depthjepa.data.loading import source_name
 from depthjepa.evaluation.features import Encode
+from depthjepa.evaluation.gathering import RANDOM
 from depthjepa.evaluation.probes import table
 from depthjepa.evaluation.probes.shared import shared_tables
 from depthjepa.evaluation.probes.task import Data, OwnTask, Probe, SharedTask, Subject
 from depthjepa.faults import BadInput
 from depthjepa.logbook import RunFolder, plain, to_json, write_whole
-from depthjepa.model.vit import VisionTransformer
+from depthjepa.model.encoder import Encoder
 
 
 def probe(
-    task: str, config: RunConfig, encoder: VisionTransformer, where: torch.device, saved: Checkpoint | None = None
+    task: str, config: RunConfig, encoder: Encoder, where: torch.device, backbone: Backbone | None = None
 ) -> Probe:
     """Run one task on a trained encoder, by the protocol that `config` asks for; `config` also says on which data.
 
-    The baselines are computed on the same images. A task that reads more than the encoder needs the checkpoint `saved`.
+    The baselines are computed on the same images. `backbone`: what the encoder was opened from, which tells its initial
+    weights; a task that reads more than the encoder needs it. Without one the encoder is as `config` says.
     """
     row = table.chosen(task, table.studied())
-    subject = Subject(config, encoder, where, saved)
+    subject = Subject(config, encoder, where, backbone)
     if row.variant is not None and row.variant.asked(config):
         subject.refuse_lacking((row,))
-        return row.variant.run(subject)
+        return _with_rows_told(row.variant.run(subject), subject)
     (result,) = run_tasks((row,), subject)
     return result
 
@@ -55,10 +59,20 @@ def run_tasks(tasks: Iterable[table.Runnable], subject: Subject) -> Iterator[Pro
     subject.refuse_lacking(tasks)
     shared = [task for task in tasks if isinstance(task, SharedTask)]
     if shared:
-        yield from shared_tables(subject, subject.encoders(), shared).values()
+        for result in shared_tables(subject, subject.encoders(), shared).values():
+            yield _with_rows_told(result, subject)
     for task in tasks:
         if isinstance(task, OwnTask):
-            yield from task.run(subject)
+            for result in task.run(subject):
+                yield _with_rows_told(result, subject)
+
+
+def _with_rows_told(result: Probe, subject: Subject) -> Probe:
+    """The result, whose protocol says where there is no row of the random encoder."""
+    if subject.backbone is None or subject.saved is not None or RANDOM in subject.named:
+        return result
+    protocol = f"{result.table['protocol']}; no {RANDOM}: nothing tells the initial weights of this file"
+    return replace(result, table=result.table | {"protocol": protocol})
 
 
 def classification_tables(
@@ -75,7 +89,7 @@ def classification_tables(
 def probe_run(config: RunConfig, saved: Checkpoint, tasks: Sequence[str]) -> None:
     """Write the tables of several tasks of a run, and beside them those of the protocols that `config` asks for."""
     which = config.evaluation.which
-    subject = Subject(config, saved.encoder(which), runtime.device(config.train.device), saved)
+    subject = Subject(config, saved.encoder(which), runtime.device(config.train.device), OpenedCheckpoint(saved))
     rows = [table.chosen(task, table.studied()) for task in tasks]
     started = now()  # of all: none of what is asked for at once is newer than the rest
     for result in run_tasks(rows, subject):
@@ -85,18 +99,17 @@ def probe_run(config: RunConfig, saved: Checkpoint, tasks: Sequence[str]) -> Non
             write_probe(row.variant.run(subject), saved, which, probed=started)
 
 
-def probe_config(saved: Checkpoint, data: str | None, overrides: Iterable[str] = ()) -> RunConfig:
-    """The checkpoint's configuration with other data; subsets of the training data are not carried over."""
-    content = to_mapping(saved.config)
+def probe_config(own: RunConfig, data: str | None, overrides: Iterable[str] = ()) -> RunConfig:
+    """A backbone's own configuration with other data; subsets of the training data are not carried over."""
+    content = to_mapping(own)
     if data is not None and data != content["data"]["root"]:
         content["data"] |= {"root": data, "kind": None, "classes": None, "images_per_class": None}
         content["data"] |= {"val_prefixes": None, "val_list": None}
     config = build_config(content, list(overrides))
-    own = replace(config.train, device=saved.config.train.device, threads=saved.config.train.threads)
-    if own != saved.config.train:
+    if replace(config.train, device=own.train.device, threads=own.train.threads) != own.train:
         raise BadInput("train.* belongs to the checkpoint; a probe takes train.device and train.threads alone")
     for part in ("model", "masks", "guidance", "predictor", "optim", "seed"):
-        if getattr(config, part) != getattr(saved.config, part):
+        if getattr(config, part) != getattr(own, part):
             raise BadInput(f"{part}.* belongs to the checkpoint; a probe takes data.*, evaluation.* and train.device")
     _ = config.grid  # refuses an image size that patches do not divide
     return config
@@ -108,7 +121,7 @@ def now() -> str:
 
 
 def write_probe(
-    result: Probe, saved: Checkpoint, which: str, out: Path | None = None, *, probed: str | None = None
+    result: Probe, saved: Checkpoint | None, which: str, out: Path | None = None, *, probed: str | None = None
 ) -> dict[str, Any]:
     """Write table, arrays and readout below the run folder of a checkpoint, and the table alone to `out`; return it.
 
@@ -116,18 +129,20 @@ def write_probe(
     (`probed`, by default now). Figures that are not finite are None.
 
     On other data than the run's own, the files carry the name of the data; the readout is always the newest, and says
-    to which weights it belongs. A checkpoint outside a run folder has no place for them.
+    to which weights it belongs. A checkpoint outside a run folder has no place for them, nor has a network of another
+    library (`saved` is None).
     """
-    folder = saved.run
+    folder = None if saved is None else saved.run
     asked = RunFolder(folder).summary().get("of_steps") if folder is not None else None
     of_steps = {} if asked is None else {"of_steps": asked}
-    content: dict[str, Any] = plain(result.table | {"step": saved.step, "probed": probed or now()} | of_steps)
+    step = {} if saved is None else {"step": saved.step}
+    content: dict[str, Any] = plain(result.table | step | {"probed": probed or now()} | of_steps)
     if out is not None:
         write_whole(out, to_json(content))
-    if folder is not None:
+    if saved is not None and folder is not None:
         task, data = result.table["task"], result.table["data"]
-        own = source_name(RunFolder(folder).config()["data"]["root"])
-        elsewhere = "" if data == own else "-" + re.sub(r"\W+", "_", Path(data).name)
+        root = RunFolder(folder).config()["data"]["root"]  # empty in a folder that was converted from mere weights
+        elsewhere = "" if root and data == source_name(root) else "-" + re.sub(r"\W+", "_", Path(data).name)
         name = f"probes/{task}{result.variant}{elsewhere}"
         write_whole(folder / f"{name}.json", to_json(content))
         if result.arrays:

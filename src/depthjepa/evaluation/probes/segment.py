@@ -30,7 +30,6 @@ from depthjepa.evaluation.segmentation import (
     segment_table,
 )
 from depthjepa.faults import BadInput
-from depthjepa.method import build_encoder
 from depthjepa.runs import Arrays, Run, probe_files, same_images
 
 PICTURES = 6  # rows of a figure
@@ -65,11 +64,13 @@ def measured(subject: Subject, kind: Kind) -> Probe:
         seed=config.seed,
         pictures=asked.pictures,
     )
-    blocks = len(encoder.blocks)
+    blocks = encoder.depth
     layers = layers_of(plan.kind, blocks)
-    named = {RANDOM: build_encoder(config), config.name: encoder}
+    subject.refuse_shallow(f"evaluation.segment_readout={kind}", layers, f"evaluation.segment_readout={KINDS[0]}")
     encoders = {RAW: raw_patches(plan.patch_size, subject.where)}
-    encoders |= {name: encode_layers(each, layers, subject.where, asked.precision) for name, each in named.items()}
+    encoders |= {
+        name: encode_layers(each, layers, subject.where, asked.precision) for name, each in subject.named.items()
+    }
     folds = divide(train.source, train.numbers)
     found = segment_table(encoders, train, val, folds, plan)
     protocol = (

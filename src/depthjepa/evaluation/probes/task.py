@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from depthjepa.backbones.opening import Backbone
 from depthjepa.checkpoint import Checkpoint
 from depthjepa.columns import Column, table
 from depthjepa.config import RunConfig
@@ -25,10 +26,11 @@ from depthjepa.data.layouts.layout import with_depth, with_label_maps, with_labe
 from depthjepa.data.samples import Source, segment_classes
 from depthjepa.drawing.figures import Captioned
 from depthjepa.evaluation.features import Encode
-from depthjepa.evaluation.gathering import Features, Views, encoders
+from depthjepa.evaluation.gathering import RANDOM, Features, Views, encode_with
 from depthjepa.evaluation.readout import DepthReadout
 from depthjepa.faults import BadInput
-from depthjepa.model.vit import VisionTransformer
+from depthjepa.method import build_encoder
+from depthjepa.model.encoder import Encoder
 from depthjepa.runs import Run
 
 Rows = Sequence[Mapping[str, Any]]
@@ -98,16 +100,36 @@ class Data:
 
 @dataclass(frozen=True)
 class Subject(Data):
-    """What is probed: an encoder on data. The checkpoint is what it comes from, where it has one."""
+    """What is probed: an encoder on data, and the backbone that it comes from, where it has one."""
 
-    encoder: VisionTransformer
+    encoder: Encoder
     where: torch.device
-    saved: Checkpoint | None = None
+    backbone: Backbone | None = None
     against: Checkpoint | None = None  # a twin to stand beside it, for tasks of `diagnose`
+
+    @property
+    def saved(self) -> Checkpoint | None:
+        """The checkpoint that the encoder comes from; None without one, and for a network of another library."""
+        return None if self.backbone is None else self.backbone.saved
+
+    @cached_property
+    def named(self) -> dict[str, Encoder]:
+        """The same architecture at its initial weights, where something tells them, and this one, by their rows."""
+        random = build_encoder(self.config) if self.backbone is None else self.backbone.random(self.config)
+        return ({} if random is None else {RANDOM: random}) | {self.config.name: self.encoder}
+
+    def refuse_shallow(self, setting: str, layers: Sequence[int], others: str) -> None:
+        """Raise `BadInput` where a network of another library has fewer layers than a setting reads."""
+        foreign = self.backbone is not None and self.saved is None
+        if foreign and len(set(layers)) < len(layers):  # a shallow run of ours gives some twice
+            raise BadInput(
+                f"{setting} reads {len(layers)} layers, and {self.config.name} has {self.encoder.depth}: take {others}"
+            )
 
     def encoders(self) -> dict[str, Encode]:
         """The random encoder and this one as functions of images, by the names of their rows."""
-        return encoders(self.config, self.encoder, self.where)
+        precision = self.config.evaluation.precision
+        return {name: encode_with(each, self.where, precision) for name, each in self.named.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +213,7 @@ class Task:
     columns: tuple[Column, ...]
     guesses: tuple[str, ...] = ()
     needs: tuple[Need, ...] = ()
+    reads_run: bool = False  # whether it reads more of a run of ours than its encoder
     section: Section | None = None
     picture: Picture | None = None
     command: Command = "probe"
