@@ -11,13 +11,25 @@ from typing import TypeVar
 
 from depthjepa.config import RunConfig
 from depthjepa.evaluation.gathering import RANDOM
-from depthjepa.evaluation.probes import attentive, decode, depth, diagnose, gates, guidance, knn, linear, mlp
+from depthjepa.evaluation.probes import (
+    attentive,
+    decode,
+    depth,
+    diagnose,
+    gates,
+    guidance,
+    knn,
+    linear,
+    mlp,
+    segment,
+)
 from depthjepa.evaluation.probes.task import Command, OwnTask, SharedTask, Task
 from depthjepa.faults import BadInput, nearest
 
 TASKS: tuple[Task, ...] = (
     depth.TASK,
     decode.TASK,
+    segment.TASK,
     knn.TASK,
     linear.TASK,
     mlp.TASK,
