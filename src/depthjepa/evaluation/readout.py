@@ -182,7 +182,8 @@ def fit_readouts(
     Raises `BadInput` where there are too few images to choose a strength.
     """
     fits = {name: [_Fit() for _ in maps] for name in encoders}
-    folds = [set[int]() for _ in maps]
+    met = [list[int]() for _ in maps]  # folds of the images with depth
+    seen = 0
     for batch in batches:
         rows, cols = patch_grid(batch.images, patch_size)
         cells, known = cells_of(batch, (FACTOR * rows, FACTOR * cols), share)
@@ -191,16 +192,18 @@ def fit_readouts(
         some = known.flatten(1).any(1).cpu()
         chosen = [some if each.part == ALL else some & (belongs == each.part) for each in maps]
         targets = [_targets(cells[own], known[own], each) for own, each in zip(chosen, maps, strict=True)]
-        for own, seen in zip(chosen, folds, strict=True):
-            seen.update(fold[own].tolist())
+        for own, folds in zip(chosen, met, strict=True):
+            folds += fold[own].tolist()
+        seen += len(numbers)
         for name, encode in encoders.items():
             tokens = tokens_of(encode, batch)
             for fit, own, wanted in zip(fits[name], chosen, targets, strict=True):
                 fit.add(tokens[own.to(tokens.device)], wanted, fold[own])
-    for part, seen in zip(maps, folds, strict=True):
-        if len(seen) < 2:
+    for part, folds in zip(maps, met, strict=True):
+        if len(folds) < FOLDS or len(set(folds)) < 2:
             raise BadInput(
-                f"a depth probe of {part.name} needs training images with valid depth of at least 2 of its {FOLDS} "
-                f"folds ({places.folds.by}), and has them of {len(seen)}: give more images"
+                f"a depth probe of {part.name} needs at least {FOLDS} training images with valid depth, of 2 or more "
+                f"places: of {seen} images {len(folds)} have any, in {len(set(folds))} of {FOLDS} folds of "
+                f"{places.folds.by}"
             )
     return {name: [fit.solved(each.mean) for fit, each in zip(own, maps, strict=True)] for name, own in fits.items()}
