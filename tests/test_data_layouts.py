@@ -219,7 +219,11 @@ def test_a_planted_row_is_opened_insisted_on_and_named_in_messages(planted: Row,
         (flat, {"kind": "gry"}, r"Input should be .*'grey'"),
         (flat, {"kind": "grey"}, "write grey:N"),
         (flat, {"classes": 2}, r"data\.classes needs .* or grey images \(grey:N\), but .*flat is a flat folder"),
-        (flat, {"val_list": "x"}, "divides RGB-D pairs or grey pairs, but .*flat is no RGB-D folder or grey images"),
+        (
+            flat,
+            {"val_list": "x"},
+            "RGB-D pairs or grey pairs, but .*flat is no labelled folder or RGB-D folder or grey",
+        ),
     ):
         with pytest.raises((BadInput, ValueError), match=message):
             open_source(config(root, **keys), "train")

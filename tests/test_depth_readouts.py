@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from depthjepa import cli
 from depthjepa.checkpoint import load
 from depthjepa.configuring import build_config
+from depthjepa.data.groups import FOLDS, Division, Places
 from depthjepa.data.samples import Batch
 from depthjepa.depth import align_scale_shift, metrics
 from depthjepa.evaluation import depth_readouts, tokens
@@ -29,7 +31,7 @@ from depthjepa.evaluation.depth_readouts import (
     fit,
     layers_of,
     readout_loss,
-    readout_table,
+    readout_tables,
 )
 from depthjepa.evaluation.features import Encode
 from depthjepa.evaluation.gathering import RANDOM
@@ -90,7 +92,24 @@ def plan_of(kind: str, steps: int, **changes: object) -> Plan:
 
 def table_of(plan: Plan, train: Planted, val: Planted) -> DepthTable:
     layers = LAYERS[plan.kind]
-    return readout_table({"noise": tokens_of(layers, False), "telling": tokens_of(layers, True)}, train, val, plan)
+    encoders = {"noise": tokens_of(layers, False), "telling": tokens_of(layers, True)}
+    (found,) = readout_tables(encoders, train, val, places(len(train), len(val)), plan)
+    return found
+
+
+def rows_of(found: DepthTable) -> list[dict[str, float | str]]:
+    """The rows but that of the scene map, which is not known here, and figures of it."""
+    return [
+        {key: value for key, value in row.items() if key != "r2_beyond_scene"}
+        for row in found.rows
+        if row["name"] != "scene map"
+    ]
+
+
+def places(train: int, val: int) -> Places:
+    """Image i is in fold i modulo five; no scene is known."""
+    folds = Division(np.arange(train) % FOLDS, "5 groups")
+    return Places(("planted",), np.zeros(train, np.int64), np.zeros(val, np.int64), folds, {}, {})
 
 
 @pytest.fixture
@@ -105,7 +124,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tokens_that_hold_log_depth_are_decoded_and_noise_is_worth_the_mean_map(kind: str) -> None:
     found = table_of(plan_of(kind, steps=60 if kind == "dpt" else 250), Planted(100, 0), Planted(40, 1))
     rows = {str(row["name"]): row for row in found.rows}
-    assert list(rows) == ["mean map", "noise", "telling"]
+    assert list(rows) == ["mean map", "scene map", "noise", "telling"]
     assert rows["telling"]["delta1"] > 0.95 and rows["telling"]["r2_within"] > 0.9, rows["telling"]
     assert float(rows["telling"]["absrel"]) < 0.08, rows["telling"]
     # Worth as much, less what a readout of many weights makes of the noise of 100 images.
@@ -143,7 +162,7 @@ def test_enlarging_scores_is_enlarging_tokens() -> None:
 
 def test_batch_norm_ends_with_the_statistics_of_the_tokens() -> None:
     train, encode = Planted(64, 0), tokens_of(1, True)
-    readout, _ = fit(encode, train, plan_of("linear", steps=8), 0.5, 9.0)
+    readout, _ = fit(encode, train, places(64, 0).folds, plan_of("linear", steps=8), 0.5, 9.0)
     flat = encode(train.images).flatten(0, 1)
     assert readout.norm.running_mean is not None and readout.norm.running_var is not None
     torch.testing.assert_close(readout.norm.running_mean, flat.mean(0), rtol=0, atol=1e-3)
@@ -163,32 +182,33 @@ def test_the_validation_images_decide_nothing(monkeypatch: pytest.MonkeyPatch) -
     train, val, garbage = Planted(40, 0), Planted(20, 1), Planted(20, 1)
     garbage.depth = 1e-2 + 1000 * torch.rand(garbage.depth.shape, generator=torch.Generator().manual_seed(5))
     tables = [table_of(plan_of("linear", steps=20), train, each) for each in (val, garbage)]
-    assert tables[0].rows != tables[1].rows
+    assert rows_of(tables[0]) != rows_of(tables[1])
     for (first, rate), (second, same) in zip(fitted[:2], fitted[2:], strict=True):
         assert rate == same and all(torch.equal(first[key], second[key]) for key in first)
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_rate_is_the_best_on_every_fifth_training_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rate_is_the_best_on_a_fold_of_the_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
     train, encode, plan = Planted(40, 0), tokens_of(1, True), plan_of("linear", steps=80)
+    folds = places(40, 0).folds
     for rates in ((1e-9, 0.3), (0.3, 1e-9)):
         monkeypatch.setitem(depth_readouts.RATES, "linear", rates)
-        assert fit(encode, train, plan, 0.5, 9.0)[1] == 0.3
+        assert fit(encode, train, folds, plan, 0.5, 9.0)[1] == 0.3
     # Where the images held out tell the opposite of the others, learning nothing is best for them.
-    aside = torch.arange(40) % 5 == 2
+    aside = torch.arange(40) % 5 == 0
     train.depth[aside] = torch.where(train.depth[aside] > 0, 6 / train.depth[aside], 0)
-    assert fit(encode, train, plan, 0.5, 9.0)[1] == 1e-9
+    assert fit(encode, train, folds, plan, 0.5, 9.0)[1] == 1e-9
 
 
 @pytest.mark.usefixtures("quick")
 def test_the_seed_decides_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     train, val, plan = Planted(40, 0), Planted(20, 1), plan_of("linear4", steps=10)
     state = torch.get_rng_state()
-    first = table_of(plan, train, val).rows
+    first = rows_of(table_of(plan, train, val))
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(5)
-    assert table_of(plan, train, val).rows == first
-    assert table_of(replace(plan, seed=1), train, val).rows != first
+    assert rows_of(table_of(plan, train, val)) == first
+    assert rows_of(table_of(replace(plan, seed=1), train, val)) != first
 
 
 @pytest.mark.usefixtures("quick")
@@ -200,7 +220,7 @@ def test_tokens_without_room_are_encoded_anew_to_the_same_end(monkeypatch: pytes
         monkeypatch.setattr(tokens, "KEPT_BYTES", room)
         assert isinstance(tokens.pairs_of(tokens_of(1, True), train)[0], kind)
     anew = table_of(plan, train, val)
-    for first, second in zip(kept.rows, anew.rows, strict=True):
+    for first, second in zip(rows_of(kept), rows_of(anew), strict=True):
         for key in ("absrel", "rmse", "silog"):
             assert first[key] == pytest.approx(second[key], rel=2e-2)
 
@@ -209,15 +229,15 @@ def test_tokens_without_room_are_encoded_anew_to_the_same_end(monkeypatch: pytes
 def test_figures_are_those_of_the_pixels() -> None:
     val = Planted(20, 1)
     found = table_of(plan_of("linear", steps=20), Planted(40, 0), val)
-    low, high = found.mean_map.minimum, found.mean_map.maximum
+    bounds = found.mean_map.nearest, found.mean_map.farthest
     known = val.depth > 0
-    near = torch.where(known, 1 / torch.where(known, val.depth, 1), 0)
-    for row in found.rows:
-        guess = torch.from_numpy(found.pictures.predictions[str(row["name"])])[:, None]
+    logs = torch.where(known, torch.where(known, val.depth, 1).log(), 0)
+    for row in rows_of(found):
+        guess = 1 / torch.from_numpy(found.pictures.predictions[str(row["name"])])[:, None]
         assert guess.shape == (20, 1, *SIZE)
-        aligned = align_scale_shift(guess, near, known).clamp(low, high)
-        figures = {key: float(each.mean()) for key, each in metrics(1 / guess, val.depth, known).items()}
-        again = metrics(1 / aligned, val.depth, known)
+        aligned = align_scale_shift(guess.log(), logs, known)
+        figures = {key: float(each.mean()) for key, each in metrics(guess, val.depth, known, *bounds).items()}
+        again = metrics(aligned.exp(), val.depth, known, *bounds)
         figures |= {f"aligned_{key}": float(again[key].mean()) for key in ("absrel", "rmse", "delta1")}
         assert {key: float(row[key]) for key in figures} == pytest.approx(figures, rel=1e-5)
 
@@ -226,20 +246,20 @@ def test_figures_are_those_of_the_pixels() -> None:
 def test_depth_beyond_a_given_range_does_not_count_and_a_stray_pixel_sets_no_range() -> None:
     plan = plan_of("linear", steps=5, nearest=1.5, farthest=4.0)
     first = table_of(plan, Planted(40, 0), Planted(20, 1))
-    assert (1 / first.mean_map.maximum, 1 / first.mean_map.minimum) == (pytest.approx(1.5), pytest.approx(4.0))
+    assert (first.mean_map.nearest, first.mean_map.farthest) == (1.5, 4.0)
     train, val = Planted(40, 0), Planted(20, 1)
     for each in (train, val):
         beyond = (each.depth < 1.5) | (each.depth > 4)
         assert beyond.any()
         bad = torch.tensor([math.nan, math.inf, -3.0, 700.0]).repeat(beyond.numel())[: beyond.numel()]
         each.depth = torch.where(beyond, bad.view(beyond.shape), each.depth)
-    assert table_of(plan, train, val).rows == first.rows
+    assert rows_of(table_of(plan, train, val)) == rows_of(first)
     usual = Planted(300, 0)
     ends = usual.depth[usual.depth > 0].quantile(torch.tensor([1e-3, 1 - 1e-3]))
     usual.depth[0, 0, 0, :3] = 60000.0
     free = table_of(replace(plan, nearest=None, farthest=None), usual, val_of_one(usual))
-    assert 1 / free.mean_map.maximum == pytest.approx(float(ends[0]), rel=0.01)
-    assert 1 / free.mean_map.minimum == pytest.approx(float(ends[1]), rel=0.01)
+    assert free.mean_map.nearest == pytest.approx(float(ends[0]), rel=0.01)
+    assert free.mean_map.farthest == pytest.approx(float(ends[1]), rel=0.01)
 
 
 def val_of_one(planted: Planted) -> Planted:
@@ -275,11 +295,11 @@ def test_layers_are_those_that_dinov2_reads() -> None:
 def test_sets_that_cannot_be_probed_are_refused() -> None:
     plan, encode = plan_of("linear", steps=2), tokens_of(1, True)
     with pytest.raises(BadInput, match="at least 5"):
-        fit(encode, Planted(4, 0), plan, 0.5, 9.0)
-    with pytest.raises(BadInput, match="no training images with valid depth"):
+        fit(encode, Planted(1, 0), places(1, 0).folds, plan, 0.5, 9.0)
+    with pytest.raises(BadInput, match="none of the 8 training images has valid depth"):
         table_of(replace(plan, nearest=500.0), Planted(8, 0), Planted(8, 1))
     with pytest.raises(BadInput, match="not finite for image"):
-        fit(lambda images: encode(images) * math.nan, Planted(8, 0), plan, 0.5, 9.0)
+        fit(lambda images: encode(images) * math.nan, Planted(8, 0), places(8, 0).folds, plan, 0.5, 9.0)
 
 
 @pytest.mark.parametrize(

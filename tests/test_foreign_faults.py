@@ -25,7 +25,6 @@ from depthjepa.data.config import DataConfig
 from depthjepa.data.images import decode, upright_size
 from depthjepa.data.loading import open_source, view_batches
 from depthjepa.data.samples import Sample
-from depthjepa.evaluation.readout import fit_readout
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.formats.opening import open_file
 from depthjepa.logbook import RunFolder, whole_file, write_whole
@@ -322,10 +321,10 @@ def test_a_class_token_without_its_tensor_is_guessed_at(
 # counts ------------------------------------------------------------------------------------------------------
 
 
-def test_images_with_depth_are_counted_not_those_seen(pairs_of_depth: Path) -> None:
-    source = open_source(DataConfig(root=str(pairs_of_depth)), "train")
-    with pytest.raises(BadInput, match=r"at least 5 images with valid depth, .* and 2 of 8 have any"):
-        fit_readout(lambda images: images.flatten(2).transpose(1, 2)[:, :36, :4], view_batches(source, (48, 48)), 8)
+def test_images_with_depth_are_counted_not_those_seen(pairs_of_depth: Path, trained: Path, call: Call) -> None:
+    status, _, errors = call("probe", trained, "depth", "--data", pairs_of_depth)
+    assert status == 2 and "needs at least 5 training images with valid depth" in errors
+    assert "of 8 images 2 have any" in errors
 
 
 @pytest.fixture

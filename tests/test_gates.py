@@ -19,7 +19,7 @@ from depthjepa.backbones.vit import OpenedCheckpoint
 from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import build_config
 from depthjepa.data.samples import Batch
-from depthjepa.depth import disparity, r2_within, valid
+from depthjepa.depth import r2_within, valid
 from depthjepa.evaluation import gates
 from depthjepa.evaluation.decoded import load_pixel_guided
 from depthjepa.evaluation.gates import Gate, hidden_patches, overfit, position_gate, predicted_tokens
@@ -247,9 +247,9 @@ def test_a_few_images_are_repeated_end_to_end_and_not_by_the_head_alone(
     assert reached > 0.95
     # What it says it reached is what its maps are worth.
     assert batch.depth is not None
-    truth = disparity(batch.depth).flatten(1)
+    truth = batch.depth.log().flatten(1)
     known = torch.ones_like(truth, dtype=torch.bool)
-    expected = r2_within(torch.from_numpy(maps).flatten(1), truth, known, truth.mean(0))
+    expected = r2_within(-torch.from_numpy(maps).log().flatten(1), truth, known, truth.mean(0))
     assert maps.shape == (2, SIZE, SIZE) and reached == pytest.approx(expected, abs=1e-5)
     alone, _ = fit(unguided, batch, *steps, frozen=True)
     assert alone < reached - 0.1
@@ -298,8 +298,8 @@ def test_pixels_without_depth_are_not_judged(saved: Saved, monkeypatch: pytest.M
     assert spoilt[0].depth is not None and not valid(spoilt[0].depth).all()
     found = [fit(saved(), each, "guidance.read=dense", "evaluation.gate_steps=1") for each in spoilt]
     assert math.isfinite(found[0][0]) and [each[0] for each in found[1:]] == [found[0][0]] * 2
-    guess, truth = torch.from_numpy(found[0][1]).flatten(1), disparity(spoilt[0].depth).flatten(1)
-    known = truth > 0
+    guess, known = -torch.from_numpy(found[0][1]).log().flatten(1), valid(spoilt[0].depth).flatten(1)
+    truth = torch.where(known, torch.where(known, spoilt[0].depth.flatten(1), 1).log(), 0)
     mean = torch.where(known.any(0), truth.sum(0) / known.sum(0).clamp(min=1), truth[known].mean())
     assert found[0][0] == pytest.approx(r2_within(guess, truth, known, mean), abs=1e-5)
 

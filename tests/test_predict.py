@@ -120,12 +120,13 @@ def shown_maps(run: Path) -> list[np.ndarray]:
     return [np.asarray(axis.images[0].get_array()) for axis in axes[2:5]]
 
 
-def test_older_readouts_were_measured_everywhere(probed: Path) -> None:
+def test_a_readout_of_the_first_version_is_refused_with_what_makes_a_new_one(
+    probed: Path, tmp_path: Path, call: Call
+) -> None:
     file = probed / "probes" / "depth.safetensors"
-    older = load_file(file)
-    del older["measured"]
-    save_file(older, file)
-    assert DepthReadout.load(file).mean_map.measured.all()
+    save_file(load_file(file), file, {"step": "2"})  # which does not say a version, as the first one
+    status, _, errors = call("predict", probed, write_flat(tmp_path / "flat", 1, 48), "--out", tmp_path / "maps")
+    assert status == 2 and "of the first version" in errors and "`depthjepa probe RUN depth`" in errors
 
 
 def test_a_photograph_is_seen_in_its_own_proportions() -> None:

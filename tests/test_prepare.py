@@ -565,7 +565,11 @@ def test_without_a_division_all_pairs_are_training_data(tmp_path: Path, below: s
         (scenes, {"val_list": "nowhere.txt"}, r"data\.val_list=nowhere\.txt cannot be read: No such file"),
         (scenes, {"val_list": "a", "val_prefixes": ("a",)}, "both say which pairs .*: give one"),
         (write_pairs, {"val_prefixes": ("00",)}, r"has its own val/"),
-        (lambda root: write_flat(root, 3), {"val_prefixes": ("00",)}, r"data\.val_prefixes divides RGB-D pairs, but"),
+        (
+            lambda root: write_flat(root, 3),
+            {"val_prefixes": ("00",)},
+            r"data\.val_prefixes divides labelled pairs or RGB-D pairs, but",
+        ),
         (scenes, {"kind": "folder"}, "take data.kind=rgbd"),
     ],
 )
@@ -576,7 +580,7 @@ def test_faults_of_a_division_are_named(tmp_path: Path, make: Any, keys: dict, m
 
 
 def test_rendered_scenes_are_not_divided() -> None:
-    with pytest.raises(BadInput, match=r"data\.val_list divides RGB-D pairs, but scenes:0 is no RGB-D folder"):
+    with pytest.raises(BadInput, match=r"data\.val_list divides .*RGB-D pairs, but scenes:0 is no .*RGB-D folder"):
         open_source(DataConfig(val_list="list.txt", scenes_train=2), "train")
 
 

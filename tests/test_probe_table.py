@@ -79,21 +79,21 @@ def test_a_table_has_the_columns_that_its_rows_have_figures_for() -> None:
 
 
 def test_one_key_is_explained_by_each_task_in_its_own_words(tmp_path: Path) -> None:
-    """R² within images is of the disparity in one table and of the teacher's latents in another; so it was before."""
+    """R² within images is of log depth in one table and of the teacher's latents in another; so it was before."""
     bare = {"key": "r2_within", "label": "R² within images", "unit": "", "better": "higher"}
     tables = stored("depth", bare, r2_within=0.5), stored("guidance", bare, r2_within=0.25)
     text = page_of(tmp_path, *tables)  # as files were that did not say what a column means
     depth = text[text.index("Depth from frozen features") : text.index("What the guidance head says")]
     guidance = text[text.index("What the guidance head says") :]
-    assert "R² within images: share of the disparity's variation" in depth.replace("&#x27;", "'")
-    assert "disparity" not in guidance.split("What was run")[0]
+    assert "R² within images: share of the log depth's variation" in depth.replace("&#x27;", "'")
+    assert "log depth" not in guidance.split("What was run")[0]
     assert "R² within images: share of the variation of the teacher's latents" in guidance.replace("&#x27;", "'")
 
 
 def test_a_column_s_own_words_come_first_and_alike_ones_share_a_line(tmp_path: Path) -> None:
     own = {"key": "r2_within", "label": "R²", "meaning": "as the file says"}
     text = page_of(tmp_path, stored("depth", own, r2_within=0.5))
-    assert "R²: as the file says." in text and "share of the disparity" not in text
+    assert "R²: as the file says." in text and "share of the log depth" not in text
     blocks = [{"key": f"block_{n}", "label": f"block {n}", "better": "higher"} for n in range(1, 13)]
     text = page_of(tmp_path, stored("guidance-layers", *blocks, **{f"block_{n}": 0.1 for n in range(1, 13)}))
     assert text.count("block 1; …; block 12: share of the variation of the teacher") == 1

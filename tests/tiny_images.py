@@ -26,6 +26,18 @@ def millimetres(number: int, height: int = 56, width: int = 72) -> np.ndarray:
     return depth.astype(np.uint16)
 
 
+CLASSES = ("above", "below", "box", "nowhere")
+
+
+def indices(number: int, height: int = 56, width: int = 72) -> np.ndarray:
+    """A class for each pixel: above and below the middle, the box; the first columns are void."""
+    labels = np.zeros((height, width), dtype=np.uint8)
+    labels[height // 2 :] = CLASSES.index("below")
+    labels[box(number)] = CLASSES.index("box")
+    labels[:, :2] = 255
+    return labels
+
+
 def box(number: int) -> tuple[slice, slice]:
     """Rows and columns of the box."""
     top, left = 4 + 5 * (number % 5), 3 + 8 * (number % 4)
@@ -44,6 +56,16 @@ def write_pairs(root: Path, train_images: int = 24, val_images: int = 8) -> Path
         for number in numbers:
             save(root / split / "rgb" / f"{number:04}.png", picture(number))
             save(root / split / "depth" / f"{number:04}.png", millimetres(number))
+    return root
+
+
+def write_labelled(root: Path, train_images: int = 12, val_images: int = 6) -> Path:
+    """A labelled folder of four classes, one of which no pixel has."""
+    for split, numbers in (("train", range(train_images)), ("val", range(1000, 1000 + val_images))):
+        for number in numbers:
+            save(root / split / "rgb" / f"{number:04}.png", picture(number))
+            save(root / split / "labels" / f"{number:04}.png", indices(number))
+    (root / "classes.txt").write_text("\n".join(CLASSES) + "\n")
     return root
 
 

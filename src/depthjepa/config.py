@@ -155,6 +155,10 @@ class EvaluationConfig:
     """Farthest depth of such a readout [m]; farther does not count. Null: as for nearest."""
     teacher_row: bool = True
     """Whether a guided run's depth probe asks its teacher network about every image, to be a row."""
+    segment_readout: Literal["linear", "linear4"] = "linear"
+    """Layers that the linear readout of the segmentation probe reads: the last one, or four at equal distances."""
+    segment_steps: PositiveInt = 2000
+    """Steps of that readout, on batches of 16 images."""
     pictures: PositiveInt = 6
     """Images that are drawn in pictures of a run and its probes."""
 

@@ -7,11 +7,11 @@ the same thing.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 
-def patchify(images: Float[Tensor, "b c h w"], patch: int) -> Float[Tensor, "b n pixels"]:
+def patchify(images: Shaped[Tensor, "b c h w"], patch: int) -> Shaped[Tensor, "b n pixels"]:
     """Cut images into patches of `patch` x `patch` pixels; each is flattened as (channel, row, column).
 
     That is the order of a convolution's weight, so a linear layer on these rows is a patch embedding.

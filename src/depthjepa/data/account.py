@@ -9,7 +9,7 @@ from depthjepa.data.config import DataConfig
 from depthjepa.data.images import Split, in_words
 from depthjepa.data.layouts.layout import layout_of
 from depthjepa.data.order import Mixture, weighted_roots
-from depthjepa.data.samples import Selective, Source
+from depthjepa.data.samples import Selective, Source, segment_classes
 
 NAMED = 3  # classes that are named; the others are counted
 
@@ -34,6 +34,8 @@ def what_is_read(config: DataConfig, data: Mapping[Split, Source]) -> str:
         words.append(f"{len(source.classes)} class{plural} ({', '.join(source.classes[:NAMED])}{more})")
     if source.has_depth:
         words.append("with depth")
+    if maps := segment_classes(source):
+        words.append(f"with label maps of {len(maps)} classes")
     if ignored := _ignored(source, held_out):
         words.append(f"ignored: {in_words(ignored)}")
     return "; ".join(words)

@@ -11,7 +11,7 @@ from depthjepa.settings import configuration
 
 MILLIMETRES = 1000.0  # file units per metre, where nothing says otherwise
 
-# Depth beside a photograph that its EXIF tag turns: it lies as the camera's sensor stored the photograph and is turned
+# A map beside a photograph that its EXIF tag turns: it lies as the camera's sensor stored the photograph and is turned
 # as well, or it is upright as it lies.
 DepthOrientation = Literal["stored", "upright"]
 
@@ -35,9 +35,9 @@ class DataConfig:
     depth_scale: Annotated[float, Field(gt=0)] = MILLIMETRES
     """Units of depth files per metre; 1000 leaves it to an RGB-D folder's dataset.json where that says another."""
     depth_orientation: DepthOrientation | None = None
-    """How depth lies beside a photograph with an EXIF rotation: stored (turned with it) or upright; null: refused."""
+    """How depth and label maps lie beside a photograph with an EXIF rotation: stored (turned with it) or upright."""
     val_prefixes: tuple[str, ...] | None = None
-    """Beginnings (whole words; with a * any) of the IDs of RGB-D pairs that are validation data, where no val/ is."""
+    """Beginnings (whole words; with a * any) of the IDs of pairs that are validation data, where no val/ is."""
     val_list: str | None = None
     """Text file that says the same: an ID, or the beginning of IDs, a line."""
     image_size: Positive | tuple[Positive, Positive] = 224
@@ -109,5 +109,5 @@ class DataConfig:
 
     @property
     def divides_pairs(self) -> bool:
-        """Whether it says which RGB-D pairs are validation data."""
+        """Whether it says which pairs are validation data."""
         return self.val_prefixes is not None or self.val_list is not None

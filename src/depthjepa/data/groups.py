@@ -82,6 +82,18 @@ def group_by_name(identity: str) -> str | None:
     return "/".join(parts) or None
 
 
+def told_group(identity: str, listed: GroupList | None, name: str) -> str | None:
+    """The group of an ID by the list of its data set, of that `name`, or by the ID itself; None: nothing tells.
+
+    Raises `BadInput` where the list names groups, and none fits.
+    """
+    if listed is None or not listed.groups:
+        return group_by_name(identity)
+    if (group := listed.group_of(identity)) is None:
+        raise BadInput(f"{name}: no beginning among its groups fits the ID {identity}: add [{identity!r}, GROUP]")
+    return group
+
+
 # of sources ---------------------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ from depthjepa.data.layouts.table import LAYOUTS
 from depthjepa.data.memory import first_readable, in_memory
 from depthjepa.data.order import Mixture, draw_keys, epoch_order, evenly, steps_per_epoch, weighted_roots
 from depthjepa.data.reading import read
-from depthjepa.data.samples import Batch, Sample, Source, UnreadableImage
+from depthjepa.data.samples import Batch, Sample, Segmented, Source, UnreadableImage
 from depthjepa.data.transforms import (
     CROP_NUMBERS,
     Size,
@@ -213,6 +213,7 @@ def view_batches(
     batch_size: int = 64,
     limit: int | None = None,
     places: Sequence[int] | None = None,
+    label_maps: bool = False,
     workers: int = 0,
     may_be_empty: bool = False,
 ) -> Iterator[Batch]:
@@ -220,7 +221,8 @@ def view_batches(
 
     `whole` resizes the whole image to `size` (height, width), `centre` its largest central part of those
     proportions. `limit` takes that many samples spread evenly over the source, so that sorted classes are all
-    covered; `places` takes these samples. Unreadable images are left out and named in `Batch.skipped`.
+    covered; `places` takes these samples. Unreadable images are left out and named in `Batch.skipped`. `label_maps`
+    reads them as well, of a source that has them.
 
     Raises `BadInput` when no image can be read (unless that `may_be_empty`), or a file is at fault.
     """
@@ -229,7 +231,7 @@ def view_batches(
     skipped: tuple[str, ...] = ()
     held: Batch | None = None  # a batch waits for the next one, which may be empty and then only adds to `skipped`
     with task(f"images of {source.name}", len(indices)) as shown:
-        for batch in read(_ViewReader(source, size, view), requests, workers):
+        for batch in read(_ViewReader(source, size, view, label_maps), requests, workers):
             shown.done += len(batch.index) + len(batch.skipped)
             if len(batch.index) == 0:
                 skipped += batch.skipped
@@ -250,6 +252,7 @@ class _ViewReader(Dataset[Batch | BadInput]):
     source: Source
     size: Size
     view: Literal["whole", "centre"]
+    label_maps: bool
 
     def __getitem__(self, indices: Int64[np.ndarray, " b"]) -> Batch | BadInput:
         """Decode one batch of fixed views; a fault of the user comes back as a value (see `reading.read`)."""
@@ -258,14 +261,20 @@ class _ViewReader(Dataset[Batch | BadInput]):
         skipped: list[str] = []
         for index in indices:
             try:
-                sample = self.source.sample(int(index))
+                sample = self._sample(int(index))
             except UnreadableImage as fault:
                 skipped.append(str(fault))
             except BadInput as fault:
                 return fault
             else:
                 found.append((int(index), sample, make(sample, self.size)))
-        return _batch(found, self.size, self.source.has_depth, skipped)
+        return _batch(found, self.size, self.source.has_depth, skipped, label_maps=self.label_maps)
+
+    def _sample(self, index: int) -> Sample:
+        if not self.label_maps:
+            return self.source.sample(index)
+        assert isinstance(self.source, Segmented), "label maps are asked for of a source that has none"
+        return self.source.labelled_sample(index)
 
 
 # reading --------------------------------------------------------------------------------------------------
@@ -277,14 +286,20 @@ def _batch(
     has_depth: bool,
     skipped: list[str],
     masks: Masks | None = None,
+    *,
+    label_maps: bool = False,
 ) -> Batch:
     pixels = torch.empty(len(found), 3, *size, dtype=torch.uint8)
     depth = torch.empty(len(found), 1, *size) if has_depth else None
+    maps = torch.empty(len(found), 1, *size, dtype=torch.uint8) if label_maps else None
     for place, (_, _, view) in enumerate(found):
         pixels[place] = view.image
         if depth is not None:
             assert view.depth is not None, "a source that has depth gave a sample without"
             depth[place] = view.depth
+        if maps is not None:
+            assert view.label_map is not None, "a source that has label maps gave a sample without"
+            maps[place] = view.label_map
     normals = [view.normals for _, _, view in found if view.normals is not None]
     return Batch(
         index=torch.tensor([index for index, _, _ in found], dtype=torch.int64),
@@ -298,4 +313,5 @@ def _batch(
         names=tuple(sample.name for _, sample, _ in found),
         normals=torch.stack(normals) if normals else None,
         skipped=tuple(skipped),
+        label_map=maps,
     )

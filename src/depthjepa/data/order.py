@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from depthjepa import runtime
-from depthjepa.data.samples import Sample, Source
+from depthjepa.data.samples import Sample, Segmented, Source, segment_classes
 from depthjepa.faults import BadInput
 
 
@@ -26,13 +26,14 @@ class Mixture:
     An epoch has as many samples as the sources together. Without weights it is every sample once. With
     weights each source's share of it is its weight, drawn without replacement within each pass over the
     source; where the share is larger than the source, further passes follow. Fixed views (evaluation) always
-    read every sample once. Classes and labels are kept only if all sources have the same classes, depth only
-    if all sources have depth.
+    read every sample once. Classes and labels are kept only if all sources have the same classes (those of label maps
+    alike), depth only if all sources have depth.
     """
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float] | None = None) -> None:
         self.name = ",".join(source.name for source in sources)
         self.classes = sources[0].classes if len({source.classes for source in sources}) == 1 else ()
+        self.segment_classes = segment_classes(sources[0]) if len(set(map(segment_classes, sources))) == 1 else ()
         self.has_depth = all(source.has_depth for source in sources)
         self.knows_focal_length = all(source.knows_focal_length for source in sources)
         self.keeps_samples = all(source.keeps_samples for source in sources)
@@ -46,7 +47,16 @@ class Mixture:
     def sample(self, index: int) -> Sample:
         """Decode sample `index` of the concatenation; raises `UnreadableImage`."""
         part, place = self.part_of(index)
-        sample = self.sources[part].sample(place)
+        return self._as_own(self.sources[part].sample(place), index)
+
+    def labelled_sample(self, index: int) -> Sample:
+        """The same with the label map, where all sources have the same classes of label maps."""
+        part, place = self.part_of(index)
+        source = self.sources[part]
+        assert self.segment_classes and isinstance(source, Segmented)
+        return self._as_own(source.labelled_sample(place), index)
+
+    def _as_own(self, sample: Sample, index: int) -> Sample:
         return replace(
             sample,
             name=self.name_of(index),

@@ -1,7 +1,8 @@
-"""Which depth file belongs to which photograph, and which pairs are validation data: all of it by exact names.
+"""Which depth file or label map belongs to which photograph, and which pairs are validation data: all by exact names.
 
-The ID of a pair is the path of its photograph below `rgb`, without the suffix; its depth file has the same ID below
-`depth`. Nothing is paired by resemblance, and nothing is left out: what has no other half is refused and named.
+The ID of a pair is the path of its photograph below `rgb`, without the suffix; what goes with it has the same ID below
+a folder of its own (`Beside`). Nothing is paired by resemblance, and nothing is left out: what has no other half is
+refused and named.
 """
 
 from __future__ import annotations
@@ -11,13 +12,30 @@ import glob
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from depthjepa.data.images import SUFFIXES, image_names
+from depthjepa.data.images import SUFFIXES, Split, image_names
 from depthjepa.faults import BadInput, nearest
 
-DEPTH_SUFFIX = ".png"  # in any case of letters
+PHOTOGRAPHS = "rgb"  # the folder that holds them
+SUFFIX = ".png"  # of what lies beside them, in any case of letters
 ANY = "*"  # at the end of a beginning: it may end within a word
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What lies beside the photographs of a layout: the name of its folder, and what messages call it."""
+
+    folder: str
+    noun: str  # of the layout, as in "RGB-D folder"
+    one: str  # "have no depth"
+    several: str  # "depth files"
+    rule: str  # "depth must be 16-bit"
+
+
+DEPTH = Beside("depth", "RGB-D folder", "depth", "depth files", "depth must be 16-bit")
+LABELS = Beside("labels", "labelled folder", "label map", "label maps", "label maps must be 8-bit")
 
 
 def identity(name: str) -> str:
@@ -25,31 +43,71 @@ def identity(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
 
 
-def paired(folder: Path) -> list[tuple[str, str]]:
-    """Photographs and depth files, as paths below `folder/rgb` and `folder/depth`, in the order of the photographs.
+def has_splits(folder: Path, beside: Beside) -> bool:
+    """Whether a folder holds photographs with what lies beside them in `train` or `val`."""
+    return any(_has_both(folder / split, beside) for split in ("train", "val"))
 
-    Raises `BadInput` for photographs without depth, depth without a photograph, two files of one ID, and depth that is
-    no .png.
+
+def is_undivided(folder: Path, beside: Beside) -> bool:
+    """Whether a folder holds the photographs and what lies beside them itself, not sorted into `train` and `val`."""
+    divided = any((folder / split / PHOTOGRAPHS).is_dir() for split in ("train", "val"))
+    return not divided and _has_both(folder, beside)
+
+
+def _has_both(folder: Path, beside: Beside) -> bool:
+    return all((folder / part).is_dir() for part in (PHOTOGRAPHS, beside.folder))
+
+
+def place_of(root: Path, split: Split, beside: Beside, *, divided: bool) -> PurePosixPath:
+    """Where the pairs of a split stand below the folder; `divided`: the user says which of them are validation data.
+
+    Raises `BadInput` where they do not, or it is unclear which are the validation data.
     """
-    photographs = image_names(folder / "rgb")
+    undivided = is_undivided(root, beside)
+    if divided and not undivided and (root / "val").is_dir():
+        raise BadInput(f"data.val_prefixes and data.val_list are for pairs without val/, but {root} has its own val/")
+    if split == "val" and not divided and (undivided or not (root / "val").is_dir()):
+        raise BadInput(
+            f"{root} has no val/: say which pairs are validation data, by the beginnings of their IDs "
+            f"(data.val_prefixes=[kitchen,bath]) or a file of IDs (data.val_list=FILE)"
+        )
+    place = PurePosixPath("." if undivided else "train" if divided else split)
+    for part in (PHOTOGRAPHS, beside.folder):
+        if not (root / place / part).is_dir():
+            article = "an" if beside.noun[:3] == "RGB" else "a"
+            raise BadInput(
+                f"{root} is read as {article} {beside.noun}, but has no {place / part}/ "
+                f"(needed: {place / PHOTOGRAPHS / 'ID.jpg'} and {place / beside.folder / f'ID{SUFFIX}'})"
+            )
+    return place
+
+
+def paired(folder: Path, beside: Beside) -> list[tuple[str, str]]:
+    """Photographs and what lies beside them, as paths below the two folders, in the order of the photographs.
+
+    Raises `BadInput` for photographs without the other half, halves without a photograph, two files of one ID, and
+    what is no .png beside a photograph.
+    """
+    place = folder / beside.folder
+    photographs = image_names(folder / PHOTOGRAPHS)
     if not photographs:
-        raise BadInput(f"{folder / 'rgb'} holds no images (accepted: {' '.join(SUFFIXES)})")
-    depths = image_names(folder / "depth")
-    if others := [name for name in depths if not name.lower().endswith(DEPTH_SUFFIX)]:
-        raise BadInput(f"depth must be 16-bit .png files, but {folder / 'depth'} holds {some_of(others)}")
-    photograph_of = _by_identity(photographs, folder / "rgb", "photographs")
-    depth_of = _by_identity(depths, folder / "depth", "depth files")
-    bare = sorted(photograph_of.keys() - depth_of.keys())
-    lonely = sorted(depth_of.keys() - photograph_of.keys())
+        raise BadInput(f"{folder / PHOTOGRAPHS} holds no images (accepted: {' '.join(SUFFIXES)})")
+    maps = image_names(place)
+    if others := [name for name in maps if not name.lower().endswith(SUFFIX)]:
+        raise BadInput(f"{beside.rule} {SUFFIX} files, but {place} holds {some_of(others)}")
+    photograph_of = _by_identity(photographs, folder / PHOTOGRAPHS, "photographs")
+    map_of = _by_identity(maps, place, beside.several)
+    bare = sorted(photograph_of.keys() - map_of.keys())
+    lonely = sorted(map_of.keys() - photograph_of.keys())
     if bare or lonely:
         faults = []
         if bare:
-            faults.append(f"{len(bare)} of {len(photograph_of)} photographs have no depth: {some_of(bare)}")
+            faults.append(f"{len(bare)} of {len(photograph_of)} photographs have no {beside.one}: {some_of(bare)}")
         if lonely:
-            faults.append(f"{len(lonely)} of {len(depth_of)} depth files have no photograph: {some_of(lonely)}")
-        hint = _hint(folder, photograph_of, depth_of, bare, lonely)
-        raise BadInput(f"{folder}: rgb/ and depth/ do not pair up; {'; '.join(faults)}{hint}")
-    return [(name, depth_of[identity(name)]) for name in photographs]
+            faults.append(f"{len(lonely)} of {len(map_of)} {beside.several} have no photograph: {some_of(lonely)}")
+        hint = _hint(folder, beside, photograph_of, map_of, bare, lonely)
+        raise BadInput(f"{folder}: {PHOTOGRAPHS}/ and {beside.folder}/ do not pair up; {'; '.join(faults)}{hint}")
+    return [(name, map_of[identity(name)]) for name in photographs]
 
 
 def _by_identity(names: Iterable[str], folder: Path, what: str) -> dict[str, str]:
@@ -62,17 +120,23 @@ def _by_identity(names: Iterable[str], folder: Path, what: str) -> dict[str, str
 
 
 def _hint(
-    folder: Path, photograph_of: dict[str, str], depth_of: dict[str, str], bare: Sequence[str], lonely: Sequence[str]
+    folder: Path,
+    beside: Beside,
+    photograph_of: dict[str, str],
+    map_of: dict[str, str],
+    bare: Sequence[str],
+    lonely: Sequence[str],
 ) -> str:
     """The nearest name of the other half, or the file of that name in a format that is not read."""
     rule = "the files of a pair have one name up to the suffix"
-    for which, part, accepted in ((bare, "depth", DEPTH_SUFFIX), (lonely, "rgb", " ".join(SUFFIXES))):
+    for which, part, accepted in ((bare, beside.folder, SUFFIX), (lonely, PHOTOGRAPHS, " ".join(SUFFIXES))):
         if which and (other := _of_other_format(folder / part, which[0])):
             return f"; {part}/{other} is there, but of a format that is not read (accepted: {accepted})"
-    if bare and (near := _nearest(bare[0], lonely or list(depth_of))):
-        return f"; {rule}: the nearest to rgb/{photograph_of[bare[0]]} is depth/{depth_of[near]}"
+    rgb, maps = PHOTOGRAPHS, beside.folder
+    if bare and (near := _nearest(bare[0], lonely or list(map_of))):
+        return f"; {rule}: the nearest to {rgb}/{photograph_of[bare[0]]} is {maps}/{map_of[near]}"
     if lonely and (near := _nearest(lonely[0], list(photograph_of))):
-        return f"; {rule}: the nearest to depth/{depth_of[lonely[0]]} is rgb/{photograph_of[near]}"
+        return f"; {rule}: the nearest to {maps}/{map_of[lonely[0]]} is {rgb}/{photograph_of[near]}"
     return ""
 
 

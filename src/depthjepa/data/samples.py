@@ -1,7 +1,8 @@
 """What a data source gives (`Sample`, `Source`) and what a model gets (`Batch`).
 
 Images are RGB: uint8 in a sample, float32 in [0, 1] in a batch. Depth is metres along the optical axis,
-float32, 0 = invalid; it is never interpolated across invalid pixels.
+float32, 0 = invalid; it is never interpolated across invalid pixels. A label map holds the index of each pixel's class,
+uint8, `VOID` = none.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from depthjepa.masks import Masks
 
+VOID = 255  # in a label map: no class, and no part of any figure
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -26,6 +29,7 @@ class Sample:
     depth: Float[Tensor, "1 h w"] | None
     label: int  # -1: unknown
     name: str  # path below the source's root, or the scene's number
+    label_map: UInt8[Tensor, "1 h w"] | None = None  # None: not there, or not asked for (see `Segmented`)
     normals: Float[Tensor, "3 h w"] | None = None  # as in `Batch`; only where they are asked for (`data.cameras`)
 
 
@@ -92,6 +96,25 @@ class Selective(Protocol):
         ...
 
 
+@runtime_checkable
+class Segmented(Protocol):
+    """A source that may have label maps. Training does not read them: they are asked for with a sample."""
+
+    @property
+    def segment_classes(self) -> tuple[str, ...]:
+        """Names of the classes in label maps, in the order of their indices; empty without label maps."""
+        ...
+
+    def labelled_sample(self, index: int) -> Sample:
+        """Decode sample `index` with its label map; raises what `Source.sample` raises, and `BadInput` for the map."""
+        ...
+
+
+def segment_classes(source: Source) -> tuple[str, ...]:
+    """Names of the classes in the label maps of a source, in the order of their indices; empty where it has none."""
+    return source.segment_classes if isinstance(source, Segmented) else ()
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Images of one step with their masks.
@@ -115,6 +138,7 @@ class Batch:
     names: tuple[str, ...] = ()
     normals: Float[Tensor, "b 3 h w"] | None = None
     skipped: tuple[str, ...] = ()  # what could not be decoded, and why; training puts its successor in its place
+    label_map: UInt8[Tensor, "b 1 h w"] | None = None  # `VOID`: no class; None: not there, or not asked for
 
     def pin_memory(self) -> Batch:
         """Pin what is large, so that it moves to a GPU without waiting; the loader calls this."""
@@ -123,6 +147,7 @@ class Batch:
             images=self.images.pin_memory(),
             depth=None if self.depth is None else self.depth.pin_memory(),
             normals=None if self.normals is None else self.normals.pin_memory(),
+            label_map=None if self.label_map is None else self.label_map.pin_memory(),
         )
 
     def to(self, device: torch.device) -> Batch:
@@ -138,6 +163,7 @@ class Batch:
             boxes=None if self.boxes is None else self.boxes.to(device, non_blocking=True),
             mirrored=None if self.mirrored is None else self.mirrored.to(device, non_blocking=True),
             normals=None if self.normals is None else self.normals.to(device, non_blocking=True),
+            label_map=None if self.label_map is None else self.label_map.to(device, non_blocking=True),
         )
 
 
@@ -176,3 +202,11 @@ class Chosen:
 
     def sample(self, index: int) -> Sample:
         return self.source.sample(int(self.numbers[index]))
+
+    @property
+    def segment_classes(self) -> tuple[str, ...]:
+        return segment_classes(self.source)
+
+    def labelled_sample(self, index: int) -> Sample:
+        assert isinstance(self.source, Segmented)
+        return self.source.labelled_sample(int(self.numbers[index]))

@@ -1,8 +1,8 @@
 """Joint geometry of image and depth: crops, flips and fixed views, as pure functions.
 
 The crop follows RandomResizedCrop (Szegedy et al. 2015, as in torchvision), drawn from numbers that are
-handed in. Images are resized by antialiased bilinear interpolation. Depth and normals take the value of the nearest
-pixel centre, in integer arithmetic: nothing is interpolated across invalid pixels or depth edges.
+handed in. Images are resized by antialiased bilinear interpolation. Depth, normals and labels take the value of the
+nearest pixel centre, in integer arithmetic: nothing is interpolated across invalid pixels or edges.
 Crops of a batch are resized one by one: as two matrix products of the whole batch, 128 to 64 pixels took a core of a
 CPU five times as long, and 128 to 128 pixels six.
 torchvision's joint resizing of `tv_tensors` is not used, because it takes a mask's nearest pixel by corner,
@@ -15,7 +15,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Float, Float64, Shaped, UInt8
 from numpy import ndarray
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -50,6 +50,7 @@ class View(NamedTuple):
     part: tuple[float, float, float, float]
     mirrored: bool
     normals: Float[Tensor, "3 h w"] | None = None  # 0 = unknown
+    label_map: UInt8[Tensor, "1 h w"] | None = None
 
 
 def crop_box(
@@ -97,7 +98,7 @@ def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
 
 
 def training_view(sample: Sample, box: Box, flip: bool, size: Size) -> View:
-    """Cut `box` out of image and depth, resize both to `size` (height, width) and mirror both if `flip`."""
+    """Cut `box` out of image, depth and label map, resize them to `size` (height, width) and mirror them if `flip`."""
     full_height, full_width = sample.image.shape[1:]
     zoom = math.sqrt(full_height / box.height * full_width / box.width)
     image = sample.image[:, box.top : box.top + box.height, box.left : box.left + box.width]
@@ -105,13 +106,15 @@ def training_view(sample: Sample, box: Box, flip: bool, size: Size) -> View:
         image = interpolate(image[None], size, mode="bilinear", antialias=True)[0]
     depth = None if sample.depth is None else _nearest(sample.depth, box, size)
     normals = None if sample.normals is None else _nearest(sample.normals, box, size)
+    label_map = None if sample.label_map is None else _nearest(sample.label_map, box, size)
     if flip:
         image = image.flip(-1)
         depth = None if depth is None else depth.flip(-1)
         normals = None if normals is None else normals.flip(-1) * normals.new_tensor([-1, 1, 1])[:, None, None]
+        label_map = None if label_map is None else label_map.flip(-1)
     top, left, height, width = box
     part = (top / full_height, left / full_width, height / full_height, width / full_width)
-    return View(image, depth, zoom, part, flip, normals)
+    return View(image, depth, zoom, part, flip, normals=normals, label_map=label_map)
 
 
 def whole_view(sample: Sample, size: Size) -> View:
@@ -146,7 +149,7 @@ def relit(image: UInt8[Tensor, "3 h w"], numbers: Float64[ndarray, " 2"], streng
     return changed
 
 
-def _nearest(values: Float[Tensor, "c rows columns"], box: Box, size: Size) -> Float[Tensor, "c h w"]:
+def _nearest(values: Shaped[Tensor, "c rows columns"], box: Box, size: Size) -> Shaped[Tensor, "c h w"]:
     # The centre of output pixel i lies at (i + 1/2) * side / size.
     rows = box.top + (2 * torch.arange(size[0]) + 1) * box.height // (2 * size[0])
     columns = box.left + (2 * torch.arange(size[1]) + 1) * box.width // (2 * size[1])

@@ -3,7 +3,7 @@
 No model and no file is known here; every function takes arrays and returns a `Figure` of its own, so that
 nothing of matplotlib's global state is touched. Three conventions hold everywhere. Disparity [1/m] has one
 perceptually uniform colour map (magma: bright is near), cells without a value are grey, and panels that are
-to be compared share one scale.
+to be compared share one scale; a class has the colour of its index.
 
 Feature colours are the first three principal components of the tokens as red, green and blue, as is usual
 since DINOv2 (Oquab et al. 2023, figure 1). Unlike there, models of equal width are projected on one joint
@@ -22,9 +22,10 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from depthjepa.faults import BadInput, nearest
@@ -231,6 +232,59 @@ def _span(values: np.ndarray) -> tuple[float, float]:
         return 0.0, 1.0
     low, high = np.percentile(known, [2, 98])
     return (float(low), float(high)) if high > low else (float(low), float(low) + 1e-6 + abs(float(low)))
+
+
+def class_colours(count: int) -> Float[np.ndarray, "count 3"]:
+    """The colour of each class by its index, whatever the others are: `tab20` without its greys, then hues apart."""
+    strong_then_pale = [place for place in (*range(0, 20, 2), *range(1, 20, 2)) if place not in (14, 15)]
+    first = np.array([colormaps["tab20"](place)[:3] for place in strong_then_pale])
+    number = np.arange(max(0, count - len(first)))
+    hue = number * 0.618034 % 1  # by the golden ratio, so that neighbours are never alike
+    further = hsv_to_rgb(np.stack([hue, 0.55 + 0.15 * (number % 3), 0.95 - 0.15 * (number % 4)], axis=-1))
+    return np.concatenate([first, further])[:count]
+
+
+def label_rows(
+    images: UInt8[np.ndarray, "k h w 3"],
+    truth: UInt8[np.ndarray, "k h w"],
+    predictions: Mapping[str, UInt8[np.ndarray, "k h w"]],
+    classes: Sequence[str],
+    *,
+    photographs: bool = True,
+) -> Figure:
+    """Draw image, true classes and each model's side by side, one image a row, with a legend of those that are there.
+
+    What is no index of a class is void: grey. Without `photographs` the images are left out.
+    """
+    colours = np.concatenate([class_colours(len(classes)), [INVALID]])
+    names = [*(["image"] if photographs else []), "ground truth", *predictions]
+    figure, axes = _panels(len(images), names, images.shape[1:3])
+    for row, image in enumerate(images):
+        panels = [colours[np.minimum(each[row], len(classes))] for each in (truth, *predictions.values())]
+        for axis, panel in zip(axes[row], [image] * photographs + panels, strict=True):
+            _show(axis, panel, image.shape[:2])
+    maps = [truth, *predictions.values()]
+    there = np.unique(np.concatenate([np.unique(np.minimum(each, len(classes))) for each in maps]))
+    _legend(figure, [(*classes, "void")[place] for place in there], colours[there])
+    return figure
+
+
+def _legend(figure: Figure, names: Sequence[str], colours: np.ndarray) -> None:
+    """Names with their colours below all panels, in as many columns as have room."""
+    columns = max(1, int(figure.get_figwidth() / (0.4 + 0.075 * max(map(len, names)))))
+    rows = -(-len(names) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.1 + 0.16 * rows)
+    figure.legend(
+        handles=[Patch(facecolor=colour, label=name) for name, colour in zip(names, colours, strict=True)],
+        loc="outside lower center",
+        ncols=min(columns, len(names)),
+        fontsize=7,
+        labelcolor=INK,
+        frameon=False,
+        handlelength=1,
+        handleheight=1,
+        columnspacing=1.2,
+    )
 
 
 def latent_rows(

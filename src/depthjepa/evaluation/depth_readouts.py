@@ -23,10 +23,10 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from depthjepa import optim, runtime
+from depthjepa import runtime
 from depthjepa.data.groups import FOLDS, Division, Places
 from depthjepa.data.samples import Batch
 from depthjepa.depth import valid
@@ -34,23 +34,22 @@ from depthjepa.evaluation.decoded import pixels_of
 from depthjepa.evaluation.depth_cells import MeanMap, Predict, training_maps
 from depthjepa.evaluation.depth_probe import DepthTable, Told, evaluate_depth
 from depthjepa.evaluation.features import Encode
+from depthjepa.evaluation.gradient_readouts import BATCH, Descent, best_readout
 from depthjepa.evaluation.mean_maps import Maps
 from depthjepa.evaluation.readout import patch_grid
 from depthjepa.evaluation.table_rows import Row
-from depthjepa.evaluation.tokens import ImageSet, Pairs, Within, pairs_of
+from depthjepa.evaluation.tokens import ImageSet, Within, pairs_of
 from depthjepa.faults import BadInput
-from depthjepa.fitting import update, walks
 from depthjepa.grid import to_map
 from depthjepa.losses import depth_loss
 from depthjepa.model.decoders import DPT_LEVELS, DPTHead, dpt_depths, expected_depth
 from depthjepa.model.encoder import Encoder
-from depthjepa.progress import task, track
+from depthjepa.progress import task
 
 Kind = Literal["linear", "linear4", "dpt"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 BINS = 256
-BATCH = 16  # images of a step
 ENLARGED = 4  # times the patch grid, at which linear scores become depth
 DPT_ENLARGED = 8  # the same where the DPT head ends
 DPT_WIDTH = 256  # at most the tokens'
@@ -58,9 +57,6 @@ DPT_WIDTH = 256  # at most the tokens'
 # more: DINOv3 goes 38,400 steps at 3e-4 with a thousand channels. Large scores change little, so large rates end well.
 RATES: dict[Kind, tuple[float, ...]] = {"linear": (0.01, 0.1, 1.0), "linear4": (0.01, 0.1, 1.0), "dpt": (1e-3, 3e-3)}
 HELD_OUT = 0  # the fold on which the rates are compared
-SEARCH = 4  # the rates are compared after this part of the steps
-WARMUP = 0.1  # of the steps
-WEIGHT_DECAY = 1e-4
 # Probe3D weighs SigLoss 10 and its gradient loss 0.5; the latter is a sum over 4 scales and 2 axes, and ours a mean.
 GRADIENT = 0.5
 STRAY = 1e-3  # share of the training depths at either end that the range leaves out unless it is given
@@ -222,60 +218,22 @@ def fit(
 ) -> tuple[BinReadout, float]:
     """Fit a readout with bins from `nearest` to `farthest` [m]; returns it with the peak rate that was chosen.
 
-    Each rate is tried for a quarter of the steps; the one with the lowest loss on a fold of the training images, places
-    that none of them saw, is taken, and the readout is trained anew on all.
+    The rate is the best on a fold of the training images, places that it did not see (`gradient_readouts`).
     """
     pairs, numbers = pairs_of(encode, train)
-    places = torch.arange(len(numbers))
     aside = torch.from_numpy(folds.fold)[numbers] == HELD_OUT
     if not aside.any() or aside.all():
         raise BadInput(f"a depth probe needs at least {FOLDS} training images, and there are {len(numbers)}")
-    rates = RATES[plan.kind]
-    search = replace(plan, steps=-(-plan.steps // SEARCH))
-    candidates = _trained(pairs, places[~aside], rates, search, (nearest, farthest))
-    losses = [_loss_on(candidate, pairs, places[aside], plan) for candidate in candidates]
-    if not any(map(math.isfinite, losses)):
-        raise BadInput("the losses of all rates are not finite: the encoder's features are too large to fit a readout")
-    rate = rates[
-        min(range(len(rates)), key=lambda number: losses[number] if math.isfinite(losses[number]) else math.inf)
-    ]
-    (final,) = _trained(pairs, places, (rate,), plan, (nearest, farthest))
-    return final, rate
-
-
-def _trained(
-    pairs: Pairs, places: Int64[Tensor, " _"], rates: Sequence[float], plan: Plan, bounds: tuple[float, float]
-) -> list[BinReadout]:
-    """Train one readout for each peak rate on the images at `places`, side by side on the same batches.
-
-    AdamW with a linear warm-up over a tenth of the steps and a cosine to 0; the same initial weights for all.
-    """
-    tokens, _ = next(iter(pairs.parts([places[:1]])))
-    readouts: list[BinReadout] = []
-    for _ in rates:
-        with runtime.seeded(plan.seed, "depth readout"):
-            readouts.append(BinReadout(plan.kind, tokens.shape[2], *bounds, plan.widths).to(tokens.device))
-    groups = [{"params": list(readout.parameters())} for readout in readouts]
-    optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
-    warmup = int(WARMUP * plan.steps)
-    what = f"{plan.kind} readout, {len(rates)} rates side by side" if len(rates) > 1 else f"{plan.kind} readout"
-    for step, (tokens, depth) in enumerate(track(_batches(pairs, places, plan), what, plan.steps), 1):
-        now = [
-            optim.learning_rate(step, start=0.0, peak=rate, final=0.0, warmup=warmup, steps=plan.steps)
-            for rate in rates
-        ]
-        update(optimizer, (readout_loss(readout, tokens, depth, plan) for readout in readouts), now)
-    return [readout.eval() for readout in readouts]
-
-
-def _batches(
-    pairs: Pairs, places: Int64[Tensor, " _"], plan: Plan
-) -> Iterator[tuple[Float[Tensor, "b n d"], Float[Tensor, "b 1 h w"]]]:
-    """As many batches as the plan has steps: walks over all images, each in an order of its own."""
-    per_walk = -(-len(places) // BATCH)
-    orders = walks(places, -(-plan.steps // per_walk), seed=plan.seed, stream="depth readout")
-    for walk, order in enumerate(orders):
-        yield from pairs.parts(order.tensor_split(per_walk)[: plan.steps - walk * per_walk])
+    descent = Descent(
+        make=lambda width: BinReadout(plan.kind, width, nearest, farthest, plan.widths),
+        loss=lambda readout, tokens, depth: readout_loss(readout, tokens, depth, plan),
+        rates=RATES[plan.kind],
+        steps=plan.steps,
+        seed=plan.seed,
+        stream="depth readout",
+        what=f"{plan.kind} readout",
+    )
+    return best_readout(pairs, aside, descent)
 
 
 def readout_loss(
@@ -286,12 +244,3 @@ def readout_loss(
     found = readout(tokens, (plan.size[0] // plan.patch_size, plan.size[1] // plan.patch_size), plan.size)
     gradient = GRADIENT if plan.kind == "dpt" else 0.0
     return depth_loss(found.log(), torch.where(known, depth, 1).log(), known, "sig", gradient)
-
-
-@torch.no_grad()
-def _loss_on(readout: BinReadout, pairs: Pairs, places: Int64[Tensor, " _"], plan: Plan) -> float:
-    parts = torch.split(places, BATCH)
-    walk = zip(parts, pairs.parts(parts), strict=True)
-    return sum(float(readout_loss(readout, tokens, depth, plan)) * len(part) for part, (tokens, depth) in walk) / len(
-        places
-    )

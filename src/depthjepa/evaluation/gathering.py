@@ -6,6 +6,7 @@ fixed views: encoding is what costs, so it is done once.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from depthjepa.data.groups import Places, places_of
 from depthjepa.data.images import Split
 from depthjepa.data.loading import open_source, view_batches
 from depthjepa.data.order import evenly
-from depthjepa.data.samples import Batch, Chosen, Source
+from depthjepa.data.samples import Batch, Chosen, Source, segment_classes
 from depthjepa.evaluation.diagnostics import Diagnosis
 from depthjepa.evaluation.features import Encode, Pooled, PooledParts, iterate_tokens
 from depthjepa.evaluation.tokens import ComputedTokens, TokenKeeper, Tokens
@@ -92,6 +93,13 @@ class Views:
         self.source = open_source(config.data, split)
         self.limit = config.evaluation.train_images if split == "train" else config.evaluation.val_images
         self.skipped: dict[str, None] = {}
+        self.label_maps = False
+
+    def with_label_maps(self) -> Views:
+        """The same views of the same source with their label maps, which others do not read."""
+        found = copy.copy(self)
+        found.label_maps = True
+        return found
 
     def __len__(self) -> int:
         return len(self.source) if self.limit is None else min(self.limit, len(self.source))
@@ -119,7 +127,7 @@ class Views:
         return self._read(Chosen(self.source, numbers.numpy()), None)
 
     def _read(self, source: Source, limit: int | None) -> Iterator[Batch]:
-        for batch in views(self.config, source, limit):
+        for batch in views(self.config, source, limit, label_maps=self.label_maps):
             self.skipped |= dict.fromkeys(batch.skipped)
             yield batch
 
@@ -129,12 +137,13 @@ def places_in(train: Views, val: Views) -> Places:
     return places_of(train.source, train.numbers, val.source, val.numbers)
 
 
-def views(config: RunConfig, source: Source, limit: int | None) -> Iterator[Batch]:
-    """Fixed views of a source: whole images where depth is known, else the central part."""
+def views(config: RunConfig, source: Source, limit: int | None, *, label_maps: bool = False) -> Iterator[Batch]:
+    """Fixed views of a source: whole images where depth or the class of each pixel is known, else the central part."""
     return view_batches(
         source,
         config.data.size,
-        view="whole" if source.has_depth else "centre",
+        view="whole" if source.has_depth or segment_classes(source) else "centre",
+        label_maps=label_maps,
         batch_size=config.evaluation.batch_size,
         limit=limit,
         workers=config.data.workers,

@@ -229,7 +229,8 @@ def fit_ridges(
     where there are too few images to choose a strength.
     """
     fits = {name: [_Fit() for _ in maps] for name in encoders}
-    folds = [set[int]() for _ in maps]
+    met = [list[int]() for _ in maps]  # folds of the images that have any truth
+    seen = 0
     for batch in batches:
         rows, cols = patch_grid(batch.images, patch_size)
         cells, known = truth.cells(batch, (factor * rows, factor * cols))
@@ -240,16 +241,18 @@ def fit_ridges(
         targets = [
             _targets(cells[own], known[own], each.mean.maps, factor) for own, each in zip(chosen, maps, strict=True)
         ]
-        for own, seen in zip(chosen, folds, strict=True):
-            seen.update(fold[own].tolist())
+        for own, folds in zip(chosen, met, strict=True):
+            folds += fold[own].tolist()
+        seen += len(numbers)
         for name, encode in encoders.items():
             tokens = tokens_of(encode, batch)
             for fit, own, wanted in zip(fits[name], chosen, targets, strict=True):
                 fit.add(tokens[own.to(tokens.device)], wanted, fold[own])
-    for part, seen in zip(maps, folds, strict=True):
-        if len(seen) < 2:
+    for part, folds in zip(maps, met, strict=True):
+        if len(folds) < FOLDS or len(set(folds)) < 2:
             raise BadInput(
-                f"a {truth.noun} probe of {part.name} needs training images with valid {truth.noun} of at least 2 of "
-                f"its {FOLDS} folds ({places.folds.by}), and has them of {len(seen)}: give more images"
+                f"a {truth.noun} probe of {part.name} needs at least {FOLDS} training images with valid {truth.noun}, "
+                f"of 2 or more places: of {seen} images {len(folds)} have any, in {len(set(folds))} of {FOLDS} folds "
+                f"of {places.folds.by}"
             )
     return {name: [fit.solved(each, factor) for fit, each in zip(own, maps, strict=True)] for name, own in fits.items()}

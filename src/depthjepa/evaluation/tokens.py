@@ -1,6 +1,7 @@
 """The tokens of a set of images for a probe that walks over them many times: kept in memory, or computed anew.
 
-A set's tokens may go with the depth of its images (`Pairs`), which is then kept beside them, or read anew.
+A set's tokens may go with what is known of its images' pixels, such as depth (`Pairs`), which is then kept beside them,
+or read anew.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Float16, Int64
+from jaxtyping import Float, Float16, Int64, Shaped
 from torch import Tensor
 
 from depthjepa.data.layouts.layout import with_depth
@@ -22,6 +23,8 @@ from depthjepa.faults import BadInput
 
 KEPT_BYTES = 2**31  # of one encoder's tokens on all images; above, they are computed anew on every walk
 LARGEST = 65504.0  # of float16
+
+Beside = Callable[[Batch], Shaped[Tensor, "b 1 h w"]]  # what goes with the tokens of a batch
 
 
 @runtime_checkable
@@ -69,7 +72,7 @@ class Within:
 
     def _limited(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in batches:
-            depth = _depth_of(batch)
+            depth = depth_of(batch)
             known = valid(depth, self.nearest or 1e-3, self.farthest or math.inf)
             yield replace(batch, depth=torch.where(known, depth, 0))
 
@@ -115,28 +118,28 @@ class ComputedTokens:
 
 @runtime_checkable
 class Pairs(Protocol):
-    """Tokens and depth [m] by place: 0 is the first image of the set that could be read."""
+    """Tokens and what goes with them by place: 0 is the first image of the set that could be read."""
 
     def parts(
         self, places: Sequence[Int64[Tensor, " _"]]
-    ) -> Iterator[tuple[Float[Tensor, "b n d"], Float[Tensor, "b 1 h w"]]]:
-        """Yield both at the places of every part, in order, float32 on the encoder's device."""
+    ) -> Iterator[tuple[Float[Tensor, "b n d"], Shaped[Tensor, "b 1 h w"]]]:
+        """Yield both at the places of every part, in order, the tokens in float32, on the encoder's device."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class KeptPairs:
-    """Tokens in half precision beside the depth of their images."""
+    """Tokens in half precision beside what goes with them."""
 
     tokens: KeptTokens
-    depth: Float[Tensor, "images 1 h w"]
+    beside: Shaped[Tensor, "images 1 h w"]
 
     def parts(
         self, places: Sequence[Int64[Tensor, " _"]]
-    ) -> Iterator[tuple[Float[Tensor, "b n d"], Float[Tensor, "b 1 h w"]]]:
+    ) -> Iterator[tuple[Float[Tensor, "b n d"], Shaped[Tensor, "b 1 h w"]]]:
         """Yield parts of what is kept."""
         for part, tokens in zip(places, self.tokens.parts(places), strict=True):
-            yield tokens, self.depth[part].to(tokens.device)
+            yield tokens, self.beside[part].to(tokens.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,40 +149,45 @@ class ComputedPairs:
     encode: Encode
     read: Callable[[Int64[Tensor, " _"]], Iterable[Batch]]
     index: Int64[Tensor, " images"]
+    beside: Beside
 
     def parts(
         self, places: Sequence[Int64[Tensor, " _"]]
-    ) -> Iterator[tuple[Float[Tensor, "b n d"], Float[Tensor, "b 1 h w"]]]:
+    ) -> Iterator[tuple[Float[Tensor, "b n d"], Shaped[Tensor, "b 1 h w"]]]:
         """Encode batch by batch, and cut the stream into the parts."""
         stream = (
-            (tokens, _depth_of(batch).to(tokens.device))
+            (tokens, self.beside(batch).to(tokens.device))
             for batch, tokens in _again(self.encode, self.read, self.index, places)
         )
         for part in _cut(stream, places):
             yield part[0], part[1]
 
 
-def pairs_of(encode: Encode, images: ImageSet) -> tuple[Pairs, Int64[Tensor, " images"]]:
-    """Encode every image of a set once; its pairs, kept where they have room, and the numbers of the readable ones."""
-    keeper: TokenKeeper | None = None
-    depths, index = list[Tensor](), list[Tensor]()
-    for batch, tokens in iterate_tokens(encode, images()):
-        depth = _depth_of(batch)
-        keeper = keeper or TokenKeeper(len(images), len(images), beside=depth[0].numel() * depth.element_size())
-        keeper.add(tokens)
-        if not keeper.full:
-            depths.append(depth.cpu())
-        index.append(batch.index.cpu())
-    numbers = torch.cat(index) if index else torch.zeros(0, dtype=torch.long)
-    if keeper is not None and (kept := keeper.result()) is not None:
-        return KeptPairs(kept, torch.cat(depths)), numbers
-    return ComputedPairs(encode, images.chosen, numbers), numbers
-
-
-def _depth_of(batch: Batch) -> Float[Tensor, "b 1 h w"]:
+def depth_of(batch: Batch) -> Float[Tensor, "b 1 h w"]:
+    """The depth [m] of a batch; raises `BadInput` where it has none."""
     if batch.depth is None:
         raise BadInput(f"a depth probe needs depth, and these images have none: give {with_depth()}")
     return batch.depth
+
+
+def pairs_of(encode: Encode, images: ImageSet, beside: Beside = depth_of) -> tuple[Pairs, Int64[Tensor, " images"]]:
+    """Encode every image of a set once; its tokens with what goes `beside` them, kept where both have room.
+
+    Also returned are the numbers of the images that could be read.
+    """
+    keeper: TokenKeeper | None = None
+    parts, index = list[Tensor](), list[Tensor]()
+    for batch, tokens in iterate_tokens(encode, images()):
+        part = beside(batch)
+        keeper = keeper or TokenKeeper(len(images), len(images), beside=part[0].numel() * part.element_size())
+        keeper.add(tokens)
+        if not keeper.full:
+            parts.append(part.cpu())
+        index.append(batch.index.cpu())
+    numbers = torch.cat(index) if index else torch.zeros(0, dtype=torch.long)
+    if keeper is not None and (kept := keeper.result()) is not None:
+        return KeptPairs(kept, torch.cat(parts)), numbers
+    return ComputedPairs(encode, images.chosen, numbers, beside), numbers
 
 
 def _again(

@@ -167,13 +167,17 @@ def _claim_faults(study: Study) -> Iterator[str]:
             yield f"claims: {each.first} is to stand against others, not against itself"
         named, _, figure = each.measure.partition(".")
         task = named.partition("@")[0]  # of one of several data sets
-        keys = [column.key for column in probes.studied()[task].columns] if task in probes.studied() else []
+        columns = probes.studied()[task].columns if task in probes.studied() else ()
+        keys = [column.key for column in columns]
         if task not in study.probes:
             yield (
                 f"claims: {each.measure} is no figure of a probe of the study{nearest(task, study.probes)}: give "
                 f"PROBE.KEY with one of {', '.join(study.probes) or 'its probes (there are none)'}"
             )
-        elif re.sub(r"\d+", "#", figure) not in (*keys, *(re.sub(r"\d+", "#", key) for key in keys)):
+        elif not any(column.has(figure) for column in columns) and re.sub(r"\d+", "#", figure) not in (
+            *keys,
+            *(re.sub(r"\d+", "#", key) for key in keys),
+        ):
             hint = nearest(figure, keys)
             yield f"claims: {task} probes have no figure {figure!r}{hint}: choose from {', '.join(keys)}"
 

@@ -49,6 +49,7 @@ class DataLayout:
     reads: tuple[str, ...] = ()  # keys of `data` that change how it is read, beside those that are refused elsewhere
     may_have_depth: bool = False
     may_have_labels: bool = False
+    may_have_label_maps: bool = False
     pairs: str = ""  # what data.val_prefixes and data.val_list divide, as "RGB-D pairs"; empty: nothing
 
 
@@ -97,6 +98,11 @@ def with_depth() -> str:
 def with_labels() -> str:
     """The layouts whose images may have labels, as `with_depth`."""
     return _those(lambda layout: layout.may_have_labels)
+
+
+def with_label_maps() -> str:
+    """The layouts whose images may have label maps, as `with_depth`."""
+    return _those(lambda layout: layout.may_have_label_maps)
 
 
 def _those(chosen: Callable[[DataLayout], bool]) -> str:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from depthjepa.data.config import MILLIMETRES, DataConfig, DepthOrientation
 from depthjepa.data.contents import file_sizes
-from depthjepa.data.groups import GroupList, group_by_name, read_groups
+from depthjepa.data.groups import GroupList, read_groups, told_group
 from depthjepa.data.images import (
     DECODING_FAULTS,
     Split,
@@ -43,7 +43,7 @@ from depthjepa.data.images import (
 )
 from depthjepa.data.layouts.layout import DataLayout, path_of
 from depthjepa.data.order import evenly
-from depthjepa.data.pairing import held_out, identity, paired
+from depthjepa.data.pairing import DEPTH, PHOTOGRAPHS, held_out, identity, is_undivided, paired, place_of
 from depthjepa.data.samples import Sample, UnreadableImage
 from depthjepa.depth import valid
 from depthjepa.faults import BadInput, nearest
@@ -174,7 +174,7 @@ class PairedFolder:
     `depth_scale` is file units per metre; `MILLIMETRES`, the default, leaves it to `dataset.json` where that says
     another, and any other value is insisted on. Depth beyond the range of `dataset.json` is invalid, and so is depth
     outside of its evaluation crop in validation data. `focal_length` is in pixels at full width, None: unknown. Samples
-    are upright; where one file of a pair has an EXIF rotation, `depth_orientation` says how depth lies (`depth_tag`).
+    are upright; where one file of a pair has an EXIF rotation, `depth_orientation` says how depth lies (`map_tag`).
 
     Raises `BadInput` when photographs and depth files do not pair up, when the validation data are unclear, when a
     rotation is (of some pairs spread evenly, and of each when it is read), and on reading when a depth file has another
@@ -204,8 +204,8 @@ class PairedFolder:
         self.depth_range = self._facts.range
         self._crop = self._facts.evaluation_crop if split == "val" else None
         divided = val_prefixes is not None or val_list is not None
-        self._place = _place(root, split, divided)
-        names = paired(root / self._place)
+        self._place = place_of(root, split, DEPTH, divided=divided)
+        names = paired(root / self._place, DEPTH)
         if divided:
             validation = held_out((identity(name) for name, _ in names), root, val_prefixes, val_list)
             names = [pair for pair in names if (identity(pair[0]) in validation) == (split == "val")]
@@ -215,7 +215,7 @@ class PairedFolder:
         if depth_orientation is None:
             for index in evenly(LOOKED_AT, len(self)):  # the others are looked at when they are decoded
                 paths = self._paths(int(index))
-                depth_tag(paths, (tag_of(paths[0]), tag_of(paths[1])), None)
+                map_tag(paths, (tag_of(paths[0]), tag_of(paths[1])), None)
 
     @property
     def ignored(self) -> Mapping[str, int]:
@@ -236,13 +236,7 @@ class PairedFolder:
 
         Raises `BadInput` where the files name groups, and none fits.
         """
-        own = identity(os.fsdecode(self._names[index]))
-        listed = self._listed
-        if listed is None or not listed.groups:
-            return group_by_name(own)
-        if (group := listed.group_of(own)) is None:
-            raise BadInput(f"{self.name}: no beginning among its groups fits the ID {own}: add [{own!r}, GROUP]")
-        return group
+        return told_group(identity(os.fsdecode(self._names[index])), self._listed, self.name)
 
     def focal_length_of(self, index: int) -> float | None:
         """Focal length [px] at the full width of pair `index`; None: not known."""
@@ -272,26 +266,25 @@ class PairedFolder:
 
     def sample(self, index: int) -> Sample:
         """Decode pair `index`; raises `UnreadableImage`, and `BadInput` for depth that does not fit."""
-        image, depth = self._pair(index)
-        return Sample(image=image, depth=self._judged(depth), label=-1, name=self.name_of(index))
+        return self.tagged(index)[0]
+
+    def tagged(self, index: int) -> tuple[Sample, int]:
+        """What `sample` gives, and the EXIF orientation by which the photograph was turned."""
+        image, tag, depth = self._pair(index)
+        return Sample(image=image, depth=self._judged(depth), label=-1, name=self.name_of(index)), tag
 
     def measured(self, index: int) -> tuple[Float32[Tensor, "1 h w"], Float32[Tensor, "1 h w"]]:
         """Depth [m] of pair `index` as it stands in the file, and what counts of it; raises what `sample` raises."""
-        _, depth = self._pair(index)
+        _, _, depth = self._pair(index)
         return depth, self._judged(depth)
 
-    def _pair(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], Float32[Tensor, "1 h w"]]:
-        paths = photograph, path = self._paths(index)
-        image, tag = decode_with_tag(photograph)
-        values, own = _stored_depth(path, self.depth_scale)
-        depth = _upright(values, depth_tag(paths, (tag, own), self._orientation))
-        if depth.shape[1:] != image.shape[1:]:
-            raise BadInput(
-                f"{path} is {_size_text(depth)} pixels (height x width), its photograph {photograph.name} is "
-                f"{_size_text(image)}: they must have the same size"
-                f"{_why_on_its_side((tag, own)) if depth.shape[1:] == image.shape[:0:-1] else ''}"
-            )
-        return image, depth
+    def _pair(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], int, Float32[Tensor, "1 h w"]]:
+        paths = self._paths(index)
+        image, tag = decode_with_tag(paths[0])
+        values, own = _stored_depth(paths[1], self.depth_scale)
+        depth = _upright(values, map_tag(paths, (tag, own), self._orientation))
+        refuse_other_size(paths, image, depth, (tag, own))
+        return image, tag, depth
 
     def _paths(self, index: int) -> tuple[Path, Path]:
         """The photograph and the depth file of pair `index`."""
@@ -338,22 +331,37 @@ def _upright(values: Float32[np.ndarray, "rows cols"], tag: int) -> Float32[Tens
     return torch.from_numpy(np.ascontiguousarray(upright(values, tag)))[None]
 
 
-def depth_tag(paths: tuple[Path, Path], tags: tuple[int, int], said: DepthOrientation | None) -> int:
-    """By which EXIF orientation the depth of a pair (photograph, depth) with these tags is to be turned.
+def map_tag(paths: tuple[Path, Path], tags: tuple[int, int], said: DepthOrientation | None, what: str = "depth") -> int:
+    """By which EXIF orientation the map of a pair (photograph, map) with these tags is to be turned.
 
-    Where both have one, each is turned by its own. Where one has, `said` tells how the depth lies: `stored`, as the
-    camera's sensor stored the photograph, so it is turned by that tag, or `upright`. Raises `BadInput` without it.
+    Where both have one, each is turned by its own. Where one has, `said` tells how the map lies: `stored`, as the
+    camera's sensor stored the photograph, so it is turned by that tag, or `upright`. Raises `BadInput` without it;
+    `what` is the map's name in the message.
     """
-    photograph, depth = tags
-    if (photograph == 1) == (depth == 1) or said == "upright":
-        return depth if photograph > 1 else 1
+    photograph, own = tags
+    if (photograph == 1) == (own == 1) or said == "upright":
+        return own if photograph > 1 else 1
     if said == "stored":
         return max(tags)
     tagged, other = paths if photograph > 1 else paths[::-1]
     raise BadInput(
-        f"{tagged} is to be turned (EXIF orientation {max(tags)}) and {other} has no such tag: say how the depth lies, "
-        f"data.depth_orientation=stored (as the camera's sensor stored the photograph: it is turned as well) or "
+        f"{tagged} is to be turned (EXIF orientation {max(tags)}) and {other} has no such tag: say how the {what} "
+        f"lies, data.depth_orientation=stored (as the camera's sensor stored the photograph: it is turned as well) or "
         f"data.depth_orientation=upright (it is upright already)"
+    )
+
+
+def refuse_other_size(
+    paths: tuple[Path, Path], image: Tensor, values: Tensor, tags: tuple[int, int], what: str = "depth"
+) -> None:
+    """Raise `BadInput` where a map [1, h, w] is not of the size of its photograph [3, h, w], both upright."""
+    if values.shape[1:] == image.shape[1:]:
+        return
+    photograph, path = paths
+    raise BadInput(
+        f"{path} is {_size_text(values)} pixels (height x width), its photograph {photograph.name} is "
+        f"{_size_text(image)}: they must have the same size"
+        f"{_why_on_its_side(tags, what) if values.shape[1:] == image.shape[:0:-1] else ''}"
     )
 
 
@@ -361,47 +369,22 @@ def _size_text(pixels: Tensor) -> str:
     return f"{pixels.shape[1]} x {pixels.shape[2]}"
 
 
-def _why_on_its_side(tags: tuple[int, int]) -> str:
+def _why_on_its_side(tags: tuple[int, int], what: str) -> str:
     if max(tags) == 1:
         return "; one of them lies on its side"
     return (
-        f"; once turned (EXIF orientation of the photograph {tags[0]}, of the depth {tags[1]}; data.depth_orientation) "
-        f"one of them lies on its side"
+        f"; once turned (EXIF orientation of the photograph {tags[0]}, of the {what} {tags[1]}; "
+        "data.depth_orientation) one of them lies on its side"
     )
 
 
-def _place(root: Path, split: Split, divided: bool) -> PurePosixPath:
-    """Where the pairs of a split stand below the folder; `divided`: the user says which of them are validation data."""
-    undivided = _is_undivided(root)
-    if divided and not undivided and (root / "val").is_dir():
-        raise BadInput(f"data.val_prefixes and data.val_list are for pairs without val/, but {root} has its own val/")
-    if split == "val" and not divided and (undivided or not (root / "val").is_dir()):
-        raise BadInput(
-            f"{root} has no val/: say which pairs are validation data, by the beginnings of their IDs "
-            f"(data.val_prefixes=[kitchen,bath]) or a file of IDs (data.val_list=FILE)"
-        )
-    place = PurePosixPath("." if undivided else "train" if divided else split)
-    for part in ("rgb", "depth"):
-        if not (root / place / part).is_dir():
-            raise BadInput(
-                f"{root} is read as an RGB-D folder, but has no {place / part}/ "
-                f"(needed: {place / 'rgb/ID.jpg'} and {place / 'depth/ID.png'})"
-            )
-    return place
-
-
 def _has_splits(folder: Path) -> bool:
-    return any((folder / split / "rgb").is_dir() for split in ("train", "val"))
-
-
-def _is_undivided(folder: Path) -> bool:
-    """Whether a folder holds `rgb` and `depth` itself, not sorted into `train` and `val`."""
-    return not _has_splits(folder) and all((folder / part).is_dir() for part in ("rgb", "depth"))
+    return any((folder / split / PHOTOGRAPHS).is_dir() for split in ("train", "val"))
 
 
 def _matches(root: str) -> bool:
     folder = path_of(root)
-    return _has_splits(folder) or _is_undivided(folder)
+    return _has_splits(folder) or is_undivided(folder, DEPTH)
 
 
 def _nearly(root: str) -> str:
@@ -454,7 +437,7 @@ def _open(config: DataConfig, root: str, split: Split) -> PairedFolder:
 
 def _has_validation(config: DataConfig, root: str) -> bool:
     folder = path_of(root)
-    return config.divides_pairs or (not _is_undivided(folder) and (folder / "val").is_dir())
+    return config.divides_pairs or (not is_undivided(folder, DEPTH) and (folder / "val").is_dir())
 
 
 LAYOUT = DataLayout(

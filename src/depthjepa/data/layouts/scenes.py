@@ -47,7 +47,7 @@ class Rendered:
 class Scenes:
     """Rendered scenes as a data source. Training and validation scenes are different scenes of one seed."""
 
-    classes = KINDS
+    classes, segment_classes = KINDS, CLASSES
     has_depth = True
     knows_focal_length = True
     keeps_samples = True
@@ -83,13 +83,18 @@ class Scenes:
         return float(scenes.focal[row])
 
     def sample(self, index: int) -> Sample:
-        """Return scene `index` of the split.
+        """Return scene `index` of the split, with its label map: that is known anyway.
 
         Scenes are rendered in chunks when first asked for, and kept: 8 bytes a pixel, for as long as the
         process lives, so that runs and probes on the same scenes render them once.
         """
         scenes, row = self._rendered(index)
-        return Sample(scenes.images[row], scenes.depth[row], int(scenes.labels[row]), self.name_of(index))
+        label, label_map = int(scenes.labels[row]), scenes.classes[row][None]
+        return Sample(scenes.images[row], scenes.depth[row], label, self.name_of(index), label_map)
+
+    def labelled_sample(self, index: int) -> Sample:
+        """What `sample` gives."""
+        return self.sample(index)
 
     def normals_of(self, index: int) -> Float32[Tensor, "3 h w"]:
         """Unit normals that scene `index` sees, exactly: x right, y down, z forward; 0 where there is no depth."""
@@ -237,6 +242,7 @@ LAYOUT = DataLayout(
     reads=("scenes_train", "scenes_val"),
     may_have_depth=True,
     may_have_labels=True,
+    may_have_label_maps=True,
     source_name=_source_name,
     by_name=True,
 )

@@ -13,6 +13,11 @@ LAYOUTS = Table(
     rows=(
         Row("scenes", "rendered streets (scenes or scenes:SEED)", "data.layouts.scenes"),
         Row(
+            "labelled",
+            "a labelled folder (train/rgb, train/labels, val/rgb, val/labels; or rgb, labels; and classes.txt)",
+            "data.layouts.labelled",
+        ),
+        Row(
             "rgbd",
             "an RGB-D folder (train/rgb, train/depth, val/rgb, val/depth; or rgb, depth)",
             "data.layouts.rgbd",

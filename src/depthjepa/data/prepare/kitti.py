@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from depthjepa.data.images import DECODING_FAULTS, Split, fault_line, sub_folders, tag_of
+from depthjepa.data.images import Split, sub_folders
 from depthjepa.data.layouts.rgbd import DatasetFacts, EvaluationCrop
 from depthjepa.data.pairing import some_of
-from depthjepa.data.prepare.writing import SPLITS, Prepared, read_depth, write_all
+from depthjepa.data.prepare.writing import SPLITS, Prepared, link, read_depth, stored_size, write_all
 from depthjepa.faults import BadInput
-from depthjepa.logbook import whole_path
 
 # Garg et al. 2016, as evaluations on KITTI have it.
 GARG = EvaluationCrop("garg", (0.40810811, 0.03594771, 0.99189189, 0.96405229))
@@ -90,7 +86,7 @@ class _KittiPair:
     def photograph(self) -> str:
         return f"{self.identity}{self.from_photograph.suffix}"
 
-    def write(self, photograph: Path, depth: Path) -> np.ndarray:
+    def write(self, photograph: Path, beside: Path) -> np.ndarray:
         """Link both as they are; returns metres."""
         size = _size(self.from_photograph)
         values = read_depth(self.from_depth, SCALE)
@@ -99,36 +95,17 @@ class _KittiPair:
                 f"{self.from_depth} is {values.shape[1]} x {values.shape[2]} pixels (height x width), its photograph "
                 f"{self.from_photograph} is {size[0]} x {size[1]}: they are not of one drive"
             )
-        _link(self.from_photograph, photograph)
-        _link(self.from_depth, depth)
+        link(self.from_photograph, photograph)
+        link(self.from_depth, beside)
         return values
 
 
 def _size(path: Path) -> tuple[int, int]:
     """Height and width of a photograph that is whole; the depth lies as it is stored, so no tag may turn it."""
-    try:
-        with Image.open(path) as image:
-            size = image.height, image.width
-            if image.format == "PNG":
-                image.verify()  # checksums: a quarter of the time of decoding
-            else:
-                image.load()
-    except DECODING_FAULTS as fault:
-        raise BadInput(
-            f"{path}: {fault_line(fault)}: the file is damaged or incomplete; fetch it from {RAW}"
-        ) from fault
-    if (tag := tag_of(path)) > 1:
+    size, tag = stored_size(path, RAW)
+    if tag > 1:
         raise BadInput(f"{path} has an EXIF rotation ({tag}), and KITTI's photographs have none: fetch it from {RAW}")
     return size
-
-
-def _link(source: Path, target: Path) -> None:
-    with whole_path(target) as partial:
-        partial.unlink(missing_ok=True)  # of a killed call
-        try:
-            os.link(source.resolve(), partial)
-        except OSError:  # another file system, or one without links: what is wrong with the target, copying tells
-            shutil.copyfile(source, partial)
 
 
 def _drives(source: Path) -> dict[Split, list[str]]:

@@ -161,11 +161,11 @@ class _NyuPair:
     photograph: str
     labelled: _Labelled
 
-    def write(self, photograph: Path, depth: Path) -> np.ndarray:
+    def write(self, photograph: Path, beside: Path) -> np.ndarray:
         """Write both as PNG files; returns millimetres."""
         values = self.labelled.millimetres(self.number - 1)
         _save_png(photograph, self.labelled.photograph(self.number - 1))
-        _save_png(depth, values)
+        _save_png(beside, values)
         return values
 
 

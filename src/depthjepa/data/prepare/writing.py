@@ -1,26 +1,29 @@
-"""Writing an RGB-D folder from the official files of a data set; killed, it goes on.
+"""Writing a folder that the package reads from the official files of a data set; killed, it goes on.
 
 What is written stands in `OUT.partial` until all of it is there: `OUT` is whole or absent.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
+from PIL import Image
 
 from depthjepa.data.config import MILLIMETRES
-from depthjepa.data.images import Split, image_names
+from depthjepa.data.images import DECODING_FAULTS, Split, fault_line, image_names, tag_of
 from depthjepa.data.layouts.rgbd import DATASET, DatasetFacts, dataset_facts, decode_depth
-from depthjepa.data.pairing import some_of
+from depthjepa.data.pairing import DEPTH, PHOTOGRAPHS, SUFFIX, Beside, some_of
 from depthjepa.data.samples import UnreadableImage
 from depthjepa.faults import BadInput, RunStopped
-from depthjepa.logbook import to_json, write_whole, writing
+from depthjepa.logbook import to_json, whole_path, write_whole, writing
 from depthjepa.progress import track
 from depthjepa.stopping import interruptions
 
@@ -29,24 +32,45 @@ SPLITS: tuple[Split, ...] = ("train", "val")
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What an RGB-D folder holds: pairs of each split, and the share of their pixels that has depth, in [0, 1]."""
+    """What a folder holds: pairs of each split, and the share of their pixels that is `known` (measured), in [0, 1]."""
 
     folder: Path
     pairs: Mapping[Split, int]
     measured: Mapping[Split, float]
+    known: str = "measured"
 
     def __str__(self) -> str:
         words = {"train": "training", "val": "validation"}
         parts = (
-            f"{count} {words[split]} pairs, {100 * self.measured[split]:.1f} % of their pixels measured"
+            f"{count} {words[split]} pairs, {100 * self.measured[split]:.1f} % of their pixels {self.known}"
             for split, count in self.pairs.items()
         )
         return f"{self.folder}: {'; '.join(parts)}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """What is to be known of a folder beside its pairs."""
+
+    name: str  # of the data set
+    beside: Beside
+    files: dict[str, str]  # right in the folder, by their names; the first one marks what this command wrote
+    there: Callable[
+        [Path], str | None
+    ]  # what a folder that bears the mark holds, in words; None: what is to be written
+    read: Callable[[Path], np.ndarray]  # a map that was written
+    unknown: int = 0  # the value of pixels that nothing is known of
+    known: str = "measured"  # what the others are
+
+    @property
+    def mark(self) -> str:
+        """The file that marks what this command wrote."""
+        return next(iter(self.files))
+
+
 @runtime_checkable
 class Pair(Protocol):
-    """One photograph and its depth, still in the official files."""
+    """One photograph and its depth or label map, still in the official files."""
 
     @property
     def split(self) -> Split: ...
@@ -56,8 +80,8 @@ class Pair(Protocol):
         """Its name below `SPLIT/rgb`, with the suffix."""
         ...
 
-    def write(self, photograph: Path, depth: Path) -> np.ndarray:
-        """Write both files, each whole or not at all, and return the depth, in any unit.
+    def write(self, photograph: Path, beside: Path) -> np.ndarray:
+        """Write both files, each whole or not at all, and return the depth, in any unit, or the labels.
 
         Raises `BadInput` where they are damaged or do not fit.
         """
@@ -65,24 +89,41 @@ class Pair(Protocol):
 
 
 def write_all(out: Path, facts: DatasetFacts, pairs: Sequence[Pair]) -> Prepared:
-    """Write what is not there yet, and count what is measured; a first call leaves `out` whole or absent.
+    """Write an RGB-D folder (`write_folder`)."""
+    scale = facts.depth_scale or MILLIMETRES
+
+    def there(folder: Path) -> str | None:
+        found = dataset_facts(folder)
+        return None if found == facts else str(found.name)
+
+    form = Form(
+        name=str(facts.name),
+        beside=DEPTH,
+        files={DATASET: to_json(asdict(facts))},
+        there=there,
+        read=lambda path: read_depth(path, scale),
+    )
+    return write_folder(out, form, pairs)
+
+
+def write_folder(out: Path, form: Form, pairs: Sequence[Pair]) -> Prepared:
+    """Write what is not there yet, and count what is known; a first call leaves `out` whole or absent.
 
     Raises `BadInput` where `out` holds something else, and what writing a pair raises; `RunStopped` when interrupted.
     """
     out = out if out.name not in ("", "..") else out.resolve()
-    folder = out if (out / DATASET).exists() else out.with_name(out.name + ".partial")
-    _begin(out, folder, facts, pairs)
-    counts = {split: np.zeros(3, dtype=np.int64) for split in SPLITS}  # pairs, measured pixels, pixels
-    scale = facts.depth_scale or MILLIMETRES
+    folder = out if (out / form.mark).exists() else out.with_name(out.name + ".partial")
+    _begin(out, folder, form, pairs)
+    counts = {split: np.zeros(3, dtype=np.int64) for split in SPLITS}  # pairs, known pixels, pixels
     with interruptions() as stopping:
-        for pair in track(pairs, f"pairs of {facts.name}", len(pairs)):
+        for pair in track(pairs, f"pairs of {form.name}", len(pairs)):
             if stopping():
                 raise RunStopped(f"stopped; what is written stands in {folder}, and the same command goes on")
-            photograph = folder / pair.split / "rgb" / pair.photograph
-            depth = (folder / pair.split / "depth" / pair.photograph).with_suffix(".png")
-            there = photograph.exists() and depth.exists()
-            values = read_depth(depth, scale) if there else pair.write(photograph, depth)
-            counts[pair.split] += np.array((1, np.count_nonzero(values), values.size))
+            photograph = folder / pair.split / PHOTOGRAPHS / pair.photograph
+            beside = (folder / pair.split / form.beside.folder / pair.photograph).with_suffix(SUFFIX)
+            there = photograph.exists() and beside.exists()
+            values = form.read(beside) if there else pair.write(photograph, beside)
+            counts[pair.split] += np.array((1, np.count_nonzero(values != form.unknown), values.size))
     if folder != out:
         with writing(out):
             folder.rename(out)
@@ -91,28 +132,59 @@ def write_all(out: Path, facts: DatasetFacts, pairs: Sequence[Pair]) -> Prepared
         out,
         pairs={split: int(count[0]) for split, count in full.items()},
         measured={split: float(count[1] / count[2]) for split, count in full.items()},
+        known=form.known,
     )
 
 
-def _begin(out: Path, folder: Path, facts: DatasetFacts, pairs: Sequence[Pair]) -> None:
-    """Refuse to mix two data sets, or two splits of one, in a folder; then write its facts."""
+def _begin(out: Path, folder: Path, form: Form, pairs: Sequence[Pair]) -> None:
+    """Refuse to mix two data sets, or two splits of one, in a folder; then write what is to be known of it."""
     if folder != out and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise BadInput(f"{out} exists and was not written by this command: choose another --out")
-    if (folder / DATASET).exists() and (there := dataset_facts(folder)) != facts:
-        raise BadInput(f"{folder} holds {there.name}, not {facts.name}: choose another --out, or remove it")
+    if (folder / form.mark).exists() and (there := form.there(folder)) is not None:
+        raise BadInput(f"{folder} holds {there}, not {form.name}: choose another --out, or remove it")
     times = Counter(str(PurePosixPath(pair.photograph).with_suffix("")) for pair in pairs)
     if twice := sorted(name for name, count in times.items() if count > 1):
         raise BadInput(f"{len(twice)} of {len(times)} pairs come twice, in one split or in both: {some_of(twice)}")
     planned = {(pair.split, pair.photograph) for pair in pairs}
     for split in SPLITS:
-        place = folder / split / "rgb"
+        place = folder / split / PHOTOGRAPHS
         if place.is_dir() and (others := [name for name in image_names(place) if (split, name) not in planned]):
             raise BadInput(
                 f"{place} holds {some_of(others)}, which this source or split does not have: choose another --out, or "
                 f"remove {folder}"
             )
-    if not (folder / DATASET).exists():
-        write_whole(folder / DATASET, to_json(asdict(facts)))
+    for name in reversed(form.files):  # the mark last: what bears it has the others
+        if not (folder / name).exists():
+            write_whole(folder / name, form.files[name])
+
+
+def stored_size(path: Path, source: str) -> tuple[tuple[int, int], int]:
+    """Height and width of a photograph as it is stored, and its EXIF orientation; raises `BadInput` unless it is whole.
+
+    `source` is where to fetch it from, for the message.
+    """
+    try:
+        with Image.open(path) as image:
+            size = image.height, image.width
+            if image.format == "PNG":
+                image.verify()  # checksums: a quarter of the time of decoding
+            else:
+                image.load()
+    except DECODING_FAULTS as fault:
+        raise BadInput(
+            f"{path}: {fault_line(fault)}: the file is damaged or incomplete; fetch it from {source}"
+        ) from fault
+    return size, tag_of(path)
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name, where the file system has hard links; else copy it."""
+    with whole_path(target) as partial:
+        partial.unlink(missing_ok=True)  # of a killed call
+        try:
+            os.link(source.resolve(), partial)
+        except OSError:  # another file system, or one without links: what is wrong with the target, copying tells
+            shutil.copyfile(source, partial)
 
 
 def read_depth(path: Path, scale: float) -> Float[np.ndarray, "1 h w"]:

@@ -138,12 +138,9 @@ def run_readout(subject: Subject) -> Probe:
     assert asked.depth_readout != "ridge"
     blocks = encoder.depth
     layers = layers_of(asked.depth_readout, blocks)
-    foreign = subject.backbone is not None and subject.saved is None
-    if foreign and len(set(layers)) < len(layers):  # a shallow run of ours gives some twice
-        raise BadInput(
-            f"evaluation.depth_readout={asked.depth_readout} reads {len(layers)} layers, and {config.name} has {blocks}"
-            f": take evaluation.depth_readout=linear or ridge"
-        )
+    subject.refuse_shallow(
+        f"evaluation.depth_readout={asked.depth_readout}", layers, "evaluation.depth_readout=linear or ridge"
+    )
     plan = Plan(
         kind=asked.depth_readout,
         size=config.data.size,

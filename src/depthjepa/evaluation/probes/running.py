@@ -141,8 +141,8 @@ def write_probe(
         write_whole(out, to_json(content))
     if saved is not None and folder is not None:
         task, data = result.table["task"], result.table["data"]
-        own = source_name(RunFolder(folder).config()["data"]["root"])
-        elsewhere = "" if data == own else "-" + re.sub(r"\W+", "_", Path(data).name)
+        root = RunFolder(folder).config()["data"]["root"]  # empty in a folder that was converted from mere weights
+        elsewhere = "" if root and data == source_name(root) else "-" + re.sub(r"\W+", "_", Path(data).name)
         name = f"probes/{task}{result.variant}{elsewhere}"
         write_whole(folder / f"{name}.json", to_json(content))
         if result.arrays:

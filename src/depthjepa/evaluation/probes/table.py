@@ -11,7 +11,19 @@ from typing import TypeVar
 
 from depthjepa.config import RunConfig
 from depthjepa.evaluation.gathering import RANDOM
-from depthjepa.evaluation.probes import attentive, decode, depth, diagnose, gates, guidance, knn, linear, mlp, normals
+from depthjepa.evaluation.probes import (
+    attentive,
+    decode,
+    depth,
+    diagnose,
+    gates,
+    guidance,
+    knn,
+    linear,
+    mlp,
+    normals,
+    segment,
+)
 from depthjepa.evaluation.probes.task import Command, OwnTask, SharedTask, Task
 from depthjepa.faults import BadInput, nearest
 
@@ -19,6 +31,7 @@ TASKS: tuple[Task, ...] = (
     depth.TASK,
     normals.TASK,
     decode.TASK,
+    segment.TASK,
     knn.TASK,
     linear.TASK,
     mlp.TASK,

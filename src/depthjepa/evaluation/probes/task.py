@@ -22,8 +22,8 @@ from depthjepa.checkpoint import Checkpoint
 from depthjepa.columns import Column, table
 from depthjepa.config import RunConfig
 from depthjepa.data.images import Split
-from depthjepa.data.layouts.layout import with_depth, with_labels
-from depthjepa.data.samples import Source
+from depthjepa.data.layouts.layout import with_depth, with_label_maps, with_labels
+from depthjepa.data.samples import Source, segment_classes
 from depthjepa.drawing.figures import Captioned
 from depthjepa.evaluation.features import Encode
 from depthjepa.evaluation.gathering import RANDOM, Features, Views, encode_with
@@ -62,6 +62,10 @@ LABELS = Need(
 DEPTH = Need(
     lambda config, train, val: train.has_depth and val.has_depth,
     lambda data: f"needs depth, and {data} has none: give {with_depth()}",
+)
+LABEL_MAPS = Need(
+    lambda config, train, val: bool(segment_classes(train)) and bool(segment_classes(val)),
+    lambda data: f"needs label maps, and {data} has none: give {with_label_maps()}",
 )
 
 
@@ -113,6 +117,14 @@ class Subject(Data):
         """The same architecture at its initial weights, where something tells them, and this one, by their rows."""
         random = build_encoder(self.config) if self.backbone is None else self.backbone.random(self.config)
         return ({} if random is None else {RANDOM: random}) | {self.config.name: self.encoder}
+
+    def refuse_shallow(self, setting: str, layers: Sequence[int], others: str) -> None:
+        """Raise `BadInput` where a network of another library has fewer layers than a setting reads."""
+        foreign = self.backbone is not None and self.saved is None
+        if foreign and len(set(layers)) < len(layers):  # a shallow run of ours gives some twice
+            raise BadInput(
+                f"{setting} reads {len(layers)} layers, and {self.config.name} has {self.encoder.depth}: take {others}"
+            )
 
     def encoders(self) -> dict[str, Encode]:
         """The random encoder and this one as functions of images, by the names of their rows."""

@@ -1,0 +1,277 @@
+"""Folders of photographs with a class for every pixel: `SPLIT/rgb/ID.*` beside `SPLIT/labels/ID.png`, `classes.txt`.
+
+A label map is a PNG of the size of the upright photograph whose values are indices of classes: 8-bit grey, or a palette
+(the indices count, its colours do not); 255 is void. `classes.txt` has the name of a class on each line, in the order
+of the indices. Depth in `SPLIT/depth` is read too, as in an RGB-D folder. Label maps are read when they are asked for:
+training does not need them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from PIL import Image
+
+from depthjepa.data.config import MILLIMETRES, DataConfig, DepthOrientation
+from depthjepa.data.contents import file_sizes
+from depthjepa.data.groups import GroupList, read_groups, told_group
+from depthjepa.data.images import (
+    DECODING_FAULTS,
+    Split,
+    decode_with_tag,
+    fault_line,
+    list_images,
+    orientation,
+    packed,
+    upright,
+)
+from depthjepa.data.layouts.layout import DataLayout, path_of
+from depthjepa.data.layouts.rgbd import PairedFolder, map_tag, refuse_other_size
+from depthjepa.data.pairing import (
+    DEPTH,
+    LABELS,
+    PHOTOGRAPHS,
+    has_splits,
+    held_out,
+    identity,
+    is_undivided,
+    paired,
+    place_of,
+    some_of,
+)
+from depthjepa.data.samples import VOID, Sample, UnreadableImage
+from depthjepa.faults import BadInput
+
+CLASSES = "classes.txt"
+HEAD = 26  # bytes of a PNG that tell how it is stored
+GREY, PALETTE = 0, 3  # PNG's numbers of what is stored
+STORED = {GREY: "grey", 2: "RGB", PALETTE: "palette", 4: "grey with transparency", 6: "RGBA"}
+
+
+class LabelledFolder:
+    """Photographs of one split with their label maps, in the order of their names.
+
+    They stand, and are divided, as the pairs of an RGB-D folder (`rgbd.PairedFolder`): in `SPLIT/rgb` and
+    `SPLIT/labels`, or in both right below the folder. `depth_orientation` says how maps lie where one file of a pair
+    has an EXIF rotation.
+
+    Raises `BadInput` when photographs and label maps do not pair up, when the validation data are unclear and for
+    what is wrong with `classes.txt`; on reading when a label map has another size or rotation, does not hold indices,
+    or holds one that `classes.txt` has no line for.
+    """
+
+    classes: tuple[str, ...] = ()
+    keeps_samples = False
+
+    def __init__(
+        self,
+        root: Path,
+        split: Split,
+        depth_scale: float = MILLIMETRES,
+        *,
+        depth_orientation: DepthOrientation | None = None,
+        val_prefixes: Sequence[str] | None = None,
+        val_list: str | Path | None = None,
+    ) -> None:
+        self.name = str(root)
+        self.segment_classes = class_names(root)
+        divided = val_prefixes is not None or val_list is not None
+        place = place_of(root, split, LABELS, divided=divided)
+        names = paired(root / place, LABELS)
+        if divided:
+            validation = held_out((identity(name) for name, _ in names), root, val_prefixes, val_list)
+            names = [pair for pair in names if (identity(pair[0]) in validation) == (split == "val")]
+        photographs: _Photographs | PairedFolder = _Photographs(root, place, [name for name, _ in names])
+        if (root / place / DEPTH.folder).is_dir():
+            photographs = PairedFolder(
+                root,
+                split,
+                depth_scale,
+                depth_orientation=depth_orientation,
+                val_prefixes=val_prefixes,
+                val_list=val_list,
+            )
+        self.has_depth = photographs.has_depth
+        self._photographs, self._root, self._orientation = photographs, root, depth_orientation
+        self._place = root / place / LABELS.folder
+        self._names = packed(name for _, name in names)
+
+    @property
+    def ignored(self) -> Mapping[str, int]:
+        """What lies among the photographs and maps and is neither, listed anew."""
+        return Counter(self._photographs.ignored) + Counter(list_images(self._place).ignored)
+
+    @property
+    def knows_focal_length(self) -> bool:
+        """Whether the cameras of its depth, if any, are known."""
+        return self._photographs.knows_focal_length
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name_of(self, index: int) -> str:
+        """Path of photograph `index` below the folder."""
+        return self._photographs.name_of(index)
+
+    def group_of(self, index: int) -> str | None:
+        """Scene or place of photograph `index`, as of an RGB-D folder's pair (`groups.told_group`)."""
+        return self._photographs.group_of(index)
+
+    def stamps(self) -> Int64[np.ndarray, "images numbers"]:
+        """Bytes of what training reads: photographs, and depth files where they are there; no label maps."""
+        return self._photographs.stamps()
+
+    def sample(self, index: int) -> Sample:
+        """Decode photograph `index`, and its depth; raises `UnreadableImage`."""
+        return self._photographs.sample(index)
+
+    def labelled_sample(self, index: int) -> Sample:
+        """The same with the label map; raises `BadInput` for one that does not fit."""
+        sample, tag = self._photographs.tagged(index)
+        path = self._place / os.fsdecode(self._names[index])
+        paths = self._root / sample.name, path
+        values, own = stored_labels(path)
+        if (beyond := values[(values >= len(self.segment_classes)) & (values != VOID)]).size:
+            raise BadInput(
+                f"{path} holds the value {int(beyond[0])} in {beyond.size} of {values.size} pixels, but "
+                f"{self._root / CLASSES} names {len(self.segment_classes)} classes: a label map holds their indices, "
+                f"0 to {len(self.segment_classes) - 1}, and {VOID} for void"
+            )
+        turned = upright(values, map_tag(paths, (tag, own), self._orientation, LABELS.one))
+        label_map = torch.from_numpy(np.ascontiguousarray(turned))[None]
+        refuse_other_size(paths, sample.image, label_map, (tag, own), LABELS.one)
+        return replace(sample, label_map=label_map)
+
+
+class _Photographs:
+    """The photographs of a labelled folder without depth."""
+
+    has_depth = False
+    knows_focal_length = False
+
+    def __init__(self, root: Path, place: PurePosixPath, names: Sequence[str]) -> None:
+        self._root, self._place = root, place
+        self._names = packed(names)
+
+    @property
+    def ignored(self) -> Mapping[str, int]:
+        return list_images(self._root / self._place / PHOTOGRAPHS).ignored
+
+    def name_of(self, index: int) -> str:
+        return (self._place / PHOTOGRAPHS / os.fsdecode(self._names[index])).as_posix()
+
+    def group_of(self, index: int) -> str | None:
+        return told_group(identity(os.fsdecode(self._names[index])), self._listed, str(self._root))
+
+    @cached_property
+    def _listed(self) -> GroupList | None:
+        return read_groups(self._root)
+
+    def stamps(self) -> Int64[np.ndarray, "images 1"]:
+        names = [os.fsdecode(name) for name in self._names]
+        return file_sizes(self._root / self._place / PHOTOGRAPHS, names)[:, None]
+
+    def sample(self, index: int) -> Sample:
+        return self.tagged(index)[0]
+
+    def tagged(self, index: int) -> tuple[Sample, int]:
+        name = self.name_of(index)
+        image, tag = decode_with_tag(self._root / name)
+        return Sample(image=image, depth=None, label=-1, name=name), tag
+
+
+def class_names(root: Path) -> tuple[str, ...]:
+    """The lines of `classes.txt`: names of classes in the order of their indices.
+
+    Raises `BadInput` where it is missing, is no text, names none or too many, has an empty line or a name twice.
+    """
+    path = root / CLASSES
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # editors of some systems begin a file with a mark
+    except FileNotFoundError as fault:
+        raise BadInput(
+            f"{root} is read as a {LABELS.noun}, but has no {CLASSES}: write the names of the classes there, one a "
+            f"line, in the order of the indices in {LABELS.folder}/"
+        ) from fault
+    except (OSError, UnicodeDecodeError) as fault:
+        reason = fault.strerror if isinstance(fault, OSError) else "it is not a text file"
+        raise BadInput(f"{path} cannot be read: {reason}") from fault
+    names = [line.strip() for line in text.rstrip().splitlines()]
+    if not names:
+        raise BadInput(f"{path} is empty: it has the name of a class on each line")
+    if "" in names:
+        raise BadInput(f"{path}, line {names.index('') + 1} is empty: each line is the name of the class of its index")
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise BadInput(f"{path} names a class twice: {some_of(twice)}")
+    if len(names) > VOID:
+        raise BadInput(f"{path} names {len(names)} classes, and label maps of 8 bits have room for {VOID}")
+    return tuple(names)
+
+
+def stored_labels(path: Path) -> tuple[UInt8[np.ndarray, "rows cols"], int]:
+    """The indices in a label map as they lie in the file, and the file's EXIF orientation.
+
+    Raises `UnreadableImage` for a damaged file and `BadInput` for one that does not hold indices of 8 bits.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+            bits, stored = (head[24], head[25]) if head[1:4] == b"PNG" and len(head) == HEAD else (0, -1)
+            # Pillow multiplies grey values of fewer than 8 bits, so that their indices would be others.
+            held = stored == PALETTE or (stored == GREY and bits == 8)
+            with Image.open(file) as image:
+                kind = image.format or ""
+                values, tag = (np.array(image) if held else None), orientation(image)
+    except DECODING_FAULTS as fault:
+        raise UnreadableImage(f"{path}: {fault_line(fault)}") from fault
+    if values is None:
+        what = f"{STORED[stored]} of {bits} bits" if stored in STORED else f"no PNG but {kind}"
+        raise BadInput(
+            f"{path} is {what}; a label map is a PNG of 8-bit grey or a palette whose values are the indices of the "
+            f"lines of {CLASSES}, {VOID} = void (of colours, nothing tells which class each is)"
+        )
+    return values, tag
+
+
+# the row -------------------------------------------------------------------------------------------------
+
+
+def _matches(root: str) -> bool:
+    folder = path_of(root)
+    return has_splits(folder, LABELS) or is_undivided(folder, LABELS)
+
+
+def _open(config: DataConfig, root: str, split: Split) -> LabelledFolder:
+    return LabelledFolder(
+        path_of(root),
+        split,
+        config.depth_scale,
+        depth_orientation=config.depth_orientation,
+        val_prefixes=config.val_prefixes,
+        val_list=config.val_list,
+    )
+
+
+def _has_validation(config: DataConfig, root: str) -> bool:
+    folder = path_of(root)
+    return config.divides_pairs or (not is_undivided(folder, LABELS) and (folder / "val").is_dir())
+
+
+LAYOUT = DataLayout(
+    noun=LABELS.noun,
+    states=f"is a {LABELS.noun}",
+    matches=_matches,
+    open=_open,
+    has_validation=_has_validation,
+    reads=("depth_orientation", "depth_scale"),
+    may_have_label_maps=True,
+    pairs="labelled pairs",
+)

@@ -1,0 +1,380 @@
+"""Segmentation from frozen tokens: a linear readout of every pixel's class, and the vote of the nearest patches.
+
+`linear`   batch norm and a 1 x 1 convolution on the last layer (DINOv2, Oquab et al. 2023; DINOv3 the same)
+`linear4`  the same on four layers at equal distances, side by side
+
+The scores are enlarged bilinearly to the labels' size; the loss is the cross-entropy of the pixels that have a class.
+Nothing is trained for the second column: after Hummingbird (Balazevic et al. 2023) a patch takes the labels of the 30
+training patches nearest by cosine, weighted by the softmax of the similarity / 0.02, and its shares of the classes are
+enlarged like the scores.
+
+Where we differ. DINOv2 has a batch norm with a scale of its own, which a linear map behind it does not need, and random
+crops; our views are whole images without augmentation, so that tokens are computed once. Hummingbird does not centre
+tokens: ours lose the bank's mean first, as in our nearest neighbours of images, since what all patches share tells none
+from another. It has up to ten million patches of augmented views, ours at most `BANK`.
+
+Memory: the tokens of the training images, kept in half precision up to `tokens.KEPT_BYTES` (above, they are encoded
+anew on every walk) beside the label maps; the bank, `BANK` x (width + classes) x 4 bytes; the scores of `BATCH` images
+at the labels' size, classes x pixels x 4 bytes each and about three times that in the fit. Validation images stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float64, Int64, UInt8
+from torch import Tensor, nn
+
+from depthjepa.data.groups import FOLDS, Division
+from depthjepa.data.layouts.layout import with_label_maps
+from depthjepa.data.order import evenly
+from depthjepa.data.samples import VOID, Batch
+from depthjepa.data.transforms import as_bytes
+from depthjepa.evaluation.features import Encode, tokens_of
+from depthjepa.evaluation.gradient_readouts import BATCH, Descent, best_readout
+from depthjepa.evaluation.tokens import ImageSet, Pairs, pairs_of
+from depthjepa.faults import BadInput
+from depthjepa.grid import patchify, to_map
+from depthjepa.model.decoders import dpt_depths
+from depthjepa.progress import task, track
+from depthjepa.runtime import uniforms
+
+Kind = Literal["linear", "linear4"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+POSITION, RAW = "most frequent class by position", "raw patches"
+RATES = (1e-3, 1e-2, 1e-1, 1.0)  # wide tokens want small ones; those between two of them change little
+HELD_OUT = 0  # the fold on which the rates are compared
+BANK = 100_000  # patches
+NEIGHBOURS, TEMPERATURE = 30, 0.02
+COMPARED = 2**24  # similarities that are held at once
+
+Map = UInt8[Tensor, "b 1 h w"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is read out, and how; `size` is that of the views, and of the label maps that are judged."""
+
+    kind: Kind
+    classes: tuple[str, ...]
+    size: tuple[int, int]
+    patch_size: int
+    steps: int
+    seed: int = 0
+    pictures: int = 6
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.size[0] // self.patch_size, self.size[1] // self.patch_size
+
+
+def layers_of(kind: Kind, blocks: int) -> list[int]:
+    """The blocks (0-based) of an encoder that a readout reads."""
+    return [blocks - 1] if kind == "linear" else dpt_depths(blocks)
+
+
+# what is counted ------------------------------------------------------------------------------------------
+
+
+def confusion(truth: Map, predicted: Int64[Tensor, "b h w"], classes: int) -> Int64[Tensor, "b c c"]:
+    """Pixels of each image by their true class (rows) and the predicted one (columns); void is not counted."""
+    true, known = truth[:, 0].long(), truth[:, 0] != VOID
+    image = torch.arange(len(truth), device=truth.device)[:, None, None]
+    place = (image * classes + true) * classes + predicted
+    return torch.bincount(place[known], minlength=len(truth) * classes**2).view(-1, classes, classes)
+
+
+def overlaps(counts: Int64[Tensor, "*images c c"]) -> Int64[Tensor, "*images 3 c"]:
+    """Of confusion matrices, the pixels of each class that are right, true, and predicted: all that IoU needs."""
+    return torch.stack([counts.diagonal(dim1=-2, dim2=-1), counts.sum(-1), counts.sum(-2)], -2)
+
+
+def class_iou(found: Int64[Tensor, "*images 3 c"]) -> Float64[Tensor, "*images c"]:
+    """Intersection over union of each class, in [0, 1]; nan for a class that no true pixel has."""
+    right, true, predicted = found.double().unbind(-2)
+    return torch.where(true > 0, right / (true + predicted - right), torch.nan)
+
+
+def figures_of(found: Int64[Tensor, "3 c"], classes: tuple[str, ...]) -> dict[str, float]:
+    """Mean IoU over the classes that occur in the truth, pixel accuracy, and the IoU of each of those classes [%]."""
+    each = 100 * class_iou(found)
+    named = {iou_key(name): float(iou) for name, iou in zip(classes, each, strict=True) if not iou.isnan()}
+    accuracy = 100 * float(found[0].sum() / found[1].sum())
+    return {"miou": float(each.nanmean()), "accuracy": accuracy} | named
+
+
+def iou_key(name: str) -> str:
+    """The key of the column of one class."""
+    return f"iou_{name}"
+
+
+# guesses --------------------------------------------------------------------------------------------------
+
+
+def labels_of(batch: Batch) -> Map:
+    """The label maps of a batch; raises `BadInput` where it has none."""
+    if batch.label_map is None:
+        raise BadInput(f"segmentation needs label maps, and these images have none: give {with_label_maps()}")
+    return batch.label_map
+
+
+def class_counts(images: ImageSet, plan: Plan) -> Int64[Tensor, "c h w"]:
+    """How often each pixel of the view has each class; void has none."""
+    height, width = plan.size
+    pixel = torch.arange(height * width).view(height, width)
+    counts = torch.zeros(len(plan.classes), height, width, dtype=torch.int64)
+    for batch in images():
+        labels = labels_of(batch)[:, 0].cpu().long()
+        place = (labels * (height * width) + pixel)[labels != VOID]
+        counts += torch.bincount(place, minlength=counts.numel()).view_as(counts)
+    return counts
+
+
+def position_map(counts: Int64[Tensor, "c h w"]) -> Int64[Tensor, "h w"]:
+    """The most frequent class of each pixel; where none was ever met, the most frequent one of all pixels."""
+    anywhere = counts.sum((1, 2)).argmax()
+    return torch.where(counts.sum(0) > 0, counts.argmax(0), anywhere)
+
+
+def refuse_unlabelled(counts: Int64[Tensor, "c h w"], images: ImageSet, classes: tuple[str, ...]) -> None:
+    """Raise `BadInput` where all pixels of the training images are void, or have one class."""
+    there = counts.sum((1, 2)).nonzero()[:, 0].tolist()
+    if not there:
+        raise BadInput(f"no pixel of the {len(images)} training images has a class: all of their label maps are void")
+    if len(there) == 1:
+        raise BadInput(
+            f"segmentation needs at least two classes, and all pixels of the {len(images)} training images that are "
+            f"not void are of one, {classes[there[0]]!r}"
+        )
+
+
+# the linear readout ---------------------------------------------------------------------------------------
+
+
+class SegmentReadout(nn.Module):
+    """Tokens, the layers side by side, to the scores of every pixel's classes."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        # Frozen tokens do not drift: their statistics are averaged over all steps.
+        self.norm = nn.BatchNorm1d(width, affine=False, momentum=None)
+        self.scores = nn.Conv2d(width, classes, 1)
+        for parameter in self.scores.parameters():
+            nn.init.normal_(parameter, std=0.01)
+
+    def forward(
+        self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int], size: tuple[int, int]
+    ) -> Float[Tensor, "b c h w"]:
+        normed = self.norm(tokens.flatten(0, 1)).view_as(tokens)
+        return enlarged(self.scores(to_map(normed, grid)), size)
+
+
+def enlarged(maps: Float[Tensor, "b c rows cols"], size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
+    """Maps of the patch grid at the size of the labels, bilinearly."""
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+
+def readout_loss(readout: SegmentReadout, tokens: Float[Tensor, "b n d"], labels: Map, plan: Plan) -> Float[Tensor, ""]:
+    """Mean cross-entropy over the pixels that have a class; 0 where none has."""
+    scores = readout(tokens, plan.grid, plan.size)
+    total = F.cross_entropy(scores, labels[:, 0].long(), ignore_index=VOID, reduction="sum")
+    return total / (labels != VOID).sum().clamp(min=1)
+
+
+def fit(pairs: Pairs, aside: Bool[Tensor, " images"], plan: Plan) -> tuple[SegmentReadout, float]:
+    """Fit a readout; returns it with the peak rate that was chosen, on the training images that are `aside`."""
+    if not aside.any() or aside.all():
+        raise BadInput(f"a segmentation probe needs at least {FOLDS} training images, and there are {len(aside)}")
+    descent = Descent(
+        make=lambda width: SegmentReadout(width, len(plan.classes)),
+        loss=lambda readout, tokens, labels: readout_loss(readout, tokens, labels, plan),
+        rates=RATES,
+        steps=plan.steps,
+        seed=plan.seed,
+        stream="segment readout",
+        what=f"{plan.kind} readout",
+    )
+    return best_readout(pairs, aside, descent)
+
+
+# nearest patches ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PatchBank:
+    """Training patches: directions of their tokens from the mean of all, and the shares of classes in their pixels."""
+
+    directions: Float[Tensor, "p d"]
+    shares: Float[Tensor, "p c"]
+    centre: Float[Tensor, " d"]
+
+    def vote(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n c"]:
+        """Shares of the classes by the nearest patches of the bank."""
+        asked = F.normalize(tokens.flatten(0, 1) - self.centre, dim=1)
+        parts = torch.split(asked, max(1, COMPARED // len(self.directions)))
+        return torch.cat([self._vote(part) for part in parts]).view(*tokens.shape[:2], -1)
+
+    def _vote(self, asked: Float[Tensor, "k d"]) -> Float[Tensor, "k c"]:
+        near = (asked @ self.directions.T).topk(min(NEIGHBOURS, len(self.directions)))
+        weights = (near.values / TEMPERATURE).softmax(1)
+        return torch.einsum("kn,knc->kc", weights, self.shares[near.indices])
+
+
+def patch_bank(pairs: Pairs, count: int, plan: Plan) -> PatchBank:
+    """Draw patches that have a class from all images alike, at most `BANK`, at random places."""
+    places = torch.arange(count)
+    wanted = (places + 1) * BANK // count - places * BANK // count
+    tokens_kept, shares_kept = list[Tensor](), list[Tensor]()
+    parts = torch.split(places, BATCH)
+    walk = zip(parts, pairs.parts(parts), strict=True)
+    for part, (tokens, labels) in track(walk, "training patches", len(parts)):
+        shares = class_shares(labels, plan.patch_size, len(plan.classes))
+        drawn = torch.from_numpy(
+            uniforms(tokens.shape[1], seed=plan.seed, stream="segment bank", epoch=0, indices=part.numpy())
+        ).to(tokens.device)
+        drawn = torch.where(shares.sum(2) > 0, drawn, 2.0)  # wholly void ones come last
+        rank = drawn.argsort(1).argsort(1)
+        chosen = (rank < wanted[part].to(tokens.device)[:, None]) & (drawn < 2)
+        tokens_kept.append(tokens[chosen])
+        shares_kept.append(shares[chosen])
+    found = torch.cat(tokens_kept)
+    centre = found.mean(0)
+    return PatchBank(F.normalize(found - centre, dim=1), torch.cat(shares_kept), centre)
+
+
+def class_shares(labels: Map, patch_size: int, classes: int) -> Float[Tensor, "b n c"]:
+    """The share of each class in the pixels of each patch; what they lack of 1 is void."""
+    pixels = patchify(labels, patch_size).long()
+    b, n, area = pixels.shape
+    pixels = torch.where(pixels == VOID, classes, pixels)
+    patch = torch.arange(b * n, device=labels.device).view(b, n, 1)
+    counts = torch.bincount((patch * (classes + 1) + pixels).flatten(), minlength=b * n * (classes + 1))
+    return counts.view(b, n, classes + 1)[..., :classes].float() / area
+
+
+# the table ------------------------------------------------------------------------------------------------
+
+Predict = Callable[[Tensor], Int64[Tensor, "b h w"]]  # of the tokens of a batch
+
+
+@dataclass(slots=True)
+class Judged:
+    """What a row predicts: `overlaps` of each validation image in turn, and the maps of a few."""
+
+    parts: list[Int64[Tensor, "b 3 c"]] = field(default_factory=list)
+    shown: list[UInt8[np.ndarray, "h w"]] = field(default_factory=list)
+
+    def add(self, truth: Map, predicted: Int64[Tensor, "b h w"], classes: int, shown: list[int]) -> None:
+        """Take in one batch; `shown` are the places in it that pictures show."""
+        self.parts.append(overlaps(confusion(truth, predicted, classes)).cpu())
+        self.shown += [predicted[place].to(torch.uint8).cpu().numpy() for place in shown]
+
+    @property
+    def overlaps(self) -> Int64[Tensor, "images 3 c"]:
+        """All images."""
+        return torch.cat(self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentTable:
+    """Rows, what each is computed from (by its name; the nearest patches' by `knn NAME`), and maps for pictures."""
+
+    rows: list[dict[str, float | str]]
+    judged: Mapping[str, Judged]
+    names: tuple[str, ...]  # of the validation images
+    images: UInt8[np.ndarray, "k h w 3"]
+    truth: UInt8[np.ndarray, "k h w"]
+
+
+def segment_table(
+    encoders: Mapping[str, Encode], train: ImageSet, val: ImageSet, folds: Division, plan: Plan
+) -> SegmentTable:
+    """Fit a readout and gather a bank for every encoder, and score them beside the position's map.
+
+    `encoders` give the layers of `layers_of` side by side; rates are chosen on one of the `folds` of training images,
+    places that the others do not show. Figures are of all validation pixels that have a class.
+
+    Raises `BadInput` where there are no label maps, no pixel has a class, training pixels have one alone, or there
+    are too few images to choose a rate: before anything is fitted.
+    """
+    counts, classes = class_counts(train, plan), len(plan.classes)
+    refuse_unlabelled(counts, train, plan.classes)
+    position, judged = position_map(counts), {POSITION: Judged()}
+    shown = set(evenly(plan.pictures, len(val)).tolist())
+    names, images, truth = list[str](), list[Tensor](), list[Tensor]()
+    for batch in val():
+        labels, places = labels_of(batch), _shown(batch, len(names), shown)
+        judged[POSITION].add(labels, position.to(labels.device).expand(len(labels), -1, -1), classes, places)
+        names += batch.names or tuple(str(int(index)) for index in batch.index)
+        images.append(batch.images[places].cpu())
+        truth.append(labels[places, 0].cpu())
+    if not judged[POSITION].overlaps[:, 1].sum():
+        raise BadInput(f"no pixel of the {len(val)} validation images has a class: all of their label maps are void")
+    rows: list[dict[str, float | str]] = [_row(POSITION, judged[POSITION], plan)]
+    for name, encode in encoders.items():
+        with task(name):
+            pairs, numbers = pairs_of(encode, train, labels_of)
+            readout, rate = fit(pairs, torch.from_numpy(folds.fold)[numbers] == HELD_OUT, plan)
+            bank = patch_bank(pairs, len(numbers), plan)
+            judged[name], judged[knn_name(name)] = _judge(
+                encode, val, (_linear(readout, plan), _nearest(bank, plan)), plan
+            )
+        knn = _row(name, judged[knn_name(name)], plan)
+        rows.append(_row(name, judged[name], plan) | {"knn_miou": knn["miou"], "rate": f"{rate:g}"})
+    return SegmentTable(rows, judged, tuple(names), as_bytes(torch.cat(images)), torch.cat(truth).numpy())
+
+
+def knn_name(name: str) -> str:
+    """What `SegmentTable.judged` calls the nearest patches of a row."""
+    return f"knn {name}"
+
+
+def _row(name: str, found: Judged, plan: Plan) -> dict[str, float | str]:
+    return {"name": name, **figures_of(found.overlaps.sum(0), plan.classes)}
+
+
+def _shown(batch: Batch, before: int, shown: set[int]) -> list[int]:
+    return [place for place in range(len(batch.index)) if before + place in shown]
+
+
+def _linear(readout: SegmentReadout, plan: Plan) -> Predict:
+    return lambda tokens: readout(tokens, plan.grid, plan.size).argmax(1)
+
+
+def _nearest(bank: PatchBank, plan: Plan) -> Predict:
+    return lambda tokens: enlarged(to_map(bank.vote(tokens), plan.grid), plan.size).argmax(1)
+
+
+@torch.no_grad()
+def _judge(encode: Encode, val: ImageSet, predicts: tuple[Predict, ...], plan: Plan) -> list[Judged]:
+    """Judge several readouts of one encoder in one walk over the validation images."""
+    found, before = [Judged() for _ in predicts], 0
+    shown = set(evenly(plan.pictures, len(val)).tolist())
+    for batch in val():
+        tokens, labels = tokens_of(encode, batch), labels_of(batch)
+        places = _shown(batch, before, shown)
+        before += len(labels)
+        for one, predict in zip(found, predicts, strict=True):
+            predicted = torch.cat([predict(part) for part in torch.split(tokens, BATCH)])
+            one.add(labels.to(tokens.device), predicted, len(plan.classes), places)
+    return found
+
+
+def describe(plan: Plan, folds: Division, layers: list[int], blocks: int) -> str:
+    """What a table's figures are of, for the sentence that says so; layers are counted from 1."""
+    which = "layer" if len(layers) == 1 else "layers"
+    rates = ", ".join(f"{rate:g}" for rate in RATES)
+    return (
+        f"{plan.kind} readout of {which} {', '.join(str(layer + 1) for layer in layers)} of {blocks} (batch norm, "
+        f"1 x 1 convolution), its scores enlarged to the labels' size, cross-entropy, {plan.steps} steps of {BATCH} "
+        f"images, AdamW, its peak rate chosen among {rates} by a quarter of the steps and one of {FOLDS} folds of "
+        f"{folds.by}; kNN: {NEIGHBOURS} nearest of at most {BANK} training patches by cosine, temperature "
+        f"{TEMPERATURE:g}; void left out, mean IoU over the classes that occur in the validation data"
+    )
