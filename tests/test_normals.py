@@ -23,7 +23,7 @@ from depthjepa.data.samples import Batch, Chosen, Sample
 from depthjepa.data.transforms import Box, training_view
 from depthjepa.drawing.figures import INVALID, colour_normals
 from depthjepa.evaluation.features import OfBatch
-from depthjepa.evaluation.normal_probe import NormalTable, errors, normal_tables
+from depthjepa.evaluation.normal_probe import ANGLES, NormalTable, errors, normal_tables
 from depthjepa.evaluation.surface_normals import WithNormals, known_normals, mean_normals, normals_of_depth
 from depthjepa.faults import BadInput
 from tiny_images import save, write_pairs
@@ -75,7 +75,7 @@ def test_a_plane_has_its_normal_everywhere_also_between_holes(normal: list[float
     normals, known = of(torch.where(left, depth, bad))
     there = (depth > 0) & left
     # The horizon of a plane is steeper than a window can follow.
-    assert known[~there[0]].logical_not().all() and known.sum() > (0.5 if holes else 0.8) * there.sum()
+    assert known[~there[0]].logical_not().all() and known.sum() > (0.5 if holes else 0.7) * there.sum()
     assert degrees(normals[:, known], truth[:, None]).max() < 0.1
     assert (normals[:, ~known] == 0).all() and torch.allclose(normals[:, known].norm(dim=0), torch.tensor(1.0))
 
@@ -88,12 +88,10 @@ def test_the_focal_length_tells_how_slanted_a_plane_is() -> None:
 
 def test_windows_grow_with_the_image() -> None:
     """Noise of single pixels costs no more in a fine image than in a coarse one: the window is a share of the view."""
-    far = F.interpolate(plane(unit([0.3, 0, -1]))[None], (4 * 240, 4 * 320), mode="nearest")[0]
     fine = 4.0 * torch.ones(1, 960, 1280)
     fine[:, :, ::2] *= 1.008  # columns by turns: windows with a step of 4 pixels see one kind alone
     normals, known = of(fine, 1400.0)
     assert known.float().mean() > 0.99 and degrees(normals[:, known], unit([0, 0, -1])[:, None]).max() < 0.1
-    assert far.shape == fine.shape
 
 
 def test_a_sphere() -> None:
@@ -131,8 +129,20 @@ def test_pixels_on_one_line_and_few_pixels_have_no_normal() -> None:
     few = torch.zeros(1, HIGH, WIDE)
     few[:, 10:12, 10:12] = 4
     assert not of(few)[1].any()
-    few[:, 10:12, 12] = 4
+    few[:, 10:12, 12] = 4  # six
     assert of(few)[1][10:12, 10:13].all()
+
+
+def test_noise_that_turns_a_normal_leaves_it_unknown() -> None:
+    """Noise of half a per cent is nothing where pixels are wide, and much at a long focal length."""
+    noise = 1 + 0.005 * torch.randn(1, HIGH, WIDE, generator=torch.Generator().manual_seed(0))
+    shares = []
+    for focal in (70.0, 300.0, 1200.0):
+        normals, known = of(4 * noise, focal)
+        off = degrees(normals[:, known], unit([0, 0, -1])[:, None])
+        assert not len(off) or off.median() < 18  # 0.2 in either direction
+        shares.append(float(known.float().mean()))
+    assert shares[0] > 0.95 and shares[0] > shares[1] > shares[2] and shares[2] < 0.05
 
 
 # views ------------------------------------------------------------------------------------------------------
@@ -325,7 +335,7 @@ def test_encoders_that_know_all_the_level_and_nothing() -> None:
     (found,) = tables(batches(200, 0), batches(60, 1), places(200, 60))
     assert [row["name"] for row in found.rows] == ["mean map", "scene map", "exact", "mean alone", "noise"]
     all_of_it, level, nothing, mean = (figures(found, n) for n in ("exact", "mean alone", "noise", "mean map"))
-    assert all_of_it["mean_angle"] < 0.5 and all_of_it["below_11"] == 100 and all_of_it["r2_within"] > 0.999
+    assert all_of_it["mean_angle"] < 1.5 and all_of_it["below_11"] == 100 and all_of_it["r2_within"] > 0.995
     assert level["r2_between"] > 0.9 and abs(level["r2_within"]) < 0.02
     assert abs(nothing["r2_within"]) < 0.02 and nothing["mean_angle"] == pytest.approx(mean["mean_angle"], abs=0.5)
     assert mean["r2_within"] == mean["r2_between"] == 0 and math.isnan(figures(found, "scene map")["mean_angle"])
@@ -406,13 +416,7 @@ def test_probe_needs_a_camera_and_takes_it_from_either_file(trained: Path, call:
     first, second = told.values()
     assert first["rows"] == second["rows"] and "mean unit normal of each patch of 8 px" in first["protocol"]
     assert [row["name"] for row in first["rows"]] == ["mean map", "scene map", "raw patches", "random encoder", "tiny"]
-    assert [column["key"] for column in first["columns"]][:5] == [
-        "mean_angle",
-        "median_angle",
-        "below_11",
-        "below_22",
-        "below_30",
-    ]
+    assert [column["key"] for column in first["columns"]][:5] == list(ANGLES)
     assert all(0 < row["mean_angle"] < 90 for row in first["rows"] if row["name"] != "scene map")
     (data / "groups.json").write_text(json.dumps({"focal_length_px": [["00", 60.0], ["100", 60.0]]}))
     for number in range(4):

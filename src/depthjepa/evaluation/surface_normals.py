@@ -6,8 +6,9 @@ linear fit of disparity, exact whatever its slant, and its normal needs nothing 
 
 Rule: the window of a pixel is 5 x 5 pixels of a grid whose step is 1 px, and as many more as 240 fit into the image's
 shorter side. Of them those count that are valid and whose disparity is within a tenth of the pixel's own: windows do
-not reach across edges. A normal is valid where the pixel is, at least 6 count, they are not on one line, and the fit is
-within 1 % of the disparity (root of the mean square): noise and steps that the first rule let pass are left out.
+not reach across edges. A normal is valid where the pixel is, at least 6 count, they are not on one line, the fit is
+within 1 % of the disparity (root of the mean square), and its standard error by what is left turns the normal by at
+most 0.2 (11 degrees): noise and steps that the first rule let pass are left out.
 Normals are of unit length and point to the camera.
 """
 
@@ -29,8 +30,9 @@ WINDOW = 2 * REACH + 1
 SIDE = 240  # pixels of the shorter side for each step
 NEAR = 0.1  # of the disparity
 FEWEST = 6  # pixels of a fit, twice its unknowns
-SPREAD = 0.25  # smallest variance [step²] of their places in any direction
+SPREAD = 0.2  # smallest variance [step²] of their places in any direction
 FIT = 0.01  # of the disparity
+TURN = 0.2  # [rad]
 
 
 def normals_of_depth(
@@ -67,7 +69,6 @@ def normals_of_depth(
     determinant = torch.where(spread, determinant, 1)
     slope_x, slope_y = (xd * yy - yd * xy) / determinant, (yd * xx - xd * xy) / determinant
     residual = (dd - slope_x * xd - slope_y * yd).clamp(min=0).sqrt()
-    known = (near > 0) & (sums[0] >= FEWEST) & spread & (residual <= FIT)
     # Of the plane at the pixel itself, then at the middle of the image; in units of the pixel's disparity.
     level = 1 + d - slope_x * x - slope_y * y
     slope_x, slope_y = slope_x / step, slope_y / step
@@ -75,7 +76,10 @@ def normals_of_depth(
     v = (torch.arange(h, device=depth.device, dtype=torch.float64) + 0.5 - h / 2)[:, None]
     length = focal.to(depth.device, torch.float64)[:, None, None, None]
     normal = torch.cat([slope_x * length, slope_y * length, level - slope_x * u - slope_y * v], 1)
-    normal = -F.normalize(normal, dim=1)  # disparity is above 0: this side of the plane looks at the camera
+    size = normal.norm(dim=1, keepdim=True)
+    turn = residual * length / step / (((sums[0] - 3).clamp(min=1) * least).clamp(min=1e-9).sqrt() * size)
+    known = (near > 0) & (sums[0] >= FEWEST) & spread & (residual <= FIT) & (turn <= TURN)
+    normal = -normal / size.clamp(min=1e-12)  # disparity is above 0: this side of the plane looks at the camera
     return torch.where(known, normal, 0).float(), known
 
 
