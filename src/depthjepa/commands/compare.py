@@ -168,8 +168,8 @@ def _opened(backbones: Sequence[str | Path], base: RunConfig, asked: Size | None
     told = folder_names(places)
     photograph = _proportions(base)
     found = []
-    for source, each, own, place in zip(backbones, opened, names, told, strict=True):
-        name = own if names.count(own) == 1 and own not in table.baselines() else str(place)
+    for source, each, own, folder in zip(backbones, opened, names, told, strict=True):
+        name = own if names.count(own) == 1 and own not in table.baselines() else folder
         which: Which = each.which(base.evaluation.which)
         encoder = each.encoder(which)
         for what in each.assumed:
