@@ -20,7 +20,7 @@ from depthjepa.data.loading import open_source
 from depthjepa.data.order import evenly
 from depthjepa.evaluation.common_view import OnView, Size, common, nearest_size, view_size
 from depthjepa.evaluation.gathering import RANDOM, is_random
-from depthjepa.evaluation.leads import Lead, lead, ranked_by
+from depthjepa.evaluation.leads import Lead, lead, shown_of
 from depthjepa.evaluation.opened import to_write, warn
 from depthjepa.evaluation.probes import Probe, Subject, run_tasks, table
 from depthjepa.evaluation.probes.task import Data
@@ -29,7 +29,7 @@ from depthjepa.faults import BadInput
 from depthjepa.formats.weights import Which
 from depthjepa.logbook import RunFolder, plain, to_json, write_whole
 from depthjepa.model.encoder import Encoder
-from depthjepa.report.comparison import FILE, write_comparison
+from depthjepa.report.comparison import FILE, row_name, write_comparison
 from depthjepa.runs import folder_names
 
 USUAL = ("depth", "normals", "segment", "knn")  # that are computed unless asked otherwise, where the data allow
@@ -264,16 +264,14 @@ def _content(results: Sequence[Probe], compared: Sequence[Compared], config: Run
     columns, leads = [], list[Lead]()
     for result in results:
         row = table.tasks()[result.table["task"]]
-        column = ranked_by(row, result.table)
         for entry in result.table["rows"]:
-            named = _named(entry["name"], names[0])
+            named = row_name(entry["name"], names[0])
             rows.setdefault(named, {"name": named}).update(
                 {f"{row.name}.{key}": value for key, value in entry.items() if key != "name"}
             )
-        if column is not None:
-            columns.append(
-                {**column.to_json(), "key": f"{row.name}.{column.key}", "label": f"{row.name}: {column.label}"}
-            )
+        for column in shown_of(row, result.table):
+            key, label = f"{row.name}.{column.key}", f"{row.name}: {column.label}"
+            columns.append({**column.to_json(), "key": key, "label": label})
         arrays = {names[0]: result.arrays, **result.beside}
         if (found := lead(row, result, arrays)) is not None:
             leads.append(found)
@@ -295,11 +293,6 @@ def _content(results: Sequence[Probe], compared: Sequence[Compared], config: Run
         }
     )  # fmt: skip
     return content
-
-
-def _named(row: str, first: str) -> str:
-    """The name of a row among several backbones: whose initial weights are meant is said."""
-    return f"{RANDOM}, {first}" if row == RANDOM else row
 
 
 def _parameters(encoder: Encoder) -> int | None:

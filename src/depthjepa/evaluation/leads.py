@@ -14,6 +14,7 @@ from depthjepa.columns import Column, is_number
 from depthjepa.evaluation.probes.task import Probe, Resampled, Task
 
 RESAMPLES = 2000
+SHOWN = 2  # columns of a task in the one table of a comparison
 FEWEST = 6  # groups: with fewer, resamples of them repeat a handful of values
 
 
@@ -54,19 +55,22 @@ class Lead:
         return {**figure, "first": self.first, "second": self.second, **interval, "sentence": self.sentence}
 
 
-def ranked_by(task: Task, table: Mapping[str, Any]) -> Column | None:
-    """The column that the rows of a table are ranked by: the task's own choice, else the first with a direction."""
-    columns = [Column.of(each) for each in table["columns"]]
-    wanted = task.resampled.key if task.resampled is not None else None
-    chosen = [each for each in columns if each.better and (wanted is None or each.key == wanted)]
-    return chosen[0] if chosen else None
+def shown_of(task: Task, table: Mapping[str, Any]) -> list[Column]:
+    """The columns of a table that a comparison shows: that which its rows are ranked by, and the one beside it.
+
+    Ranked by is the task's own choice, else the first column with a direction.
+    """
+    directed = [column for column in map(Column.of, table["columns"]) if column.better]
+    wanted = task.resampled.key if task.resampled is not None else ""
+    return sorted(directed, key=lambda column: column.key != wanted)[:SHOWN]
 
 
 def lead(task: Task, result: Probe, arrays: Mapping[str, Mapping[str, np.ndarray]]) -> Lead | None:
     """Who leads among the encoders whose arrays are given, by their rows; None where fewer than two have a figure."""
-    column = ranked_by(task, result.table)
-    if column is None:
+    columns = shown_of(task, result.table)
+    if not columns:
         return None
+    column = columns[0]
     rows = {row["name"]: row[column.key] for row in result.table["rows"] if row["name"] in arrays}
     figures = {name: float(value) for name, value in rows.items() if is_number(value)}
     if len(figures) < 2:

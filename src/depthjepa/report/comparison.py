@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from depthjepa.columns import Column
+from depthjepa.evaluation.gathering import RANDOM
 from depthjepa.evaluation.probes import table as probes
 from depthjepa.logbook import read_object, write_whole
 from depthjepa.report.html import document, embed, record_table, section, text
-from depthjepa.report.tables import READING, Row, Table, is_baseline, merge_tables, table_html
+from depthjepa.report.tables import READING, Row, Table, is_baseline, table_html
 from depthjepa.runs import listed, read_runs
 
 FILE = "compare.json"
@@ -27,7 +28,7 @@ def write_comparison(folder: Path, out: Path) -> None:
     names = [str(each["name"]) for each in content["backbones"]]
     runs = read_runs([folder / name for name in names])
     drawn = [(task.section.title, task.section.draw(runs)) for task in probes.TASKS if task.section is not None]
-    tables = merge_tables({run.name: run.probes for run in runs})
+    tables = [_table(each, names[0]) for result in content["tables"] for each in (*result.get("sets", ()), result)]
     title = f"{listed(names if len(names) <= 4 else [*names[:3], f'{len(names) - 3} more'])} on {content['data']}"
     leads = "".join(f"<li>{text(each['sentence'])}</li>" for each in content["leads"])
     page = document(
@@ -43,6 +44,21 @@ def write_comparison(folder: Path, out: Path) -> None:
         ],
     )
     write_whole(out, page)
+
+
+def _table(content: Mapping[str, Any], first: str) -> Table:
+    """A stored table of all backbones; `first` is the one whose initial weights have a row without its name."""
+    columns = {column.key: column for column in map(Column.of, content["columns"])}
+    rows = [
+        Row(row_name(row["name"], first), "baseline" if is_baseline(row["name"]) else "run", row)
+        for row in content["rows"]
+    ]
+    return Table(content["task"], content["data"], content["protocol"], columns, rows)
+
+
+def row_name(name: str, first: str) -> str:
+    """The name of a row among several backbones, where initial weights are somebody's."""
+    return f"{RANDOM}, {first}" if name == RANDOM else name
 
 
 def _view(content: Mapping[str, Any]) -> str:
