@@ -21,7 +21,7 @@ from depthjepa.data.order import evenly
 from depthjepa.evaluation.common_view import OnView, Size, common, nearest_size, view_size
 from depthjepa.evaluation.gathering import RANDOM, is_random
 from depthjepa.evaluation.leads import Lead, lead, shown_of
-from depthjepa.evaluation.opened import to_write, warn
+from depthjepa.evaluation.opened import to_write
 from depthjepa.evaluation.probes import Probe, Subject, run_tasks, table
 from depthjepa.evaluation.probes.task import Data
 from depthjepa.evaluation.tokens import KEPT_BYTES
@@ -83,7 +83,7 @@ def compare(
         out: a folder: `compare.json`, `report.html`, and a folder for each backbone, which `report` and `show` read.
         random: whether each backbone's architecture at its initial weights is a row, too.
         settings: KEY=VALUE: `data.*`, `evaluation.*`, `train.device`, `train.threads`, `seed`.
-        say: gets a line for what is found, assumed or left out; without it, what is assumed is a warning.
+        say: gets a line for what is found, assumed or left out; without it, these are not told.
 
     Raises:
         BadInput: there is no such backbone, data or task, the data lack what a task needs, or a key has no effect.
@@ -93,15 +93,18 @@ def compare(
     refuse_repeated(settings)
     base = _measured_with(str(data), [text for text in settings if not text.startswith("data.image_size=")])
     asked_size = _asked_size(settings)
-    chosen = _tasks(tasks, base, say)
+    notes: list[str] = []  # told once nothing can be refused any more: a refusal is one line
+    chosen = _tasks(tasks, base, notes)
     table.refuse_unread("comparisons", chosen, base, given(settings, base))
     where = runtime.device(base.train.device)
     runtime.settle_cpu(base.train.threads)
-    compared = _opened(backbones, base, asked_size, say)
+    compared = _opened(backbones, base, asked_size, notes)
     grid, patch = common([each.sees for each in compared], [each.encoder.patch_size for each in compared])
     config = _on_view(base, compared[0].name, (grid[0] * patch, grid[1] * patch), patch)
     if folder is not None:
         RunFolder(folder).refuse_other((FILE, "report.html", *(each.name for each in compared)))
+    for note in notes if say else ():
+        say(note)
     shown = _rows(compared, config, grid, patch, random=random)
     subject = Subject(config, shown.pop(config.name), where, _Initial(config, shown.pop(RANDOM, None)), others=shown)
     results = list(run_tasks(chosen, subject))
@@ -135,12 +138,13 @@ def _asked_size(settings: Sequence[str]) -> Size | None:
     return build_config(to_mapping(RunConfig()), asked).data.size if asked else None
 
 
-def _tasks(names: Sequence[str] | None, config: RunConfig, say: Say | None) -> list[table.Runnable]:
+def _tasks(names: Sequence[str] | None, config: RunConfig, notes: list[str]) -> list[table.Runnable]:
     known, data = table.of_command("probe"), Data(config)
     if names is not None:
         asked = [table.chosen(name, known) for name in dict.fromkeys(names)]
         if own := [row.name for row in asked if row.reads_run]:
             raise BadInput(f"{own[0]} reads more of a run than its encoder: backbones cannot be compared by it")
+        data.refuse_lacking(asked)
         return asked
     found, lacking = [], []
     for row in (known[name] for name in USUAL if name in known):
@@ -150,13 +154,11 @@ def _tasks(names: Sequence[str] | None, config: RunConfig, say: Say | None) -> l
         lacking += [] if why is None else [why]
     if not found:
         raise BadInput("; ".join(lacking))
-    if say is not None:
-        for text in lacking:
-            say(f"left out: {text}")
+    notes += [f"left out: {text.partition(': give')[0]}" for text in lacking]
     return found
 
 
-def _opened(backbones: Sequence[str | Path], base: RunConfig, asked: Size | None, say: Say | None) -> list[Compared]:
+def _opened(backbones: Sequence[str | Path], base: RunConfig, asked: Size | None, notes: list[str]) -> list[Compared]:
     if not backbones:
         raise BadInput("give at least one backbone to compare")
     places = [Path(str(each)) for each in backbones]
@@ -172,14 +174,12 @@ def _opened(backbones: Sequence[str | Path], base: RunConfig, asked: Size | None
         name = own if names.count(own) == 1 and own not in table.baselines() else folder
         which: Which = each.which(base.evaluation.which)
         encoder = each.encoder(which)
-        for what in each.assumed:
-            (say or warn)(f"{source}: assumed {what}")
-        sees = _size(each, encoder, photograph, asked, say)
+        notes += [f"{source}: assumed {what}" for what in each.assumed]
+        sees = _size(each, encoder, photograph, asked, notes)
         found.append(Compared(_folder_name(name), str(source), each, encoder, sees))
-        if say is not None:
-            height, width = sees
-            said = each.found or f"{which} encoder"
-            say(f"{source}: {said}; sees {height} x {width} px, {found[-1].grid[0]} x {found[-1].grid[1]} patches")
+        (height, width), (rows, cols) = sees, found[-1].grid
+        said = each.found or f"{which} encoder"
+        notes.append(f"{source}: {said}; sees {height} x {width} px, {rows} x {cols} patches")
     return found
 
 
@@ -195,7 +195,7 @@ def _proportions(config: RunConfig) -> Size:
     return height, width
 
 
-def _size(backbone: Backbone, encoder: Encoder, photograph: Size, asked: Size | None, say: Say | None) -> Size:
+def _size(backbone: Backbone, encoder: Encoder, photograph: Size, asked: Size | None, notes: list[str]) -> Size:
     """The size at which an encoder sees images; that of its training where it takes no other."""
     trained, patch = backbone.config.data.size, encoder.patch_size
     size = view_size(photograph, trained, patch) if asked is None else nearest_size(asked, patch)
@@ -204,7 +204,7 @@ def _size(backbone: Backbone, encoder: Encoder, photograph: Size, asked: Size | 
             with torch.no_grad():
                 encoder(torch.zeros(1, 3, *size))
         except BadInput as fault:
-            (say or warn)(f"{fault}: it sees {trained[0]} x {trained[1]} px")
+            notes.append(f"{fault}: it sees {trained[0]} x {trained[1]} px")
             return trained
     return size
 
