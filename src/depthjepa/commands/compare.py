@@ -103,8 +103,9 @@ def compare(
     config = _on_view(base, compared[0].name, (grid[0] * patch, grid[1] * patch), patch)
     if folder is not None:
         RunFolder(folder).refuse_other((FILE, "report.html", *(each.name for each in compared)))
-    for note in notes if say else ():
-        say(note)
+    if say is not None:
+        for note in notes:
+            say(note)
     shown = _rows(compared, config, grid, patch, random=random)
     subject = Subject(config, shown.pop(config.name), where, _Initial(config, shown.pop(RANDOM, None)), others=shown)
     results = list(run_tasks(chosen, subject))
