@@ -24,6 +24,7 @@ from depthjepa.data.transforms import Box, training_view
 from depthjepa.drawing.figures import INVALID, colour_normals
 from depthjepa.evaluation.features import OfBatch
 from depthjepa.evaluation.normal_probe import ANGLES, NormalTable, errors, normal_tables
+from depthjepa.evaluation.probes.normals import resampled_angle
 from depthjepa.evaluation.surface_normals import WithNormals, known_normals, mean_normals, normals_of_depth
 from depthjepa.faults import BadInput
 from tiny_images import save, write_pairs
@@ -363,6 +364,11 @@ def test_the_mean_map_by_hand() -> None:
         means.append(np.mean(angles))
     assert figures(found, "mean map")["mean_angle"] == pytest.approx(np.mean(means), abs=1e-4)
     np.testing.assert_allclose(found.per_image["mean map"]["mean_angle"], means, atol=1e-4)
+
+
+def test_the_mean_angle_of_resampled_images() -> None:
+    angles = {"mean_angle": np.array([10.0, np.nan, 40.0])}
+    assert resampled_angle(angles, np.array([2.0, 5.0, 1.0])) == 20
 
 
 def test_of_several_data_sets_each_has_a_table_and_scenes_a_map() -> None:

@@ -14,9 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from depthjepa import checkpoint, cost
-from depthjepa.commands.depth_maps import no_better, view_size
+from depthjepa.commands.depth_maps import no_better
 from depthjepa.drawing import figures
 from depthjepa.evaluation import probes
+from depthjepa.evaluation.common_view import view_size
 from depthjepa.evaluation.probes import decode as decode_task
 from depthjepa.evaluation.probes import depth as depth_task
 from depthjepa.evaluation.readout import DepthReadout, resized

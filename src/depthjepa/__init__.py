@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from depthjepa import evaluation
     from depthjepa.backbones.opening import load_encoder
     from depthjepa.commands.apply import predict
+    from depthjepa.commands.compare import compare
     from depthjepa.commands.embed import embed
     from depthjepa.commands.probe import probe
     from depthjepa.configuring import load_config
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BadInput",
     "RunStopped",
+    "compare",
     "embed",
     "evaluation",
     "load_config",
@@ -36,6 +38,7 @@ __all__ = [
 _HOMES = {
     "BadInput": "faults",
     "RunStopped": "faults",
+    "compare": "commands.compare",
     "embed": "commands.embed",
     "load_config": "configuring",
     "load_encoder": "backbones.opening",

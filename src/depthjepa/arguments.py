@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,8 +16,14 @@ from depthjepa.faults import BadInput, nearest
 
 # The last family is what can be converted and gone on with, and comes first; networks of other libraries are measured.
 *OTHERS, OURS = (row.about for row in BACKBONES.rows)
+BACKBONE_HELP = f"{'; '.join((OURS, *OTHERS))}."
 Checkpoint = Annotated[str, typer.Argument(help=f"{'; '.join((OURS, *OTHERS))}.")]
 Convertible = Annotated[str, typer.Argument(help=f"{OURS}.")]
+
+
+def is_setting(word: str) -> bool:
+    """Whether a word among backbones is a setting, KEY=VALUE: a path has no dotted word before an equals sign."""
+    return re.match(r"[a-z_]+(\.[a-z_]+)+=|seed=", word) is not None
 
 
 def once(settings: list[str] | None) -> list[str] | None:

@@ -17,6 +17,7 @@ import typer
 
 from depthjepa import __version__
 from depthjepa.arguments import (
+    BACKBONE_HELP,
     Checkpoint,
     Convertible,
     Data,
@@ -25,6 +26,7 @@ from depthjepa.arguments import (
     Overrides,
     Picture,
     Task,
+    is_setting,
     once,
     one_of,
     output_file,
@@ -342,6 +344,33 @@ def probe(
     from depthjepa.report.terminal import print_table
 
     print_table(run(checkpoint, task, data, settings=overrides or [], out=out, say=_note))
+
+
+@app.command()
+def compare(
+    backbones: Annotated[
+        list[str],
+        typer.Argument(metavar="BACKBONE... [KEY=VALUE]...", help=f"Backbones, and settings: {BACKBONE_HELP}"),
+    ],
+    data: Annotated[str, typer.Option(help=LAYOUTS.listed())],
+    tasks: Annotated[
+        str | None, typer.Option(help="Of depth,normals,segment,knn,linear,…; default: what the data allow.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write tables and report.html into this folder.", callback=output_folder)
+    ] = None,
+    random: Annotated[
+        bool, typer.Option("--random/--no-random", help="With each architecture at its initial weights.")
+    ] = True,
+) -> None:
+    """Measure several backbones on the same images and cells: one table, who leads with its interval, a report."""
+    from depthjepa.commands.compare import compare as run
+    from depthjepa.report.terminal import print_comparison
+
+    settings = once([text for text in backbones if is_setting(text)]) or []
+    named = [text for text in backbones if text not in settings]
+    asked = None if tasks is None else [name.strip() for name in tasks.split(",") if name.strip()]
+    print_comparison(run(named, data, asked, out=out, random=random, settings=settings, say=_note))
 
 
 @app.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from depthjepa.data.images import upright_size
 from depthjepa.data.layouts.flat import FlatFolder
 from depthjepa.data.loading import view_batches
 from depthjepa.data.samples import Batch
+from depthjepa.evaluation.common_view import Size, view_size
 from depthjepa.evaluation.depth_cells import resized
 from depthjepa.evaluation.gathering import RANDOM
 from depthjepa.evaluation.probes.decode import TASK as DECODE
@@ -30,8 +30,6 @@ from depthjepa.evaluation.table_rows import MEAN_MAP
 from depthjepa.faults import BadInput
 from depthjepa.guidance.config import PixelGuidance
 
-Size = tuple[int, int]  # height, width in pixels
-
 
 def decodes_itself(saved: Checkpoint) -> bool:
     """Whether a checkpoint has a pixel head of its own that reads whole images."""
@@ -40,14 +38,6 @@ def decodes_itself(saved: Checkpoint) -> bool:
 
 
 # views ----------------------------------------------------------------------------------------------------
-
-
-def view_size(photograph: Size, size: Size, patch_size: int) -> Size:
-    """The view of a whole photograph in its own proportions, up to whole patches, with about as many as `size` has."""
-    patches = size[0] * size[1] / patch_size**2
-    height, width = photograph
-    rows, cols = math.sqrt(patches * height / width), math.sqrt(patches * width / height)
-    return max(1, round(rows)) * patch_size, max(1, round(cols)) * patch_size
 
 
 def photograph_views(config: RunConfig, source: FlatFolder, skipped: list[str]) -> Iterator[tuple[Batch, list[Size]]]:

@@ -47,6 +47,11 @@ class Features:
     diagnosis: Diagnosis
 
 
+def is_random(name: str) -> bool:
+    """Whether a row is of an encoder at its initial weights: `random encoder`, or that of a named one of several."""
+    return name == RANDOM or name.startswith(f"{RANDOM}, ")
+
+
 def encode_with(encoder: Encoder, where: torch.device, precision: str = "fp32") -> Encode:
     """Turn an encoder into a function of RGB images in [0, 1]; tokens are float32 whatever it computes in."""
     encoder = encoder.to(where).eval()

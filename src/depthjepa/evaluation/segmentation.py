@@ -289,6 +289,7 @@ class SegmentTable:
     rows: list[dict[str, float | str]]
     judged: Mapping[str, Judged]
     names: tuple[str, ...]  # of the validation images
+    numbers: tuple[int, ...]  # of the same in their source
     images: UInt8[np.ndarray, "k h w 3"]
     truth: UInt8[np.ndarray, "k h w"]
 
@@ -308,10 +309,11 @@ def segment_table(
     refuse_unlabelled(counts, train, plan.classes)
     position, judged = position_map(counts), {POSITION: Judged()}
     shown = set(evenly(plan.pictures, len(val)).tolist())
-    names, images, truth = list[str](), list[Tensor](), list[Tensor]()
+    names, numbered, images, truth = list[str](), list[int](), list[Tensor](), list[Tensor]()
     for batch in val():
         labels, places = labels_of(batch), _shown(batch, len(names), shown)
         judged[POSITION].add(labels, position.to(labels.device).expand(len(labels), -1, -1), classes, places)
+        numbered += batch.index.tolist()
         names += batch.names or tuple(str(int(index)) for index in batch.index)
         images.append(batch.images[places].cpu())
         truth.append(labels[places, 0].cpu())
@@ -328,7 +330,8 @@ def segment_table(
             )
         knn = _row(name, judged[knn_name(name)], plan)
         rows.append(_row(name, judged[name], plan) | {"knn_miou": knn["miou"], "rate": f"{rate:g}"})
-    return SegmentTable(rows, judged, tuple(names), as_bytes(torch.cat(images)), torch.cat(truth).numpy())
+    shown_images, shown_truth = as_bytes(torch.cat(images)), torch.cat(truth).numpy()
+    return SegmentTable(rows, judged, tuple(names), tuple(numbered), shown_images, shown_truth)
 
 
 def knn_name(name: str) -> str:

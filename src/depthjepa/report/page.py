@@ -23,17 +23,19 @@ from depthjepa.drawing.figures import Captioned
 from depthjepa.evaluation.probes import table as probes
 from depthjepa.faults import BadInput
 from depthjepa.logbook import write_whole
+from depthjepa.report.comparison import is_comparison, write_comparison
 from depthjepa.report.html import document, embed, plain_table, record_table, run_label, section, text
 from depthjepa.report.sections import feature_figures, guidance_figures, loss_figure, mask_figures
 from depthjepa.report.studies import first_runs, is_study, read_study, studies_page, study_section
-from depthjepa.report.tables import Table, merge_tables, table_html
+from depthjepa.report.tables import READING, Table, merge_tables, table_html
 from depthjepa.runs import Run, flatten, listed, read_runs
 
 
 def write_report(runs: list[Path], out: Path) -> None:
     """Write one self-contained HTML page about run folders and folders of studies, in the order given.
 
-    Of a study its claims are shown, its arms, and the runs of its first seed where their folders are kept.
+    Of a study its claims are shown, its arms, and the runs of its first seed where their folders are kept. The folder
+    of a comparison, alone, gives the page of the comparison.
 
     Raises:
         BadInput: no run, a run that does not exist or has no `config.yaml`, one given twice, a damaged file
@@ -41,6 +43,9 @@ def write_report(runs: list[Path], out: Path) -> None:
     """
     if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
         raise BadInput(f"{out}: a report is one HTML file; give a path that ends in .html")
+    if len(runs) == 1 and is_comparison(runs[0]):
+        write_comparison(runs[0], out)
+        return
     studies = {folder: read_study(folder) for folder in runs if is_study(folder)}
     shown = [each for path in runs for each in (first_runs(path, studies[path]) if path in studies else [path])]
     if studies and not shown:
@@ -98,12 +103,6 @@ def _soft(sentence: str) -> str:
 
 def _drawn(title: str, pictures: Sequence[Captioned]) -> str:
     return section(title, [embed(picture) for picture in pictures])
-
-
-READING = (
-    '<p class="soft">↑ higher is better, ↓ lower is better; the best figure of a column is bold. Shaded rows '
-    "are yardsticks that took no pretraining: a run has learned only as much as it beats them by.</p>"
-)
 
 
 def summary_sentence(runs: Sequence[Run]) -> str:

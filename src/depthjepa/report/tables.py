@@ -14,10 +14,15 @@ from itertools import groupby
 from typing import Any, Literal
 
 from depthjepa.columns import Column, format_column, is_number, meaning_of
+from depthjepa.evaluation.gathering import is_random
 from depthjepa.evaluation.probes import table as probes
 from depthjepa.faults import BadInput
 from depthjepa.report.html import run_label, text
 
+READING = (
+    '<p class="soft">↑ higher is better, ↓ lower is better; the best figure of a column is bold. Shaded rows '
+    "are yardsticks that took no pretraining: a run has learned only as much as it beats them by.</p>"
+)
 FEW_COLUMNS = 4  # more of them stand close
 FEW = 3  # columns of one meaning that are all named
 
@@ -74,15 +79,19 @@ def merge_tables(probed: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Tabl
     return sorted(tables.values(), key=lambda t: order.index(t.task) if t.task in order else len(order))
 
 
+def is_baseline(name: str) -> bool:
+    """Whether a row is a yardstick that took no pretraining: a guess, or a network at its initial weights."""
+    return name in probes.baselines() or is_random(name)
+
+
 def _add(table: Table, result: Mapping[str, Any], run: str, runs: set[str]) -> None:
     table.probed = max(table.probed, str(result.get("probed", "")))
     for column in map(Column.of, result["columns"]):
         table.columns.setdefault(column.key, _explained(column, table.task))
-    baselines = probes.baselines()
-    own = [row["name"] for row in result["rows"] if row["name"] not in baselines]
+    own = [row["name"] for row in result["rows"] if not is_baseline(row["name"])]
     for row in result["rows"]:
         values = {key: value for key, value in row.items() if key != "name"}
-        name, baseline = row["name"], row["name"] in baselines
+        name, baseline = row["name"], is_baseline(row["name"])
         if own == [name]:
             name = run
         elif not baseline and name not in runs:

@@ -43,6 +43,16 @@ def print_table(content: Mapping[str, Any]) -> None:
         print(sentence)
 
 
+def print_comparison(content: Mapping[str, Any]) -> None:
+    """Print the one table of a comparison, and who leads."""
+    (height, width), (rows, cols) = content["view"]["image_size"], content["view"]["grid"]
+    protocol = f"the figures of {rows} x {cols} patches of a view of {height} x {width} px"
+    shown = {"task": "compare", "data": content["data"], "protocol": protocol, "columns": content["columns"]}
+    known = {column["key"] for column in content["columns"]}
+    filled = [row for row in content["rows"] if any(row.get(key) is not None for key in known)]
+    print_table({**shown, "rows": filled, "verdict": [each["sentence"] for each in content["leads"]]})
+
+
 def print_keys(listings: Sequence[Listing], most: int | None = None) -> None:
     """Print keys, section by section: name, type, default and meaning, wrapped and never cut off.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -27,7 +27,7 @@ from depthjepa.evaluation.features import Encode, OfBatch
 from depthjepa.evaluation.gathering import RANDOM, places_in, raw_patches, whole_views_text
 from depthjepa.evaluation.guidance import asked_teacher
 from depthjepa.evaluation.normal_probe import NormalTable
-from depthjepa.evaluation.probes.task import DEPTH, OwnTask, Picture, Probe, Section, Subject, Task, Variant
+from depthjepa.evaluation.probes.task import DEPTH, OwnTask, Picture, Probe, Resampled, Section, Subject, Task, Variant
 from depthjepa.evaluation.table_rows import MEAN_MAP, SCENE_MAP
 from depthjepa.faults import BadInput
 from depthjepa.grid import to_tokens
@@ -111,7 +111,9 @@ def run(subject: Subject) -> Iterable[Probe]:
         f"{whole_views_text(train, val)}{left_out}"
     )
     whole = found[-1]
-    yield Probe(tables(TASK, protocol, found), map_arrays(whole, config.name), whole.readouts[config.name])
+    beside = {name: map_arrays(whole, name, subject.random_row(name)) for name in subject.compared}
+    arrays, readout = map_arrays(whole, config.name), whole.readouts[config.name]
+    yield Probe(tables(TASK, protocol, found), arrays, beside, readout)
 
 
 def teacher_row(subject: Subject) -> tuple[dict[str, OfBatch], str]:
@@ -179,10 +181,11 @@ def _scenes_text(found: DepthTable | NormalTable) -> str:
     return f"; scene map: training has the scene of {found.scenes} of {judged} validation images{rest}"
 
 
-def map_arrays(found: DepthTable, name: str) -> dict[str, np.ndarray]:
+def map_arrays(found: DepthTable, name: str, random: str = RANDOM) -> dict[str, np.ndarray]:
     """Maps of a table as run folders keep them (disparity [1/m]), and what its figures are summed from.
 
-    `name` is the encoder's row; `group` says which scene or place each judged image is of, empty where nothing does.
+    `name` is the encoder's row and `random` that of its initial weights; `group` says which scene or place each judged
+    image is of, empty where nothing does. Baselines have their maps and sums under their own words.
     """
     shown, mean_map = found.pictures, found.mean_map
     arrays = {
@@ -194,8 +197,22 @@ def map_arrays(found: DepthTable, name: str) -> dict[str, np.ndarray]:
         "group": np.array(found.groups),
         **{key: found.scores[name].per_image[key] for key in SUMS},
     }
-    others = {"random": RANDOM, "scene_map": SCENE_MAP if found.scenes else ""}
-    return arrays | {key: shown.predictions[row] for key, row in others.items() if row in shown.predictions}
+    for key, row in rows_beside(found, random).items():
+        arrays[key] = shown.predictions[row]
+        arrays[f"{key}_within_residual"] = found.scores[row].per_image["within_residual"]
+    return arrays
+
+
+def rows_beside(found: DepthTable | NormalTable, random: str) -> dict[str, str]:
+    """The rows of baselines whose maps are kept, by the names of their arrays; `random` is that of initial weights."""
+    rows = BASELINES | {"random": random} | ({} if found.scenes else {"scene_map": ""})
+    return {key: row for key, row in rows.items() if row in found.pictures.predictions}
+
+
+def resampled_within(arrays: Mapping[str, np.ndarray], counts: Float64[np.ndarray, " images"]) -> float:
+    """R² within images where each image counts so often."""
+    residual, total = (np.nan_to_num(arrays[name]) for name in ("within_residual", "within_total"))
+    return float(1 - counts @ residual / (counts @ total))
 
 
 # drawing --------------------------------------------------------------------------------------------------
@@ -291,6 +308,7 @@ TASK = OwnTask(
     section=Section("Depth read out of the features", depth_figures),
     picture=Picture("maps of `probe RUN depth`", show, photographs=True),
     reads=("depth_readout", "cell_share", "teacher_row"),
+    resampled=Resampled("r2_within", resampled_within),
     variant=Variant(
         lambda config: config.evaluation.depth_readout != "ridge",
         "evaluation.depth_readout=linear, linear4 or dpt",

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float64
 from matplotlib.figure import Figure
 
 from depthjepa.columns import Column
@@ -19,8 +20,8 @@ from depthjepa.drawing.figures import Captioned
 from depthjepa.evaluation.features import Encode, OfBatch
 from depthjepa.evaluation.gathering import RANDOM, Views, places_in, raw_patches, views_text
 from depthjepa.evaluation.normal_probe import ANGLES, SUMS, NormalTable, normal_tables
-from depthjepa.evaluation.probes.depth import RAW, TEACHER, map_figures, show_maps, tables, teacher_row
-from depthjepa.evaluation.probes.task import DEPTH, Need, OwnTask, Picture, Probe, Section, Subject
+from depthjepa.evaluation.probes.depth import RAW, TEACHER, map_figures, rows_beside, show_maps, tables, teacher_row
+from depthjepa.evaluation.probes.task import DEPTH, Need, OwnTask, Picture, Probe, Resampled, Section, Subject
 from depthjepa.evaluation.surface_normals import WithNormals
 from depthjepa.evaluation.table_rows import MEAN_MAP, SCENE_MAP
 from depthjepa.runs import Run
@@ -101,7 +102,9 @@ def run(subject: Subject) -> Iterable[Probe]:
         f"by {FOLDS} folds of {places.folds.by}; {views_text(train, val, ', whole views')}{_unknown_text(train, val)}"
         f"{left_out}"
     )
-    yield Probe(tables(TASK, protocol, found), arrays_of(found[-1], config.name))
+    whole = found[-1]
+    beside = {name: arrays_of(whole, name, subject.random_row(name)) for name in subject.compared}
+    yield Probe(tables(TASK, protocol, found), arrays_of(whole, config.name), beside)
 
 
 def _unknown_text(*sets: Views) -> str:
@@ -109,10 +112,11 @@ def _unknown_text(*sets: Views) -> str:
     return f"; {count} without a focal length do not count" if count else ""
 
 
-def arrays_of(found: NormalTable, name: str) -> dict[str, np.ndarray]:
+def arrays_of(found: NormalTable, name: str, random: str = RANDOM) -> dict[str, np.ndarray]:
     """Maps of a table as run folders keep them (unit normals), and the figures of each image.
 
-    `name` is the encoder's row; `group` says which scene or place each judged image is of, empty where nothing does.
+    `name` is the encoder's row and `random` that of its initial weights; `group` says which scene or place each judged
+    image is of, empty where nothing does. Baselines have their maps and mean angles under their own words.
     """
     shown = found.pictures
     arrays = {
@@ -124,8 +128,19 @@ def arrays_of(found: NormalTable, name: str) -> dict[str, np.ndarray]:
         "group": np.array(found.groups),
         **{key: found.per_image[name][key] for key in (*ANGLES, *SUMS)},
     }
-    others = {"random": RANDOM, "raw": RAW, "scene_map": SCENE_MAP if found.scenes else ""}
-    return arrays | {key: shown.predictions[row] for key, row in others.items() if row in shown.predictions}
+    for key, row in rows_beside(found, random).items():
+        arrays[key] = shown.predictions[row]
+        arrays[f"{key}_mean_angle"] = found.per_image[row]["mean_angle"]
+    return arrays
+
+
+def resampled_angle(arrays: Mapping[str, np.ndarray], counts: Float64[np.ndarray, " images"]) -> float:
+    """Mean angle where each image counts so often; those without a known normal never do."""
+    angles = arrays["mean_angle"]
+    return float(counts @ np.nan_to_num(angles) / (counts @ np.isfinite(angles)))
+
+
+# drawing --------------------------------------------------------------------------------------------------
 
 
 def normal_figures(runs: Sequence[Run]) -> list[Captioned]:
@@ -157,6 +172,7 @@ TASK = OwnTask(
     needs=(DEPTH, CAMERA),
     section=Section("Surface normals read out of the features", normal_figures),
     picture=Picture("maps of `probe RUN normals`", show, photographs=True),
+    resampled=Resampled("mean_angle", resampled_angle),
     reads=("cell_share", "teacher_row"),
     run=run,
 )

@@ -6,16 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float64
 from matplotlib.figure import Figure
 
 from depthjepa.columns import NAME, Column
-from depthjepa.data.groups import divide
+from depthjepa.data.groups import divide, group_in
 from depthjepa.data.samples import segment_classes
 from depthjepa.drawing import figures
 from depthjepa.drawing.figures import Captioned
 from depthjepa.evaluation.depth_readouts import encode_layers
 from depthjepa.evaluation.gathering import RANDOM, raw_patches, views_text
-from depthjepa.evaluation.probes.task import LABEL_MAPS, OwnTask, Picture, Probe, Section, Subject, Variant
+from depthjepa.evaluation.probes.task import LABEL_MAPS, OwnTask, Picture, Probe, Resampled, Section, Subject, Variant
 from depthjepa.evaluation.segmentation import (
     KINDS,
     POSITION,
@@ -65,11 +66,12 @@ def measured(subject: Subject, kind: Kind) -> Probe:
         pictures=asked.pictures,
     )
     blocks = encoder.depth
-    layers = layers_of(plan.kind, blocks)
+    layers = layers_of(plan.kind, blocks)  # of this encoder; others have as many at their own depths
     subject.refuse_shallow(f"evaluation.segment_readout={kind}", layers, f"evaluation.segment_readout={KINDS[0]}")
     encoders = {RAW: raw_patches(plan.patch_size, subject.where)}
     encoders |= {
-        name: encode_layers(each, layers, subject.where, asked.precision) for name, each in subject.named.items()
+        name: encode_layers(each, layers_of(plan.kind, each.depth), subject.where, asked.precision)
+        for name, each in subject.named.items()
     }
     folds = divide(train.source, train.numbers)
     found = segment_table(encoders, train, val, folds, plan)
@@ -78,28 +80,41 @@ def measured(subject: Subject, kind: Kind) -> Probe:
         f"{views_text(train, val, ', whole views')}"
     )
     variant = "" if kind == KINDS[0] else f"-{kind}"
-    return Probe(
-        TASK.table(train.source, protocol, found.rows), kept(found, plan.classes, config.name), variant=variant
+    groups = [group_in(val.source, number) or "" for number in found.numbers]
+    own, *beside = (
+        kept(found, plan.classes, name, subject.random_row(name), groups) for name in (config.name, *subject.compared)
     )
+    content = TASK.table(train.source, protocol, found.rows)
+    return Probe(content, own, dict(zip(subject.compared, beside, strict=True)), variant=variant)
 
 
-def kept(found: SegmentTable, classes: Sequence[str], name: str) -> Arrays:
-    """Maps and sums of a table as run folders keep them; `name` is the encoder's row.
+def kept(found: SegmentTable, classes: Sequence[str], name: str, random: str, groups: Sequence[str]) -> Arrays:
+    """Maps and sums of a table as run folders keep them; `name` is the encoder's row, `random` that of its beginning.
 
     `overlaps` [images, 3, classes] are the right, the true and the predicted pixels of each class in each validation
     image, which `names` names; `knn_overlaps` are those of the nearest patches. Baselines have theirs with the words of
     `KEYS` before.
     """
     arrays: Arrays = {"images": found.images, "truth": found.truth}
-    arrays |= {"classes": np.array(classes), "names": np.array(found.names)}
+    arrays |= {"classes": np.array(classes), "names": np.array(found.names), "group": np.array(groups)}
+    keys = {POSITION: KEYS[POSITION], RAW: KEYS[RAW], random: KEYS[RANDOM], name: ""}
     for row, judged in found.judged.items():
         knn = row.startswith(knn_name(""))
         own = row.removeprefix(knn_name("")) if knn else row
-        prefix = "" if own == name else f"{KEYS[own]}_"
+        if own not in keys:  # another encoder's
+            continue
+        prefix = f"{keys[own]}_" if keys[own] else ""
         arrays[f"{prefix}{'knn_' * knn}overlaps"] = judged.overlaps.numpy().astype(np.uint32)
         if not knn:
-            arrays[KEYS.get(own, PREDICTION)] = np.stack(judged.shown)
+            arrays[keys[own] or PREDICTION] = np.stack(judged.shown)
     return arrays
+
+
+def resampled_iou(arrays: Mapping[str, np.ndarray], counts: Float64[np.ndarray, " images"]) -> float:
+    """Mean IoU [%] where each image counts so often, over the classes that occur then."""
+    right, true, predicted = np.einsum("i,ikc->kc", counts, arrays["overlaps"].astype(np.float64))
+    union = true + predicted - right
+    return float(100 * (right / np.where(union > 0, union, 1))[true > 0].mean())
 
 
 # drawing --------------------------------------------------------------------------------------------------
@@ -186,6 +201,7 @@ TASK = OwnTask(
     guesses=(POSITION, RAW),
     needs=(LABEL_MAPS,),
     reads=("segment_readout", "segment_steps"),
+    resampled=Resampled("miou", resampled_iou),
     section=Section("Segmentation read out of the features", segment_figures),
     picture=Picture("maps of `probe RUN segment`", show, photographs=True),
     variant=Variant(

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from depthjepa.data.images import Split
 from depthjepa.evaluation.features import Encode
-from depthjepa.evaluation.gathering import RANDOM, one_pass
+from depthjepa.evaluation.gathering import RANDOM, is_random, one_pass
 from depthjepa.evaluation.probes.task import Data, Measured, Probe, Seen, SharedTask
 from depthjepa.progress import task as at_work
+from depthjepa.runs import Arrays
 
 SPLITS: tuple[Split, ...] = ("train", "val")
 
@@ -22,10 +21,10 @@ SPLITS: tuple[Split, ...] = ("train", "val")
 def shared_tables(data: Data, encoders: Mapping[str, Encode], tasks: Sequence[SharedTask]) -> dict[str, Probe]:
     """One table for each task, by its name: a row for each encoder after those of guesses.
 
-    Arrays that the random encoder gave have names that begin with `random_`.
+    Arrays that an encoder gave at its initial weights stand beside its own, under names that begin with `random_`.
     """
     rows: dict[str, list[dict[str, Any]]] = {task.name: [] for task in tasks}
-    arrays: dict[str, dict[str, np.ndarray]] = {task.name: {} for task in tasks}
+    arrays: dict[str, dict[str, Arrays]] = {task.name: {} for task in tasks}
     for name, encode in encoders.items():
         with at_work(name):
             measured = _measured(data, encode, tasks)
@@ -33,17 +32,29 @@ def shared_tables(data: Data, encoders: Mapping[str, Encode], tasks: Sequence[Sh
             if not rows[task.name]:
                 rows[task.name] += [{"name": guess, **figures} for guess, figures in found.guesses.items()]
             rows[task.name].append({"name": name, **found.figures})
-            prefix = "random_" if name == RANDOM else ""
-            arrays[task.name] |= {
-                key if key == "images" else f"{prefix}{key}": value for key, value in found.arrays.items()
-            }
+            arrays[task.name][name] = found.arrays
     results = {}
     for task in tasks:
         own, views = rows[task.name], {split: data.of(split) for split in task.splits}
         content = task.table(data.of(task.splits[0]).source, task.protocol(data.config, views, own), own)
         verdict = {} if task.verdict is None else {"verdict": task.verdict(own)}
-        results[task.name] = Probe(content | verdict, arrays[task.name])
+        kept = _with_random(arrays[task.name])
+        # Of several encoders the one that the data's configuration names, else the last, is whose probe this is.
+        whose = data.config.name if data.config.name in kept else next(reversed(kept), "")
+        beside = {name: each for name, each in kept.items() if name != whose}
+        results[task.name] = Probe(content | verdict, kept.get(whose, {}), beside)
     return results
+
+
+def _with_random(arrays: Mapping[str, Arrays]) -> dict[str, Arrays]:
+    """Arrays of each encoder, with those of its initial weights."""
+    found = {}
+    for name, own in arrays.items():
+        if is_random(name):
+            continue
+        random = arrays.get(f"{RANDOM}, {name}", arrays.get(RANDOM, {}))
+        found[name] = {f"random_{key}": value for key, value in random.items() if key != "images"} | own
+    return found
 
 
 def _measured(data: Data, encode: Encode, tasks: Sequence[SharedTask]) -> list[Measured]:

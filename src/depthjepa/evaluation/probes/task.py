@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 from matplotlib.figure import Figure
 
 from depthjepa.backbones.opening import Backbone
@@ -26,7 +27,7 @@ from depthjepa.data.layouts.layout import with_depth, with_label_maps, with_labe
 from depthjepa.data.samples import Source, segment_classes
 from depthjepa.drawing.figures import Captioned
 from depthjepa.evaluation.features import Encode
-from depthjepa.evaluation.gathering import RANDOM, Features, Views, encode_with
+from depthjepa.evaluation.gathering import RANDOM, Features, Views, encode_with, is_random
 from depthjepa.evaluation.readout import DepthReadout
 from depthjepa.faults import BadInput
 from depthjepa.method import build_encoder
@@ -106,6 +107,9 @@ class Subject(Data):
     where: torch.device
     backbone: Backbone | None = None
     against: Checkpoint | None = None  # a twin to stand beside it, for tasks of `diagnose`
+    # Further encoders that have rows in the same tables, by the names of the rows; see `random_row` for those of
+    # initial weights.
+    others: Mapping[str, Encoder] = field(default_factory=dict)
 
     @property
     def saved(self) -> Checkpoint | None:
@@ -116,7 +120,17 @@ class Subject(Data):
     def named(self) -> dict[str, Encoder]:
         """The same architecture at its initial weights, where something tells them, and this one, by their rows."""
         random = build_encoder(self.config) if self.backbone is None else self.backbone.random(self.config)
-        return ({} if random is None else {RANDOM: random}) | {self.config.name: self.encoder}
+        own = ({} if random is None else {RANDOM: random}) | {self.config.name: self.encoder}
+        return own | dict(self.others)
+
+    def random_row(self, name: str) -> str:
+        """The name of the row of an encoder at its initial weights."""
+        return RANDOM if name == self.config.name else f"{RANDOM}, {name}"
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Names of the rows of the other encoders, without those of initial weights."""
+        return tuple(name for name in self.others if not is_random(name))
 
     def refuse_shallow(self, setting: str, layers: Sequence[int], others: str) -> None:
         """Raise `BadInput` where a network of another library has fewer layers than a setting reads."""
@@ -136,11 +150,13 @@ class Subject(Data):
 class Probe:
     """A table in the form that run folders keep, with arrays for pictures and a readout to predict with.
 
-    `variant` tells its files from those of the same task by its default protocol.
+    `variant` tells its files from those of the same task by its default protocol. `beside` holds the arrays of other
+    encoders in the table, by the names of their rows.
     """
 
     table: dict[str, Any]
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    beside: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     readout: DepthReadout | None = None
     variant: str = ""
 
@@ -199,6 +215,17 @@ class Variant:
     reads: tuple[str, ...] = ()  # keys of `evaluation` that the task reads by this protocol alone
 
 
+@dataclass(frozen=True, slots=True)
+class Resampled:
+    """The figure that a task's rows are ranked by, of any resample of the images, from the arrays that it keeps.
+
+    `figure` takes the arrays of a row and how often each validation image counts. The arrays have a `group` for each.
+    """
+
+    key: str
+    figure: Callable[[Mapping[str, np.ndarray], Float64[np.ndarray, " images"]], float]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """A kind of table.
@@ -219,6 +246,7 @@ class Task:
     command: Command = "probe"
     studied: bool = True  # whether studies may ask for it
     variant: Variant | None = None
+    resampled: Resampled | None = None
     reads: tuple[str, ...] = ()  # keys of `evaluation` that it reads, beside those that all tasks do
 
     def table(self, source: Source, protocol: str, rows: Rows) -> dict[str, Any]:
