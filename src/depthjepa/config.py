@@ -144,7 +144,7 @@ class EvaluationConfig:
     gate_steps: NonNegativeInt = 2000
     """Most steps of each head that `diagnose --gates` overfits; 0: no such gates."""
     cell_share: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """Share of a cell's pixels that need depth for the cell to count in the depth probe; 0.02 for sparse lidar."""
+    """Share of a cell's pixels that need depth for the cell to count in the depth probe (in the normals probe, a normal); 0.02 for sparse lidar."""
     depth_readout: Literal["ridge", "linear", "linear4", "dpt"] = "ridge"
     """Readout of the depth probe: ridge regression, or one trained pixel by pixel."""
     depth_steps: PositiveInt = 2000
@@ -154,7 +154,7 @@ class EvaluationConfig:
     farthest: PositiveFloat | None = None
     """Farthest depth of such a readout [m]; farther does not count. Null: as for nearest."""
     teacher_row: bool = True
-    """Whether a guided run's depth probe asks its teacher network about every image, to be a row."""
+    """Whether the depth and normals probes of a guided run ask its teacher network about every image, to be a row."""
     segment_readout: Literal["linear", "linear4"] = "linear"
     """Layers that the linear readout of the segmentation probe reads: the last one, or four at equal distances."""
     segment_steps: PositiveInt = 2000

@@ -32,7 +32,7 @@ def probe(
 
     Args:
         backbone: what `load_encoder` takes.
-        task: `depth`, `decode`, `knn`, `linear`, `mlp`, `attentive`.
+        task: `depth`, `normals`, `decode`, `knn`, `linear`, `mlp`, `attentive`.
         data: an RGB-D folder, a class folder, tar shards or `scenes`; None: the run's own.
         settings: KEY=VALUE: `evaluation.depth_readout=dpt`, `evaluation.which=context`, `data.*`, `train.device`, …;
             `model.*` where a foreign layout does not say.

@@ -8,7 +8,7 @@ Rule: the window of a pixel is 5 x 5 pixels of a grid whose step is 1 px, and as
 shorter side. Of them those count that are valid and whose disparity is within a tenth of the pixel's own: windows do
 not reach across edges. A normal is valid where the pixel is, at least 6 count, they are not on one line, the fit is
 within 1 % of the disparity (root of the mean square), and its standard error by what is left turns the normal by at
-most 0.2 (11 degrees): noise and steps that the first rule let pass are left out.
+most 0.2 (11 degrees): noise, and steps above 4 % that the first rule let pass, are left out.
 Normals are of unit length and point to the camera.
 """
 
