@@ -144,7 +144,7 @@ class EvaluationConfig:
     gate_steps: NonNegativeInt = 2000
     """Most steps of each head that `diagnose --gates` overfits; 0: no such gates."""
     cell_share: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """Share of a cell's pixels that need depth for the cell to count in the depth probe (in the normals probe, a normal); 0.02 for sparse lidar."""
+    """Share of a cell's pixels that need depth, or a normal, for it to count in their probes; 0.02 for sparse lidar."""
     depth_readout: Literal["ridge", "linear", "linear4", "dpt"] = "ridge"
     """Readout of the depth probe: ridge regression, or one trained pixel by pixel."""
     depth_steps: PositiveInt = 2000
