@@ -216,10 +216,13 @@ def test_backbones_of_other_patches_are_judged_on_the_same_cells(place: Path, tm
     assert leads["depth"]["sentence"] in said
 
 
-def test_rendered_streets_allow_all_usual_tasks(place: Path) -> None:
+def test_rendered_streets_allow_all_usual_tasks(place: Path, tmp_path: Path) -> None:
     settings = ["data.scenes_train=24", "data.scenes_val=12", "data.image_size=48", "train.threads=1"]
     settings += ["evaluation.segment_steps=4", "evaluation.neighbours=[3]"]
-    found = depthjepa.compare([place / "fine", place / "coarse"], "scenes", random=False, settings=settings)
+    found = depthjepa.compare(
+        [place / "fine", place / "coarse"], "scenes", out=tmp_path / "out", random=False, settings=settings
+    )
+    assert "Segmentation read out of the features" in (tmp_path / "out" / "report.html").read_text()
     tasks = {each["task"] for each in found["tables"]}
     assert {"depth", "segment", "knn"} <= tasks
     assert not any("random" in row["name"] for row in found["rows"])

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+import depthjepa
 from depthjepa.data.groups import FOLDS, Division, Places
 from depthjepa.data.order import evenly
 from depthjepa.data.samples import Batch
@@ -26,8 +27,10 @@ from depthjepa.evaluation.depth_probe import (
     score_of,
 )
 from depthjepa.evaluation.mean_maps import ALL, Maps
+from depthjepa.evaluation.probes import depth
 from depthjepa.evaluation.readout import DepthReadout, read_origin
 from depthjepa.faults import BadInput
+from tiny_runs import run
 
 PATCH = 4
 ROWS, COLS = 3, 4
@@ -475,3 +478,26 @@ def test_sets_that_cannot_be_probed_are_refused() -> None:
         evaluate_depth(
             {"x": Told(lambda batch: torch.full((8, 1, *SIZE), math.nan))}, [one_map([part])], places(8, 8), [part]
         )
+
+
+# the teacher ------------------------------------------------------------------------------------------------
+
+
+def test_the_teacher_of_a_guided_run_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked about few training images, which keep their numbers: with all of them its row is the same as alone."""
+    pytest.importorskip("diffusers", reason="depthfm-tiny needs the extra `teachers`")
+    scenes = ("data.scenes_train=40", "data.scenes_val=12", "evaluation.pictures=1")
+    taught = ("guidance.kind=feature", "guidance.teacher=depthfm-tiny")
+    run(Path("scenes"), tmp_path / "run", *scenes, *taught, "guidance.teacher_steps=1", "train.steps=1")
+    rows, protocols = [], []
+    for count in (12, 40):
+        monkeypatch.setattr(depth, "TEACHER_IMAGES", count)
+        found = depthjepa.probe(tmp_path / "run", "depth")
+        rows.append({row["name"]: row for row in found["rows"]})
+        protocols.append(found["protocol"])
+    assert "the teacher fitted on 12 training images" in protocols[0] and "the teacher" not in protocols[1]
+    assert list(rows[0]) == ["mean map", "scene map", "teacher", "raw patches", "random encoder", "tiny"]
+    assert rows[0]["tiny"] == rows[1]["tiny"] and rows[0]["teacher"] != rows[1]["teacher"]
+    assert rows[1]["teacher"]["r2_within"] > rows[1]["random encoder"]["r2_within"] + 0.1
+    without = depthjepa.probe(tmp_path / "run", "depth", settings=["evaluation.teacher_row=false"])
+    assert "teacher" not in {row["name"] for row in without["rows"]}

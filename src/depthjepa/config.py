@@ -154,7 +154,7 @@ class EvaluationConfig:
     farthest: PositiveFloat | None = None
     """Farthest depth of such a readout [m]; farther does not count. Null: as for nearest."""
     teacher_row: bool = True
-    """Whether the depth and normals probes of a guided run ask its teacher network about every image, to be a row."""
+    """Whether a guided run's depth probe asks its teacher network about 500 training images and all others: a row."""
     segment_readout: Literal["linear", "linear4"] = "linear"
     """Layers that the linear readout of the segmentation probe reads: the last one, or four at equal distances."""
     segment_steps: PositiveInt = 2000

@@ -125,12 +125,17 @@ def same_images(
         if arrays is None:
             continue
         for group in groups:
-            if all(np.array_equal(group[0][1][name], arrays[name], equal_nan=True) for name in same):
+            if all(_equal(group[0][1][name], arrays[name]) for name in same):
                 group.append((run, arrays))
                 break
         else:
             groups.append([(run, arrays)])
     return groups
+
+
+def _equal(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two arrays are the same, of numbers or of texts; what is nan in both is."""
+    return np.array_equal(first, second, equal_nan=np.issubdtype(first.dtype, np.inexact))
 
 
 def listed(words: Sequence[str]) -> str:

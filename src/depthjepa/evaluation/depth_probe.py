@@ -111,13 +111,15 @@ def depth_tables(
     share: float,
     pictures: int = 6,
     others: Mapping[str, Predict] | None = None,
+    apart: Mapping[str, tuple[OfBatch, Callable[[], Iterable[Batch]]]] | None = None,
 ) -> list[DepthTable]:
     """Fit a linear readout for every encoder on one set and score it on another, beside the mean map and the scene map.
 
     Where several data sets are mixed, a table for each by itself, fitted and scored on it alone, comes before that of
     all together. The training images are read twice (their depth first), the others once, in fixed views of one
     size; each encoder sees each image once. A cell counts where `share` of its pixels has depth. `others` are further
-    rows which predict the cells' log depth [log m] themselves, such as a network trained for it end to end.
+    rows which predict the cells' log depth [log m] themselves, such as a network trained for it end to end. Those
+    `apart` come with the training images that they are fitted on: some of all, where asking about all takes long.
     """
 
     def size_of(batch: Batch) -> Size:
@@ -125,8 +127,12 @@ def depth_tables(
         return FACTOR * rows, FACTOR * cols
 
     maps = training_maps(train_batches(), places, size_of, share)
-    readouts = fit_readouts(encoders, train_batches(), maps, places, patch_size, share)
-    rows: dict[str, Row] = {name: ReadOut(encode, readouts[name], patch_size) for name, encode in encoders.items()}
+    readouts: dict[str, list[DepthReadout]] = {}
+    for name, (encode, some) in (apart or {}).items():
+        readouts |= fit_readouts({name: encode}, some(), maps, places, patch_size, share)
+    readouts |= fit_readouts(encoders, train_batches(), maps, places, patch_size, share)
+    named = {name: encode for name, (encode, _) in (apart or {}).items()} | dict(encoders)
+    rows: dict[str, Row] = {name: ReadOut(encode, readouts[name], patch_size) for name, encode in named.items()}
     rows |= {name: Told(predict) for name, predict in (others or {}).items()}
     tables = evaluate_depth(rows, maps, places, val_batches(), share, pictures)
     for number, table in enumerate(tables):

@@ -38,7 +38,7 @@ class Lead:
     @property
     def sentence(self) -> str:
         """What may be said of it."""
-        unit = f" {self.column.unit}" if self.column.unit else ""
+        unit = {"": "", "%": " points"}.get(self.column.unit, f" {self.column.unit}")
         named, size = f"{self.task}, {self.column.label}", f"{abs(self.difference):.3g}{unit}"
         ahead = f"{named}: {self.first} is ahead of {self.second} by {size}"
         if self.low is None or self.high is None:

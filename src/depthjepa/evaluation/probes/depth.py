@@ -6,11 +6,13 @@ maps serves every task that stores maps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float64
 from matplotlib.figure import Figure
@@ -18,12 +20,13 @@ from torch import Tensor
 
 from depthjepa.columns import Column, table
 from depthjepa.data.groups import FOLDS
+from depthjepa.data.order import evenly
 from depthjepa.data.samples import Batch
 from depthjepa.drawing import figures
 from depthjepa.drawing.figures import Captioned
 from depthjepa.evaluation.depth_probe import SUMS, DepthTable, depth_tables
 from depthjepa.evaluation.depth_readouts import Plan, describe, encode_layers, layers_of, readout_tables
-from depthjepa.evaluation.features import Encode, OfBatch
+from depthjepa.evaluation.features import OfBatch
 from depthjepa.evaluation.gathering import RANDOM, places_in, raw_patches, whole_views_text
 from depthjepa.evaluation.guidance import asked_teacher
 from depthjepa.evaluation.normal_probe import NormalTable
@@ -37,6 +40,7 @@ from depthjepa.model.decoders import CELLS
 from depthjepa.runs import Arrays, Run, probe_files, same_images
 
 PICTURES = 6  # rows of a figure
+TEACHER_IMAGES = 500  # training images that a teacher network is asked about, to be a row
 RAW, TEACHER = "raw patches", "teacher"
 BASELINES = {"random": RANDOM, "raw": RAW, "scene_map": SCENE_MAP}  # rows of arrays of a file
 MAPS = ("prediction", *BASELINES, "mean_map")  # arrays of a file
@@ -101,9 +105,9 @@ def run(subject: Subject) -> Iterable[Probe]:
     config, train, val = subject.config, subject.train, subject.val
     patch, asked = config.model.patch_size, config.evaluation
     places = places_in(train, val)
-    told, left_out = teacher_row(subject)
-    encoders: dict[str, Encode | OfBatch] = {RAW: raw_patches(patch, subject.where), **told, **subject.encoders()}
-    found = depth_tables(encoders, train, val, places, patch, asked.cell_share, asked.pictures)
+    teacher, left_out = _teacher(subject)
+    encoders = {RAW: raw_patches(patch, subject.where), **subject.encoders()}
+    found = depth_tables(encoders, train, val, places, patch, asked.cell_share, asked.pictures, apart=teacher)
     protocol = (
         f"version 2: two ridges, from image means and from the rest of each token of the frozen {asked.which} "
         f"encoder's last layer, to the log depth of 2 x 2 cells of {patch / 2:g} px a patch; cells with depth on at "
@@ -116,9 +120,12 @@ def run(subject: Subject) -> Iterable[Probe]:
     yield Probe(tables(TASK, protocol, found), arrays, beside, readout)
 
 
-def teacher_row(subject: Subject) -> tuple[dict[str, OfBatch], str]:
-    """The teacher network of a guided run, whose latents are read out like tokens; and why it is left out, if it is."""
-    config, where = subject.config, subject.where
+def _teacher(subject: Subject) -> tuple[dict[str, tuple[OfBatch, Callable[[], Iterable[Batch]]]], str]:
+    """The teacher network of a guided run, whose latents are read out like tokens; and what is to be said of it.
+
+    It is asked about few training images: its latents have few channels.
+    """
+    config, where, train = subject.config, subject.where, subject.train
     if not (config.evaluation.teacher_row and asks_network(config.guidance)):
         return {}, ""
     try:
@@ -126,11 +133,17 @@ def teacher_row(subject: Subject) -> tuple[dict[str, OfBatch], str]:
     except BadInput as fault:
         return {}, f"; the teacher is no row, since it cannot be asked ({fault})"
     cells = CELLS * config.grid[0], CELLS * config.grid[1]
+    some = torch.from_numpy(train.numbers[evenly(TEACHER_IMAGES, len(train))])
 
     def read(batch: Batch) -> Float[Tensor, "b n d"]:
         return to_tokens(F.pixel_unshuffle(on_cells(teacher, batch.to(where), cells).values, CELLS))
 
-    return {TEACHER: OfBatch(read)}, ""
+    def asked() -> Iterator[Batch]:
+        for batch in train.chosen(some):
+            yield replace(batch, index=some[batch.index])  # their numbers among all
+
+    said = f"; the teacher fitted on {len(some)} training images" if len(some) < len(train) else ""
+    return {TEACHER: (OfBatch(read), asked)}, said
 
 
 def run_readout(subject: Subject) -> Probe:

@@ -19,7 +19,7 @@ from depthjepa.drawing import figures
 from depthjepa.drawing.figures import Captioned
 from depthjepa.evaluation.classification import chance, knn_accuracies, nearest_images
 from depthjepa.evaluation.features import Pooled
-from depthjepa.evaluation.gathering import Views, views_text
+from depthjepa.evaluation.gathering import RANDOM, Views, views_text
 from depthjepa.evaluation.probes.task import LABELS, Measured, Rows, Section, Seen, SharedTask
 from depthjepa.runs import Run, probe_files, same_images
 
@@ -78,10 +78,12 @@ def neighbour_figures(runs: Sequence[Run]) -> list[Captioned]:
     failed = "a run would find what the random encoder finds: images of like colours and brightness, of any class."
     drawn = []
     for file in probe_files(runs, f"{TASK.name}*.npz"):
-        for group in same_images(runs, file, "found", "alike", "random_found", "random_alike"):
+        for group in same_images(runs, file, "found", "alike"):
             first = group[0][1]
-            found = {run.name: arrays["found"] for run, arrays in group} | {"random encoder": first["random_found"]}
-            alike = {run.name: arrays["alike"] for run, arrays in group} | {"random encoder": first["random_alike"]}
+            found = {run.name: arrays["found"] for run, arrays in group}
+            alike = {run.name: arrays["alike"] for run, arrays in group}
+            if "random_found" in first:
+                found[RANDOM], alike[RANDOM] = first["random_found"], first["random_alike"]
             drawn.append(Captioned(figures.neighbour_rows(first["images"], found, alike), seen, failed))
     return drawn
 

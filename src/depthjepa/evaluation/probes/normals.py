@@ -17,10 +17,9 @@ from depthjepa.data.order import Mixture
 from depthjepa.data.samples import Source
 from depthjepa.drawing import figures
 from depthjepa.drawing.figures import Captioned
-from depthjepa.evaluation.features import Encode, OfBatch
 from depthjepa.evaluation.gathering import RANDOM, Views, places_in, raw_patches, views_text
 from depthjepa.evaluation.normal_probe import ANGLES, SUMS, NormalTable, normal_tables
-from depthjepa.evaluation.probes.depth import RAW, TEACHER, map_figures, rows_beside, show_maps, tables, teacher_row
+from depthjepa.evaluation.probes.depth import RAW, map_figures, rows_beside, show_maps, tables
 from depthjepa.evaluation.probes.task import DEPTH, Need, OwnTask, Picture, Probe, Resampled, Section, Subject
 from depthjepa.evaluation.surface_normals import WithNormals
 from depthjepa.evaluation.table_rows import MEAN_MAP, SCENE_MAP
@@ -83,8 +82,7 @@ def run(subject: Subject) -> Iterable[Probe]:
     """Linear readout of the mean normal of each patch."""
     config, train, val = subject.config, subject.train, subject.val
     patch, asked = config.model.patch_size, config.evaluation
-    told, left_out = teacher_row(subject)
-    encoders: dict[str, Encode | OfBatch] = {RAW: raw_patches(patch, subject.where), **told, **subject.encoders()}
+    encoders = {RAW: raw_patches(patch, subject.where), **subject.encoders()}
     places = places_in(train, val)
     found = normal_tables(
         encoders,
@@ -100,7 +98,6 @@ def run(subject: Subject) -> Iterable[Probe]:
         f"layer, to the mean unit normal of each patch of {patch} px; patches with a normal on at least "
         f"{asked.cell_share:.0%} of their pixels count; angles within an image, then averaged over images; strengths "
         f"by {FOLDS} folds of {places.folds.by}; {views_text(train, val, ', whole views')}{_unknown_text(train, val)}"
-        f"{left_out}"
     )
     whole = found[-1]
     beside = {name: arrays_of(whole, name, subject.random_row(name)) for name in subject.compared}
@@ -168,11 +165,11 @@ TASK = OwnTask(
     title="Surface normals from frozen features",
     about="surface normals by a linear readout of each patch",
     columns=COLUMNS,
-    guesses=(MEAN_MAP, SCENE_MAP, RAW, TEACHER),
+    guesses=(MEAN_MAP, SCENE_MAP, RAW),
     needs=(DEPTH, CAMERA),
     section=Section("Surface normals read out of the features", normal_figures),
     picture=Picture("maps of `probe RUN normals`", show, photographs=True),
     resampled=Resampled("mean_angle", resampled_angle),
-    reads=("cell_share", "teacher_row"),
+    reads=("cell_share",),
     run=run,
 )
