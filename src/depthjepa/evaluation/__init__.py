@@ -6,6 +6,7 @@ from depthjepa.evaluation.depth_probe import DepthScore, DepthTable, depth_table
 from depthjepa.evaluation.diagnostics import Diagnosis, diagnose, effective_rank, rank_me, token_shares, verdict
 from depthjepa.evaluation.features import Encode, Pooled, pooled_features
 from depthjepa.evaluation.gathering import Features, features_of
+from depthjepa.evaluation.normal_probe import NormalTable, normal_tables
 from depthjepa.evaluation.probes.running import classification_tables
 from depthjepa.evaluation.readout import DepthReadout
 
@@ -16,6 +17,7 @@ __all__ = [
     "Diagnosis",
     "Encode",
     "Features",
+    "NormalTable",
     "Pooled",
     "attentive",
     "chance",
@@ -28,6 +30,7 @@ __all__ = [
     "knn",
     "knn_accuracies",
     "linear",
+    "normal_tables",
     "pooled_features",
     "rank_me",
     "token_shares",

@@ -25,6 +25,7 @@ from depthjepa.evaluation.surface_normals import WithNormals
 from depthjepa.evaluation.table_rows import MEAN_MAP, SCENE_MAP
 from depthjepa.runs import Run
 
+SHARE = "share of an image's patches whose angle is below that, averaged over images"
 COLUMNS = (
     Column(
         "mean_angle",
@@ -36,15 +37,9 @@ COLUMNS = (
     Column(
         "median_angle", "median angle", "its median over the patches of an image, averaged over images", "°", "lower"
     ),
-    Column(
-        "below_11",
-        "below 11.25°",
-        "share of an image's patches whose angle is below that, averaged over images",
-        "%",
-        "higher",
-    ),
-    Column("below_22", "below 22.5°", "the same share", "%", "higher"),
-    Column("below_30", "below 30°", "the same share", "%", "higher"),
+    Column("below_11", "below 11.25°", SHARE, "%", "higher"),
+    Column("below_22", "below 22.5°", SHARE, "%", "higher"),
+    Column("below_30", "below 30°", SHARE, "%", "higher"),
     Column(
         "r2_within",
         "R² within images",
