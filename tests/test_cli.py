@@ -147,7 +147,7 @@ def test_commands_on_a_run_name_the_culprit_in_one_line(finished: Path, tmp_path
         (("probe", tmp_path, "depth"), r"holds no checkpoint"),
         (
             ("probe", trained, "dept"),
-            r"there is no probe 'dept' \(did you mean 'depth'\?\): choose from depth, normals, decode, segment, knn, linear",
+            r"there is no probe 'dept' \(did you mean 'depth'\?\): choose from depth, normals, decode, segment",
         ),
         (("probe", trained, "knn"), r"needs labels, and .*pairs has none"),
         (("probe", trained, "depth", "--data", flat), r"needs depth, and .*flat has none"),
@@ -160,7 +160,7 @@ def test_commands_on_a_run_name_the_culprit_in_one_line(finished: Path, tmp_path
         (("show", "mask", "rgbd", "--out", tmp_path / "a.png"), r"no picture 'mask' \(did you mean 'masks'\?\)"),
         (("show", "depth", trained, "--out", tmp_path / "a.png"), r"depth\.npz is not there: run `depthjepa probe"),
         (("show", "gates", trained, "--out", tmp_path / "a.png"), r"gates\.json is not there: run `depthjepa diagnose"),
-        (("show", "features", trained, "--no-photographs", "--out", tmp_path / "a.png"), r"is for depth, normals, decode"),
+        (("show", "features", trained, "--no-photographs", "--out", tmp_path / "a.png"), r"is for depth, normals"),
         (("show", "features", tmp_path / "gone", "--out", tmp_path / "a.png"), r"there is no checkpoint .*gone"),
         (("recipes", "dem"), r"there is no recipe 'dem' \(did you mean 'demo'\?\)"),
         (("report", tmp_path / "flat", "--out", tmp_path / "a.html"), r"flat is not a run folder"),
