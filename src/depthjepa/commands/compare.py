@@ -32,7 +32,6 @@ from depthjepa.model.encoder import Encoder
 from depthjepa.report.comparison import FILE, row_name, write_comparison
 from depthjepa.runs import folder_names
 
-USUAL = ("depth", "normals", "segment", "knn")  # that are computed unless asked otherwise, where the data allow
 LOOKED_AT = 16  # images whose proportions are looked at
 
 Say = Callable[[str], None]
@@ -78,8 +77,8 @@ def compare(
     Args:
         backbones: what `load_encoder` takes, at least one.
         data: as for `probe`.
-        tasks: of `depth`, `normals`, `segment`, `knn`, `linear`, …; None: those of the first four for which the data
-            have what they need.
+        tasks: what `probe` takes, but those that read more of a run than its encoder; None: the usual ones, as far as
+            the data have what they need.
         out: a folder: `compare.json`, `report.html`, and a folder for each backbone, which `report` and `show` read.
         random: whether each backbone's architecture at its initial weights is a row, too.
         settings: KEY=VALUE: `data.*`, `evaluation.*`, `train.device`, `train.threads`, `seed`.
@@ -148,7 +147,7 @@ def _tasks(names: Sequence[str] | None, config: RunConfig, notes: list[str]) -> 
         data.refuse_lacking(asked)
         return asked
     found, lacking = [], []
-    for row in (known[name] for name in USUAL if name in known):
+    for row in (each for each in known.values() if each.usual):
         missing = [need.lacking(row.name, config, data.train.source, data.val.source) for need in row.needs]
         why = next((text for text in missing if text is not None), None)
         found += [row] if why is None else []

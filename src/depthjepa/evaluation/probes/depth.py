@@ -316,6 +316,7 @@ TASK = OwnTask(
     title="Depth from frozen features",
     about="depth by a linear readout of each patch",
     columns=(*COLUMNS, RATE),
+    usual=True,
     guesses=(MEAN_MAP, SCENE_MAP, RAW, TEACHER),
     needs=(DEPTH,),
     section=Section("Depth read out of the features", depth_figures),

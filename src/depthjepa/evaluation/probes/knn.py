@@ -101,6 +101,7 @@ TASK = SharedTask(
             "higher",
         ),
     ),
+    usual=True,
     guesses=("chance",),
     needs=(LABELS,),
     reads=("neighbours",),

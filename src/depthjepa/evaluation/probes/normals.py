@@ -160,6 +160,7 @@ TASK = OwnTask(
     title="Surface normals from frozen features",
     about="surface normals by a linear readout of each patch",
     columns=COLUMNS,
+    usual=True,
     guesses=(MEAN_MAP, SCENE_MAP, RAW),
     needs=(DEPTH, CAMERA),
     section=Section("Surface normals read out of the features", normal_figures),

@@ -198,6 +198,7 @@ TASK = OwnTask(
         Column(iou_key(NAME), f"{NAME} IoU", IOU, "%", "higher"),
         Column("rate", "rate", "peak learning rate of the readout, chosen on a fifth of the training images"),
     ),
+    usual=True,
     guesses=(POSITION, RAW),
     needs=(LABEL_MAPS,),
     reads=("segment_readout", "segment_steps"),

@@ -247,6 +247,7 @@ class Task:
     studied: bool = True  # whether studies may ask for it
     variant: Variant | None = None
     resampled: Resampled | None = None
+    usual: bool = False  # whether backbones are compared by it unless others are asked for
     reads: tuple[str, ...] = ()  # keys of `evaluation` that it reads, beside those that all tasks do
 
     def table(self, source: Source, protocol: str, rows: Rows) -> dict[str, Any]:
