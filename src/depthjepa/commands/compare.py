@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -125,7 +126,8 @@ def _measured_with(data: str, settings: Sequence[str]) -> RunConfig:
     content["data"] |= {"root": data}
     config, usual = build_config(content, list(settings)), RunConfig()
     own = replace(config.train, device=usual.train.device, threads=usual.train.threads)
-    for part in ("model", "masks", "guidance", "predictor", "optim", "loss"):
+    taken = ("data", "evaluation", "train", "seed")
+    for part in (each.name for each in dataclasses.fields(config) if each.name not in taken):
         if getattr(config, part) != getattr(usual, part):
             raise BadInput(f"{part}.* has no effect on a comparison: each backbone is what it is")
     if own != usual.train:
