@@ -3,15 +3,17 @@
 `linear`   batch norm and a 1 x 1 convolution on the last layer (DINOv2, Oquab et al. 2023; DINOv3 the same)
 `linear4`  the same on four layers at equal distances, side by side
 
-The scores are enlarged bilinearly to the labels' size; the loss is the cross-entropy of the pixels that have a class.
+The scores are enlarged bilinearly to the labels' size, where they are judged. The loss is the cross-entropy of the
+pixels that have a class, at four times the patch grid at most, with the labels of the nearest pixels: scores are smooth
+between patches, and a CPU has no time for more.
 Nothing is trained for the second column: after Hummingbird (Balazevic et al. 2023) a patch takes the labels of the 30
 training patches nearest by cosine, weighted by the softmax of the similarity / 0.02, and its shares of the classes are
 enlarged like the scores.
 
-Where we differ. DINOv2 has a batch norm with a scale of its own, which a linear map behind it does not need, and random
-crops; our views are whole images without augmentation, so that tokens are computed once. Hummingbird does not centre
-tokens: ours lose the bank's mean first, as in our nearest neighbours of images, since what all patches share tells none
-from another. It has up to ten million patches of augmented views, ours at most `BANK`.
+Where we differ. DINOv2 has a batch norm with a scale of its own, which a linear map behind it does not need, a loss at
+the labels' size, and random crops; our views are whole images without augmentation, so that tokens are computed once.
+Hummingbird does not centre tokens: ours lose the bank's mean first, as in our nearest neighbours of images, since what
+all patches share tells none from another. It has up to ten million patches of augmented views, ours at most `BANK`.
 
 Memory: the tokens of the training images, kept in half precision up to `tokens.KEPT_BYTES` (above, they are encoded
 anew on every walk) beside the label maps; the bank, `BANK` x (width + classes) x 4 bytes; the scores of `BATCH` images
@@ -49,6 +51,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 POSITION, RAW = "most frequent class by position", "raw patches"
 RATES = (1e-3, 1e-2, 1e-1, 1.0)  # wide tokens want small ones; those between two of them change little
+ENLARGED = 4  # times the patch grid, at most, at which the loss is computed
 HELD_OUT = 0  # the fold on which the rates are compared
 BANK = 100_000  # patches
 NEIGHBOURS, TEMPERATURE = 30, 0.02
@@ -73,6 +76,12 @@ class Plan:
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
         return self.size[0] // self.patch_size, self.size[1] // self.patch_size
+
+    @property
+    def fitted(self) -> tuple[int, int]:
+        """The size at which scores meet labels while the readout is fitted."""
+        (height, width), (rows, cols) = self.size, self.grid
+        return min(height, ENLARGED * rows), min(width, ENLARGED * cols)
 
 
 def layers_of(kind: Kind, blocks: int) -> list[int]:
@@ -182,8 +191,9 @@ def enlarged(maps: Float[Tensor, "b c rows cols"], size: tuple[int, int]) -> Flo
 
 
 def readout_loss(readout: SegmentReadout, tokens: Float[Tensor, "b n d"], labels: Map, plan: Plan) -> Float[Tensor, ""]:
-    """Mean cross-entropy over the pixels that have a class; 0 where none has."""
-    scores = readout(tokens, plan.grid, plan.size)
+    """Mean cross-entropy over the pixels of `plan.fitted` that have a class; 0 where none has."""
+    scores = readout(tokens, plan.grid, plan.fitted)
+    labels = F.interpolate(labels, plan.fitted, mode="nearest-exact")
     total = F.cross_entropy(scores, labels[:, 0].long(), ignore_index=VOID, reduction="sum")
     return total / (labels != VOID).sum().clamp(min=1)
 
@@ -376,8 +386,9 @@ def describe(plan: Plan, folds: Division, layers: list[int], blocks: int) -> str
     rates = ", ".join(f"{rate:g}" for rate in RATES)
     return (
         f"{plan.kind} readout of {which} {', '.join(str(layer + 1) for layer in layers)} of {blocks} (batch norm, "
-        f"1 x 1 convolution), its scores enlarged to the labels' size, cross-entropy, {plan.steps} steps of {BATCH} "
-        f"images, AdamW, its peak rate chosen among {rates} by a quarter of the steps and one of {FOLDS} folds of "
-        f"{folds.by}; kNN: {NEIGHBOURS} nearest of at most {BANK} training patches by cosine, temperature "
+        f"1 x 1 convolution), its scores enlarged to the labels' size, cross-entropy at {plan.fitted[0]} x "
+        f"{plan.fitted[1]} px, {plan.steps} steps of {BATCH} images, AdamW, its peak rate chosen among {rates} by a "
+        f"quarter of the steps and one of {FOLDS} folds of {folds.by}; kNN: {NEIGHBOURS} nearest of at most {BANK} "
+        f"training patches by cosine, temperature "
         f"{TEMPERATURE:g}; void left out, mean IoU over the classes that occur in the validation data"
     )
