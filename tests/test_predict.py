@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,6 +146,15 @@ def test_resizing_known_cells_takes_nothing_from_unknown_ones() -> None:
     torch.testing.assert_close(found[1:], torch.tensor([1.0, 1.5, 2.5, 3.0]).expand(5, 4))
     everywhere = resized(values, torch.ones_like(known), (6, 4))
     assert torch.equal(everywhere, torch.nn.functional.interpolate(values, (6, 4), mode="bilinear"))
+
+
+def test_what_could_not_be_told_is_no_better() -> None:
+    """Depth that is the same in all of an image has no R² within it."""
+    untold: dict[str, Any] = {"name": "mine", "r2_within": None, "absrel": 0.1}
+    rows = [{"name": "mean map", "r2_within": None, "absrel": 0.2}, untold]
+    assert no_better(rows) == ["R² within images nan (0 is the mean map)"]
+    assert no_better([rows[0], untold | {"r2_within": 0.3}]) == []
+    assert no_better([rows[0], untold | {"r2_within": 0.3, "absrel": None}]) == ["AbsRel nan (the mean map: 0.200)"]
 
 
 def test_a_head_of_its_own_is_judged_by_what_probe_decode_left(tmp_path: Path, call: Call) -> None:

@@ -30,12 +30,20 @@ from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import build_config, load_config
 from depthjepa.evaluation import probes
 from depthjepa.faults import BadInput, RunStopped
-from depthjepa.logbook import RunFolder, plain
+from depthjepa.logbook import RunFolder, plain, write_whole
 from depthjepa.report.page import write_report
 from depthjepa.study.claims import Comparison, claims_of, differences_by_image, lines
 from depthjepa.study.plan import Study, load_study, resolve, study_names
 from depthjepa.study.processes import measure_seconds, probe_run, spawn
-from depthjepa.study.results import Finished, baseline_rows, keep_results, markdown, spread, write_tables
+from depthjepa.study.results import (
+    Finished,
+    baseline_rows,
+    keep_results,
+    markdown,
+    read_finished,
+    spread,
+    write_tables,
+)
 from depthjepa.study.running import run_study
 from depthjepa.training import train
 from tiny_images import picture, save, write_classes, write_flat, write_pairs
@@ -634,6 +642,26 @@ def test_spread_is_numpys_mean_and_sample_deviation() -> None:
         pytest.approx(values.mean()), pytest.approx(values.std(ddof=1)), 7
     )  # fmt: skip
     assert spread([2.5]) == {"mean": 2.5, "deviation": None, "n": 1, "low": None, "high": None}
+
+
+def test_figures_of_several_data_sets_have_names_of_their_own(tmp_path: Path) -> None:
+    """Of folders of one name too, and one with what separates keys."""
+    folder = RunFolder(tmp_path)
+    write_whole(tmp_path / "config.yaml", yaml.safe_dump({"model": {}}))
+    write_whole(tmp_path / "summary.json", json.dumps({"loss": 1.0}))
+    sets = ["a/pairs", "b/pairs", "v1.0"]
+    column = {"key": "absrel", "label": "AbsRel"}
+    one = {"protocol": "", "columns": [column]}
+    tables = [
+        one | {"data": data, "rows": [{"name": "mean map", "absrel": 9.0}, {"name": "mine", "absrel": float(number)}]}
+        for number, data in enumerate([*sets, ",".join(sets)])
+    ]
+    write_whole(tmp_path / "probes" / "depth.json", json.dumps(tables[-1] | {"sets": tables[:-1]}))
+    assert folder.probe("depth")["sets"] == tables[:-1]
+    found = read_finished(tmp_path, "mine", 0, ["depth"])
+    keys = ["depth@pairs.absrel", "depth@pairs-2.absrel", "depth@v1_0.absrel", "depth.absrel"]
+    assert found.figures == {"loss": 1.0} | {key: float(number) for number, key in enumerate(keys)}
+    assert found.baselines == {"mean map": dict.fromkeys(keys, 9.0)} and list(found.columns) == keys
 
 
 def test_random_encoders_of_unlike_arms_stand_apart() -> None:
