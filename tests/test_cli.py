@@ -25,6 +25,7 @@ from depthjepa import checkpoint, cost
 from depthjepa.configuring import load_config
 from depthjepa.drawing import figures
 from depthjepa.evaluation import probes
+from depthjepa.evaluation.probes import table
 from depthjepa.evaluation.readout import DepthReadout
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import RunFolder
@@ -147,7 +148,7 @@ def test_commands_on_a_run_name_the_culprit_in_one_line(finished: Path, tmp_path
         (("probe", tmp_path, "depth"), r"holds no checkpoint"),
         (
             ("probe", trained, "dept"),
-            r"there is no probe 'dept' \(did you mean 'depth'\?\): choose from depth, normals, decode, segment",
+            rf"no probe 'dept' \(did you mean 'depth'\?\): choose from {', '.join(table.of_command('probe'))}$",
         ),
         (("probe", trained, "knn"), r"needs labels, and .*pairs has none"),
         (("probe", trained, "depth", "--data", flat), r"needs depth, and .*flat has none"),
@@ -160,7 +161,10 @@ def test_commands_on_a_run_name_the_culprit_in_one_line(finished: Path, tmp_path
         (("show", "mask", "rgbd", "--out", tmp_path / "a.png"), r"no picture 'mask' \(did you mean 'masks'\?\)"),
         (("show", "depth", trained, "--out", tmp_path / "a.png"), r"depth\.npz is not there: run `depthjepa probe"),
         (("show", "gates", trained, "--out", tmp_path / "a.png"), r"gates\.json is not there: run `depthjepa diagnose"),
-        (("show", "features", trained, "--no-photographs", "--out", tmp_path / "a.png"), r"is for depth, normals"),
+        (
+            ("show", "features", trained, "--no-photographs", "--out", tmp_path / "a.png"),
+            r"for depth, .*: features is",
+        ),
         (("show", "features", tmp_path / "gone", "--out", tmp_path / "a.png"), r"there is no checkpoint .*gone"),
         (("recipes", "dem"), r"there is no recipe 'dem' \(did you mean 'demo'\?\)"),
         (("report", tmp_path / "flat", "--out", tmp_path / "a.html"), r"flat is not a run folder"),
@@ -272,11 +276,13 @@ def test_the_way_from_an_rgbd_folder_to_depth_of_one_s_own_photographs(tmp_path:
     assert f"{trained}: 4 steps, loss " in output.replace("\n", "")
 
     output = succeed("probe", trained, "depth", "--out", tmp_path / "depth.json")
-    table = json.loads((tmp_path / "depth.json").read_text())
-    assert json.loads((trained / "probes" / "depth.json").read_text()) == table
-    rows = {row["name"]: row for row in table["rows"]}
-    assert rows.keys() == {"mean map", "random encoder", "rgbd"}
+    written = (tmp_path / "depth.json").read_text()
+    assert (trained / "probes" / "depth.json").read_text() == written
+    rows = {row["name"]: row for row in json.loads(written)["rows"]}
+    assert [*rows] == ["mean map", "scene map", "raw patches", "random encoder", "rgbd"]
     assert rows["mean map"]["r2_within"] == pytest.approx(0, abs=1e-6)
+    # These pairs are of no known scene.
+    assert all(value is None for key, value in rows["scene map"].items() if key != "name")
     assert all(name in output for name in rows)
 
     output = succeed("diagnose", trained, "--out", tmp_path / "diagnose.json")

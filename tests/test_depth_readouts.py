@@ -345,13 +345,17 @@ def test_the_command_writes_the_table_beside_the_ridges(
         command(monkeypatch, "probe", trained, "depth", "--out", tmp_path / "x.json", *settings)
         found = json.loads((trained / "probes" / f"depth-{kind}.json").read_text())
         assert json.loads((tmp_path / "x.json").read_text()) == found
-        assert [row["name"] for row in found["rows"]] == ["mean map", RANDOM, "tiny"]
+        rows = {row["name"]: row for row in found["rows"]}
+        assert [*rows] == ["mean map", "scene map", RANDOM, "tiny"]
         keys = [column["key"] for column in found["columns"]]
         assert keys == [*(column.key for column in COLUMNS), "rate"]
         assert {"sqrel", "rmselog", "log10", "silog", "delta2", "delta3", "aligned_rmse"} <= set(keys)
-        assert all(math.isfinite(row[key]) for row in found["rows"] for key in keys[:-1])
-        assert found["rows"][0]["rate"] == "–"
-        assert all(float(row["rate"]) in depth_readouts.RATES[kind] for row in found["rows"][1:])  # type: ignore[index]
+        told = {name: {key for key in keys[:-1] if row[key] is not None} for name, row in rows.items()}
+        # These pairs are of no known scene.
+        everything = set(keys[:-1]) - {"r2_beyond_scene"}
+        assert told == {"mean map": everything, "scene map": set(), RANDOM: everything, "tiny": everything}
+        assert [rows[name]["rate"] for name in ("mean map", "scene map")] == ["–", "–"]
+        assert all(float(rows[name]["rate"]) in depth_readouts.RATES[kind] for name in (RANDOM, "tiny"))  # type: ignore[index]
         for fact in (f"{kind} readout of layers 1, 1, 2, 2 of 2", "256 uniform bins", "to 3.5 m", "SigLoss", "2 steps"):
             assert fact in found["protocol"], fact
         assert "12 training and 4 validation images, whole views at 48 px; depth is relative" in found["protocol"]

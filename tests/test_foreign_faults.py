@@ -329,11 +329,11 @@ def test_images_with_depth_are_counted_not_those_seen(pairs_of_depth: Path, trai
 
 @pytest.fixture
 def pairs_of_depth(tmp_path: Path) -> Path:
-    """Eight pairs of which two have any depth."""
-    for number in range(8):
-        save(tmp_path / "train" / "rgb" / f"{number}.png", picture(number))
+    """Eight training pairs of which two have any depth, and a pair for validation."""
+    for split, number in (*(("train", number) for number in range(8)), ("val", 0)):
+        save(tmp_path / split / "rgb" / f"{number}.png", picture(number))
         depth = np.full((56, 72), 1000 if number < 2 else 0, np.uint16)
-        save(tmp_path / "train" / "depth" / f"{number}.png", depth)
+        save(tmp_path / split / "depth" / f"{number}.png", depth)
     return tmp_path
 
 

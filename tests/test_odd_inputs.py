@@ -16,6 +16,9 @@ import yaml
 from safetensors.torch import save_file
 
 from depthjepa import cost, training
+from depthjepa.data.layouts.table import LAYOUTS
+from depthjepa.evaluation.probes import table
+from depthjepa.runs import listed
 from tiny_images import write_classes, write_flat, write_pairs
 from tiny_runs import GUIDED, SETTINGS, Call, run, start
 
@@ -136,6 +139,8 @@ DATA = r"scenes: rendered streets .*; flat: a flat folder of images"
 NO_CHECKPOINT = r"there is no checkpoint gone: give a run folder, a checkpoint file, a Hugging Face folder or hub id"
 A_FILE = "cannot be written: file is a file, not a folder"
 EMPTY = "is empty: give a value"
+ALL_PROBES = ", ".join(table.of_command("probe"))
+SPARED = [name for name, row in table.pictured().items() if row.picture and row.picture.photographs]
 
 COMMANDS = {
     "trian demo": r"there is no command 'trian' \(did you mean 'train'\?\): choose from demo, train",
@@ -241,7 +246,7 @@ VALUES = {
     "data.light=1": "should be less than 1",
     "data.workers=-1": "should be greater than or equal to 0",
     "data.memory_gib=.inf": "should be a finite number",
-    "data.kind=scene": r"should be 'scenes', 'rgbd', .* \(did you mean 'scenes'\?\)",
+    "data.kind=scene": rf"should be {', '.join(map(repr, LAYOUTS.names))} or 'folder' \(did you mean 'scenes'\?\)",
     "data.kind=flat": r"data\.kind=flat, but scenes is rendered scenes: take data\.kind=scenes",
     "data.kind=rgbd data.root=flat": r"flat",
     "data.root=gone": r"data\.root: there is no folder gone$",
@@ -380,7 +385,7 @@ TEACHERS = {
 }
 PROBES = {
     "probe run": "Missing argument 'TASK'",
-    "probe run dept": r"no probe 'dept' \(did you mean 'depth'\?\): choose from depth, decode, knn",
+    "probe run dept": rf"no probe 'dept' \(did you mean 'depth'\?\): choose from {ALL_PROBES}$",
     "probe run depth extra": "'extra' is not of the form key=value",
     "probe gone depth": NO_CHECKPOINT,
     "probe '' depth": f"an argument {EMPTY}",
@@ -449,7 +454,7 @@ PAGES = {
     "show masks nope --out a.png": "there is no recipe 'nope'",
     "show masks demo --out a.txt": r"cannot be written as '\.txt'; use \.png, \.pdf, \.svg",
     "show masks demo --out folder.png": "folder.png cannot be written: Is a directory",
-    "show masks demo --no-photographs --out a.png": "--no-photographs is for depth and decode",
+    "show masks demo --no-photographs --out a.png": rf"--no-photographs is for {listed(SPARED)}: masks is",
     "show batch demo data.root=gone --out a.png": "there is no folder gone",
     "show features gone --out a.png": NO_CHECKPOINT,
     "show features run run --out a.png": "run: this run is given twice",

@@ -19,8 +19,9 @@ from depthjepa import checkpoint, cost, training
 from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import build_config
 from depthjepa.data.samples import Batch
-from depthjepa.depth import below_unmeasured, disparity, r2_within, to_metres, to_numbers, valid
+from depthjepa.depth import below_unmeasured, r2_within, to_metres, to_numbers, valid
 from depthjepa.evaluation import decoded as decoding
+from depthjepa.evaluation.depth_cells import CellMeans, cells_of
 from depthjepa.evaluation.depth_probe import DepthTable
 from depthjepa.evaluation.gathering import Views
 from depthjepa.faults import BadInput, RunStopped
@@ -925,7 +926,8 @@ TARGET = ("guidance.read=predicted", "guidance.scope=target")
 
 
 def decoded(config: RunConfig, run_of: checkpoint.Checkpoint) -> DepthTable:
-    return decoding.decode_table(config, run_of, Views(config, "train"), Views(config, "val"), CPU)
+    (found,) = decoding.decode_tables(config, run_of, Views(config, "train"), Views(config, "val"), CPU)
+    return found
 
 
 def whole_views(config: RunConfig, split: Any) -> list[Batch]:
@@ -941,14 +943,15 @@ def test_the_table_is_computed_pixel_by_pixel_beside_the_mean_map(saved: Saved, 
     run_of = saved(*asked)
     config = run_of.config
     found = decoded(config, run_of)
-    assert [row["name"] for row in found.rows] == ["mean map", "tiny"]
+    assert [row["name"] for row in found.rows] == ["mean map", "scene map", "tiny"]
     assert [found.scores["mean map"].figures[key] for key in ("r2_within", "r2_position", "r2_between")] == [0, 0, 0]
-    # The same by hand: the mean over training views, pixel by pixel, and R² over what the masks hide.
+    # The same by hand: the mean log depth over training views, pixel by pixel, and R² over what the masks hide.
     train, (val,) = whole_views(config, "train"), whole_views(config, "val")
-    near = torch.cat([disparity(each.depth) for each in train]).double()
-    known = near > 0
-    mean = near.sum(0) / known.sum(0).clamp(min=1)
-    mean = torch.where(known.any(0), mean, near.sum() / known.sum())
+    metres = torch.cat([each.depth for each in train]).double()
+    known = metres > 0
+    logs = torch.where(known, metres, 1).log()
+    mean = logs.sum(0) / known.sum(0).clamp(min=1)
+    mean = torch.where(known.any(0), mean, logs.sum() / known.sum())
     torch.testing.assert_close(found.mean_map.values, mean[0].float())
     model = decoding.load_pixel_guided(run_of, CPU)
     indices = val.index.numpy()
@@ -958,23 +961,25 @@ def test_the_table_is_computed_pixel_by_pixel_beside_the_mean_map(saved: Saved, 
         normal = model.context_encoder.normalise(val.images)
         levels, told, masks = model.predict(normal, masks)
         read_maps = guide_of(model).read(model.context_encoder, normal, levels, told, masks)
-    low, high = float(near[known].min()), float(near[known].max())
+    range_of_depth = float(metres[known].min()), float(metres[known].max())
+    assert (found.mean_map.nearest, found.mean_map.farthest) == pytest.approx(range_of_depth, rel=1e-6)
     expected = {}
     for which, (maps, _) in read_maps.items():
         assert run_of.whitening is not None
         spoken = maps * run_of.whitening.deviation + run_of.whitening.mean
-        guess = (1 / spoken.exp().clamp(0.5, 10)).clamp(low, high)
+        guess = spoken.exp().clamp(0.5, 10).log()
         counted = valid(val.depth) & hidden
-        pairs = guess.flatten(1), disparity(val.depth).flatten(1), counted.flatten(1), mean.float().flatten()
+        truth = torch.where(counted, val.depth, 1).log()
+        pairs = guess.flatten(1), truth.flatten(1), counted.flatten(1), mean.float().flatten()
         expected[which] = r2_within(*pairs)
     main = "predicted" if asked == TARGET else "dense"
-    assert found.rows[1]["r2_within"] == pytest.approx(expected[main], abs=1e-5)
-    assert [row.get("predicted_r2_within") for row in found.rows] == (
-        [None, None] if asked == ("guidance.read=dense",) else [0, pytest.approx(expected["predicted"], abs=1e-5)]
-    )
+    assert found.rows[-1]["r2_within"] == pytest.approx(expected[main], abs=1e-5)
+    told = [row["predicted_r2_within"] for row in found.rows if "predicted_r2_within" in row]
+    of_predicted = [0, math.nan, expected["predicted"]] if "predicted" in expected else []
+    assert told == pytest.approx(of_predicted, abs=1e-5, nan_ok=True)
     if main == "predicted":
         per_image = [score.per_image["within_total"].tolist() for score in found.scores.values()]
-        assert per_image[0] == per_image[1]
+        assert per_image[0] == per_image[1] == per_image[2]
 
 
 @pytest.mark.parametrize("good", ["targets", "elsewhere"])
@@ -1004,8 +1009,11 @@ def test_scope_target_is_judged_on_pixels_of_targets_alone(
 
 @pytest.mark.parametrize("asked", [("guidance.read=dense",), TARGET], ids=["dense", "target"])
 def test_a_head_that_always_gives_the_mean_map_scores_nothing(saved: Saved, asked: tuple[str, ...]) -> None:
-    run_of = saved(*asked, "guidance.target=disparity")
-    mean_map = decoding.pixel_mean_map(whole_views(run_of.config, "train"), run_of.config.data.size)
+    run_of = saved(*asked)
+    cells = CellMeans(run_of.config.data.size)
+    for batch in whole_views(run_of.config, "train"):
+        cells.add(*cells_of(batch, run_of.config.data.size))
+    mean_map = cells.mean_map()
     silent = {
         name: torch.zeros_like(value) if name.startswith("guide.head.decoder.project.") else value
         for name, value in run_of.model.items()
@@ -1033,7 +1041,7 @@ def test_images_of_another_size_are_for_the_encoder_alone(saved: Saved) -> None:
     wide = ("data.image_size=[40, 64]",)
     dense = saved("guidance.read=dense")
     found = decoded(build_config(to_mapping(dense.config), wide), dense)
-    assert found.mean_map.values.shape == (40, 64) and float(found.rows[1]["r2_within"]) < 0.9
+    assert found.mean_map.values.shape == (40, 64) and float(found.rows[-1]["r2_within"]) < 0.9
     target = saved(*TARGET)
     with pytest.raises(BadInput, match=r"the predictor of .* knows \(6, 6\) patches alone: leave data\.image_size"):
         decoded(build_config(to_mapping(target.config), wide), target)
@@ -1045,7 +1053,8 @@ def test_decode_through_the_command_line(saved: Saved, pairs: Path, tmp_path: Pa
     status, out, _ = call("probe", folder, "decode")
     assert status == 0 and "decode on" in out and "tiny" in out
     table = RunFolder(folder).probe("decode")
-    assert "pixels of target patches" in table["protocol"] and len(table["rows"]) == 2
+    assert "pixels of target patches" in table["protocol"]
+    assert [row["name"] for row in table["rows"]] == ["mean map", "scene map", "tiny"]
     with np.load(folder / "probes" / "decode.npz") as arrays:
         assert arrays["prediction"].shape == arrays["truth"].shape == (3, SIZE, SIZE)
         assert np.isnan(arrays["truth"]).any()

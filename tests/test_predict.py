@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,6 +148,15 @@ def test_resizing_known_cells_takes_nothing_from_unknown_ones() -> None:
     assert torch.equal(everywhere, torch.nn.functional.interpolate(values, (6, 4), mode="bilinear"))
 
 
+def test_what_could_not_be_told_is_no_better() -> None:
+    """Depth that is the same in all of an image has no R² within it."""
+    untold: dict[str, Any] = {"name": "mine", "r2_within": None, "absrel": 0.1}
+    rows = [{"name": "mean map", "r2_within": None, "absrel": 0.2}, untold]
+    assert no_better(rows) == ["R² within images nan (0 is the mean map)"]
+    assert no_better([rows[0], untold | {"r2_within": 0.3}]) == []
+    assert no_better([rows[0], untold | {"r2_within": 0.3, "absrel": None}]) == ["AbsRel nan (the mean map: 0.200)"]
+
+
 def test_a_head_of_its_own_is_judged_by_what_probe_decode_left(tmp_path: Path, call: Call) -> None:
     """Without the probe nothing is known; with it the sky, which no training image measured, is grey and 0."""
     pairs, trained, maps = write_pairs(tmp_path / "pairs"), tmp_path / "run", tmp_path / "maps"
@@ -170,8 +180,8 @@ def test_a_head_of_its_own_is_judged_by_what_probe_decode_left(tmp_path: Path, c
 
     assert call("probe", trained, "decode")[0] == 0
     _, _, errors = call(*predict)
-    guess, own = json.loads((trained / "probes" / "decode.json").read_text())["rows"]
-    assert ("the run's own head is no better than the mean map" in errors) == bool(no_better([guess, own]))
+    rows = json.loads((trained / "probes" / "decode.json").read_text())["rows"]
+    assert ("the run's own head is no better than the mean map" in errors) == bool(no_better(rows))
     assert "nothing is known" not in errors
     depth = np.array(Image.open(maps / "a.depth.png"))
     assert not depth[:12].any() and depth[16:].all()

@@ -21,7 +21,8 @@ from safetensors.numpy import load_file
 
 import depthjepa
 from depthjepa import cost, runtime
-from depthjepa.evaluation.probes import running
+from depthjepa.backbones.table import BACKBONES
+from depthjepa.evaluation.probes import running, table
 from depthjepa.model.vit import VisionTransformer
 from tiny_images import picture, save, write_flat, write_pairs
 from tiny_runs import Call, run
@@ -212,12 +213,14 @@ def test_predict_writes_the_maps_that_the_command_writes(place: Path, call: Call
 
 # what a program gets wrong
 
+PROBES = table.of_command("probe")
+FAMILIES = "; ".join(row.about for row in BACKBONES.rows)
 WRONG = {
-    "depthjepa.probe(RUN, 'dept')": r"there is no probe 'dept' \(did you mean 'depth'\?\): choose from depth, decode",
+    "depthjepa.probe(RUN, 'dept')": rf"no probe 'dept' \(did you mean 'depth'\?\): choose from {', '.join(PROBES)}$",
     "depthjepa.probe(RUN, 'depth', 'pair')": r"there is no folder pair \(did you mean 'pairs'\?\)",
     "depthjepa.probe(RUN, 'depth', '')": r"data\.root is empty: say which data",
     "depthjepa.probe(RUN, 'knn')": r"the knn probe needs labels, and .*pairs has none",
-    "depthjepa.probe('', 'depth')": r"the backbone is an empty path: give a run folder",
+    "depthjepa.probe('', 'depth')": rf"the backbone is an empty path: give {re.escape(FAMILIES)}$",
     "depthjepa.probe('gone.pt', 'depth')": r"there is no checkpoint gone\.pt",
     "depthjepa.probe(ENCODER, 'depth')": r"opened by its path or name, not from a VisionTransformer",
     "depthjepa.probe(RUN, 'depth', settings='seed=1')": r"are a list of KEY=VALUE, as \['seed=1'\], and not 'seed=1'$",

@@ -60,6 +60,59 @@ def slow(tokens: Tensor, targets: Tensor, known: Tensor, strength: float, seen: 
     return torch.stack(found, 2)
 
 
+def slow_centred(
+    tokens: Tensor,
+    targets: Tensor,
+    known: Tensor,
+    strength: float,
+    seen: Tensor | None = None,
+    given: Tensor | None = None,
+) -> Tensor:
+    """The same of tokens less their place's mean, known or not; targets stay as they are, but for what is `given`."""
+    known = known.expand_as(targets)
+    given = torch.zeros_like(targets[:1]) if given is None else given
+    mean = tokens.double().mean(0)
+    deviation = (tokens.double() - mean).square().mean((0, 1)).sqrt()
+    z, judged = ((each.double() - mean) / deviation for each in (tokens, tokens if seen is None else seen))
+    found = []
+    for target in range(targets.shape[2]):
+        here = known[..., target]
+        rows = torch.cat([z[here], torch.ones(int(here.sum()), 1, dtype=torch.float64)], 1)
+        penalty = (strength * int(here.sum())) ** 0.5 * torch.eye(rows.shape[1], dtype=torch.float64)[:-1]
+        wanted = (targets - given)[..., target][here]
+        solution = np.linalg.lstsq(
+            torch.cat([rows, penalty]).numpy(), np.concatenate([wanted.numpy(), np.zeros(len(penalty))])
+        )[0]
+        found.append(judged @ torch.from_numpy(solution[:-1]) + solution[-1])
+    return torch.stack(found, 2) + given
+
+
+def place_means(targets: Tensor, known: Tensor) -> Tensor:
+    """Mean target of every place, and the mean of all where none is known."""
+    known = known.expand_as(targets)
+    counts = known.sum(0)
+    sums = torch.where(known, targets, 0).sum(0)
+    return torch.where(counts > 0, sums / counts.clamp(min=1), sums.sum() / counts.sum())
+
+
+def deviations() -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens that are unlike from place to place, targets near 0 of which one fold has higher ones, what is known.
+
+    Their mean at a place is not 0: what is taken from them is a mean map, and each image's own mean as well.
+    """
+    tokens, targets = samples()
+    tokens = tokens + 5 * noise(5, 1, PLACES, WIDTH).float()
+    targets = targets + 3 * (FOLD == 1)[:, None, None]
+    known = masks(several=True)
+    return tokens, targets - place_means(targets, known) + noise(7, 1, PLACES, TARGETS) / 3, known
+
+
+def centred(tokens: Tensor, targets: Tensor, known: Tensor, strengths: tuple[float, ...] = ridge.STRENGTHS) -> Ridge:
+    found = Ridge(strengths, centred=True)
+    found.add(tokens, targets, FOLD, known)
+    return found
+
+
 def close(found: LinearMap, other: LinearMap, tokens: Tensor, tolerance: float = 1e-9) -> None:
     torch.testing.assert_close(found.predict(tokens), other.predict(tokens), rtol=tolerance, atol=tolerance)
 
@@ -181,3 +234,45 @@ def test_what_stands_where_targets_are_unknown_changes_nothing() -> None:
     (tokens, targets), known = samples(), masks(several=True)
     spoilt = torch.where(known, targets, torch.nan)
     close(filled(tokens, spoilt, known).solve(0.1), filled(tokens, targets, known).solve(0.1), tokens, 0)
+
+
+# centred ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strength", [1e-4, 0.3, 10.0])
+def test_centred_it_takes_place_means_from_tokens_and_nothing_from_targets(strength: float) -> None:
+    tokens, targets, known = deviations()
+    found = centred(tokens, targets, known).solve(strength)
+    assert not found.offset.any() and found.mean.shape == (PLACES, WIDTH)
+    expected = slow_centred(tokens, targets, known, strength)
+    torch.testing.assert_close(found.predict(tokens), expected, rtol=1e-8, atol=1e-8)
+    # What all tokens of a place have in common says nothing.
+    moved = tokens + 7 * noise(6, 1, PLACES, WIDTH).float()
+    torch.testing.assert_close(
+        centred(moved, targets, known).solve(strength).predict(moved), expected, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_the_mean_map_that_is_given_is_that_of_the_other_folds() -> None:
+    """Targets are deviations from the mean of all folds: the others have another, and a fold is not to be told it."""
+    tokens, targets, known = deviations()
+    strengths = (1e2, 1e0, 1e-2, 1e-4)
+    errors, untold = torch.zeros(2, len(strengths), dtype=torch.float64)
+    for fold in range(FOLDS):
+        rest, left = fold != FOLD, fold == FOLD
+        own = (place_means(targets[rest], known[rest]) - place_means(targets, known))[None]
+        assert own.abs().max() > 0.3
+        for number, strength in enumerate(strengths):
+            parts = tokens[rest], targets[rest], known[rest], strength, tokens[left]
+            for sums, given in ((errors, own), (untold, None)):
+                told = slow_centred(*parts, given=given)
+                sums[number] += ((told - targets[left]).square() * known[left]).sum()
+    found = centred(tokens, targets, known, strengths)
+    asked: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        error = ridge.Sums.error
+        patch.setattr(ridge.Sums, "error", lambda sums, fitted: asked.append(error(sums, fitted)) or asked[-1])
+        assert found.choose() == strengths[int(errors.argmin())]
+    summed = torch.tensor(asked, dtype=torch.float64).view(FOLDS, len(strengths)).sum(0)
+    torch.testing.assert_close(summed, errors, rtol=1e-8, atol=1e-8)
+    assert not torch.allclose(errors, untold, rtol=1e-3)

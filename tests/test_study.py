@@ -30,12 +30,20 @@ from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import build_config, load_config
 from depthjepa.evaluation import probes
 from depthjepa.faults import BadInput, RunStopped
-from depthjepa.logbook import RunFolder, plain
+from depthjepa.logbook import RunFolder, plain, write_whole
 from depthjepa.report.page import write_report
 from depthjepa.study.claims import Comparison, claims_of, differences_by_image, lines
 from depthjepa.study.plan import Study, load_study, resolve, study_names
 from depthjepa.study.processes import measure_seconds, probe_run, spawn
-from depthjepa.study.results import Finished, baseline_rows, keep_results, markdown, spread, write_tables
+from depthjepa.study.results import (
+    Finished,
+    baseline_rows,
+    keep_results,
+    markdown,
+    read_finished,
+    spread,
+    write_tables,
+)
 from depthjepa.study.running import run_study
 from depthjepa.training import train
 from tiny_images import picture, save, write_classes, write_flat, write_pairs
@@ -43,6 +51,7 @@ from tiny_runs import GUIDED, SETTINGS, metrics, start, weights
 
 FAILING = ("optim.lr=1e30", "optim.start_lr=1e30")
 STEPS = 60
+GUESSES = ["mean map", "scene map", "raw patches", "random encoder"]  # rows that no arm trained
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -192,7 +201,8 @@ def test_the_table_is_the_mean_and_deviation_of_the_runs(cut: Cut) -> None:
             assert found["deviation"] == pytest.approx(values.std(ddof=1))
             assert found["n"] == 2
     rows = {row["name"]: row for row in cut.content["baselines"]}
-    assert list(rows) == ["mean map", "random encoder"]
+    assert list(rows) == GUESSES
+    assert not rows["scene map"]["figures"]  # these pairs are of no known scene
     # Twins start alike: two random encoders, not four.
     random = rows["random encoder"]["figures"]["depth.r2_within"]
     table = [RunFolder(cut.folder / "guided" / f"seed-{seed}").probe("depth") for seed in (0, 1)]
@@ -209,8 +219,7 @@ def test_the_page_has_a_row_for_each_arm_and_a_column_for_each_measure(cut: Cut)
     assert [row[0] for row in cells] == [
         "",
         "-" * (len(lines[1].split("|")[1])),
-        "mean map",
-        "random encoder",
+        *GUESSES,
         "guided",
         "unguided",
     ]
@@ -219,7 +228,7 @@ def test_the_page_has_a_row_for_each_arm_and_a_column_for_each_measure(cut: Cut)
     assert "depth: R² within images ↑" in cells[0]
     assert "depth: RMSE [m] ↓" in cells[0]
     mean = cut.content["means"]["guided"]["figures"]["depth.absrel"]
-    assert cells[4][cells[0].index("depth: AbsRel ↓")] == f"{mean['mean']:.3f} ± {mean['deviation']:.3f}"
+    assert cells[2 + len(GUESSES)][cells[0].index("depth: AbsRel ↓")] == f"{mean['mean']:.3f} ± {mean['deviation']:.3f}"
     assert "over 2 seeds (0, 1)" in text
     assert "4 of 4 runs finished" in text
 
@@ -265,7 +274,7 @@ def test_what_is_kept_has_every_figure_of_every_run_the_table_and_the_configurat
         assert ("depth_floor" in run) == (run["arm"] == "guided")
         assert run.get("depth_floor", 0) == pytest.approx(summary.get("depth_floor") or 0, rel=1e-5)
     # The random encoder of a seed is that of both arms: it stands at the first of them.
-    assert [set(run["baselines"]) for run in kept["runs"]] == 2 * [{"mean map", "random encoder"}, set()]
+    assert [set(run["baselines"]) for run in kept["runs"]] == 2 * [set(GUESSES), set()]
     for arm in ("guided", "unguided"):
         values = [run["figures"]["depth.r2_within"] for run in kept["runs"] if run["arm"] == arm]
         assert kept["means"][arm]["figures"]["depth.r2_within"]["mean"] == pytest.approx(np.mean(values), abs=1e-5)
@@ -633,6 +642,26 @@ def test_spread_is_numpys_mean_and_sample_deviation() -> None:
         pytest.approx(values.mean()), pytest.approx(values.std(ddof=1)), 7
     )  # fmt: skip
     assert spread([2.5]) == {"mean": 2.5, "deviation": None, "n": 1, "low": None, "high": None}
+
+
+def test_figures_of_several_data_sets_have_names_of_their_own(tmp_path: Path) -> None:
+    """Of folders of one name too, and one with what separates keys."""
+    folder = RunFolder(tmp_path)
+    write_whole(tmp_path / "config.yaml", yaml.safe_dump({"model": {}}))
+    write_whole(tmp_path / "summary.json", json.dumps({"loss": 1.0}))
+    sets = ["a/pairs", "b/pairs", "v1.0"]
+    column = {"key": "absrel", "label": "AbsRel"}
+    one = {"protocol": "", "columns": [column]}
+    tables = [
+        one | {"data": data, "rows": [{"name": "mean map", "absrel": 9.0}, {"name": "mine", "absrel": float(number)}]}
+        for number, data in enumerate([*sets, ",".join(sets)])
+    ]
+    write_whole(tmp_path / "probes" / "depth.json", json.dumps(tables[-1] | {"sets": tables[:-1]}))
+    assert folder.probe("depth")["sets"] == tables[:-1]
+    found = read_finished(tmp_path, "mine", 0, ["depth"])
+    keys = ["depth@pairs.absrel", "depth@pairs-2.absrel", "depth@v1_0.absrel", "depth.absrel"]
+    assert found.figures == {"loss": 1.0} | {key: float(number) for number, key in enumerate(keys)}
+    assert found.baselines == {"mean map": dict.fromkeys(keys, 9.0)} and list(found.columns) == keys
 
 
 def test_random_encoders_of_unlike_arms_stand_apart() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -117,11 +118,15 @@ def no_better(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The figures by which a model (the last row that is no guess) does not beat the mean map, as texts."""
     guess = next(row for row in rows if row["name"] == MEAN_MAP)
     own = next(row for row in reversed(rows) if row["name"] not in (*DEPTH.guesses, RANDOM))
+    # None is what could not be told, and no better either.
+    within, error, least = (
+        math.nan if value is None else value for value in (own["r2_within"], own["absrel"], guess["absrel"])
+    )
     found = []
-    if not own["r2_within"] > 0:  # nan is no better either
-        found.append(f"R² within images {own['r2_within']:.3f} (0 is the mean map)")
-    if not own["absrel"] < guess["absrel"]:
-        found.append(f"AbsRel {own['absrel']:.3f} (the mean map: {guess['absrel']:.3f})")
+    if not within > 0:
+        found.append(f"R² within images {within:.3f} (0 is the mean map)")
+    if not error < least:
+        found.append(f"AbsRel {error:.3f} (the mean map: {least:.3f})")
     return found
 
 

@@ -68,8 +68,9 @@ def read_groups(root: Path) -> GroupList | None:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
+        where = f"{file}: {key}" if key else str(file)
         raise BadInput(
-            f'{file}: {key}: {first["msg"]}; it holds {{"groups": [["beginning of IDs", "group"], …]}} and may hold '
+            f'{where}: {first["msg"]}; it holds {{"groups": [["beginning of IDs", "group"], …]}} and may hold '
             f'"focal_length_px": [["beginning of IDs", 525.0], …]'
         ) from error
 
@@ -90,7 +91,9 @@ def told_group(identity: str, listed: GroupList | None, name: str) -> str | None
     if listed is None or not listed.groups:
         return group_by_name(identity)
     if (group := listed.group_of(identity)) is None:
-        raise BadInput(f"{name}: no beginning among its groups fits the ID {identity}: add [{identity!r}, GROUP]")
+        raise BadInput(
+            f"{name}: no beginning among its groups fits the ID {identity}: add [{json.dumps(identity)}, GROUP]"
+        )
     return group
 
 

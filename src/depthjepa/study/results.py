@@ -117,7 +117,9 @@ def read_finished(place: Path, arm: str, seed: int, tasks: Sequence[str]) -> Fin
     for task in tasks:
         content = folder.probe(task)
         protocols.append((content["data"], content["protocol"]))
-        tables = {f"{task}@{_short(each['data'])}": each for each in content.get("sets", ())} | {task: content}
+        sets = content.get("sets", ())
+        names = _short([each["data"] for each in sets])
+        tables = {f"{task}@{name}": each for name, each in zip(names, sets, strict=True)} | {task: content}
         for named, each in tables.items():
             run.columns |= {f"{named}.{column['key']}": column for column in each["columns"]}
             for row in each["rows"]:
@@ -127,9 +129,11 @@ def read_finished(place: Path, arm: str, seed: int, tasks: Sequence[str]) -> Fin
     return run
 
 
-def _short(data: str) -> str:
-    """The name of a data set in a key: that of its folder, without what separates keys."""
-    return PurePath(data).name.replace(".", "_")
+def _short(data: Sequence[str]) -> list[str]:
+    """The names of data sets in keys: those of their folders, without what separates keys; alike ones are counted."""
+    names = [PurePath(each).name.replace(".", "_") for each in data]
+    before = [names[:number].count(name) for number, name in enumerate(names)]
+    return [f"{name}-{count + 1}" if count else name for name, count in zip(names, before, strict=True)]
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
