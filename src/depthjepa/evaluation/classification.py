@@ -6,6 +6,10 @@ a large common component that would leave all cosines near 1.
 Linear: instead of the paper's sweep of learning rates and weight decays with LARS over 50 epochs (appendix
 A.2), the convex problem is solved: multinomial logistic regression on standardised features, whose
 strength is chosen on a held-out part of the training images. No validation image takes part in any choice.
+
+Both run in float32 where the training features are, and give their classes on the CPU. Memory: with the training
+features themselves up to three times their bytes (1.28 million of width 384 have 2 GB), and a few times 64 MiB for the
+similarities, votes or class scores that are held at a time, whatever the numbers of images and classes.
 """
 
 from __future__ import annotations
@@ -25,7 +29,8 @@ from depthjepa.progress import track
 from depthjepa.runtime import permutation
 
 WEIGHT_DECAYS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
-SIMILARITIES = 2**24  # of a chunk of nearest-neighbour search: 64 MiB
+SIMILARITIES = 2**24  # of a chunk of nearest-neighbour search, and votes: 64 MiB
+SCORES = 2**24  # of classes, of the images that are classified at a time: 64 MiB
 ROUNDING = 1e-6  # below this share of a channel's magnitude, float32 features hold only rounding
 
 
@@ -66,24 +71,32 @@ def knn_predictions(
     Both sets are centred by the training mean and scaled to length 1. With fewer than k training images
     all of them vote. The test set is walked in chunks, so memory is bounded.
     """
-    classes = classes_of(train, test)
+    classes, where = classes_of(train, test), train.values.device
+    labels = train.labels.to(where)
     predictions: dict[int, list[Tensor]] = {k: [] for k in neighbours}
-    for cosine, nearest in nearest_images(train, test, max(neighbours)):
-        weights, voted = ((cosine - 1) / temperature).exp(), train.labels[nearest]
-        for k, predicted in predictions.items():
-            votes = torch.zeros(len(nearest), classes).scatter_add_(1, voted[:, :k], weights[:, :k])
-            predicted.append(votes.argmax(1))
-    return {k: torch.cat(predicted) for k, predicted in predictions.items()}
+    for cosine, nearest in nearest_images(train, test, max(neighbours), classes):
+        weights, voted = ((cosine - 1) / temperature).exp(), labels[nearest]
+        votes = torch.zeros(len(nearest), classes, device=where)
+        most = nearest.shape[1]
+        for place in range(most):  # one by one: a GPU adds what it is given at once in any order
+            votes.scatter_add_(1, voted[:, place, None], weights[:, place, None])
+            for k, predicted in predictions.items():
+                if min(k, most) == place + 1:
+                    predicted.append(votes.argmax(1))
+    return {k: torch.cat(predicted).cpu() for k, predicted in predictions.items()}
 
 
 def nearest_images(
-    train: Pooled, test: Pooled, most: int
+    train: Pooled, test: Pooled, most: int, votes: int = 1
 ) -> Iterator[tuple[Float[Tensor, "chunk k"], Int64[Tensor, "chunk k"]]]:
-    """Cosines and places of the `most` nearest training images, the nearest first; the test set comes in chunks."""
+    """Cosines and places of the `most` nearest training images, the nearest first; the test set comes in chunks.
+
+    A chunk has at most `SIMILARITIES` similarities, and as many `votes` where each test image has so many of them.
+    """
     centre = train.values.mean(0)
     anchors = F.normalize(train.values - centre, dim=1)
-    for chunk in torch.split(test.values, max(1, SIMILARITIES // len(anchors))):
-        similarities = F.normalize(chunk - centre, dim=1) @ anchors.T
+    for chunk in torch.split(test.values, max(1, SIMILARITIES // max(len(anchors), votes))):
+        similarities = F.normalize(chunk.to(anchors.device) - centre, dim=1) @ anchors.T
         cosine, nearest = similarities.topk(min(most, len(anchors)))
         yield cosine, nearest
 
@@ -95,25 +108,29 @@ def linear(train: Pooled, test: Pooled, seed: int = 0) -> ClassifierResult:
     weight decay with the lowest cross-entropy on a held-out fifth of the training images (the same share
     of every class) is taken, and the classifier is refitted on all of them.
     """
-    classes = classes_of(train, test)
+    classes, where = classes_of(train, test), train.values.device
     if len(train.labels) < 5:
         raise BadInput(f"a linear probe needs at least 5 training images, and there are {len(train.labels)}")
-    held = held_out(train.labels, seed)
-    features, labels = train.values[~held], train.labels[~held]
+    held = held_out(train.labels, seed).to(where)
+    every_label = train.labels.to(where)
+    features, labels = train.values[~held], every_label[~held]
     standard = Standardiser.of(features)
-    features, unseen = standard(features), standard(train.values[held])
-    weight = torch.zeros(classes, features.shape[1] + 1)
+    features, unseen, unseen_labels = standard(features), standard(train.values[held]), every_label[held]
+    weight = torch.zeros(classes, features.shape[1] + 1, device=where)
     best, weight_decay = torch.inf, WEIGHT_DECAYS[0]
     for strength in track(WEIGHT_DECAYS, "strengths of the linear probe", len(WEIGHT_DECAYS)):
         weight = fit_logistic(features, labels, strength, weight)
-        loss = float(F.cross_entropy(logits(weight, unseen), train.labels[held]))
+        loss = float(sum(cross_entropies(weight, unseen, unseen_labels)))
         if loss > best:  # the loss is U-shaped in the strength: weaker ones only overfit more, and take longest
             break
         best, weight_decay = loss, strength
     standard = Standardiser.of(train.values)
-    weight = fit_logistic(standard(train.values), train.labels, weight_decay, torch.zeros_like(weight))
-    fitted = logits(weight, standard(train.values)).argmax(1)
-    predictions = logits(weight, standard(test.values)).argmax(1)
+    features = standard(train.values)
+    weight = fit_logistic(features, every_label, weight_decay, torch.zeros_like(weight))
+    fitted = torch.cat([logits(weight, part).argmax(1) for part in parts(features, classes, where)]).cpu()
+    predictions = torch.cat(
+        [logits(weight, standard(part)).argmax(1) for part in parts(test.values, classes, where)]
+    ).cpu()
     return ClassifierResult(
         train_accuracy=float((fitted == train.labels).double().mean()),
         val_accuracy=float((predictions == test.labels).double().mean()),
@@ -135,7 +152,7 @@ class Standardiser:
         return cls(features.mean(0), inverse)
 
     def __call__(self, features: Float[Tensor, "*images d"]) -> Float[Tensor, "*images d"]:
-        return (features - self.mean) * self.inverse_deviation
+        return (features - self.mean).mul_(self.inverse_deviation)  # in place: a set of features may have gigabytes
 
 
 def inverse_deviation(deviation: Float[Tensor, " d"], magnitude: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
@@ -153,11 +170,26 @@ def held_out(labels: Int64[Tensor, " images"], seed: int) -> Bool[Tensor, " imag
     return held
 
 
+def parts(values: Float[Tensor, "images d"], classes: int, where: torch.device) -> Iterator[Float[Tensor, "part d"]]:
+    """Cut features so that the class scores of a part are at most `SCORES`, and bring each to a device."""
+    for part in torch.split(values, max(1, SCORES // classes)):
+        yield part.to(where)
+
+
 def logits(
     weight: Float[Tensor, "classes d_and_bias"], features: Float[Tensor, "images d"]
 ) -> Float[Tensor, "images classes"]:
     """Class scores; the last column of the weight is the bias."""
     return torch.addmm(weight[:, -1], features, weight[:, :-1].T)
+
+
+def cross_entropies(
+    weight: Float[Tensor, "classes d_and_bias"], features: Float[Tensor, "images d"], labels: Int64[Tensor, " images"]
+) -> Iterator[Float[Tensor, ""]]:
+    """The mean cross-entropy as a sum over parts of the images, one by one: the scores of one part are held."""
+    size = max(1, SCORES // len(weight))
+    for part, wanted in zip(torch.split(features, size), torch.split(labels, size), strict=True):
+        yield F.cross_entropy(logits(weight, part), wanted) * (len(part) / len(features))
 
 
 def fit_logistic(
@@ -179,10 +211,13 @@ def fit_logistic(
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = F.cross_entropy(logits(weight, features), labels)
-        loss = loss + weight_decay / 2 * weight[:, :-1].square().sum()
-        torch.autograd.backward(loss)
-        return loss
+        total = weight_decay / 2 * weight[:, :-1].square().sum()
+        torch.autograd.backward(total)
+        total = total.detach()
+        for loss in cross_entropies(weight, features, labels):
+            torch.autograd.backward(loss)
+            total += loss.detach()
+        return total
 
     with torch.enable_grad():
         optimiser.step(closure)  # type: ignore[no-untyped-call]

@@ -16,6 +16,8 @@ from torch import Tensor
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput
 
+ON_DEVICE = 2**32  # bytes of the means of one set: 2.8 million images of width 384
+
 Encode = Callable[[Float[Tensor, "b 3 h w"]], Float[Tensor, "b n d"]]
 
 
@@ -28,7 +30,10 @@ class OfBatch:
 
 @dataclass(frozen=True, slots=True)
 class Pooled:
-    """One vector an image: the mean over its tokens, with the image's label (-1: unknown) and name."""
+    """One vector an image: the mean over its tokens, with the image's label (-1: unknown) and name.
+
+    Means are float32 on the device that fits on them run on; labels are on the CPU.
+    """
 
     values: Float[Tensor, "images d"]
     labels: Int64[Tensor, " images"]
@@ -54,16 +59,25 @@ def iterate_tokens(encode: Encode, batches: Iterable[Batch]) -> Iterator[tuple[B
 
 
 class PooledParts:
-    """Averages each image's tokens, batch by batch; the means are held on the CPU."""
+    """Averages each image's tokens, batch by batch.
+
+    The means stay where the tokens are, and so does what is fitted to them, which takes up to three times their memory
+    (`classification`). Means of more than `ON_DEVICE` bytes (4 GiB) go to the CPU, and the fits with them.
+    """
 
     def __init__(self) -> None:
         self.values: list[Tensor] = []
+        self.bytes = 0
         self.labels: list[Tensor] = []
         self.names: list[str] = []
 
     def add(self, batch: Batch, tokens: Float[Tensor, "b n d"]) -> None:
         """Take one batch in."""
-        self.values.append(tokens.mean(1).cpu())
+        means = tokens.mean(1)
+        if self.bytes <= ON_DEVICE < self.bytes + means.nbytes:
+            self.values = [each.cpu() for each in self.values]
+        self.bytes += means.nbytes
+        self.values.append(means if self.bytes <= ON_DEVICE else means.cpu())
         self.labels.append(batch.labels.cpu())
         self.names.extend(batch.names or (str(int(index)) for index in batch.index))
 

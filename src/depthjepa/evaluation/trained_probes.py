@@ -24,7 +24,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from depthjepa import runtime
-from depthjepa.evaluation.classification import Standardiser, classes_of, held_out
+from depthjepa.evaluation.classification import Standardiser, classes_of, held_out, parts
 from depthjepa.evaluation.features import Pooled
 from depthjepa.faults import BadInput
 from depthjepa.fitting import update, walks
@@ -97,9 +97,10 @@ def _fit_linear(
     epochs: int,
     seed: int,
 ) -> Callable[[Float[Tensor, "images d"]], list[Int64[Tensor, " images"]]]:
-    """Train the classifiers of all settings; returns what gives the classes of images by each of them."""
-    standard = Standardiser.of(values)
-    heads = [nn.Linear(width if each.layers == "last" else values.shape[1], classes) for each in settings]
+    """Train the classifiers of all settings where the values are; returns what gives each one's classes of images."""
+    where = values.device
+    standard, labels = Standardiser.of(values), labels.to(where)
+    heads = [nn.Linear(width if each.layers == "last" else values.shape[1], classes).to(where) for each in settings]
     for head in heads:
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
@@ -109,15 +110,18 @@ def _fit_linear(
     ]
     optimizer = torch.optim.AdamW(groups, fused=True)  # of two dozen small groups, each one's kernel counts
     features = standard(values)
-    for epoch, batch in _batches(len(values), epochs, seed):
+    for epoch, batch in _batches(len(values), epochs, seed, where):
         share = 0.1 ** int(epoch / epochs / DROPS)
         read, wanted = features[batch], labels[batch]
         losses = (F.cross_entropy(head(read[:, -head.in_features :]), wanted) for head in heads)
         update(optimizer, losses, [share * each.lr for each in settings])
 
     def predict(images: Float[Tensor, "images d"]) -> list[Int64[Tensor, " images"]]:
-        read = standard(images)
-        return [head(read[:, -head.in_features :]).argmax(-1) for head in heads]
+        found: list[list[Tensor]] = [[] for _ in heads]
+        for read in map(standard, parts(images, classes, where)):
+            for head, guesses in zip(heads, found, strict=True):
+                guesses.append(head(read[:, -head.in_features :]).argmax(-1))
+        return [torch.cat(guesses).cpu() for guesses in found]
 
     return predict
 
@@ -134,29 +138,33 @@ def mlp(train: Pooled, test: Pooled, width: int, *, epochs: int = 100, seed: int
     """Train the paper's head on the last layer of pooled features (the last `width` channels); see the module."""
     classes = classes_of(train, test)
     _refuse_few(train)
-    standard = Standardiser.of(train.values[:, -width:])
-    features, unseen = standard(train.values[:, -width:]), standard(test.values[:, -width:])
+    where = train.values.device
+    standard, labels = Standardiser.of(train.values[:, -width:]), train.labels.to(where)
+    features, unseen = (standard(each.values[:, -width:].to(where)) for each in (train, test))
     with runtime.seeded(seed, "mlp probe"):
-        head = nn.Sequential(nn.Linear(width, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, classes))
+        head = nn.Sequential(nn.Linear(width, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, classes)).to(where)
     optimizer = torch.optim.AdamW(head.parameters(), lr=HEAD_RATE)
     curves: list[tuple[float, float]] = []
     steps = -(-len(features) // BATCH)
-    for number, (_, batch) in enumerate(_batches(len(features), epochs, seed), 1):
-        update(optimizer, [F.cross_entropy(head(features[batch]), train.labels[batch])], HEAD_RATE)
+    for number, (_, batch) in enumerate(_batches(len(features), epochs, seed, where), 1):
+        update(optimizer, [F.cross_entropy(head(features[batch]), labels[batch])], HEAD_RATE)
         if number % steps == 0:
             with torch.no_grad():
-                on_train, on_test = (head(each).argmax(1) for each in (features, unseen))
+                on_train, on_test = (
+                    torch.cat([head(part).argmax(1) for part in parts(each, max(classes, HIDDEN), where)]).cpu()
+                    for each in (features, unseen)
+                )
             accuracies = (on_train == train.labels).double().mean(), (on_test == test.labels).double().mean()
             curves.append((float(accuracies[0]), float(accuracies[1])))
     train_curve, val_curve = np.array(curves).T
     return HeadResult(train_curve, val_curve)
 
 
-def _batches(images: int, epochs: int, seed: int) -> Iterator[tuple[int, Int64[Tensor, " b"]]]:
+def _batches(images: int, epochs: int, seed: int, where: torch.device) -> Iterator[tuple[int, Int64[Tensor, " b"]]]:
     """The epoch and the images of every step: each once an epoch."""
     orders = walks(torch.arange(images), epochs, seed=seed, stream="trained probe")
     for epoch, order in enumerate(track(orders, "epochs of a trained probe", epochs)):
-        for batch in torch.split(order, BATCH):
+        for batch in torch.split(order.to(where), BATCH):
             yield epoch, batch
 
 

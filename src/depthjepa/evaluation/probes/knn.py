@@ -43,7 +43,7 @@ def neighbours(seen: Mapping[Split, Seen]) -> dict[str, np.ndarray]:
     fitted, judged = train.features, val.features
     queries = torch.from_numpy(evenly(QUERIES, len(judged.numbers)))
     asked = Pooled(judged.pooled.values[queries], judged.pooled.labels[queries], ())
-    near = torch.cat([places for _, places in nearest_images(fitted.pooled, asked, SHOWN)])
+    near = torch.cat([places for _, places in nearest_images(fitted.pooled, asked, SHOWN)]).cpu()
     found = thumbnails(train.views, fitted.numbers[near.flatten()])
     return {
         "images": thumbnails(val.views, judged.numbers[queries]),
