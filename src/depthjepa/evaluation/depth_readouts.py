@@ -10,9 +10,9 @@ of the bins' centres, weighted (relu(x) + 0.1) / sum (DINOv2, after AdaBins), re
 Where we differ. DINOv2 enlarges the tokens by 4 before the convolution: bilinear weights add up to 1, so its scores can
 be enlarged instead, which is the same up to rounding and cheaper. Batch norm then sees the tokens as they are,
 and needs no scale of its own before a linear map; it stands before the DPT head as well, whose initial weights are made
-for inputs of about 1. There is no class token to add, SigLoss is taken image by image (see `losses.sig_loss`), the rate
-follows a cosine. DINOv2's DPT head predicts depth by
-regression; Probe3D's has bins, as here. Views are whole images without augmentation, so that tokens are computed once.
+for inputs of about 1. There is no class token to add. SigLoss is taken image by image (see `losses.sig_loss`). DINOv2's
+DPT head predicts depth by regression; Probe3D's has bins, as here. Views are whole images without augmentation, so that
+tokens are computed once.
 """
 
 from __future__ import annotations
