@@ -158,7 +158,8 @@ def sig_loss(difference: Float[Tensor, "b k"], valid: Bool[Tensor, "b k"]) -> Fl
     """Root of variance + 0.15 mean^2 of differences of log depth: mostly the error after the best scale.
 
     The scale-invariant loss of Eigen et al. 2014 as AdaBins and DINOv2 have it, where the pixels of a batch are pooled;
-    here it is taken in each image, then averaged.
+    here it is taken in each image, then averaged. DINOv2 moreover adds 1 mm to both depths before the logarithm,
+    divides the variance by the number of pixels less one, and leaves it out for the first 100 steps.
     """
     mean = masked_mean(difference, valid)
     variance = masked_mean((difference - mean[:, None]).square(), valid)

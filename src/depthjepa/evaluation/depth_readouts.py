@@ -1,7 +1,7 @@
 """The field's depth readouts of frozen tokens, trained by gradient descent and judged pixel by pixel.
 
 `linear`   batch norm and a 1 x 1 convolution on the last layer (DINOv2, DINOv3)
-`linear4`  the same on four layers at equal distances, side by side (DINOv2's Lin. 4)
+`linear4`  the same on four layers, side by side (DINOv2's Lin. 4): 3, 6, 9, 12 of 12, or 5, 12, 18, 24 of 24
 `dpt`      the DPT head on the same four layers (Probe3D, El Banani et al. 2024)
 
 Each gives every place the scores x of 256 equal bins between the nearest and the farthest depth; the depth is the mean
@@ -10,8 +10,9 @@ of the bins' centres, weighted (relu(x) + 0.1) / sum (DINOv2, after AdaBins), re
 Where we differ. DINOv2 enlarges the tokens by 4 before the convolution: bilinear weights add up to 1, so its scores can
 be enlarged instead, which is the same up to rounding and cheaper. Batch norm then sees the tokens as they are,
 and needs no scale of its own before a linear map; it stands before the DPT head as well, whose initial weights are made
-for inputs of about 1. There is no class token to add. DINOv2's DPT head predicts depth by
-regression; Probe3D's has bins, as here. Views are whole images without augmentation, so that tokens are computed once.
+for inputs of about 1. There is no class token to add. SigLoss is taken image by image (see `losses.sig_loss`). DINOv2's
+DPT head predicts depth by regression; Probe3D's has bins, as here. Views are whole images without augmentation, so that
+tokens are computed once.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from depthjepa.evaluation.tokens import ImageSet, Within, pairs_of
 from depthjepa.faults import BadInput
 from depthjepa.grid import to_map
 from depthjepa.losses import depth_loss
-from depthjepa.model.decoders import DPT_LEVELS, DPTHead, dpt_depths, expected_depth
+from depthjepa.model.decoders import DPT_LEVELS, DPTHead, expected_depth, probed_depths
 from depthjepa.model.encoder import Encoder
 from depthjepa.progress import task
 
@@ -57,7 +58,9 @@ DPT_WIDTH = 256  # at most the tokens'
 # more: DINOv3 goes 38,400 steps at 3e-4 with a thousand channels. Large scores change little, so large rates end well.
 RATES: dict[Kind, tuple[float, ...]] = {"linear": (0.01, 0.1, 1.0), "linear4": (0.01, 0.1, 1.0), "dpt": (1e-3, 3e-3)}
 HELD_OUT = 0  # the fold on which the rates are compared
-# Probe3D weighs SigLoss 10 and its gradient loss 0.5; the latter is a sum over 4 scales and 2 axes, and ours a mean.
+# Probe3D weighs SigLoss 10 and its gradient loss 0.5. The latter is of pixels two apart, a sum over 2 axes and 4 scales
+# (every 1st, 2nd, 4th and 6th pixel); ours is of neighbours, a mean over axes and scales (every 1st, 2nd, 4th and 8th).
+# On an even slope their weight would be 0.69 of ours.
 GRADIENT = 0.5
 STRAY = 1e-3  # share of the training depths at either end that the range leaves out unless it is given
 LOG_STEPS, LOG_ORIGIN, LOG_COUNT = 1000, 7000, 20000  # log depth in thousandths, from 0.9 mm to 440 km
@@ -80,7 +83,7 @@ class Plan:
 
 def layers_of(kind: Kind, blocks: int) -> list[int]:
     """The blocks (0-based) of an encoder that a readout reads."""
-    return [blocks - 1] if kind == "linear" else dpt_depths(blocks)
+    return [blocks - 1] if kind == "linear" else probed_depths(blocks)
 
 
 def encode_layers(encoder: Encoder, layers: Sequence[int], where: torch.device, precision: str) -> Encode:

@@ -42,7 +42,7 @@ from depthjepa.evaluation.gradient_readouts import BATCH, Descent, best_readout
 from depthjepa.evaluation.tokens import ImageSet, Pairs, pairs_of
 from depthjepa.faults import BadInput
 from depthjepa.grid import patchify, to_map
-from depthjepa.model.decoders import dpt_depths
+from depthjepa.model.decoders import probed_depths
 from depthjepa.progress import task, track
 from depthjepa.runtime import uniforms
 
@@ -86,7 +86,7 @@ class Plan:
 
 def layers_of(kind: Kind, blocks: int) -> list[int]:
     """The blocks (0-based) of an encoder that a readout reads."""
-    return [blocks - 1] if kind == "linear" else dpt_depths(blocks)
+    return [blocks - 1] if kind == "linear" else probed_depths(blocks)
 
 
 # what is counted ------------------------------------------------------------------------------------------

@@ -46,8 +46,16 @@ Maps = Float[Tensor, "b c rows cols"]
 
 
 def dpt_depths(blocks: int) -> list[int]:
-    """Four blocks (0-based) at equal distances, the last one among them: 2, 5, 8, 11 of 12, as in DINOv2."""
+    """Four blocks (0-based) at equal distances, the last one among them: 2, 5, 8, 11 of 12, as in DINOv2.
+
+    Of ViT-L's 24 blocks DINOv2 reads 4 in place of 5; see `probed_depths`.
+    """
     return [max(0, -(-blocks * (level + 1) // DPT_LEVELS) - 1) for level in range(DPT_LEVELS)]
+
+
+def probed_depths(blocks: int) -> list[int]:
+    """The four blocks (0-based) that DINOv2 and DINOv3 probe: at equal distances, except for 4 in place of 5 of 24."""
+    return [4, 11, 17, 23] if blocks == 24 else dpt_depths(blocks)
 
 
 def expected_depth(scores: Float[Tensor, "b bins h w"], centres: Float[Tensor, " bins"]) -> Float[Tensor, "b 1 h w"]:
