@@ -148,6 +148,8 @@ ELSEWHERE = {
     "compute it for these data with `depthjepa teach`": "test_teach.py",
     "take a larger guidance.teacher_size or data.crop_scale, or no cache": "test_teach.py: a verdict",
     "take another control, the teacher's depth, or no guidance.cache": "test_controls.py",
+    "which told disparity: fit it anew with `depthjepa probe RUN depth`": "test_predict.py: an older file is planted",
+    "take a smaller evaluation.cell_share": "test_depth_probe.py: sparse depth is planted",
 }
 VERBS = "give|take|choose|lower|raise|leave|use|continue|go on|set|fit|run|make|draw|start|name"
 ADVICE = re.compile(rf"`depthjepa |\b({VERBS})\b[^;]*?(\b[a-z]+\.[a-z_]+\b(?!/)|--[a-z]+)", re.IGNORECASE)

@@ -247,12 +247,13 @@ def depth_figures(runs: Sequence[Run]) -> list[Captioned]:
     return map_figures(runs, TASK.name, seen, failed)
 
 
-def map_figures(
-    runs: Sequence[Run], task: str, seen: str, failed: str, draw: Draw = figures.depth_rows
-) -> list[Captioned]:
-    """Figures of the maps that a task stored (see `map_arrays`), one for each set of equal images."""
+def map_figures(runs: Sequence[Run], task: str, seen: str, failed: str, draw: Draw | None = None) -> list[Captioned]:
+    """Figures of the maps that a task stored (see `map_arrays`), one for each set of equal images.
+
+    `draw`: what draws them; None: as disparity.
+    """
     return [
-        Captioned(_rows(group, draw), seen, failed)
+        Captioned(_rows(group, draw or figures.depth_rows), seen, failed)
         for file in probe_files(runs, f"{task}*.npz")
         for group in same_images(runs, file, "truth", "prediction")
     ]
