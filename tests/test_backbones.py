@@ -414,6 +414,7 @@ def exported(path: Path, network: torch.nn.Module, *, sizes: bool, batch: bool =
     return path
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("prefix", "sizes", "batch"), [(None, True, True), (1, True, True), (4, False, True), (0, False, False)]

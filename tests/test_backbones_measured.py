@@ -107,6 +107,7 @@ def test_the_sweep_of_linear_probes(backbone: Path, tmp_path: Path) -> None:
     assert [row["name"] for row in table["rows"]] == ["chance", RANDOM, backbone.name]
 
 
+@pytest.mark.slow
 def test_features_are_drawn_beside_a_run(backbones: dict[str, Path], tmp_path: Path, call: Call) -> None:
     run(write_flat(tmp_path / "flat", 9, 56), tmp_path / "run", "train.steps=1", "data.image_size=64")
     out = tmp_path / "features.png"

@@ -187,6 +187,7 @@ def test_wrong_usage_ends_with_2_and_no_traceback(call: Call, arguments: tuple[s
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_faults_end_the_real_process_in_the_same_way(tmp_path: Path) -> None:
     process = start("train", "photos", f"data.root={tmp_path / 'gone'}", cwd=tmp_path)
     output, errors = process.communicate(timeout=60)
@@ -503,6 +504,7 @@ def test_the_way_from_a_class_folder_to_its_accuracies(tmp_path: Path, call: Cal
         assert "validation accuracy" in output
 
 
+@pytest.mark.slow
 def test_recipes_are_listed_with_their_price(call: Call) -> None:
     status, output, _ = call("recipes")
     assert status == 0

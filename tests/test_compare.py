@@ -216,6 +216,7 @@ def test_backbones_of_other_patches_are_judged_on_the_same_cells(place: Path, tm
     assert leads["depth"]["sentence"] in said
 
 
+@pytest.mark.slow
 def test_rendered_streets_allow_all_usual_tasks(place: Path, tmp_path: Path) -> None:
     settings = ["data.scenes_train=24", "data.scenes_val=12", "data.image_size=48", "train.threads=1"]
     settings += ["evaluation.segment_steps=4", "evaluation.neighbours=[3]"]
@@ -230,6 +231,7 @@ def test_rendered_streets_allow_all_usual_tasks(place: Path, tmp_path: Path) -> 
     assert leads["depth"]["groups"] == leads["segment"]["groups"] == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

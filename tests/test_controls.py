@@ -153,6 +153,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pairs(tmp_path_factory.mktemp("pairs"))
 
 
+@pytest.mark.slow
 def test_twins_differ_in_the_target_alone(pairs: Path, tmp_path: Path) -> None:
     """Same weights, order and masks: the latent loss of the first step is the same, what is learned is not."""
     found = {}

@@ -483,6 +483,7 @@ def test_sets_that_cannot_be_probed_are_refused() -> None:
 # the teacher ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_teacher_of_a_guided_run_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked about few training images, which keep their numbers: with all of them its row is the same as alone."""
     pytest.importorskip("diffusers", reason="depthfm-tiny needs the extra `teachers`")

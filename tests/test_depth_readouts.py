@@ -334,6 +334,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
     assert not ended.value.code
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_table_beside_the_ridges(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -434,6 +434,7 @@ def test_without_diffusers_the_extra_is_named(load, monkeypatch):
         load()
 
 
+@pytest.mark.slow
 def test_a_run_on_plain_photographs_is_guided_by_it(parity, tmp_path):
     """No depth file anywhere: latents are whitened, a constant's loss is known, the gradient reaches the encoder."""
     root = write_flat(tmp_path / "photographs", 8)

@@ -73,6 +73,7 @@ def test_neighbours_are_found_where_the_features_are(sets: tuple[Pooled, Pooled]
             assert cosine.device == nearest.device == ELSEWHERE
 
 
+@pytest.mark.slow
 def test_logistic_regression_is_fitted_where_the_features_are(sets: tuple[Pooled, Pooled]) -> None:
     here = linear(*sets, seed=3)
     with Elsewhere():
@@ -108,6 +109,7 @@ def test_attentive_pooling_is_trained_where_the_tokens_are() -> None:
     assert found.predictions.equal(here.predictions)
 
 
+@pytest.mark.slow
 def test_of_two_sets_one_may_be_too_large_for_the_device(sets: tuple[Pooled, Pooled]) -> None:
     train, test = sets
     here = knn_predictions(train, test, (20,))[20], linear(train, test, seed=3).predictions
@@ -149,6 +151,7 @@ def test_a_fit_in_parts_is_the_fit_of_the_whole(monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(fit_logistic(values, train.labels, 0.01, start), whole, atol=2e-3, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 500])
 def test_fits_take_what_they_say(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside the training features twice their bytes, and a few times the bound of what is held at a time."""

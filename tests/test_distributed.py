@@ -60,6 +60,7 @@ def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
             distributed.wait_for_all(place)
 
 
+@pytest.mark.slow
 def test_two_processes_share_join_agree_and_end_together(tmp_path: Path) -> None:
     port, spawn = free_port(), multiprocessing.get_context("spawn")
     processes = [spawn.Process(target=take_part, args=(rank, port, tmp_path), daemon=True) for rank in (0, 1)]

@@ -228,6 +228,7 @@ def test_what_is_left_of_a_run_is_said(tmp_path: Path, limit: Callable[[int], No
         limit(-1)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_says_whether_there_is_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

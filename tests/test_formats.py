@@ -1101,6 +1101,7 @@ for line in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_a_hub_id_is_read_from_the_cache_without_a_network(layouts: dict[str, Path], tmp_path: Path) -> None:
     pytest.importorskip("huggingface_hub")
     commit = "0123456789abcdef0123456789abcdef01234567"

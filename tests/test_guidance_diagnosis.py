@@ -118,6 +118,7 @@ def test_a_head_that_did_it_alone_is_named_with_both_figures() -> None:
     assert head_did_it_alone({"r2_within": 0.05}, own, other, "twin") == []  # nobody has learned anything
 
 
+@pytest.mark.slow
 def test_a_strong_head_on_a_frozen_gradient_is_caught(pairs: Path, runs: dict[str, Path]) -> None:
     """The planted failure: the loss falls and the maps are good, and the encoder is that of the unguided twin."""
     saved, twin = checkpoint.load(runs["alone"]), checkpoint.load(runs["twin"])
@@ -165,6 +166,7 @@ def test_pixel_heads_are_judged_pixel_by_pixel_and_controls_by_their_features_al
 # through the command line ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_diagnose_writes_what_guidance_did(runs: dict[str, Path], tmp_path: Path, call: Call) -> None:
     status, output, _ = call("diagnose", runs["guided"], "--against", runs["twin"])
     assert status == 0

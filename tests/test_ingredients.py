@@ -265,6 +265,7 @@ def test_settings_that_leave_nothing_to_learn_are_refused() -> None:
         build_config({}, ["loss.target_layers=[1,0.5]"])
 
 
+@pytest.mark.slow
 def test_a_run_with_everything_resumes_bit_by_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_flat(tmp_path / "flat", 16)
     settings = (*ALL, "train.steps=6")

@@ -319,6 +319,7 @@ def test_machines_share_a_study_by_its_parts(
 # real jobs ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_cannot_be_resumed_while_it_goes_on(photographs: Path, tmp_path: Path, call: Call) -> None:
     folder, steps = tmp_path / "run", "train.steps=1000000"
     job = start("train", recipe_file(tmp_path / "job.yaml", photographs, steps), "--out", folder)

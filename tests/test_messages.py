@@ -106,6 +106,7 @@ for images in {images!r}:
 """
 
 
+@pytest.mark.slow
 def test_an_encoder_says_what_it_takes(place: Path) -> None:
     """In a process of its own: while tests run, the shapes in signatures answer first."""
     code = TRY.format(run=str(place / "run"), images=list(IMAGES))
@@ -114,6 +115,7 @@ def test_an_encoder_says_what_it_takes(place: Path) -> None:
         assert re.search(said, line), line
 
 
+@pytest.mark.slow
 def test_a_stopped_run_says_how_far_it_came(place: Path, tmp_path: Path, call: Call) -> None:
     """Its summary, its report and its probes name the step, and what was recorded of its cost."""
     step = training.train_step

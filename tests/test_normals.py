@@ -407,6 +407,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_probe_needs_a_camera_and_takes_it_from_either_file(trained: Path, call: Call, tmp_path: Path) -> None:
     data, out = write_pairs(tmp_path / "pairs"), tmp_path / "normals.json"
     probe = ("probe", trained / "run", "normals", "--data", data, "--out", out, "train.device=cpu")

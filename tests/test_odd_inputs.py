@@ -591,6 +591,7 @@ LOCKED = {
 RIGHTS = ("dac_override", "dac_read_search")
 
 
+@pytest.mark.slow
 def test_a_process_answers_as_main_does(place: Path) -> None:
     before = snapshot(place)
     started = {line: start(*shlex.split(line), cwd=place) for line in PROCESSES}
@@ -600,6 +601,7 @@ def test_a_process_answers_as_main_does(place: Path) -> None:
     assert snapshot(place) == before
 
 
+@pytest.mark.slow
 def test_what_may_not_be_read_or_written_is_named(place: Path) -> None:
     """Root may do everything, so that its processes give up the rights that it takes."""
     without: list[str] = []

@@ -157,6 +157,7 @@ def test_what_could_not_be_told_is_no_better() -> None:
     assert no_better([rows[0], untold | {"r2_within": 0.3, "absrel": None}]) == ["AbsRel nan (the mean map: 0.200)"]
 
 
+@pytest.mark.slow
 def test_a_head_of_its_own_is_judged_by_what_probe_decode_left(tmp_path: Path, call: Call) -> None:
     """Without the probe nothing is known; with it the sky, which no training image measured, is grey and 0."""
     pairs, trained, maps = write_pairs(tmp_path / "pairs"), tmp_path / "run", tmp_path / "maps"

@@ -69,7 +69,8 @@ def test_scores_are_those_of_tokens_enlarged_four_times() -> None:
     """DINOv2: enlarge tokens bilinearly, then the convolution. Here, as is said: the convolution first."""
     readout = BinReadout("linear", 5, 1.0, 9.0).eval()
     assert isinstance(readout.scores, nn.Conv2d) and readout.scores.kernel_size == (1, 1)
-    nn.init.normal_(readout.scores.weight, std=3)
+    nn.init.normal_(readout.scores.weight, std=30, generator=torch.Generator().manual_seed(0))
+    nn.init.zeros_(readout.scores.bias)
     tokens = draw(2, 12, 5, seed=1) - 0.5
     size = (4 * GRID[0], 4 * GRID[1])
     with torch.no_grad():

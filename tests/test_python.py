@@ -72,6 +72,7 @@ help(depthjepa.train)
 """
 
 
+@pytest.mark.slow
 def test_help_shows_functions_that_are_loaded_when_they_are_asked_for() -> None:
     shown = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True).stdout
     package, of_train = shown.split("Help on function train in module depthjepa.training")

@@ -126,6 +126,7 @@ def test_every_command_of_readme_is_run_or_has_a_reason_not_to() -> None:
     assert found == ADDED.keys() | NOT_RUN.keys(), "README's commands and the rows of ADDED and NOT_RUN differ"
 
 
+@pytest.mark.slow
 def test_commands_of_readme_run(readers_folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """In README's order: later commands read what earlier ones wrote. What `--out` names is there afterwards."""
     monkeypatch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)  # a second a run
@@ -309,6 +310,7 @@ def test_commands_of_a_page_run(name: str, readers_folder: Path, call: Call, mon
     assert ran
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", blocks(README, "python"))
 def test_python_of_readme_runs(readers_folder: Path, code: str) -> None:
     for old, new in REPLACED.items():

@@ -112,6 +112,7 @@ def test_page_needs_nothing_but_itself(page: str) -> None:
     assert len(page.encode()) < 6_000_000
 
 
+@pytest.mark.slow
 def test_maps_of_own_heads_and_of_gates_have_sections_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +217,7 @@ def test_lines_and_bars_show_their_figures() -> None:
     assert charts.gate_panels({}, {}) is None
 
 
+@pytest.mark.slow
 def test_accuracies_by_the_epoch_share_a_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [whole_run(tmp_path / name, name, "feature", own=0.4375, rmse=1.25) for name in ("a", "b")]
     before = written(runs, tmp_path / "before.html")
@@ -234,6 +236,7 @@ def test_accuracies_by_the_epoch_share_a_figure(tmp_path: Path, monkeypatch: pyt
     assert list(panels[1].lines[2].get_ydata()) == pytest.approx(100 * curves["b"][1])
 
 
+@pytest.mark.slow
 def test_a_study_shows_its_claims_and_its_arms_as_dots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = tmp_path / "study"
     for arm in ("G", "U"):
@@ -287,6 +290,7 @@ def test_an_arm_has_a_bar_from_end_to_end_and_a_dot_a_run() -> None:
     assert [label.get_text() for label in axis.get_yticklabels()] == ["G", "U"]
 
 
+@pytest.mark.slow
 def test_the_teacher_and_the_error_of_cached_crops_are_told(tmp_path: Path) -> None:
     run = whole_run(tmp_path / "a", "guided", "feature", own=0.4375, rmse=1.25)
     summary = json.loads((run / "summary.json").read_text())
@@ -614,6 +618,7 @@ def test_batch_grid_ignores_invalid_depth() -> None:
     assert 0.24 < low < 0.26 and 0.49 < high < 0.51  # 1/m, untouched by the zeros
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(48, 160), (160, 48), (48, 48)])
 @pytest.mark.parametrize(("images", "runs"), [(1, 1), (2, 3), (6, 1), (6, 3)])
 def test_colour_bars_are_whole_and_apart(size: tuple[int, int], images: int, runs: int) -> None:

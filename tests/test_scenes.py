@@ -152,6 +152,7 @@ def test_labels_are_balanced_and_shuffled(many: Rendered) -> None:
     assert float(((counts - expected) ** 2 / expected).sum()) < 100  # 49 degrees of freedom: p = 2e-5
 
 
+@pytest.mark.slow
 def test_the_nearest_object_is_seen_nearly_whole() -> None:
     layout = arrange(np.arange(240), seed=8)
     shape = layout.primitives.shape.copy()

@@ -216,6 +216,7 @@ def test_another_image_s_classes_tell_nothing(train: Planted, val: Planted) -> N
     assert low["miou"] < 35 and low["knn_miou"] < 35  # three classes: by chance about 20
 
 
+@pytest.mark.slow
 def test_void_never_counts(train: Planted, val: Planted) -> None:
     """Where training and validation are void, tokens tell nothing and nothing is lost; a class there would be."""
     whole = found_on(train, val)
@@ -235,6 +236,7 @@ def test_void_never_counts(train: Planted, val: Planted) -> None:
     assert kept["accuracy"] > 95 and kept["knn_miou"] > 90 and row_of(whole)["accuracy"] > 99.9
 
 
+@pytest.mark.slow
 def test_tokens_without_room_are_encoded_anew_to_the_same_end(
     train: Planted, val: Planted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +249,7 @@ def test_tokens_without_room_are_encoded_anew_to_the_same_end(
         )
 
 
+@pytest.mark.slow
 def test_the_seed_decides_everything(train: Planted, val: Planted) -> None:
     one, two = found_on(train, val), found_on(train, val)
     assert one.rows == two.rows
@@ -365,6 +368,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "tiny"
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_table_and_draws_it(trained: Path, tmp_path: Path, call: Call) -> None:
     status, output, errors = call("probe", trained, "segment", *QUICK, "--out", tmp_path / "x.json")
     assert status == 0, errors

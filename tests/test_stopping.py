@@ -129,6 +129,7 @@ def pairs(tmp_path: Path) -> Path:
     return write_pairs(tmp_path / "pairs")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_while_it_draws_a_batch_goes_on_to_the_same_end(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +191,7 @@ def test_a_run_that_is_stopped_in_a_probe_probes_again_and_goes_on_to_the_same_e
     assert len(set(best)) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_in_its_pictures_draws_them_when_it_goes_on(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -332,6 +332,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 # runs that fail
 
 
+@pytest.mark.slow
 def test_a_failing_arm_is_reported_and_the_others_finish(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -769,6 +770,7 @@ def test_claims_name_arms_and_figures_of_the_study(pairs: Path, claim: Any, said
 # shards ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_shards_do_every_run_once_and_the_last_one_has_them_all(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -151,6 +151,7 @@ def test_an_objective_that_depends_on_the_parts_of_a_step_is_told(
     assert parts_note(tiny(Path("scenes"), *settings), world) == said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_processes_train_as_one_does(pairs: Path, tmp_path: Path, accumulate: int) -> None:
     settings = (*GUIDED, "train.steps=20")

@@ -212,6 +212,7 @@ def test_a_run_may_stay_frozen_to_its_end(pairs: Path, tmp_path: Path, snapshots
     assert changed == {key for key in last if key.startswith(("guide.", "head."))}
 
 
+@pytest.mark.slow
 def test_a_stopped_run_crosses_the_thaw_as_one_in_one_go(
     pairs: Path, layouts: dict[str, Path], tmp_path: Path, stop_after: Callable[[int | None], None]
 ) -> None:
@@ -233,6 +234,7 @@ def test_a_stopped_run_crosses_the_thaw_as_one_in_one_go(
         assert metrics(tmp_path / "whole") == metrics(tmp_path / f"{number}")
 
 
+@pytest.mark.slow
 def test_two_processes_thaw_as_one_does(pairs: Path, origin: Path, tmp_path: Path) -> None:
     settings = (*AT_64, *FROZEN, "optim.lr=1e-3", "optim.start_lr=1e-3", f"init.checkpoint={origin}")
     with socket.socket() as free:
