@@ -445,6 +445,7 @@ def test_depth_that_has_no_normal_is_refused_in_one_line(trained: Path, call: Ca
     assert "none of the 8 training images has valid surface normals" in said
 
 
+@pytest.mark.slow
 def test_probe_show_and_report_on_rendered_streets(trained: Path, call: Call, tmp_path: Path) -> None:
     small = ("--data", "scenes", "data.scenes_train=40", "data.scenes_val=12", "train.device=cpu")
     assert call("probe", trained / "run", "normals", *small)[0] == 0

@@ -150,6 +150,7 @@ def cut(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Cut:
     return Cut(folder, after, step, finished_at, said, content)
 
 
+@pytest.mark.slow
 def test_an_interruption_saves_the_running_one_and_resume_does_only_what_is_missing(cut: Cut) -> None:
     first = cut.folder / "guided" / "seed-0"
     assert cut.after == [first]
