@@ -107,7 +107,7 @@ def compare(
         for note in notes:
             say(note)
     shown = _rows(compared, config, grid, patch, random=random)
-    subject = Subject(config, shown.pop(config.name), where, _Initial(config, shown.pop(RANDOM, None)), others=shown)
+    subject = Subject(config, shown.pop(config.name), where, others=shown)
     results = list(run_tasks(chosen, subject))
     content = _content(results, compared, config, grid)
     if folder is not None:
@@ -234,26 +234,6 @@ def _rows(
             rows[row] = OnView(drawn, each.sees, grid, patch, room)
         rows[each.name] = OnView(each.encoder, each.sees, grid, patch, room)
     return rows
-
-
-@dataclass(frozen=True, slots=True)
-class _Initial:
-    """What tasks ask of the first backbone: its initial weights, on the common view."""
-
-    config: RunConfig
-    drawn: Encoder | None
-    saved: None = None
-    found: str = ""
-    assumed: tuple[str, ...] = ()
-
-    def which(self, wanted: Which) -> Which:
-        return wanted
-
-    def encoder(self, which: Which) -> Encoder:
-        raise NotImplementedError
-
-    def random(self, config: RunConfig) -> Encoder | None:
-        return self.drawn
 
 
 # what is found --------------------------------------------------------------------------------------------

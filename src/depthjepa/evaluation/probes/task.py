@@ -107,9 +107,9 @@ class Subject(Data):
     where: torch.device
     backbone: Backbone | None = None
     against: Checkpoint | None = None  # a twin to stand beside it, for tasks of `diagnose`
-    # Further encoders that have rows in the same tables, by the names of the rows; see `random_row` for those of
-    # initial weights.
-    others: Mapping[str, Encoder] = field(default_factory=dict)
+    # Further encoders that have rows in the same tables, by the names of the rows (`random_row` for initial weights,
+    # also its own); None: its own initial weights alone.
+    others: Mapping[str, Encoder] | None = None
 
     @property
     def saved(self) -> Checkpoint | None:
@@ -118,10 +118,13 @@ class Subject(Data):
 
     @cached_property
     def named(self) -> dict[str, Encoder]:
-        """The same architecture at its initial weights, where something tells them, and this one, by their rows."""
-        random = build_encoder(self.config) if self.backbone is None else self.backbone.random(self.config)
-        own = ({} if random is None else {RANDOM: random}) | {self.config.name: self.encoder}
-        return own | dict(self.others)
+        """The same architecture at its initial weights, where something tells them, this one, and others, by rows."""
+        own, others = {self.config.name: self.encoder}, dict(self.others or {})
+        if self.others is not None:
+            random = others.pop(RANDOM, None)
+        else:
+            random = build_encoder(self.config) if self.backbone is None else self.backbone.random(self.config)
+        return ({} if random is None else {RANDOM: random}) | own | others
 
     def random_row(self, name: str) -> str:
         """The name of the row of an encoder at its initial weights."""
@@ -130,7 +133,7 @@ class Subject(Data):
     @property
     def compared(self) -> tuple[str, ...]:
         """Names of the rows of the other encoders, without those of initial weights."""
-        return tuple(name for name in self.others if not is_random(name))
+        return tuple(name for name in self.others or () if not is_random(name))
 
     def refuse_shallow(self, setting: str, layers: Sequence[int], others: str) -> None:
         """Raise `BadInput` where a network of another library has fewer layers than a setting reads."""
