@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -217,6 +218,15 @@ def test_backbones_of_other_patches_are_judged_on_the_same_cells(place: Path, tm
 
 
 @pytest.mark.slow
+def test_an_image_that_cannot_be_read_is_left_out_and_counted(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "pairs", tmp_path / "pairs")
+    photograph = min((tmp_path / "pairs" / "val" / "rgb").iterdir())
+    photograph.write_bytes(b"no picture")
+    settings = ["data.image_size=48", "train.threads=1"]
+    found = depthjepa.compare([place / "fine"], tmp_path / "pairs", ["depth"], settings=settings)
+    assert "1 unreadable left out" in found["tables"][0]["protocol"]
+
+
 def test_rendered_streets_allow_all_usual_tasks(place: Path, tmp_path: Path) -> None:
     settings = ["data.scenes_train=24", "data.scenes_val=12", "data.image_size=48", "train.threads=1"]
     settings += ["evaluation.segment_steps=4", "evaluation.neighbours=[3]"]

@@ -24,7 +24,7 @@ from depthjepa.evaluation.depth_probe import (
     depth_table,
     depth_tables,
     evaluate_depth,
-    score_of,
+    figures_of,
 )
 from depthjepa.evaluation.mean_maps import ALL, Maps
 from depthjepa.evaluation.probes import depth
@@ -391,8 +391,8 @@ def test_figures_are_those_of_their_definitions() -> None:
     assert own["r2_within_median"] == pytest.approx(np.median(1 - np.array(within)), rel=1e-5)
     position = 1 - np.nansum((truth - told) ** 2) / np.nansum((truth - mean_map) ** 2)
     assert own["r2_position"] == pytest.approx(position, rel=1e-5)
-    again = score_of(found.scores["flat"].per_image)
-    assert again.figures == pytest.approx(own, nan_ok=True)
+    again = figures_of(found.scores["flat"].per_image)
+    assert again == pytest.approx(own, nan_ok=True)
 
 
 @pytest.mark.parametrize(("images", "asked"), [(60, 3), (7, 3), (3, 3), (2, 6), (40, 1), (5, 0)])
@@ -474,7 +474,7 @@ def test_sets_that_cannot_be_probed_are_refused() -> None:
         table({"it": pixels}, batches(1), [part])
     with pytest.raises(BadInput, match="divide"):
         depth_table({"it": pixels}, lambda: [part], lambda: [part], places(8, 8), 5, 0.25)
-    with pytest.raises(BadInput, match="x predicts depths that are not finite"):
+    with pytest.raises(BadInput, match="x predicts values of depth that are not finite"):
         evaluate_depth(
             {"x": Told(lambda batch: torch.full((8, 1, *SIZE), math.nan))}, [one_map([part])], places(8, 8), [part]
         )

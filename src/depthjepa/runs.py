@@ -133,6 +133,25 @@ def same_images(
     return groups
 
 
+def stored_alike(runs: Mapping[str, Path], task: str, *same: str) -> dict[str, Arrays]:
+    """What a task stored of several runs, by their names; raises `BadInput` where one has none, or `same` arrays differ."""
+    stored: dict[str, Arrays] = {}
+    for name, run in runs.items():
+        file = run / "probes" / f"{task}.npz"
+        if not file.is_file():
+            raise BadInput(f"{file} is not there: run `depthjepa probe {run} {task}` first")
+        with np.load(file) as arrays:
+            stored[name] = dict(arrays)
+    first = next(iter(runs))
+    for name, arrays in stored.items():
+        if not all(_equal(arrays[key], stored[first][key]) for key in same):
+            raise BadInput(
+                f"{runs[name]} and {runs[first]} were probed on other images: probe them on the same data at one "
+                f"data.image_size"
+            )
+    return stored
+
+
 def _equal(first: np.ndarray, second: np.ndarray) -> bool:
     """Whether two arrays are the same, of numbers or of texts; what is nan in both is."""
     return np.array_equal(first, second, equal_nan=np.issubdtype(first.dtype, np.inexact))

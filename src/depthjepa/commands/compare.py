@@ -17,8 +17,9 @@ from depthjepa import runtime
 from depthjepa.backbones.opening import Backbone, open_backbone
 from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import build_config, given, refuse_other_than_settings, refuse_repeated
-from depthjepa.data.loading import open_source
+from depthjepa.data.memory import first_readable
 from depthjepa.data.order import evenly
+from depthjepa.data.samples import Source
 from depthjepa.evaluation.common_view import OnView, Size, common, nearest_size, view_size
 from depthjepa.evaluation.gathering import RANDOM, is_random
 from depthjepa.evaluation.leads import Lead, lead, shown_of
@@ -94,11 +95,12 @@ def compare(
     base = _measured_with(str(data), [text for text in settings if not text.startswith("data.image_size=")])
     asked_size = _asked_size(settings)
     notes: list[str] = []  # told once nothing can be refused any more: a refusal is one line
-    chosen = _tasks(tasks, base, notes)
+    listed = Data(base)
+    chosen = _tasks(tasks, listed, notes)
     table.refuse_unread("comparisons", chosen, base, given(settings, base))
     where = runtime.device(base.train.device)
     runtime.settle_cpu(base.train.threads)
-    compared = _opened(backbones, base, asked_size, notes)
+    compared = _opened(backbones, base, _proportions(listed.val.source) or base.data.size, asked_size, notes)
     grid, patch = common([each.sees for each in compared], [each.encoder.patch_size for each in compared])
     config = _on_view(base, compared[0].name, (grid[0] * patch, grid[1] * patch), patch)
     if folder is not None:
@@ -140,8 +142,8 @@ def _asked_size(settings: Sequence[str]) -> Size | None:
     return build_config(to_mapping(RunConfig()), asked).data.size if asked else None
 
 
-def _tasks(names: Sequence[str] | None, config: RunConfig, notes: list[str]) -> list[table.Runnable]:
-    known, data = table.of_command("probe"), Data(config)
+def _tasks(names: Sequence[str] | None, data: Data, notes: list[str]) -> list[table.Runnable]:
+    known = table.of_command("probe")
     if names is not None:
         asked = [table.chosen(name, known) for name in dict.fromkeys(names)]
         if own := [row.name for row in asked if row.reads_run]:
@@ -150,7 +152,7 @@ def _tasks(names: Sequence[str] | None, config: RunConfig, notes: list[str]) -> 
         return asked
     found, lacking = [], []
     for row in (each for each in known.values() if each.usual):
-        missing = [need.lacking(row.name, config, data.train.source, data.val.source) for need in row.needs]
+        missing = [need.lacking(row.name, data.config, data.train.source, data.val.source) for need in row.needs]
         why = next((text for text in missing if text is not None), None)
         found += [row] if why is None else []
         lacking += [] if why is None else [why]
@@ -160,7 +162,9 @@ def _tasks(names: Sequence[str] | None, config: RunConfig, notes: list[str]) -> 
     return found
 
 
-def _opened(backbones: Sequence[str | Path], base: RunConfig, asked: Size | None, notes: list[str]) -> list[Compared]:
+def _opened(
+    backbones: Sequence[str | Path], base: RunConfig, photograph: Size, asked: Size | None, notes: list[str]
+) -> list[Compared]:
     if not backbones:
         raise BadInput("give at least one backbone to compare")
     places = [Path(str(each)) for each in backbones]
@@ -170,7 +174,6 @@ def _opened(backbones: Sequence[str | Path], base: RunConfig, asked: Size | None
     opened = [open_backbone(each) for each in backbones]
     names = [each.config.name for each in opened]
     told = folder_names(places)
-    photograph = _proportions(base)
     found = []
     for source, each, own, folder in zip(backbones, opened, names, told, strict=True):
         name = own if names.count(own) == 1 and own not in table.baselines() else folder
@@ -189,10 +192,15 @@ def _folder_name(name: str) -> str:
     return re.sub(r"[^\w.+=-]", "_", name).lstrip(".") or "backbone"
 
 
-def _proportions(config: RunConfig) -> Size:
-    """Height and width of the image in the middle, by its proportions, of some that are spread over the data."""
-    source = open_source(config.data, "val")
-    sizes = [tuple(source.sample(int(index)).image.shape[1:]) for index in evenly(LOOKED_AT, len(source))]
+def _proportions(source: Source) -> Size | None:
+    """Height and width of the image in the middle, by its proportions, of some that are spread over the data.
+
+    None where images have no size of their own: rendered ones have the one that is asked for.
+    """
+    if source.keeps_samples:
+        return None
+    samples = (first_readable(source, int(index))[1] for index in evenly(LOOKED_AT, len(source)))
+    sizes = [tuple(sample.image.shape[1:]) for sample in samples]
     height, width = sorted(sizes, key=lambda size: size[0] / size[1])[len(sizes) // 2]
     return height, width
 

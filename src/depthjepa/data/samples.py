@@ -168,11 +168,10 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """Some samples of a source, in a given order."""
+class Derived:
+    """What is made of another source has what that one has, but for its samples."""
 
     source: Source
-    numbers: Int64[np.ndarray, " images"]
 
     @property
     def name(self) -> str:
@@ -193,6 +192,13 @@ class Chosen:
     @property
     def keeps_samples(self) -> bool:
         return self.source.keeps_samples
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen(Derived):
+    """Some samples of a source, in a given order."""
+
+    numbers: Int64[np.ndarray, " images"]
 
     def __len__(self) -> int:
         return len(self.numbers)

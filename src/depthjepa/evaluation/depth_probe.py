@@ -13,19 +13,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from depthjepa.data.groups import Places
 from depthjepa.data.samples import Batch
-from depthjepa.data.transforms import as_bytes
 from depthjepa.depth import align_scale_shift, between_sums, metrics, within_sums
 from depthjepa.evaluation.depth_cells import MeanMap, Predict, depth_truth, training_maps
 from depthjepa.evaluation.features import Encode, OfBatch
 from depthjepa.evaluation.mean_maps import Maps, Size
 from depthjepa.evaluation.readout import FACTOR, DepthReadout, fit_readouts, patch_grid
-from depthjepa.evaluation.table_rows import MEAN_MAP, SCENE_MAP, ReadOut, Row, Spread, answers
-from depthjepa.faults import BadInput
+from depthjepa.evaluation.table_rows import Errors, Measure, Pictures, ReadOut, Row, judge
 
 SUMS = ("within_residual", "within_total", "between_residual", "between_total", "beyond_residual", "beyond_total")
 
@@ -62,15 +60,6 @@ class DepthScore:
 
     figures: dict[str, float]
     per_image: dict[str, Float[np.ndarray, " images"]]
-
-
-@dataclass(frozen=True, slots=True)
-class Pictures:
-    """An even spread of images, their true disparity [1/m] (nan where unknown) and each row's prediction."""
-
-    images: UInt8[np.ndarray, "k h w 3"]
-    truth: Float[np.ndarray, "k rows cols"]
-    predictions: dict[str, Float[np.ndarray, "k rows cols"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,84 +137,31 @@ def evaluate_depth(
     share: float = 0.0,
     pictures: int = 0,
 ) -> list[DepthTable]:
-    """Score every row on the cells of `maps` in one pass, after the mean map and the scene map of each data set.
-
-    Nothing is kept of an image but its figures, and an even spread of them for pictures. Raises `BadInput` where depth
-    is missing or a prediction is not finite.
-    """
-    judges = [_Judge(each, places, pictures) for each in maps]
-    for found in answers(rows, maps, places, batches, depth_truth(share)):
-        for number, judge in enumerate(judges):
-            told = {name: each[number] for name, each in found.told.items()}
-            judge.add(found.batch, found.cells, found.known, told)
-    return [judge.table() for judge in judges]
-
-
-class _Judge:
-    """Takes in the predictions for one data set, or for all of them, batch by batch."""
-
-    def __init__(self, maps: Maps[MeanMap], places: Places, pictures: int) -> None:
-        self.maps, self.places = maps, places
-        self.numbers: list[int] = []
-        self.scores: dict[str, list[dict[str, Tensor]]] = {}
-        self.shown = Spread[tuple[Tensor, Tensor, dict[str, Tensor]]](pictures)
-
-    def add(self, batch: Batch, cells: Tensor, known: Tensor, told: Mapping[str, Tensor]) -> None:
-        numbers = batch.index.tolist()
-        own = self.maps.own(numbers, self.places)
-        if not own.any():
-            return
-        self.numbers += [number for number, mine in zip(numbers, own.tolist(), strict=True) if mine]
-        scene = self.maps.scene_maps(numbers, self.places)[own]
-        has_scene = torch.tensor(self.maps.knows_scene(numbers, self.places))[own]
-        truth, counted = cells[own], known[own]
-        for name, guess in told.items():
-            if not torch.isfinite(guess[own]).all():
-                raise BadInput(f"{name} predicts depths that are not finite")
-            found = _errors(guess[own], truth, counted, self.maps.mean, scene, has_scene)
-            self.scores.setdefault(name, []).append(found)
-        self._keep(batch.images[own.to(batch.images.device)], truth, counted, {n: g[own] for n, g in told.items()})
-
-    def _keep(self, images: Tensor, truth: Tensor, known: Tensor, told: Mapping[str, Tensor]) -> None:
-        nearest, farthest = self.maps.mean.nearest, self.maps.mean.farthest
-        for row in range(len(images)):
-            if self.shown.wanted():
-                disparity = torch.where(known[row, 0], (-truth[row, 0]).exp(), torch.nan)
-                clamped = {name: 1 / guess[row, 0].exp().clamp(nearest, farthest) for name, guess in told.items()}
-                # A copy: a view of one image would keep its whole batch.
-                self.shown.keep((images[row].to("cpu", copy=True), disparity, clamped))
-
-    def table(self) -> DepthTable:
-        groups = tuple(self.places.val_group.get(number, "") for number in self.numbers)
-        scenes = sum(self.maps.knows_scene(self.numbers, self.places))
-        scores = {
-            name: score_of({key: np.concatenate([each[key].numpy() for each in parts]) for key in parts[0]})
-            for name, parts in self.scores.items()
-        }
-        if not scores or not scores[MEAN_MAP].figures["images"]:
-            raise BadInput(f"there are no validation images with valid depth in {self.maps.name} to evaluate on")
-        if not scenes:  # the mean map under another name says nothing
-            nothing = dict.fromkeys(scores[SCENE_MAP].figures, float("nan"))
-            scores[SCENE_MAP] = DepthScore(nothing, scores[SCENE_MAP].per_image)
-        rows: list[dict[str, float | str]] = [{"name": name, **score.figures} for name, score in scores.items()]
-        return DepthTable(
-            self.maps.name, rows, scores, {}, self.maps.mean, self._drawn(), groups, scenes, bool(self.maps.sets)
+    """Score every row on the cells of `maps`, after the mean map and the scene map of each data set; see `judge`."""
+    found = judge(rows, maps, places, batches, depth_truth(share), MEASURE, pictures)
+    return [
+        DepthTable(
+            data=each.maps.name,
+            rows=[{"name": name, **figures} for name, figures in each.figures.items()],
+            scores={name: DepthScore(figures, each.per_image[name]) for name, figures in each.figures.items()},
+            readouts={},
+            mean_map=each.maps.mean,
+            pictures=each.pictures,
+            groups=each.groups,
+            scenes=each.scenes,
+            mixed=bool(each.maps.sets),
         )
-
-    def _drawn(self) -> Pictures:
-        kept, size = self.shown.chosen(), self.maps.size
-        images = torch.stack([image for image, _, _ in kept]) if kept else torch.empty(0, 3, 1, 1)
-        return Pictures(
-            images=as_bytes(images),
-            truth=np.stack([truth.numpy() for _, truth, _ in kept]) if kept else np.empty((0, *size)),
-            predictions={
-                name: np.stack([told[name].numpy() for *_, told in kept]) if kept else np.empty((0, *size))
-                for name in self.scores
-            },
-        )
+        for each in found
+    ]
 
 
 # figures --------------------------------------------------------------------------------------------------
+
+
+def _errors_on(maps: Maps[MeanMap], places: Places, numbers: Sequence[int]) -> Errors:
+    """What gives the errors and sums of squares of each of these images, by their own scenes' maps too."""
+    scene, has_scene = maps.scene_maps(numbers, places), torch.tensor(maps.knows_scene(numbers, places))
+    return lambda guess, truth, known: _errors(guess, truth, known, maps.mean, scene, has_scene)
 
 
 def _errors(
@@ -253,13 +189,13 @@ def _errors(
     return found | {name: torch.where(none, torch.nan, each) for name, each in zip(SUMS, sums, strict=True)}
 
 
-def score_of(per_image: Mapping[str, Float[np.ndarray, " images"]]) -> DepthScore:
-    """Figures of a set of images from those of each; see `DepthScore`. Any resample of images can be scored so."""
+def figures_of(per_image: Mapping[str, Float[np.ndarray, " images"]]) -> dict[str, float]:
+    """Figures of a set of images from those of each; see `DepthScore`. Any resample of images can be told so."""
     sums = {name: np.nansum(per_image[name]) for name in SUMS}
     kept = {name: each for name, each in per_image.items() if name not in SUMS}
     residual, total = per_image["within_residual"], per_image["within_total"]
     varies = total > 0  # nan is not
-    figures = {
+    return {
         "r2_within": _explained(sums["within_residual"], sums["within_total"]),
         "r2_within_median": float(np.median(1 - residual[varies] / total[varies])) if varies.any() else float("nan"),
         "r2_between": _explained(sums["between_residual"], sums["between_total"]),
@@ -270,8 +206,20 @@ def score_of(per_image: Mapping[str, Float[np.ndarray, " images"]]) -> DepthScor
         **{name: float(np.nanmean(each)) if np.isfinite(each).any() else float("nan") for name, each in kept.items()},
         "images": float(np.isfinite(per_image["absrel"]).sum()),
     }
-    return DepthScore(figures, dict(per_image))
 
 
 def _explained(residual: float, total: float) -> float:
     return float(1 - residual / total) if total > 0 else float("nan")
+
+
+def _disparity(logs: Float[Tensor, "b 1 rows cols"], maps: Maps[MeanMap]) -> Float[Tensor, "b rows cols"]:
+    """Disparity [1/m] within the range of the training set."""
+    return 1 / logs[:, 0].exp().clamp(maps.mean.nearest, maps.mean.farthest)
+
+
+MEASURE = Measure(
+    errors=_errors_on,
+    figures=figures_of,
+    true_maps=lambda logs: (-logs[:, 0]).exp(),
+    told_maps=_disparity,
+)

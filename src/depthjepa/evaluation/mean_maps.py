@@ -142,12 +142,14 @@ def maps_of(
         pixels += int(truth.pixels(batch).sum())
         numbers = batch.index.tolist()
         belongs = places.train_part[numbers]
-        for part in parts:
-            means.setdefault(part, sums(size)).add(*_of_part(cells, known, belongs, part))
+        means = means or {part: sums(size) for part in parts}
+        for part, found in means.items():
+            found.add(*_of_part(cells, known, belongs, part))
         for row, number in enumerate(numbers):
             if (group := places.train_group.get(number)) is not None:
-                part, found = scenes.setdefault(group, (int(belongs[row]), sums(size)))
-                found.add(cells[row : row + 1], known[row : row + 1])
+                if group not in scenes:
+                    scenes[group] = int(belongs[row]), sums(size)
+                scenes[group][1].add(cells[row : row + 1], known[row : row + 1])
         seen += len(numbers)
     _refuse_nothing(means, places, seen, pixels, truth)
     whole = {part: each.mean() for part, each in means.items()}

@@ -10,21 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from depthjepa.data.groups import Places
 from depthjepa.data.samples import Batch
-from depthjepa.data.transforms import as_bytes
 from depthjepa.evaluation.features import Encode, OfBatch
 from depthjepa.evaluation.mean_maps import CellSums, Maps, Size, Truth, maps_of
 from depthjepa.evaluation.readout import fit_ridges, patch_grid
 from depthjepa.evaluation.surface_normals import FEWEST, WINDOW, known_normals, mean_normals
-from depthjepa.evaluation.table_rows import MEAN_MAP, SCENE_MAP, ReadOut, Row, Spread, answers
+from depthjepa.evaluation.table_rows import Measure, Pictures, ReadOut, Row, judge
 from depthjepa.faults import BadInput
 
 FACTOR = 1  # cells a patch along each side
@@ -42,15 +42,6 @@ class MeanNormals:
 
 
 @dataclass(frozen=True, slots=True)
-class NormalPictures:
-    """An even spread of images, their true unit normals (nan where unknown) and each row's."""
-
-    images: UInt8[np.ndarray, "k h w 3"]
-    truth: Float[np.ndarray, "k 3 rows cols"]
-    predictions: dict[str, Float[np.ndarray, "k 3 rows cols"]]
-
-
-@dataclass(frozen=True, slots=True)
 class NormalTable:
     """One row for each predictor, the guesses first.
 
@@ -64,7 +55,7 @@ class NormalTable:
     per_image: dict[str, dict[str, Float[np.ndarray, " images"]]]
     mean_map: Float[np.ndarray, "3 rows cols"]  # of unit length
     measured: Bool[np.ndarray, "rows cols"]  # whether some training image knew the cell
-    pictures: NormalPictures
+    pictures: Pictures  # unit normals
     groups: tuple[str, ...]  # of the judged images; empty texts: not known
     scenes: int  # how many of the judged images have a scene map
     mixed: bool  # whether it is of several data sets
@@ -129,81 +120,22 @@ def evaluate_normals(
     share: float = 0.0,
     pictures: int = 0,
 ) -> list[NormalTable]:
-    """Score every row on the cells of `maps` in one pass, after the mean map and the scene map of each data set.
-
-    Nothing is kept of an image but its figures, and an even spread of them for pictures.
-    """
-    judges = [_Judge(each, places, pictures) for each in maps]
-    for found in answers(rows, maps, places, batches, normal_truth(share)):
-        for number, judge in enumerate(judges):
-            told = {name: each[number] for name, each in found.told.items()}
-            judge.add(found.batch, found.cells, found.known, told)
-    return [judge.table() for judge in judges]
-
-
-class _Judge:
-    """Takes in the predictions for one data set, or for all of them, batch by batch."""
-
-    def __init__(self, maps: Maps[MeanNormals], places: Places, pictures: int) -> None:
-        self.maps, self.places = maps, places
-        self.numbers: list[int] = []
-        self.found: dict[str, list[dict[str, Tensor]]] = {}
-        self.shown = Spread[tuple[Tensor, Tensor, dict[str, Tensor]]](pictures)
-
-    def add(self, batch: Batch, cells: Tensor, known: Tensor, told: Mapping[str, Tensor]) -> None:
-        numbers = batch.index.tolist()
-        own = self.maps.own(numbers, self.places)
-        if not own.any():
-            return
-        self.numbers += [number for number, mine in zip(numbers, own.tolist(), strict=True) if mine]
-        truth, counted = cells[own], known[own]
-        guesses = {name: guess[own] for name, guess in told.items()}
-        for name, guess in guesses.items():
-            if not torch.isfinite(guess).all():
-                raise BadInput(f"{name} predicts normals that are not finite")
-            self.found.setdefault(name, []).append(errors(guess, truth, counted, self.maps.mean.maps))
-        images = batch.images[own.to(batch.images.device)]
-        for row in range(len(images)):
-            if self.shown.wanted():
-                drawn = torch.where(counted[row], truth[row], torch.nan)
-                unit = {name: F.normalize(guess[row], dim=0) for name, guess in guesses.items()}
-                self.shown.keep((images[row].to("cpu", copy=True), drawn, unit))
-
-    def table(self) -> NormalTable:
-        groups = tuple(self.places.val_group.get(number, "") for number in self.numbers)
-        scenes = sum(self.maps.knows_scene(self.numbers, self.places))
-        per_image = {
-            name: {key: np.concatenate([each[key].numpy() for each in parts]) for key in parts[0]}
-            for name, parts in self.found.items()
-        }
-        if not per_image or not figures_of(per_image[MEAN_MAP])["images"]:
-            raise BadInput(f"there are no validation images with valid surface normals in {self.maps.name}")
-        figures = {name: figures_of(each) for name, each in per_image.items()}
-        if not scenes:  # the mean map under another name says nothing
-            figures[SCENE_MAP] = dict.fromkeys(figures[SCENE_MAP], float("nan"))
-        rows: list[dict[str, float | str]] = [{"name": name, **each} for name, each in figures.items()]
-        return NormalTable(
-            data=self.maps.name,
-            rows=rows,
-            per_image=per_image,
-            mean_map=F.normalize(self.maps.mean.maps, dim=0).numpy(),
-            measured=self.maps.mean.measured.numpy(),
-            pictures=self._drawn(),
-            groups=groups,
-            scenes=scenes,
-            mixed=bool(self.maps.sets),
+    """Score every row on the cells of `maps`, after the mean map and the scene map of each data set; see `judge`."""
+    found = judge(rows, maps, places, batches, normal_truth(share), MEASURE, pictures)
+    return [
+        NormalTable(
+            data=each.maps.name,
+            rows=[{"name": name, **figures} for name, figures in each.figures.items()],
+            per_image=each.per_image,
+            mean_map=F.normalize(each.maps.mean.maps, dim=0).numpy(),
+            measured=each.maps.mean.measured.numpy(),
+            pictures=each.pictures,
+            groups=each.groups,
+            scenes=each.scenes,
+            mixed=bool(each.maps.sets),
         )
-
-    def _drawn(self) -> NormalPictures:
-        kept, none = self.shown.chosen(), np.empty((0, 3, *self.maps.size))
-        images = torch.stack([image for image, _, _ in kept]) if kept else torch.empty(0, 3, 1, 1)
-        return NormalPictures(
-            images=as_bytes(images),
-            truth=np.stack([truth.numpy() for _, truth, _ in kept]) if kept else none,
-            predictions={
-                name: np.stack([told[name].numpy() for *_, told in kept]) if kept else none for name in self.found
-            },
-        )
+        for each in found
+    ]
 
 
 # figures --------------------------------------------------------------------------------------------------
@@ -251,3 +183,11 @@ def figures_of(per_image: Mapping[str, Float[np.ndarray, " images"]]) -> dict[st
         residual, total = (float(np.nansum(per_image[f"{name}_{each}"])) for each in ("residual", "total"))
         figures[f"r2_{name}"] = 1 - residual / total if total > 0 else float("nan")
     return figures | {"images": float(judged.sum())}
+
+
+MEASURE: Measure[MeanNormals] = Measure(
+    errors=lambda maps, places, numbers: partial(errors, mean=maps.mean.maps),
+    figures=figures_of,
+    true_maps=lambda normals: normals,
+    told_maps=lambda normals, maps: F.normalize(normals, dim=1),
+)

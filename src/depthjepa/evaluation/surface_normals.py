@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from depthjepa.data.cameras import Oriented, focal_length_in, own_source
-from depthjepa.data.samples import Sample, Source
+from depthjepa.data.samples import Derived, Sample
 from depthjepa.depth import disparity, pool_valid
 
 REACH = 2  # steps of a window to each side
@@ -102,33 +102,11 @@ def mean_normals(
 
 
 @dataclass(frozen=True, slots=True)
-class WithNormals:
+class WithNormals(Derived):
     """A source with depth whose samples bear their surface normals; 0 where the camera is not known.
 
     They are exact where the source knows its surfaces, and else from planes fitted to the depth at its own size.
     """
-
-    source: Source
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.source.classes
-
-    @property
-    def has_depth(self) -> bool:
-        return self.source.has_depth
-
-    @property
-    def knows_focal_length(self) -> bool:
-        return self.source.knows_focal_length
-
-    @property
-    def keeps_samples(self) -> bool:
-        return self.source.keeps_samples
 
     def __len__(self) -> int:
         return len(self.source)

@@ -37,7 +37,7 @@ from depthjepa.grid import to_tokens
 from depthjepa.guidance.build import asks_network
 from depthjepa.guidance.target import on_cells
 from depthjepa.model.decoders import CELLS
-from depthjepa.runs import Arrays, Run, probe_files, same_images
+from depthjepa.runs import Arrays, Run, probe_files, same_images, stored_alike
 
 PICTURES = 6  # rows of a figure
 TEACHER_IMAGES = 500  # training images that a teacher network is asked about, to be a row
@@ -281,14 +281,8 @@ def show(runs: Mapping[str, Path], photographs: bool) -> Figure:
 
 def show_maps(task: str, runs: Mapping[str, Path], photographs: bool, draw: Draw = figures.depth_rows) -> Figure:
     """The maps that a task stored of several runs, on the same images."""
-    stored = {name: _where_measured(_stored(run, task)) for name, run in runs.items()}
+    stored = {name: _where_measured(arrays) for name, arrays in stored_alike(runs, task, "images").items()}
     first = next(iter(stored.values()))
-    for run, arrays in zip(runs.values(), stored.values(), strict=True):
-        if not np.array_equal(arrays["images"], first["images"]):
-            raise BadInput(
-                f"{run} and {next(iter(runs.values()))} were probed on other images: probe them on the same data at "
-                f"one data.image_size"
-            )
     maps = {name: arrays["prediction"] for name, arrays in stored.items()}
     maps |= {name: first[key] for key, name in BASELINES.items() if key in first}
     maps |= {MEAN_MAP: np.broadcast_to(first["mean_map"], first["truth"].shape)}
@@ -302,14 +296,6 @@ def _where_measured(arrays: Arrays) -> Arrays:
         return arrays
     maps = {name: arrays[name] for name in MAPS if name in arrays}
     return arrays | {name: np.where(measured, each, np.nan) for name, each in maps.items()}
-
-
-def _stored(run: Path, task: str) -> Arrays:
-    file = run / "probes" / f"{task}.npz"
-    if not file.is_file():
-        raise BadInput(f"{file} is not there: run `depthjepa probe {run} {task}` first")
-    with np.load(file) as stored:
-        return dict(stored)
 
 
 TASK = OwnTask(

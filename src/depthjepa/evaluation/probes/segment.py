@@ -31,7 +31,7 @@ from depthjepa.evaluation.segmentation import (
     segment_table,
 )
 from depthjepa.faults import BadInput
-from depthjepa.runs import Arrays, Run, probe_files, same_images
+from depthjepa.runs import Arrays, Run, probe_files, same_images, stored_alike
 
 PICTURES = 6  # rows of a figure
 PREDICTION = "prediction"  # of the encoder, among the arrays
@@ -140,15 +140,7 @@ def segment_figures(runs: Sequence[Run]) -> list[Captioned]:
 
 def show(runs: Mapping[str, Path], photographs: bool) -> Figure:
     """The maps of `probe RUN segment` side by side."""
-    stored = {name: _stored(run) for name, run in runs.items()}
-    first = next(iter(stored.values()))
-    for run, arrays in zip(runs.values(), stored.values(), strict=True):
-        if not all(np.array_equal(arrays[key], first[key]) for key in ("images", "classes")):
-            raise BadInput(
-                f"{run} and {next(iter(runs.values()))} were probed on other images: probe them on the same data at "
-                f"one data.image_size"
-            )
-    return _rows(stored, photographs=photographs)
+    return _rows(stored_alike(runs, TASK.name, "images", "classes"), photographs=photographs)
 
 
 def _rows(group: Mapping[str, Arrays], *, photographs: bool = True) -> Figure:
@@ -159,14 +151,6 @@ def _rows(group: Mapping[str, Arrays], *, photographs: bool = True) -> Figure:
     return figures.label_rows(
         first["images"][:PICTURES], first["truth"][:PICTURES], shown, first["classes"].tolist(), photographs=photographs
     )
-
-
-def _stored(run: Path) -> Arrays:
-    file = run / "probes" / f"{TASK.name}.npz"
-    if not file.is_file():
-        raise BadInput(f"{file} is not there: run `depthjepa probe {run} {TASK.name}` first")
-    with np.load(file) as stored:
-        return dict(stored)
 
 
 TASK = OwnTask(
