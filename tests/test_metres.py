@@ -13,7 +13,8 @@ import pytest
 
 from depthjepa.commands.probe import probe
 from depthjepa.data.config import DataConfig
-from depthjepa.data.layouts.rgbd import PairedFolder, dataset_facts
+from depthjepa.data.dataset_facts import dataset_facts
+from depthjepa.data.layouts.rgbd import PairedFolder
 from depthjepa.data.loading import open_source
 from depthjepa.data.metres import describe_depth
 from depthjepa.faults import BadInput

@@ -134,7 +134,7 @@ def same_images(
 
 
 def stored_alike(runs: Mapping[str, Path], task: str, *same: str) -> dict[str, Arrays]:
-    """What a task stored of several runs, by their names; raises `BadInput` where one has none, or `same` arrays differ."""
+    """What a task stored of several runs, by their names; `BadInput` where one has none or `same` arrays differ."""
     stored: dict[str, Arrays] = {}
     for name, run in runs.items():
         file = run / "probes" / f"{task}.npz"

@@ -15,8 +15,8 @@ from jaxtyping import UInt8, UInt16
 from PIL import Image
 
 from depthjepa.data.config import MILLIMETRES
+from depthjepa.data.dataset_facts import DatasetFacts, EvaluationCrop
 from depthjepa.data.images import Split, fault_line
-from depthjepa.data.layouts.rgbd import DatasetFacts, EvaluationCrop
 from depthjepa.data.pairing import some_of
 from depthjepa.data.prepare.writing import SPLITS, Prepared, write_all
 from depthjepa.faults import BadInput

@@ -18,8 +18,9 @@ from jaxtyping import Float
 from PIL import Image
 
 from depthjepa.data.config import MILLIMETRES
+from depthjepa.data.dataset_facts import DATASET, DatasetFacts, dataset_facts
 from depthjepa.data.images import DECODING_FAULTS, Split, fault_line, image_names, tag_of
-from depthjepa.data.layouts.rgbd import DATASET, DatasetFacts, dataset_facts, decode_depth
+from depthjepa.data.layouts.rgbd import decode_depth
 from depthjepa.data.pairing import DEPTH, PHOTOGRAPHS, SUFFIX, Beside, some_of
 from depthjepa.data.samples import UnreadableImage
 from depthjepa.faults import BadInput, RunStopped

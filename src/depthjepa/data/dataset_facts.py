@@ -1,0 +1,122 @@
+"""What a data set says of itself in `dataset.json`: units, range, the rectangle that is judged, camera, places."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, PositiveFloat, TypeAdapter, ValidationError, field_validator
+from pydantic.dataclasses import dataclass as configuration
+
+from depthjepa.faults import BadInput, nearest
+from depthjepa.settings import STRICT
+
+DATASET = "dataset.json"
+EXACT = ConfigDict(**STRICT, strict=True)  # 2 is no name, and "2" no number
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@configuration(frozen=True, slots=True, config=EXACT)
+class EvaluationCrop:
+    """The rectangle that a benchmark judges, as shares of the image's sides: it holds for any size.
+
+    Whole pixels are the shares of the sides cut off after the point, as usual evaluation code has it; `bottom` and
+    `right` are the first that are left out.
+    """
+
+    name: str
+    shares: tuple[Share, Share, Share, Share]  # top, left, bottom, right
+
+    @field_validator("shares")
+    @classmethod
+    def _not_empty(cls, value: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+        if not (value[0] < value[2] and value[1] < value[3]):
+            raise ValueError("should be [top, left, bottom, right] with top < bottom and left < right")
+        return value
+
+    def pixels(self, height: int, width: int) -> tuple[slice, slice]:
+        """Rows and columns of the rectangle in an image of `height` x `width`."""
+        # 471 / 480 x 480 must be 471. What is added exceeds the rounding of doubles, and is too little to lift the
+        # 366.9999993 rows that Garg's crop leaves of 370.
+        top, left, bottom, right = (
+            int(share * side + 1e-9) for share, side in zip(self.shares, (height, width) * 2, strict=True)
+        )
+        return slice(top, bottom), slice(left, right)
+
+
+@configuration(frozen=True, slots=True, config=EXACT)
+class DatasetFacts:
+    """What `dataset.json` says of an RGB-D folder; every key may be left out."""
+
+    name: str | None = None
+    depth_scale: PositiveFloat | None = None  # file units per metre; None: what data.depth_scale says
+    range: tuple[PositiveFloat, PositiveFloat] | None = None  # nearest and farthest [m]; depth beyond it is invalid
+    evaluation_crop: EvaluationCrop | None = None  # depth outside of it is invalid in validation data
+    focal_length: PositiveFloat | None = None  # [px] at the full width of the images
+    # Beginnings of IDs with their scene or place, as in `groups.json`. Left out of the text that tells whether data
+    # have changed: they change nothing that is trained on.
+    groups: tuple[tuple[str, str], ...] | None = field(default=None, repr=False)
+
+    @field_validator("range")
+    @classmethod
+    def _ascending(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and value[0] >= value[1]:
+            raise ValueError("should be [nearest, farthest] in metres with nearest < farthest")
+        return value
+
+
+def dataset_facts(root: Path) -> DatasetFacts:
+    """What the `dataset.json` of an RGB-D folder says, or several of them together; without one, nothing is said.
+
+    Raises `BadInput` for a file that is not JSON, unknown keys and values of another type, with file and key, and for
+    two files that say different things.
+    """
+    said: dict[str, tuple[Path, Any]] = {}
+    for path in facts_files(root):
+        facts = _read_facts(path)
+        for key in facts.__dataclass_fields__:
+            value = getattr(facts, key)
+            if value is None:
+                continue
+            other, before = said.setdefault(key, (path, value))
+            if before != value:
+                raise BadInput(f"{other} and {path} say different things of {key}: give one {DATASET}, in {root}")
+    return DatasetFacts(**{key: value for key, (_, value) in said.items()})
+
+
+def facts_files(root: Path) -> list[Path]:
+    """Files named `dataset.json`, in any case of letters, of an RGB-D folder and of its splits."""
+    return [
+        path
+        for place in (root, root / "train", root / "val")
+        if place.is_dir()
+        for path in sorted(place.iterdir())
+        if path.name.lower() == DATASET and path.is_file()
+    ]
+
+
+def _read_facts(path: Path) -> DatasetFacts:
+    content = path.read_bytes()
+    try:
+        text = content.decode(json.detect_encoding(content))  # of editors that begin a file with a mark, without it
+        return TypeAdapter(DatasetFacts).validate_json(text)
+    except UnicodeDecodeError as fault:
+        raise BadInput(f"{path}: it is not text") from fault
+    except ValidationError as error:
+        faults = "; ".join(_explain(fault) for fault in error.errors())
+        raise BadInput(f"{path}: {faults}") from error
+
+
+def _explain(fault: Any) -> str:
+    key, text = ".".join(str(part) for part in fault["loc"]), fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "json_invalid":
+        return f"it is not JSON ({text.removeprefix('Invalid JSON: ')})"
+    if fault["type"] == "unexpected_keyword_argument":
+        known = EvaluationCrop if len(fault["loc"]) > 1 else DatasetFacts
+        return f"unknown key {key!r}{nearest(key.rpartition('.')[2], known.__dataclass_fields__)}"
+    if fault["type"] == "missing":
+        return f"{key!r} is missing"
+    text = text.removeprefix("Input ").removeprefix("should ")
+    return f"{key}={fault['input']!r}: should {text}" if key else f"the file should hold {{...}}: {text}"
