@@ -33,6 +33,7 @@ FLOORS = (
     ("report",),
     ("study",),
     ("commands", "arguments"),
+    ("preparing",),
     ("cli", "__init__", "__main__"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

