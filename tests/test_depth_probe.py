@@ -490,15 +490,18 @@ def test_the_teacher_of_a_guided_run_is_a_row(tmp_path: Path, monkeypatch: pytes
     scenes = ("data.scenes_train=40", "data.scenes_val=12", "evaluation.pictures=1")
     taught = ("guidance.kind=feature", "guidance.teacher=depthfm-tiny")
     run(Path("scenes"), tmp_path / "run", *scenes, *taught, "guidance.teacher_steps=1", "train.steps=1")
-    rows, protocols = [], []
+    rows, remarks, protocols = [], [], set()
     for count in (12, 40):
         monkeypatch.setattr(depth, "TEACHER_IMAGES", count)
         found = depthjepa.probe(tmp_path / "run", "depth")
         rows.append({row["name"]: row for row in found["rows"]})
-        protocols.append(found["protocol"])
-    assert "the teacher fitted on 12 training images" in protocols[0] and "the teacher" not in protocols[1]
+        remarks.append(found.get("verdict", []))
+        protocols.add(found["protocol"])
+    assert remarks == [["the teacher's readout is fitted on 12 of the training images"], []]
     assert list(rows[0]) == ["mean map", "scene map", "teacher", "raw patches", "random encoder", "tiny"]
     assert rows[0]["tiny"] == rows[1]["tiny"] and rows[0]["teacher"] != rows[1]["teacher"]
     assert rows[1]["teacher"]["r2_within"] > rows[1]["random encoder"]["r2_within"] + 0.1
     without = depthjepa.probe(tmp_path / "run", "depth", settings=["evaluation.teacher_row=false"])
     assert "teacher" not in {row["name"] for row in without["rows"]}
+    # Tables are merged by their protocols: a run stands beside its unguided twin, whose probe has no teacher.
+    assert protocols == {without["protocol"]}

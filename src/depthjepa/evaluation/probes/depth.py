@@ -105,33 +105,35 @@ def run(subject: Subject) -> Iterable[Probe]:
     config, train, val = subject.config, subject.train, subject.val
     patch, asked = config.model.patch_size, config.evaluation
     places = places_in(train, val)
-    teacher, left_out = _teacher(subject)
+    teacher, remarks = _teacher(subject)
     encoders = {RAW: raw_patches(patch, subject.where), **subject.encoders()}
     found = depth_tables(encoders, train, val, places, patch, asked.cell_share, asked.pictures, apart=teacher)
     protocol = (
         f"version 2: two ridges, from image means and from the rest of each token of the frozen {asked.which} "
         f"encoder's last layer, to the log depth of 2 x 2 cells of {patch / 2:g} px a patch; cells with depth on at "
         f"least {asked.cell_share:.0%} of their pixels count; strengths by {FOLDS} folds of {places.folds.by}; "
-        f"{whole_views_text(train, val)}{left_out}"
+        f"{whole_views_text(train, val)}"
     )
     whole = found[-1]
     beside = {name: map_arrays(whole, name, subject.random_row(name)) for name in subject.compared}
     arrays, readout = map_arrays(whole, config.name), whole.readouts[config.name]
-    yield Probe(tables(TASK, protocol, found), arrays, beside, readout)
+    # Beside the protocol, which is the same for runs with other teachers and without one: they share a table.
+    said = {"verdict": remarks} if remarks else {}
+    yield Probe(tables(TASK, protocol, found) | said, arrays, beside, readout)
 
 
-def _teacher(subject: Subject) -> tuple[dict[str, tuple[OfBatch, Callable[[], Iterable[Batch]]]], str]:
+def _teacher(subject: Subject) -> tuple[dict[str, tuple[OfBatch, Callable[[], Iterable[Batch]]]], list[str]]:
     """The teacher network of a guided run, whose latents are read out like tokens; and what is to be said of it.
 
     It is asked about few training images: its latents have few channels.
     """
     config, where, train = subject.config, subject.where, subject.train
     if not (config.evaluation.teacher_row and asks_network(config.guidance)):
-        return {}, ""
+        return {}, []
     try:
         teacher = asked_teacher(config, has_depth=True).to(where)
     except BadInput as fault:
-        return {}, f"; the teacher is no row, since it cannot be asked ({fault})"
+        return {}, [f"the teacher is no row, since it cannot be asked ({fault})"]
     cells = CELLS * config.grid[0], CELLS * config.grid[1]
     some = torch.from_numpy(train.numbers[evenly(TEACHER_IMAGES, len(train))])
 
@@ -142,8 +144,9 @@ def _teacher(subject: Subject) -> tuple[dict[str, tuple[OfBatch, Callable[[], It
         for batch in train.chosen(some):
             yield replace(batch, index=some[batch.index])  # their numbers among all
 
-    said = f"; the teacher fitted on {len(some)} training images" if len(some) < len(train) else ""
-    return {TEACHER: (OfBatch(read), asked)}, said
+    few = len(some) < len(train)
+    remarks = [f"the teacher's readout is fitted on {len(some)} of the training images"] if few else []
+    return {TEACHER: (OfBatch(read), asked)}, remarks
 
 
 def run_readout(subject: Subject) -> Probe:
