@@ -20,12 +20,11 @@ from depthjepa.data.samples import VOID, Batch
 from depthjepa.drawing import figures
 from depthjepa.evaluation import segmentation, tokens
 from depthjepa.evaluation.features import Encode
-from depthjepa.evaluation.gathering import RANDOM, raw_patches
+from depthjepa.evaluation.gathering import RANDOM, RAW, raw_patches
 from depthjepa.evaluation.probes import probe
 from depthjepa.evaluation.probes.segment import TASK
 from depthjepa.evaluation.segmentation import (
     POSITION,
-    RAW,
     PatchBank,
     Plan,
     SegmentTable,

@@ -34,10 +34,10 @@ from depthjepa.evaluation.decoded import dense_metres, pixel_guide, predicted_me
 from depthjepa.evaluation.depth_cells import CellMeans, cells_of
 from depthjepa.evaluation.depth_probe import depth_table
 from depthjepa.evaluation.features import Encode, OfBatch, tokens_of
-from depthjepa.evaluation.gathering import RANDOM, Views, encode_with, places_in
+from depthjepa.evaluation.gathering import RANDOM, RAW, Views, encode_with, places_in, raw_patches
 from depthjepa.evaluation.ridge import Ridge
 from depthjepa.fitting import update
-from depthjepa.grid import patchify, reassemble
+from depthjepa.grid import reassemble
 from depthjepa.guidance.config import NoGuidance, PixelGuidance
 from depthjepa.guidance.target import Whitening
 from depthjepa.masks import Masks, sample_masks
@@ -125,7 +125,7 @@ def readout_gates(
 
     inputs: dict[str, Encode | OfBatch] = {
         "target encoder, whole image": whole,
-        "raw patches": lambda images: patchify(images.to(where), patch),
+        RAW: raw_patches(patch, where),
         RANDOM: random,
     }
     # The same patches count for all: those that the masks of an image hide.
@@ -142,7 +142,7 @@ def readout_gates(
         pictures=0,
     ).scores
     swap = {name: swapped[name].figures["r2_within"] for name in inputs}
-    base = max(swap["raw patches"], swap[RANDOM])
+    base = max(swap[RAW], swap[RANDOM])
     gates += [Gate("swap", name, figure) for name, figure in swap.items() if name != "target encoder, whole image"]
     gates.append(Gate("swap", "target encoder, whole image", swap["target encoder, whole image"], base + MARGIN))
     gates += [Gate("layer", name, figure) for name, figure in sweep.items() if name != f"block {len(encoder.blocks)}"]
@@ -153,7 +153,7 @@ def readout_gates(
     if predicted is not None:
         words.append(
             f"at hidden patches the target encoder's tokens tell {swap['target encoder, whole image']:.3f}, predicted "
-            f"tokens {swap['predicted tokens']:.3f}, raw patches {swap['raw patches']:.3f}, a random encoder "
+            f"tokens {swap['predicted tokens']:.3f}, raw patches {swap[RAW]:.3f}, a random encoder "
             f"{swap[RANDOM]:.3f} (R² within images)"
         )
     return gates, words

@@ -29,7 +29,7 @@ from depthjepa.evaluation.tokens import ComputedTokens, TokenKeeper, Tokens
 from depthjepa.grid import patchify
 from depthjepa.model.encoder import Encoder
 
-RANDOM = "random encoder"
+RANDOM, RAW = "random encoder", "raw patches"  # rows that took no training
 RAW_SIDE = 8  # pixels of a patch along each side that raw patches keep
 
 

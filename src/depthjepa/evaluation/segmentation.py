@@ -49,7 +49,7 @@ from depthjepa.runtime import uniforms
 Kind = Literal["linear", "linear4"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-POSITION, RAW = "most frequent class by position", "raw patches"
+POSITION = "most frequent class by position"
 RATES = (1e-3, 1e-2, 1e-1, 1.0)  # wide tokens want small ones; those between two of them change little
 ENLARGED = 4  # times the patch grid, at most, at which the loss is computed
 HELD_OUT = 0  # the fold on which the rates are compared

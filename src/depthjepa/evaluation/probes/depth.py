@@ -27,7 +27,7 @@ from depthjepa.drawing.figures import Captioned
 from depthjepa.evaluation.depth_probe import SUMS, DepthTable, depth_tables
 from depthjepa.evaluation.depth_readouts import Plan, describe, encode_layers, layers_of, readout_tables
 from depthjepa.evaluation.features import OfBatch
-from depthjepa.evaluation.gathering import RANDOM, places_in, raw_patches, whole_views_text
+from depthjepa.evaluation.gathering import RANDOM, RAW, places_in, raw_patches, whole_views_text
 from depthjepa.evaluation.guidance import asked_teacher
 from depthjepa.evaluation.normal_probe import NormalTable
 from depthjepa.evaluation.probes.task import DEPTH, OwnTask, Picture, Probe, Resampled, Section, Subject, Task, Variant
@@ -41,7 +41,7 @@ from depthjepa.runs import Arrays, Run, probe_files, same_images, stored_alike
 
 PICTURES = 6  # rows of a figure
 TEACHER_IMAGES = 500  # training images that a teacher network is asked about, to be a row
-RAW, TEACHER = "raw patches", "teacher"
+TEACHER = "teacher"
 BASELINES = {"random": RANDOM, "raw": RAW, "scene_map": SCENE_MAP}  # rows of arrays of a file
 MAPS = ("prediction", *BASELINES, "mean_map")  # arrays of a file
 Draw = Callable[..., Figure]  # of images, the truth and maps by name, with or without photographs

@@ -17,9 +17,9 @@ from depthjepa.data.order import Mixture
 from depthjepa.data.samples import Source
 from depthjepa.drawing import figures
 from depthjepa.drawing.figures import Captioned
-from depthjepa.evaluation.gathering import RANDOM, Views, places_in, raw_patches, views_text
+from depthjepa.evaluation.gathering import RANDOM, RAW, Views, places_in, raw_patches, views_text
 from depthjepa.evaluation.normal_probe import ANGLES, SUMS, NormalTable, normal_tables
-from depthjepa.evaluation.probes.depth import RAW, map_figures, rows_beside, show_maps, tables
+from depthjepa.evaluation.probes.depth import map_figures, rows_beside, show_maps, tables
 from depthjepa.evaluation.probes.task import DEPTH, Need, OwnTask, Picture, Probe, Resampled, Section, Subject
 from depthjepa.evaluation.surface_normals import WithNormals
 from depthjepa.evaluation.table_rows import MEAN_MAP, SCENE_MAP

@@ -15,12 +15,11 @@ from depthjepa.data.samples import segment_classes
 from depthjepa.drawing import figures
 from depthjepa.drawing.figures import Captioned
 from depthjepa.evaluation.depth_readouts import encode_layers
-from depthjepa.evaluation.gathering import RANDOM, raw_patches, views_text
+from depthjepa.evaluation.gathering import RANDOM, RAW, raw_patches, views_text
 from depthjepa.evaluation.probes.task import LABEL_MAPS, OwnTask, Picture, Probe, Resampled, Section, Subject, Variant
 from depthjepa.evaluation.segmentation import (
     KINDS,
     POSITION,
-    RAW,
     Kind,
     Plan,
     SegmentTable,
