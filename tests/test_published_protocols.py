@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from depthjepa.data.prepare import kitti, nyuv2
 from depthjepa.depth import metrics, valid
 from depthjepa.evaluation import segmentation
-from depthjepa.evaluation.depth_probe import score_of
+from depthjepa.evaluation.depth_probe import figures_of
 from depthjepa.evaluation.depth_readouts import BinReadout, Plan, layers_of, readout_loss
 from depthjepa.evaluation.gradient_readouts import Descent, best_readout
 from depthjepa.losses import depth_loss, gradient_loss, sig_loss
@@ -289,7 +289,7 @@ def test_figures_are_averages_over_images_and_not_over_pixels() -> None:
     prediction = truth + torch.tensor([3.0, 1.0]).view(2, 1, 1, 1)
     found = {name: each.numpy() for name, each in metrics(prediction, truth, known).items()}
     sums = ("within_residual", "within_total", "between_residual", "between_total", "beyond_residual", "beyond_total")
-    figures = score_of(found | {name: np.ones(2) for name in sums}).figures
+    figures = figures_of(found | {name: np.ones(2) for name in sums})
     assert figures["rmse"] == pytest.approx(2.0)
     assert figures["absrel"] == pytest.approx((0.75 + 0.25) / 2)
     assert figures["delta1"] == 0.0 and figures["delta2"] == 0.5

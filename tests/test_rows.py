@@ -35,7 +35,7 @@ PROBES = PACKAGE / "evaluation" / "probes"
 # The same word for something else: (name, file that may say it) -> what it means there.
 HOMONYMS = {
     ("depth", "checkpoint.py"): "blocks of a network",
-    ("depth", "cli.py"): "metres in a file",
+    ("depth", "preparing.py"): "metres in a file",
     ("depth", "configuring.py"): "blocks of a network",
     ("depth", "data/layouts/rgbd.py"): "a folder of depth maps",
     ("depth", "data/pairing.py"): "the same folder",

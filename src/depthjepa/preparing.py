@@ -1,4 +1,4 @@
-"""The command line of `prepare`: one command for each official data set, thin over `data.prepare`."""
+"""The command line of `prepare`: one command for each official data set, thin over `data/prepare/`."""
 
 from __future__ import annotations
 
