@@ -142,7 +142,7 @@ def test_the_pull_grows_with_the_weight(runs: dict[str, Path]) -> None:
     for factor in (1.0, 2.0):
         method, teacher = load_guided(saved, CPU)
         assert isinstance(method.guide, FeatureGuide)
-        method.guide.weight *= factor
+        method.guide.config = replace(method.guide.config, weight=factor * method.guide.weight)
         truth = on_cells(teacher, batch, saved.config.target_cells)
         found.append(pull_on_encoder(method, batch, truth))
     assert found[1]["pull"] == pytest.approx(2 * found[0]["pull"], rel=1e-4)

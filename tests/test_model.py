@@ -14,6 +14,7 @@ from depthjepa.configuring import load_config
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput
 from depthjepa.grid import gather, patchify
+from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.guidance.feature import FeatureGuide
 from depthjepa.guidance.target import CLIP, Description, Whitening, fit_whitening, on_cells
 from depthjepa.guidance.teachers.ground_truth import DepthTeacher, to_disparity
@@ -64,7 +65,11 @@ def liven(model: torch.nn.Module) -> torch.nn.Module:
 def jepa(head: str | None = "linear", fill="zero", grid=(8, 8), weight=0.5) -> JEPA:
     predictor = Predictor(PredictorConfig(depth=2, width=16), SHAPE, grid)
     initialise(predictor, generator(1))
-    guide = None if head is None else FeatureGuide(LatentHead(head, fill, SHAPE.width, 4), weight)
+    guide = (
+        None
+        if head is None
+        else FeatureGuide(LatentHead(head, fill, SHAPE.width, 4), FeatureGuidance(weight=weight), SHAPE.depth)
+    )
     if guide is not None:
         initialise(guide, generator(2))
     return JEPA(encoder(grid), liven(predictor), guide)
@@ -476,7 +481,7 @@ def test_supervised_adds_depth_and_class_loss_where_the_data_have_them():
 
 def test_what_the_data_cannot_teach_is_refused():
     config = load_config("demo", [*TINY[:3], "train.objective=supervised"])
-    with pytest.raises(BadInput, match="needs depth or labels; scenes has neither"):
+    with pytest.raises(BadInput, match="needs depth or labels; scenes:1 has neither"):
         build_method(config, None, classes=0)
     with pytest.raises(BadInput, match=r"needs depth, but data.root=scenes has none"):
         build_teacher(load_config("demo"), has_depth=False)

@@ -520,7 +520,7 @@ def test_a_checkpoint_that_is_not_there_is_named_and_nothing_is_begun(pairs: Pat
 def test_configurations_from_before_these_keys_read_as_their_defaults(origin: Path, tmp_path: Path) -> None:
     content = weights(origin)
     mapping = content["config"]
-    assert mapping.pop("init") == {"checkpoint": None, "frozen_steps": 0}
+    assert mapping.pop("init") == {"checkpoint": None, "frozen_steps": 0, "thaw_steps": 0}
     assert mapping["optim"].pop("layer_decay") == 1.0
     assert to_mapping(build_config(mapping)) == weights(origin)["config"]
     torch.save(content, tmp_path / "old.pt")

@@ -63,6 +63,8 @@ class InitConfig:
     """Weights to start from, in any layout that `depthjepa convert` reads; null: random weights."""
     frozen_steps: NonNegativeInt = 0
     """First steps in which the head alone learns (paper: 1000)."""
+    thaw_steps: NonNegativeInt = 0
+    """Steps after the frozen ones over which the rate of encoder and predictor grows from 0; 0: at once (paper)."""
 
 
 @configuration

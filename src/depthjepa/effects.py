@@ -63,6 +63,11 @@ RULES = (
          "a head that reads beside a patch (conv; of pixels cnn, deep-cnn or dpt, and guidance.read=predicted or "
          "both)"),
     Rule(("guidance.scope",), _reads_prediction, "guidance.read=predicted or both"),
+    Rule(("guidance.turn",), lambda config: getattr(config.guidance, "schedule", "released") != "constant",
+         "guidance.schedule=released or late"),
+    Rule(("guidance.beside_weight",), lambda config: getattr(config.guidance, "beside", "image") != "none",
+         "guidance.beside=image, random or another"),
+    Rule(("init.thaw_steps",), lambda config: config.init.frozen_steps > 0, "init.frozen_steps above 0"),
     Rule(("train.whitening_images", "optim.head_lr"), _has_head,
          "guidance (guidance.kind=feature or pixel), or train.objective=supervised"),
     Rule(("optim.warmup_epochs",), lambda config: config.optim.warmup_steps is None, "optim.warmup_steps=null"),

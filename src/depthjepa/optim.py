@@ -75,8 +75,14 @@ class OptimConfig:
         return max(1, steps // 10)
 
 
-def rates(config: OptimConfig, step: int, *, steps: int, epoch_steps: int, batch_size: int) -> dict[str, float]:
-    """All rates of the update that follows `step` updates, of a run of `steps`."""
+def rates(
+    config: OptimConfig, step: int, *, steps: int, epoch_steps: int, batch_size: int, thaw: tuple[int, int] = (0, 0)
+) -> dict[str, float]:
+    """All rates of the update that follows `step` updates, of a run of `steps`.
+
+    `thaw`: after how many frozen steps encoder and predictor learn, and over how many their rate grows from 0 then:
+    `thaw_scale` multiplies it, and not the head's.
+    """
     length = int(config.stretch * steps)
     scale = 1.0 if config.lr_batch is None else batch_size / config.lr_batch
     lr = learning_rate(
@@ -93,7 +99,8 @@ def rates(config: OptimConfig, step: int, *, steps: int, epoch_steps: int, batch
     else:
         kept = momentum_over(step, start=config.average_over[0], final=config.average_over[1], steps=length)
     head_scale = 1.0 if config.head_lr is None else config.head_lr / config.lr
-    return {"lr": lr, "weight_decay": decay, "momentum": kept, "head_scale": head_scale}
+    thawed = thaw_scale(step + 1, *thaw)
+    return {"lr": lr, "weight_decay": decay, "momentum": kept, "head_scale": head_scale, "thaw_scale": thawed}
 
 
 def learning_rate(step: int, *, start: float, peak: float, final: float, warmup: int, steps: int) -> float:
@@ -102,6 +109,14 @@ def learning_rate(step: int, *, start: float, peak: float, final: float, warmup:
         return start + step / max(1, warmup) * (peak - start)
     progress = (step - warmup) / max(1, steps - warmup)
     return max(final, final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def thaw_scale(step: int, frozen: int, steps: int) -> float:
+    """Share of the rate that holds for what was frozen at the update number `step` (the first is 1).
+
+    It grows linearly over `steps` updates after the `frozen` ones: their moments of AdamW are empty yet.
+    """
+    return min(1.0, max(0.0, (step - frozen) / steps)) if steps and frozen else 1.0
 
 
 def weight_decay(step: int, *, start: float, final: float, steps: int) -> float:
@@ -166,8 +181,10 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
-def set_rates(optimizer: torch.optim.Optimizer, *, lr: float, head_scale: float, decay: float) -> None:
-    """Set the rates of the coming update; the head's learning rate is `head_scale` times the encoder's."""
+def set_rates(
+    optimizer: torch.optim.Optimizer, *, lr: float, head_scale: float, decay: float, thaw_scale: float = 1.0
+) -> None:
+    """Set the rates of the coming update: of heads `head_scale` times `lr`, of all others `thaw_scale` times."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * head_scale if group["role"] == "head" else lr * group["scale"]
+        group["lr"] = lr * (head_scale if group["role"] == "head" else thaw_scale * group["scale"])
         group["weight_decay"] = decay if group["decayed"] else 0.0

@@ -165,8 +165,9 @@ def refuse_single_images(config: RunConfig, world: int) -> None:
                 f"train.batch_size={config.train.batch_size} leaves one image {where}, and {' and '.join(comparing)} "
                 f"compare{'s' if len(comparing) == 1 else ''} several: take train.batch_size={2 * parts} or more"
             )
-    if _comparing_control(config) == ["guidance.control=another"] and config.evaluation.pictures == 1:
-        raise BadInput("guidance.control=another draws each image beside another: take evaluation.pictures=2 or more")
+    drawn = [each for each in _comparing_control(config) if each.endswith("=another")]
+    if drawn and config.evaluation.pictures == 1:
+        raise BadInput(f"{drawn[0]} draws each image beside another: take evaluation.pictures=2 or more")
 
 
 def parts_note(config: RunConfig, world: int) -> str:
@@ -179,8 +180,8 @@ def parts_note(config: RunConfig, world: int) -> str:
         )
     if config.train.accumulate * world > 1 and (controls := _comparing_control(config)):
         notes.append(
-            f"{controls[0]} is drawn from the {size // (config.train.accumulate * world)} images that a process has at "
-            f"a time"
+            f"{' and '.join(controls)} is drawn from the {size // (config.train.accumulate * world)} images that a "
+            f"process has at a time"
         )
     return "; ".join(notes) + (": another objective than in one part" if notes else "")
 
@@ -193,9 +194,11 @@ def _comparing_terms(config: RunConfig) -> list[str]:
 
 
 def _comparing_control(config: RunConfig) -> list[str]:
-    """The control that takes what it says from several images."""
-    control = config.guidance.control if isinstance(config.guidance, FeatureGuidance) else "none"
-    return [f"guidance.control={control}"] if control in ("another", "mean") else []
+    """The controls that take what they say from several images."""
+    if not isinstance(config.guidance, FeatureGuidance):
+        return []
+    asked = {"guidance.control": config.guidance.control, "guidance.beside": config.guidance.beside}
+    return [f"{key}={control}" for key, control in asked.items() if control in ("another", "mean")]
 
 
 def refuse_size_without_cache(config: RunConfig) -> None:

@@ -29,7 +29,7 @@ from depthjepa.data.order import steps_per_epoch, wrap_note
 from depthjepa.data.samples import Batch, Source
 from depthjepa.evaluation.during_training import probe_during_training
 from depthjepa.faults import BadInput, RunStopped
-from depthjepa.guidance.build import learned_depths, refuse_images_without_latents
+from depthjepa.guidance.build import learned_depths, refuse_images_without_latents, seen_by_teacher
 from depthjepa.logbook import RunFolder
 from depthjepa.loggers.logger import Logger, open_loggers
 from depthjepa.method import build_method, build_target, build_teacher, compile_blocks
@@ -117,7 +117,7 @@ def prepare(
     steps = config.train.total_steps(epoch_steps)
     teacher = build_teacher(config, has_depth=source.has_depth)
     refuse_images_without_latents(config.guidance, source)
-    lines: list[str] = []  # said once nothing is refused any more
+    lines = [note for note in (seen_by_teacher(config.guidance, source.name),) if note]  # said once nothing is refused
     if teacher is not None:
         if teacher.describe().needs_depth:
             lines += describe_depth(source, *learned_depths(config.guidance))
@@ -273,9 +273,20 @@ def train_step(state: State, parts: list[Batch]) -> dict[str, Any]:
     """One update: losses and gradients of all parts, the optimiser's step, then the moving average."""
     config, step = state.config, state.step
     rates = optim.rates(
-        config.optim, step, steps=state.steps, epoch_steps=state.epoch_steps, batch_size=config.train.batch_size
+        config.optim,
+        step,
+        steps=state.steps,
+        epoch_steps=state.epoch_steps,
+        batch_size=config.train.batch_size,
+        thaw=(config.init.frozen_steps, config.init.thaw_steps),
     )
-    optim.set_rates(state.optimizer, lr=rates["lr"], head_scale=rates["head_scale"], decay=rates["weight_decay"])
+    optim.set_rates(
+        state.optimizer,
+        lr=rates["lr"],
+        head_scale=rates["head_scale"],
+        decay=rates["weight_decay"],
+        thaw_scale=rates["thaw_scale"],
+    )
     state.optimizer.zero_grad(set_to_none=True)
     totals: dict[str, Tensor] = {}
     for number, part in enumerate(parts):

@@ -117,7 +117,7 @@ def map_figures(
             f"the predictor of {saved.path} knows {saved.config.grid} patches alone: leave data.image_size as it is"
         )
     method, teacher = load_guided(saved, where)
-    assert saved.whitening is not None
+    assert saved.whitening is not None and method.guide is not None
     whitening = Whitening(saved.whitening.mean.to(where), saved.whitening.deviation.to(where))
     _, mean = whitening_of([on_cells(teacher, batch.to(where), config.target_cells) for batch in train()])
     everywhere = torch.ones_like(mean, dtype=torch.bool)[None]
@@ -133,8 +133,9 @@ def map_figures(
         valid = truth.valid & judged
         found.append((truth.values.cpu(), guess.float().cpu(), valid.expand_as(truth.values).cpu()))
         pull = pull or pull_on_encoder(method, replace(moved, masks=masks), truth)
-    truths, guesses, valids = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return measure(truths, guesses, valids, centre.cpu()) | pull
+    # What stands beside the teacher's own latents is left out.
+    own = [torch.cat(parts).chunk(method.guide.targets, 1)[0] for parts in zip(*found, strict=True)]
+    return measure(own[0], own[1], own[2], centre.chunk(method.guide.targets, 0)[0].cpu()) | pull
 
 
 def pull_on_encoder(method: JEPA, batch: Batch, truth: Latents) -> dict[str, float]:

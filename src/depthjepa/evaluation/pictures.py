@@ -14,7 +14,7 @@ from depthjepa.evaluation.decoded import undone
 from depthjepa.evaluation.gathering import views
 from depthjepa.evaluation.readout import patch_grid
 from depthjepa.guidance.pixel import PixelGuide
-from depthjepa.guidance.target import Target, on_cells
+from depthjepa.guidance.target import Target, first_target, on_cells
 from depthjepa.logbook import RunFolder
 from depthjepa.masks import Masks, sample_masks
 from depthjepa.method import build_encoder
@@ -48,6 +48,8 @@ def write_pictures(
     if target is not None and target.whitening is not None:
         truth = target(batch)
         predicted, judged = predicted_latents(method, batch, masks)
+        if isinstance(method, JEPA) and method.guide is not None:  # what is beside the teacher is not drawn
+            truth, predicted = first_target(truth, method.guide.targets), predicted.chunk(method.guide.targets, 1)[0]
         if isinstance(method, JEPA) and isinstance(method.guide, PixelGuide):  # in its own numbers
             predicted, truth = undone(target.whitening, predicted), on_cells(target.teacher, batch, target.cells)
         arrays = {
@@ -81,7 +83,7 @@ def predicted_latents(method: JEPA | Supervised, batch: Batch, masks: Masks | No
         levels, predicted, masks = method.predict(images, masks)
         read = method.guide.read(method.context_encoder, images, levels, predicted, masks)
         maps, judged = next(iter(read.values()))
-        return maps, torch.ones_like(maps, dtype=torch.bool) if judged is None else judged
+        return maps, torch.ones_like(maps[:, :1], dtype=torch.bool) if judged is None else judged
     return method.depth_latents(method.context_encoder(images))
 
 

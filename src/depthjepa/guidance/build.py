@@ -14,7 +14,7 @@ from depthjepa.guidance.feature import FeatureGuide, build_feature_guide
 from depthjepa.guidance.pixel import PixelGuide, build_pixel_guide
 from depthjepa.guidance.target import Target, Teacher
 from depthjepa.guidance.teachers.cache import cached_teacher, fingerprints, names_of, open_cache
-from depthjepa.guidance.teachers.controls import build_control
+from depthjepa.guidance.teachers.controls import build_controls
 from depthjepa.guidance.teachers.ground_truth import DepthPixels
 from depthjepa.guidance.teachers.loading import teacher_kind
 from depthjepa.model.jepa import Guide
@@ -39,7 +39,7 @@ def build_guidance_teacher(config: Guidance, *, has_depth: bool, root: str, seed
                     f"{with_depth()}, or take guidance.kind=none"
                 )
             teacher = kind.build(config) if config.cache is None else cached_teacher(config)
-            return build_control(teacher, config.control, seed)
+            return build_controls(teacher, config.control, config.beside, seed)
         case PixelGuidance():
             if not has_depth:
                 raise BadInput(
@@ -57,7 +57,7 @@ def build_guide(
     """The guide at its initial weights, for a teacher of so many channels; None without guidance."""
     match config:
         case FeatureGuidance():
-            return build_feature_guide(config, encoder.width, channels, seed)
+            return build_feature_guide(config, encoder, channels, seed)
         case PixelGuidance():
             return build_pixel_guide(config, encoder, predictor.depth, predictor.width, seed)
         case NoGuidance():
@@ -85,10 +85,25 @@ def asks_network(config: Guidance) -> bool:
 
 
 def asked_directly(config: Guidance, *, control: bool = False) -> Guidance:
-    """The same guidance without a cache, which may lack images, and (unless `control`) by the teacher itself."""
+    """The same guidance without a cache, which may lack images, and (unless `control`) by the teacher alone."""
     if not isinstance(config, FeatureGuidance):
         return config
-    return replace(config, cache=None, control=config.control if control else "none")
+    return replace(config, cache=None) if control else replace(config, cache=None, control="none", beside="none")
+
+
+def seen_by_teacher(config: Guidance, data: str) -> str | None:
+    """What to say where a teacher was fitted to the depth of the very data (a source's name) that it teaches on.
+
+    What a run learns from it there is worth less than it looks: on data of one's own the teacher knows no depth.
+    """
+    if not isinstance(config, FeatureGuidance) or (seen := teacher_kind(config.teacher).fitted_on) is None:
+        return None
+    if seen not in data.split(","):
+        return None
+    return (
+        f"{config.teacher} was fitted to the depth of {seen} itself: take other data (data.root=scenes:1) for a "
+        f"teacher that has never seen them"
+    )
 
 
 def is_control(config: Guidance) -> bool:

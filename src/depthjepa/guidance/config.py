@@ -27,6 +27,26 @@ from depthjepa.settings import configuration
 
 Teacher = Annotated[str, AfterValidator(TEACHERS.check), WithJsonSchema({"enum": TEACHERS.names})]
 Control = Literal["none", "image", "random", "another", "mean"]
+Schedule = Literal["constant", "released", "late"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def share_of_weight(schedule: Schedule, turn: tuple[float, float], progress: float) -> float:
+    """What of guidance's weight holds when `progress` of a run (0 to 1) is done.
+
+    `released` goes from 1 to 0 and `late` from 0 to 1, linearly from turn[0] to turn[1]; at once where both are equal.
+    """
+    if schedule == "constant":
+        return 1.0
+    begin, end = turn
+    turned = float(progress >= end) if progress >= end or progress < begin else (progress - begin) / (end - begin)
+    return turned if schedule == "late" else 1 - turned
+
+
+def refuse_backward(turn: tuple[float, float]) -> None:
+    """Raise `ValueError` for a turn that ends before it begins."""
+    if turn[0] > turn[1]:
+        raise ValueError(f"turn={list(turn)}: it ends before it begins; give the two shares in ascending order")
 
 
 @configuration
@@ -47,8 +67,9 @@ class FeatureGuidance:
 
     `teacher` is a row of `teachers.table`: ground truth turned into latents, or a frozen network. A cache holds latents
     of whole images, from which those of crops are cut; the network is not needed then. `control` and `detached` make
-    twins that show what depth itself did. `read` stands in the files of a run, so that they say what it read when there
-    is a choice.
+    twins that show what depth itself did. `read` and `depth_share` say which tokens give the latents (see
+    `guidance.feature`); the paper's are `predicted`. `beside` guides by two targets at once: another one of the
+    teacher's shape stands beside it and has outputs of the head for itself.
     """
 
     kind: Literal["feature"] = "feature"
@@ -59,8 +80,16 @@ class FeatureGuidance:
     """Head from tokens to latents."""
     fill: Literal["zero", "learned"] = "zero"
     """What stands where a patch has no token; learned needs head=conv."""
-    read: Literal["predicted"] = "predicted"
-    """Tokens that the head reads: context and predicted ones, put together."""
+    read: Literal["predicted", "context", "dense", "both"] = "predicted"
+    """Tokens read: context and predicted ones put together, context alone, the whole image's, or first and third."""
+    depth_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Layer of the encoder that is read, as a share of its depth; below 1 it takes read=dense or context."""
+    whiten: bool = True
+    """Take the mean map of the training set from the target, and divide by its deviation; false: as it is (paper)."""
+    schedule: Schedule = "constant"
+    """How the weight goes over the run: constant, released (from whole to 0) or late (from 0 to whole)."""
+    turn: tuple[Share, Share] = (0.4, 0.6)
+    """Shares of the run between which the weight of a schedule that is not constant changes, linearly."""
     teacher: Teacher = TEACHERS.names[0]
     """Teacher whose latents guide."""
     teacher_checkpoint: str | None = None
@@ -83,8 +112,24 @@ class FeatureGuidance:
     """Folder of latents that `depthjepa teach` wrote; null: the teacher is asked about every crop."""
     control: Control = "none"
     """What stands in the teacher's place: the image itself, a random network, another image's latents, the mean map."""
+    beside: Literal["none", "image", "random", "another"] = "none"
+    """A second target beside the teacher's, as control has it: the image itself, a random network, another image's."""
+    beside_weight: NonNegativeFloat = 1.0
+    """Weight of the second target's loss as a multiple of the first one's."""
     detached: bool = False
     """The head learns, but its gradient stops before encoder and predictor."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> FeatureGuidance:
+        refuse_backward(self.turn)
+        if self.depth_share < 1 and self.read in ("predicted", "both"):
+            raise ValueError(
+                f"depth_share={self.depth_share:g} is of the encoder's layers, and predicted tokens are of the last "
+                f"one: choose guidance.read=dense or context"
+            )
+        if self.control != "none" and self.control == self.beside:
+            raise ValueError(f"control={self.control} and beside={self.beside} are the same target twice")
+        return self
 
     def cells(self, grid: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the target: two latent cells a patch along each side."""
@@ -93,17 +138,19 @@ class FeatureGuidance:
     @property
     def reads_holes(self) -> bool:
         """Whether what stands where a patch has no token reaches a judged cell."""
-        return self.head != "linear"
+        return self.head != "linear" and self.read != "dense"
 
     @property
     def centre(self) -> Centre:
         """What whitening takes from the target: the mean map, of which nothing can be learned then."""
+        if not self.whiten:
+            return "nothing"
         return "mean" if self.control == "mean" else "map"
 
     @property
     def clip(self) -> float:
-        """Deviations beyond which the target is cut off."""
-        return CLIP
+        """Deviations beyond which the target is cut off; a target that is not whitened is not."""
+        return CLIP if self.whiten else math.inf
 
 
 @configuration
@@ -133,6 +180,10 @@ class PixelGuidance:
     """Patches that are read beside predicted tokens: target patches alone, or context ones as well."""
     layers: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0,)
     """Layers of the encoder that are read, as shares of its depth; 1: the last one."""
+    schedule: Schedule = "constant"
+    """How the weight goes over the run: constant, released (from whole to 0) or late (from 0 to whole)."""
+    turn: tuple[Share, Share] = (0.4, 0.6)
+    """Shares of the run between which the weight of a schedule that is not constant changes, linearly."""
     target: Numbers = "log"
     """Numbers that the head says of a pixel: metres, their logarithm, or 1 / metres."""
     loss: Literal["l1", "sig", "ssi"] = "l1"
@@ -152,6 +203,7 @@ class PixelGuidance:
 
     @model_validator(mode="after")
     def _fits_together(self) -> PixelGuidance:
+        refuse_backward(self.turn)
         if self.nearest >= self.farthest:
             raise ValueError(f"nearest={self.nearest:g} m must be less than farthest={self.farthest:g} m")
         if self.loss == "sig" and self.target != "log":

@@ -1,7 +1,14 @@
-"""Feature-level guidance: context and predicted tokens must also give the teacher's latents (paper, section 4.2.3).
+"""Feature-level guidance: the method's tokens must also give the teacher's latents (paper, section 4.2.3).
 
-Both are put back on the patch grid, each in its place, and projected by a small head. The gradient reaches the context
-encoder and the predictor, never the target encoder.
+A small head projects tokens on the patch grid. What it reads:
+
+`predicted`  the paper's: context and predicted tokens, put back each in its place.
+`context`    context tokens alone, where they stand.
+`dense`      the context encoder's tokens of the whole image, in a pass of their own: what is read later is trained.
+`both`       the first, then the third, by the same head; the mean of both losses.
+
+The gradient reaches the context encoder and (`predicted`) the predictor, never the target encoder. With a linear head
+the outputs for two targets are two heads on one layer norm.
 """
 
 from __future__ import annotations
@@ -10,13 +17,14 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
 
 from depthjepa import runtime
 from depthjepa.faults import BadInput
 from depthjepa.grid import reassemble
 from depthjepa.guidance.config import FeatureGuidance
+from depthjepa.guidance.guide import ReadingGuide
 from depthjepa.losses import Latents, feature_depth_loss
 from depthjepa.masks import Masks
 from depthjepa.model.decoders import FeatureHead, LatentHead
@@ -25,16 +33,20 @@ from depthjepa.model.predictor import Predicted
 from depthjepa.model.vit import VisionTransformer, initialise
 
 
-class FeatureGuide(nn.Module):
-    """The head on reassembled tokens, and how its latents are compared with the teacher's."""
+class FeatureGuide(ReadingGuide):
+    """The head, which tokens it reads, and how its latents are compared with the teacher's."""
 
-    encoder_layers: tuple[int, ...] = ()  # the last one, which the predictor is given anyway
     predictor_layers: tuple[int, ...] = ()
 
-    def __init__(self, head: LatentHead, weight: float, *, detached: bool = False) -> None:
-        super().__init__()
-        self.head, self.weight = head, weight
-        self.detached = detached  # guidance then teaches the head alone: a control
+    def __init__(self, head: LatentHead, config: FeatureGuidance, depth: int) -> None:
+        """`depth`: blocks of the encoder."""
+        super().__init__(config)
+        self.config: FeatureGuidance = config
+        self.head = head
+        self.layer = layer = max(0, round(config.depth_share * depth) - 1)
+        last = depth - 1
+        # None but the last one, which the predictor is given anyway.
+        self.encoder_layers = (layer, last) if config.read == "context" and layer < last else ()
 
     def read(
         self,
@@ -44,20 +56,56 @@ class FeatureGuide(nn.Module):
         predicted: Predicted,
         masks: Masks,
     ) -> dict[Read, Judged]:
-        """Latents by what was read, and the cells that count.
+        """Latents by what was read, and the cells that count (None: all)."""
+        if self.config.detached:
+            levels, predicted = [level.detach() for level in levels], predicted.detach()
+        found: dict[Read, Judged] = {}
+        for read in self.reads:
+            if read == "dense":
+                found[read] = self.read_dense(encoder, images), None
+            elif read == "context":
+                found[read] = self._placed(levels[0], masks.context, None, encoder.grid)
+            else:
+                found[read] = self.read_prediction(levels[-1], predicted.targets, masks, encoder)
+        return found
+
+    def read_dense(
+        self, encoder: VisionTransformer, images: Float[Tensor, "b 3 h w"]
+    ) -> Float[Tensor, "b c rows cols"]:
+        """Latents by the encoder's tokens of whole (normalised) images."""
+        (tokens,) = encoder.features(images, (self.layer,))
+        if self.config.detached:
+            tokens = tokens.detach()
+        latents: Tensor = self.head(tokens, torch.ones(tokens.shape[:2], device=tokens.device), encoder.grid)
+        return latents
+
+    def read_prediction(
+        self,
+        context: Float[Tensor, "b c d"],
+        predicted: Float[Tensor, "b m k layers_d"],
+        masks: Masks,
+        encoder: VisionTransformer,
+    ) -> Judged:
+        """Latents by context and predicted tokens, each in its place.
 
         Of several target layers the last one is read: it is what the context tokens are.
         """
-        context, targets = levels[-1], predicted.targets
-        if self.detached:
-            context, targets = context.detach(), targets.detach()
-        tokens = torch.cat([context, targets[..., -encoder.width :].flatten(1, 2).to(context.dtype)], 1)
+        hidden = predicted[..., -encoder.width :].flatten(1, 2).to(context.dtype)
         index = torch.cat([masks.context, masks.targets.flatten(1)], 1)
         valid: Bool[Tensor, "b t"] | None = None
         if masks.valid is not None:
             valid = torch.cat([torch.ones_like(masks.context, dtype=torch.bool), masks.valid.flatten(1)], 1)
-        whole, coverage = reassemble(tokens, index, encoder.grid[0] * encoder.grid[1], valid)
-        return {"predicted": (self.head(whole, coverage, encoder.grid), self.head.judged(coverage, encoder.grid))}
+        return self._placed(torch.cat([context, hidden], 1), index, valid, encoder.grid)
+
+    def _placed(
+        self,
+        tokens: Float[Tensor, "b t d"],
+        index: Int64[Tensor, "b t"],
+        valid: Bool[Tensor, "b t"] | None,
+        grid: tuple[int, int],
+    ) -> Judged:
+        whole, coverage = reassemble(tokens, index, grid[0] * grid[1], valid)
+        return self.head(whole, coverage, grid), self.head.judged(coverage, grid)
 
     def compare(
         self,
@@ -65,30 +113,22 @@ class FeatureGuide(nn.Module):
         target: Latents,
         judged: Bool[Tensor, "b 1 rows cols"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Smooth-L1 loss of whitened latents on the cells that the teacher knows and, if given, that are judged."""
+        """Smooth-L1 loss of latents on the cells that the teacher knows and, if given, that are judged.
+
+        That of a second target is added with its weight.
+        """
         valid = target.valid if judged is None else target.valid & judged
-        return feature_depth_loss(prediction.float(), target.values, valid)
-
-    def loss(
-        self,
-        encoder: VisionTransformer,
-        images: Float[Tensor, "b 3 h w"],
-        levels: Sequence[Float[Tensor, "b c d"]],
-        predicted: Predicted,
-        masks: Masks,
-        target: Latents,
-    ) -> Float[Tensor, ""]:
-        """The guidance loss of a step; see `model.jepa.Guide`."""
-        prediction, judged = self.read(encoder, images, levels, predicted, masks)["predicted"]
-        return self.compare(prediction, target, judged)
+        parts = (each.chunk(self.targets, 1) for each in (prediction.float(), target.values, valid))
+        first, *second = (feature_depth_loss(*part) for part in zip(*parts, strict=True))
+        return first + sum((self.config.beside_weight * each for each in second), torch.zeros_like(first))
 
 
-def build_feature_guide(config: FeatureGuidance, width: int, channels: int, seed: int) -> FeatureGuide:
-    """Return the guide at its initial weights, for tokens of a width and a teacher of so many channels."""
+def build_feature_guide(config: FeatureGuidance, encoder: VisionTransformer, channels: int, seed: int) -> FeatureGuide:
+    """Return the guide at its initial weights, for a teacher of so many channels, those of a second target included."""
     if config.head == "linear" and config.fill == "learned":
         raise BadInput("guidance.fill=learned needs guidance.head=conv: the linear head never reads absent patches")
-    head = build_latent_head(config.head, config.fill, width, channels, seed)
-    return FeatureGuide(head, config.weight, detached=config.detached)
+    head = build_latent_head(config.head, config.fill, encoder.width, channels, seed)
+    return FeatureGuide(head, config, len(encoder.blocks))
 
 
 def build_latent_head(

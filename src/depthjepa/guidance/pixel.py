@@ -24,6 +24,7 @@ from depthjepa.depth import to_metres
 from depthjepa.faults import BadInput
 from depthjepa.grid import reassemble, to_map
 from depthjepa.guidance.config import PixelGuidance
+from depthjepa.guidance.guide import ReadingGuide
 from depthjepa.losses import Latents, bound_loss, depth_loss
 from depthjepa.masks import Masks
 from depthjepa.model.decoders import PIXEL_HEADS, dpt_depths
@@ -56,15 +57,16 @@ class PixelHead(nn.Module):
         return found.float()
 
 
-class PixelGuide(nn.Module):
+class PixelGuide(ReadingGuide):
     """The head with all that it needs: which tokens it reads, what counts, the loss.
 
     The maps that it gives are whitened numbers as `target.Whitening` makes them of the truth.
     """
 
     def __init__(self, config: PixelGuidance, encoder: VisionTransformer, predictor_depth: int, predictor_width: int):
-        super().__init__()
-        self.config, self.grid, self.patch = config, encoder.grid, encoder.patch_size
+        super().__init__(config)
+        self.config: PixelGuidance = config
+        self.grid, self.patch = encoder.grid, encoder.patch_size
         self.several = config.head == "dpt"
         depth = len(encoder.blocks)
         shallow = sorted({max(0, round(share * depth) - 1) for share in config.layers})
@@ -79,16 +81,6 @@ class PixelGuide(nn.Module):
         self.predictor_layers = tuple(dpt_depths(predictor_depth)) if self.several and reads_prediction else ()
         width = encoder.width * (1 if self.several else len(self.layers))
         self.head = PixelHead(config, self.patch, width, (len(self.predictor_layers), predictor_width))
-
-    @property
-    def weight(self) -> float:
-        """Weight of its loss beside the latent loss."""
-        return self.config.weight
-
-    @property
-    def reads(self) -> tuple[Read, ...]:
-        """What its maps are read from."""
-        return ("predicted", "dense") if self.config.read == "both" else (self.config.read,)
 
     def read(
         self,
@@ -171,19 +163,6 @@ class PixelGuide(nn.Module):
         bound = target.bound if judged is None else target.bound & judged
         sign = -1 if self.config.target == "disparity" else 1  # a bound is of what is farther
         return loss + self.config.sky * bound_loss(sign * prediction, sign * target.values, bound)
-
-    def loss(
-        self,
-        encoder: VisionTransformer,
-        images: Float[Tensor, "b 3 h w"],
-        levels: Sequence[Float[Tensor, "b c d"]],
-        predicted: Predicted,
-        masks: Masks,
-        target: Latents,
-    ) -> Float[Tensor, ""]:
-        """The guidance loss of a step, the mean over what is read; see `model.jepa.Guide`."""
-        maps = self.read(encoder, images, levels, predicted, masks)
-        return torch.stack([self.compare(each, target, judged) for each, judged in maps.values()]).mean()
 
     def metres(self, numbers: Depths) -> Depths:
         """Depth [m] of maps from which the whitening was taken again."""

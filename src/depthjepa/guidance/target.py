@@ -25,6 +25,7 @@ CLIP = 5.0  # deviations
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 Centre = Literal["map", "mean", "nothing"]
+Zoomed = Literal["multiplied", "log added", "unchanged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,8 @@ class Description:
     needs_depth: bool  # whether it reads the batch's depth; a network reads its images
     # Of latents that are read from a cache: how those of crops differ from the teacher's own (see `commands.teach`).
     cached_crops: Mapping[str, float] | None = None
+    # What a crop's zoom does to latents of metric depth; depth without a scale and features stay as they are.
+    zoomed: Zoomed = "unchanged"
 
 
 @runtime_checkable
@@ -90,6 +93,11 @@ def on_cells(teacher: Teacher, batch: Batch, cells: tuple[int, int]) -> Latents:
     valid = latents.valid.all(1, keepdim=True)
     values, share = pool_valid(latents.values, valid, cells)
     return Latents(values, (share > 0).expand_as(values))
+
+
+def first_target(latents: Latents, targets: int) -> Latents:
+    """Of several targets whose channels stand side by side, what the teacher itself says."""
+    return Latents(latents.values.chunk(targets, 1)[0], latents.valid.chunk(targets, 1)[0], latents.bound)
 
 
 def latents_loss(prediction: Float[Tensor, "b c rows cols"], target: Latents) -> Tensor:

@@ -36,7 +36,8 @@ from depthjepa.model.vit import VisionTransformer
 from depthjepa.settings import configuration
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Read = Literal["predicted", "dense"]  # what a guide's map is read from: tokens under masks, or those of whole images
+# What a guide's map is read from: tokens under masks (context and predicted, or context alone), or of whole images.
+Read = Literal["predicted", "context", "dense"]
 Judged = tuple[Tensor, Tensor | None]  # a map, and the cells of it that count (None: all)
 
 
@@ -107,7 +108,11 @@ class Guide(Protocol):
 
     @property
     def weight(self) -> float:
-        """Weight of its loss beside the latent loss."""
+        """Weight of its loss beside the latent loss, where all of it holds."""
+        ...
+
+    def weight_at(self, progress: float) -> float:
+        """That weight when a share of the run, in [0, 1], is done."""
         ...
 
     @property
@@ -118,6 +123,11 @@ class Guide(Protocol):
     @property
     def predictor_layers(self) -> Sequence[int]:
         """Blocks of the predictor whose tokens it reads."""
+        ...
+
+    @property
+    def targets(self) -> int:
+        """Equal parts of its maps' channels: what the teacher says, and a second target beside it."""
         ...
 
     def read(
@@ -186,7 +196,7 @@ class JEPA(nn.Module):
         terms |= self.spread_terms(levels[-1], generator)
         if self.guide is not None and target is not None:
             depth = self.guide.loss(self.context_encoder, images, levels, predicted, masks, target)
-            terms["loss_depth"] = self.guide.weight, depth
+            terms["loss_depth"] = self.guide.weight_at(progress), depth
         total = sum((weight * value for weight, value in terms.values()), images.new_zeros(()))
         return Losses(total, {name: value for name, (_, value) in terms.items()})
 

@@ -34,7 +34,7 @@ from depthjepa.data.pairing import some_of
 from depthjepa.data.samples import Batch, Source
 from depthjepa.faults import BadInput
 from depthjepa.guidance.config import FeatureGuidance
-from depthjepa.guidance.target import Description
+from depthjepa.guidance.target import Description, Zoomed
 from depthjepa.guidance.teachers.loading import teacher_kind
 from depthjepa.locks import is_free_of_files
 from depthjepa.logbook import to_json, write_whole, writing
@@ -150,8 +150,21 @@ class CachedTeacher:
         assert batch.boxes is not None and batch.mirrored is not None, "a batch of a source says what it shows"
         where = batch.images.device
         values = cut(self.cache.read(batch.names).to(where), batch.boxes, batch.mirrored, cells)
+        values = seen_in_crops(values, batch.zoom.to(where), self.describe().zoomed)
         known = values.isfinite()
         return Latents(torch.where(known, values, 0.0), known)
+
+
+def seen_in_crops(values: Float[Tensor, "b c rows cols"], zoom: Float[Tensor, " b"], zoomed: Zoomed) -> Tensor:
+    """What latents of whole images are in crops of a zoom s, where all seems s times nearer (see `Batch`)."""
+    scale = zoom[:, None, None, None]
+    match zoomed:
+        case "multiplied":
+            return values * scale
+        case "log added":
+            return values + scale.log()
+        case "unchanged":
+            return values
 
 
 def cut(

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from depthjepa import runtime
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput
-from depthjepa.guidance.target import Description, Teacher, luminance
+from depthjepa.guidance.target import Description, Teacher, luminance, on_cells
 from depthjepa.losses import Latents
 
 NONE = "none"
@@ -55,6 +55,12 @@ def build_control(teacher: Teacher, control: str, seed: int) -> Teacher:
     Raises `BadInput` where a teacher has no picture of its own kind to give instead of depth.
     """
     return teacher if control == NONE else CONTROLS[control](teacher, seed)
+
+
+def build_controls(teacher: Teacher, control: str, beside: str, seed: int) -> Teacher:
+    """Put one control in the teacher's place, and another one beside it (`none`: neither)."""
+    first = build_control(teacher, control, seed)
+    return first if beside == NONE else SideBySide(first, build_control(teacher, beside, seed))
 
 
 class Control(ABC):
@@ -161,6 +167,27 @@ class MeanMap(Control):
         count = known.sum(0, keepdim=True)
         mean = torch.where(known, own.values, 0.0).sum(0, keepdim=True) / count.clamp(min=1)
         return Latents(mean.expand_as(own.values), (count > 0).expand_as(own.values))
+
+
+class SideBySide:
+    """Two teachers of equally many channels as one: the channels of the first, then those of the second."""
+
+    def __init__(self, first: Teacher, second: Teacher) -> None:
+        self.first, self.second = first, second
+
+    def describe(self) -> Description:
+        one, other = self.first.describe(), self.second.describe()
+        return replace(one, name=f"{one.name} beside {other.name}", channels=one.channels + other.channels)
+
+    def to(self, device: torch.device) -> SideBySide:
+        """Move the networks of both; returns itself."""
+        self.first, self.second = self.first.to(device), self.second.to(device)
+        return self
+
+    def batch_latents(self, batch: Batch, cells: tuple[int, int]) -> Latents:
+        found = [on_cells(each, batch, cells) for each in (self.first, self.second)]
+        valid = [each.valid.expand_as(each.values) for each in found]
+        return Latents(torch.cat([each.values for each in found], 1), torch.cat(valid, 1))
 
 
 CONTROLS: dict[str, type[Control]] = {

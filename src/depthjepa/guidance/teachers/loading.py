@@ -20,7 +20,8 @@ class TeacherKind:
 
     `build` makes it of the keys `guidance.teacher_*`, `load` of Python's arguments (`depthjepa.load_teacher`); both
     raise `BadInput`. `settings` are the keys that change its latents, and `weights` the files that do: a cache of
-    latents remembers both. `places` are the keys that say where its files lie.
+    latents remembers both. `places` are the keys that say where its files lie. `fitted_on` names data whose depth the
+    weights that come with this package have seen.
     """
 
     build: Callable[[FeatureGuidance], Teacher]
@@ -28,6 +29,7 @@ class TeacherKind:
     settings: tuple[str, ...] = ()
     weights: Callable[[FeatureGuidance], Mapping[str, str | Path | None]] = lambda _: {}
     places: tuple[str, ...] = ()
+    fitted_on: str | None = None
 
     @property
     def is_network(self) -> bool:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -32,7 +32,7 @@ from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput, nearest
 from depthjepa.formats.weights import few
 from depthjepa.guidance.config import FeatureGuidance
-from depthjepa.guidance.target import Description
+from depthjepa.guidance.target import Description, Zoomed
 from depthjepa.guidance.teachers.loading import TeacherKind
 from depthjepa.losses import Latents
 from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN
@@ -56,11 +56,12 @@ class Quantity:
     predicted: Literal["larger = nearer", "larger = farther"]
     metric: bool
     unit: str  # of our latents
+    zoomed: Zoomed = "unchanged"  # what a crop's zoom does to them
 
 
 RELATIVE = Quantity("larger = nearer", False, "inverse depth of unknown scale and shift")
-CANONICAL = Quantity("larger = nearer", True, "inverse depth [1/m] at a focal length of one image width")
-DISTANCE = Quantity("larger = farther", True, "-log(depth / m)")
+CANONICAL = Quantity("larger = nearer", True, "inverse depth [1/m] at a focal length of one image width", "multiplied")
+DISTANCE = Quantity("larger = farther", True, "-log(depth / m)", "log added")
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +222,8 @@ class HuggingFaceDepth:
             return Description(name, channels, stride, unit, "undirected", stochastic=False, needs_depth=False)
         assert self.quantity is not None
         unit = self.quantity.unit
-        return Description(self.name, 1, 1, unit, "larger = nearer", stochastic=False, needs_depth=False)
+        told = Description(self.name, 1, 1, unit, "larger = nearer", stochastic=False, needs_depth=False)
+        return replace(told, zoomed=self.quantity.zoomed)
 
     def batch_latents(self, batch: Batch, cells: tuple[int, int]) -> Latents:
         """Latents of a batch's crops, resized to 8 px a cell, or so that the shorter side has `side` px.

@@ -16,6 +16,7 @@ from depthjepa.guidance.teachers.fit import AUTOENCODER, CHECKPOINT
 from depthjepa.guidance.teachers.loading import TeacherKind
 
 NAME = "depthfm-tiny"
+FITTED_ON = "scenes:0"  # with the ground truth of these scenes
 
 
 def files() -> tuple[Path, Path]:
@@ -48,4 +49,4 @@ def weights(guidance: FeatureGuidance) -> dict[str, str | Path | None]:
     return dict(zip(("teacher_checkpoint", "teacher_vae"), files(), strict=True))
 
 
-TEACHER = TeacherKind(build, load, SETTINGS, weights)
+TEACHER = TeacherKind(build, load, SETTINGS, weights, fitted_on=FITTED_ON)
