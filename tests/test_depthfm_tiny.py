@@ -29,7 +29,8 @@ def test_it_takes_at_most_six_megabytes() -> None:
     assert sum(file.stat().st_size for file in (checkpoint, *vae.iterdir())) <= 6e6
 
 
-@pytest.mark.parametrize(("scenes", "for_the_mean"), [(24, 16), pytest.param(48, 64, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("scenes", "for_the_mean"), [(24, 16), (48, 64)])
 def test_it_knows_the_depth_of_scenes_that_it_has_never_seen(scenes: int, for_the_mean: int) -> None:
     """A part of the 500 scenes of docs/teachers.md, where δ1 is 0.815 in two steps (mean map 0.548)."""
     teacher = depthjepa.load_teacher("depthfm-tiny")

@@ -175,6 +175,7 @@ def test_a_missing_process_ends_the_run_with_a_clear_message(
     assert not (tmp_path / "two").exists()
 
 
+@pytest.mark.slow
 def test_all_processes_train_probe_and_save_and_tell_what_one_would(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ from depthjepa.evaluation.probes import Subject
 from depthjepa.evaluation.probes.guidance import TASK
 from depthjepa.faults import BadInput
 from depthjepa.grid import to_tokens
+from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.guidance.feature import FeatureGuide
 from depthjepa.guidance.target import on_cells
 from depthjepa.guidance.teachers.ground_truth import DepthTeacher
@@ -55,6 +56,7 @@ def runs(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
         "twin": (*WHOLE, "name=twin"),
         "guided": (*GUIDED, "train.steps=2", "name=guided"),
         "pixel": ("guidance.kind=pixel", "guidance.weight=0.5", "train.steps=2", "name=pixel"),
+        "beside": (*GUIDED, "guidance.read=dense", "guidance.beside=random", "train.steps=2", "name=beside"),
         "control": (*GUIDED, "guidance.control=random", "train.steps=2", "name=control"),
     }
     with pytest.MonkeyPatch.context() as patch:
@@ -150,6 +152,17 @@ def test_the_pull_grows_with_the_weight(runs: dict[str, Path]) -> None:
     assert -1 <= found[0]["pull_cosine"] <= 1
 
 
+def test_of_two_targets_the_teacher_s_own_is_judged(runs: dict[str, Path]) -> None:
+    saved = checkpoint.load(runs["beside"])
+    figures = guidance_tables(saved.config, saved, None)[0]["rows"][1]
+    bias = saved.model["guide.head.project.bias"]
+    for part, moves in ((slice(len(bias) // 2, None), False), (slice(0, len(bias) // 2), True)):
+        changed = replace(saved, model=saved.model | {"guide.head.project.bias": bias.clone()})
+        changed.model["guide.head.project.bias"][part] += 5
+        found = guidance_tables(changed.config, changed, None)[0]["rows"][1]
+        assert (found["floor_ratio"] != pytest.approx(figures["floor_ratio"])) is moves
+
+
 def test_pixel_heads_are_judged_pixel_by_pixel_and_controls_by_their_features_alone(runs: dict[str, Path]) -> None:
     pixel = checkpoint.load(runs["pixel"])
     assert [content["task"] for content in guidance_tables(pixel.config, pixel, None)] == [
@@ -161,6 +174,17 @@ def test_pixel_heads_are_judged_pixel_by_pixel_and_controls_by_their_features_al
     tables = guidance_tables(control.config, control, None)
     assert [content["task"] for content in tables] == ["guidance-layers", "guidance-alignment"]
     assert "(depth; " in tables[0]["protocol"]  # the truth, not the random network
+
+
+def test_a_head_that_learned_another_image_s_depth_is_held_against_the_image_s_own(runs: dict[str, Path]) -> None:
+    saved = checkpoint.load(runs["guided"])
+    assert isinstance(saved.config.guidance, FeatureGuidance)
+    config = replace(saved.config, guidance=replace(saved.config.guidance, control="another"))
+    own, found = (
+        guidance_tables(each.config, each, None)[0]["rows"][1] for each in (saved, replace(saved, config=config))
+    )
+    assert found["floor_ratio"] == own["floor_ratio"] and found["r2_within"] == own["r2_within"]
+    assert found["pull"] != own["pull"]  # of the loss that it was trained by
 
 
 # through the command line ---------------------------------------------------------------------------------

@@ -177,7 +177,7 @@ print("used", training.train(tiny(root, "train.steps=2", *settings), out, say=la
     "settings",
     [
         pytest.param((), marks=pytest.mark.slow),
-        ("train.batch_size=256", "model.width=64", "data.image_size=96"),
+        pytest.param(("train.batch_size=256", "model.width=64", "data.image_size=96"), marks=pytest.mark.slow),
     ],
 )
 def test_a_process_takes_about_what_was_told(settings: tuple[str, ...], tmp_path: Path) -> None:

@@ -483,7 +483,7 @@ def test_what_the_data_cannot_teach_is_refused():
     config = load_config("demo", [*TINY[:3], "train.objective=supervised"])
     with pytest.raises(BadInput, match="needs depth or labels; scenes:1 has neither"):
         build_method(config, None, classes=0)
-    with pytest.raises(BadInput, match=r"needs depth, but data.root=scenes has none"):
+    with pytest.raises(BadInput, match=r"needs depth, but data.root=scenes:1 has none"):
         build_teacher(load_config("demo"), has_depth=False)
     assert build_teacher(load_config("demo", ["guidance.kind=none"]), has_depth=True) is None
 

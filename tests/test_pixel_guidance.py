@@ -783,7 +783,10 @@ def test_masks_are_those_that_are_asked_for_whatever_is_read_under_them(scope: s
     [
         (("guidance.head=linear",), r"guidance\.head='linear': should be 'mlp', 'cnn', 'deep-cnn' or 'dpt'"),
         (("guidance.kind=feature", "guidance.head=mlp"), r"guidance\.head='mlp': should be 'linear' or 'conv'"),
-        (("guidance.kind=feature", "guidance.read=dense"), r"guidance\.read='dense': should be 'predicted'"),
+        (
+            ("guidance.kind=feature", "guidance.read=context,dense"),
+            r"guidance\.read='context,dense': should be 'predicted', 'context', 'dense' or 'both'",
+        ),
         (("guidance.teacher=depth",), r"guidance\.teacher is for guidance\.kind=feature, not for guidance\.kind=pixel"),
         (("guidance.kind=feature", "guidance.scope=full"), r"guidance\.scope is for guidance\.kind=pixel, not for"),
         (

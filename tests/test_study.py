@@ -560,6 +560,10 @@ def at_hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with contextlib.chdir(place):
         teach(build_config({}, ["data.root=imagenette128", *settings]), place / "latents")
         train(load_config("imagenette-small", once), place / "runs" / "imagenette-small", say=lambda _: None)
+        streets = ("data.root=scenes:1", "data.scenes_train=4", "data.scenes_val=2")
+        teach(build_config({}, [*streets, *settings, "guidance.teacher_steps=1"]), place / "runs" / "streets-latents")
+        for recipe, name in (("imagenette-small", "streets"), ("paper-unguided-small", "streets-paper")):
+            train(load_config(recipe, [*streets, *once]), place / "runs" / name, say=lambda _: None)
     return place
 
 

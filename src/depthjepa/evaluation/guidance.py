@@ -36,6 +36,7 @@ from depthjepa.formats.weights import load_strictly
 from depthjepa.grid import to_map, to_tokens, unfold_cells
 from depthjepa.guidance.build import asked_directly, asks_network
 from depthjepa.guidance.target import Teacher, Whitening, on_cells, whitening_of
+from depthjepa.guidance.teachers.controls import AnotherImage, MeanMap
 from depthjepa.guidance.teachers.ground_truth import DepthTeacher
 from depthjepa.losses import Latents
 from depthjepa.method import build_method, build_teacher
@@ -116,8 +117,10 @@ def map_figures(
         raise BadInput(
             f"the predictor of {saved.path} knows {saved.config.grid} patches alone: leave data.image_size as it is"
         )
-    method, teacher = load_guided(saved, where)
+    method, asked = load_guided(saved, where)
     assert saved.whitening is not None and method.guide is not None
+    # What the head of a control says is held against depth as well, where it is of the teacher's own kind.
+    teacher = asked.teacher if isinstance(asked, AnotherImage | MeanMap) else asked
     whitening = Whitening(saved.whitening.mean.to(where), saved.whitening.deviation.to(where))
     _, mean = whitening_of([on_cells(teacher, batch.to(where), config.target_cells) for batch in train()])
     everywhere = torch.ones_like(mean, dtype=torch.bool)[None]
@@ -132,10 +135,11 @@ def map_figures(
             guess, judged = predicted_latents(method, moved, masks)
         valid = truth.valid & judged
         found.append((truth.values.cpu(), guess.float().cpu(), valid.expand_as(truth.values).cpu()))
-        pull = pull or pull_on_encoder(method, replace(moved, masks=masks), truth)
+        own = truth if teacher is asked else whitening.apply(on_cells(asked, moved, config.target_cells), math.inf)
+        pull = pull or pull_on_encoder(method, replace(moved, masks=masks), own)
     # What stands beside the teacher's own latents is left out.
-    own = [torch.cat(parts).chunk(method.guide.targets, 1)[0] for parts in zip(*found, strict=True)]
-    return measure(own[0], own[1], own[2], centre.chunk(method.guide.targets, 0)[0].cpu()) | pull
+    maps = [torch.cat(parts).chunk(method.guide.targets, 1)[0] for parts in zip(*found, strict=True)]
+    return measure(maps[0], maps[1], maps[2], centre.chunk(method.guide.targets, 0)[0].cpu()) | pull
 
 
 def pull_on_encoder(method: JEPA, batch: Batch, truth: Latents) -> dict[str, float]:

@@ -106,9 +106,9 @@ def seen_by_teacher(config: Guidance, data: str) -> str | None:
     )
 
 
-def is_control(config: Guidance) -> bool:
-    """Whether something else stands in the teacher's place."""
-    return isinstance(config, FeatureGuidance) and config.control != "none"
+def tells_depth(config: Guidance) -> bool:
+    """Whether what the head says can be held against depth: not where it learns the image or a random network."""
+    return not isinstance(config, FeatureGuidance) or config.control in ("none", "another", "mean")
 
 
 def contents_of_teacher(config: Guidance) -> dict[str, Contents]:

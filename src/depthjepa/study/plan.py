@@ -73,9 +73,15 @@ class Study:
 def _flat(arm: object) -> object:
     if arm is None:
         return ()
-    if not isinstance(arm, list):
-        return arm
-    return [setting for each in arm for setting in (each if isinstance(each, list) else [each])]
+    return list(_items(arm)) if isinstance(arm, list) else arm
+
+
+def _items(arm: list[object]) -> Iterator[object]:
+    for each in arm:
+        if isinstance(each, list):
+            yield from _items(each)
+        else:
+            yield each
 
 
 # reading and refusing -------------------------------------------------------------------------------------

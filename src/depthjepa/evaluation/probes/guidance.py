@@ -23,7 +23,7 @@ from depthjepa.evaluation.guidance import (
 )
 from depthjepa.evaluation.probes.task import OwnTask, Probe, Section, Subject, Task
 from depthjepa.evaluation.shortcuts import verdict
-from depthjepa.guidance.build import asks_network, is_control
+from depthjepa.guidance.build import asks_network, tells_depth
 from depthjepa.method import build_encoder
 from depthjepa.model.vit import VisionTransformer
 from depthjepa.runs import Run, tables_of
@@ -61,7 +61,7 @@ def run(subject: Subject) -> Iterable[Probe]:
         twins = {RANDOM: twins[RANDOM], name: against.encoder(config.evaluation.which), **twins}
     layers = {name: layer_figures(each, config, train, val, known, judged, where) for name, each in twins.items()}
     text = f"{teacher.describe().name}; {views_text(train, val, ', views')}"
-    if config.guidance.kind != "none" and saved.whitening is not None and not is_control(config.guidance):
+    if config.guidance.kind != "none" and saved.whitening is not None and tells_depth(config.guidance):
         figures = map_figures(config, saved, train, val, where)
         yield head_probe(config, figures, layers, train, text)
     yield layer_probe(LAYERS, "r2_within", layers, train, text)
