@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import depthjepa
 from depthjepa.columns import Column
 from depthjepa.evaluation.common_view import OnView, common, nearest_size
-from depthjepa.evaluation.leads import RESAMPLES, lead
+from depthjepa.evaluation.leads import RESAMPLES, Lead, lead
 from depthjepa.evaluation.probes import depth, segment
 from depthjepa.evaluation.probes.task import Probe
 from depthjepa.faults import BadInput
@@ -117,6 +117,14 @@ def test_what_cannot_be_told_apart_is_said() -> None:
     found = lead(depth.TASK, probe_of(figures), arrays)
     assert found is not None and found.low is not None and found.low < 0 < (found.high or 0)
     assert "cannot be told apart" in found.sentence
+
+
+def test_where_less_is_better_the_lead_is_said_as_far_as_it_goes() -> None:
+    column = Column("angle", "mean angle", "", unit="°", better="lower")
+    found = Lead("normals", column, "a", "b", -1.22, -1.55, -0.902, 300, "")
+    assert found.sentence == (
+        "normals, mean angle: a is ahead of b by 1.22 ° (95 % interval 0.902 to 1.55 °, bootstrap over 300 groups)."
+    )
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,9 @@ class Lead:
         ahead = f"{named}: {self.first} is ahead of {self.second} by {size}"
         if self.low is None or self.high is None:
             return f"{ahead} ({self.why})."
-        interval = f"95 % interval {self.low:.3g} to {self.high:.3g}{unit}, bootstrap over {self.groups} groups"
+        # Of how far the first is ahead: where less is better, the difference itself is below 0.
+        ends = sorted((self.low, self.high) if self.difference >= 0 else (-self.low, -self.high))
+        interval = f"95 % interval {ends[0]:.3g} to {ends[1]:.3g}{unit}, bootstrap over {self.groups} groups"
         if self.low <= 0 <= self.high:
             return f"{named}: {self.first} and {self.second} cannot be told apart ({size}; {interval})."
         return f"{ahead} ({interval})."
