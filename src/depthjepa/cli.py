@@ -381,7 +381,9 @@ def predict(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders and folders of studies, in the order to show.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders and folders of studies and comparisons, in the order to show.")
+    ],
     out: Annotated[Path, typer.Option(help="The page to write, over one that is there.", callback=output_file)],
 ) -> None:
     """Write one self-contained HTML page about runs: pictures, losses, tables."""
