@@ -550,7 +550,7 @@ def at_hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data where shipped studies expect them, with latents that are computed and a run that is trained beforehand."""
     pytest.importorskip("diffusers", reason="depthfm-tiny needs the extra `teachers`")
     place = tmp_path_factory.mktemp("at_hand")
-    for name in ("imagenette128", "imagenet100"):
+    for name in ("imagenette", "imagenette128", "imagenet100"):
         write_classes(place / name)
     for name in ("indoor160", "kitti2015"):
         write_pairs(place / name)
