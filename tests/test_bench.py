@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from depthjepa import cli, cost
+from depthjepa import cli, cost, runtime
 from depthjepa.commands import bench
 from depthjepa.config import RunConfig
 from depthjepa.masks import sample_masks
@@ -85,8 +85,8 @@ class Machine(TorchDispatchMode):
 @pytest.mark.parametrize("rate", [3e9, 8e13])
 def test_the_matmul_rate_is_the_machine_s(monkeypatch: pytest.MonkeyPatch, rate: float, dtype: torch.dtype) -> None:
     with Machine(rate) as machine:
-        monkeypatch.setattr(cost, "time", machine)
-        found = cost.matmul_rate(torch.device("cpu"), dtype, seconds=0.0, side=24)
+        monkeypatch.setattr(runtime, "time", machine)
+        found = runtime.matmul_rate(torch.device("cpu"), dtype, seconds=0.0, side=24)
     assert found == pytest.approx(rate) and set(machine.products) == {dtype}
 
 
@@ -118,8 +118,10 @@ def test_precision_is_chosen_by_the_measured_rates(
     """A CPU without bf16 units multiplies slower in it; a little faster does not pay for the casts."""
     rates = {torch.float32: 1e11, torch.bfloat16: ratio * 1e11}
     sides: list[int] = []
-    monkeypatch.setattr(cost, "matmul_rate", lambda _, dtype, *, side, **__: sides.append(side) or rates[dtype])
-    assert cost.faster_precision(torch.device("cpu")) == expected
+    monkeypatch.setattr(runtime, "matmul_rate", lambda _, dtype, *, side, **__: sides.append(side) or rates[dtype])
+    runtime.faster_precision.cache_clear()
+    assert runtime.faster_precision(torch.device("cpu")) == expected
+    runtime.faster_precision.cache_clear()
     assert max(sides) <= 512  # without bf16 instructions larger ones take minutes
 
 
@@ -127,8 +129,9 @@ def test_bench_writes_rates_and_fractions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # The rate is measured before and after: the larger one is the machine's.
-    rates = {torch.float32: [1e9, 2e9, 2e9], torch.bfloat16: [8e9, 5e9, 8e9]}
-    monkeypatch.setattr(cost, "matmul_rate", lambda where, dtype, **_: rates[dtype].pop(0))
+    rates = {torch.float32: [1e9, 2e9], torch.bfloat16: [8e9, 5e9]}
+    monkeypatch.setattr(runtime, "matmul_rate", lambda where, dtype, **_: rates[dtype].pop(0))
+    monkeypatch.setattr(runtime, "faster_precision", lambda where: "bf16")
     seconds = {"fp32": 0.5, "bf16": 0.25}
     monkeypatch.setattr(bench, "step_seconds", lambda *given, compiled: (seconds[given[2]], 3.0))
     guidance = {"unguided": 0.2, "guided": 0.3, "teacher": 0.01}
@@ -164,6 +167,18 @@ def test_bench_writes_rates_and_fractions(
     assert {name: figures[f"{name}_seconds"] for name in guidance} == guidance
     told = "guidance: 1.500 times the unguided step; the teacher (in the loop) 10.0 ms, 0.050 of the unguided step"
     assert f"{told}; together 1.550" in printed
+
+
+def test_bf16_is_left_out_where_it_is_slower_and_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without bf16 units a single product of large matrices takes minutes."""
+    asked: list[str] = []
+    monkeypatch.setattr(runtime, "faster_precision", lambda where: "fp32")
+    monkeypatch.setattr(runtime, "matmul_rate", lambda where, dtype, **_: asked.append(str(dtype)) or 1e9)
+    monkeypatch.setattr(bench, "step_seconds", lambda *given, compiled: (0.5, 3.0))
+    for given, expected in (((), {"torch.float32"}), (("train.precision=bf16",), {"torch.float32", "torch.bfloat16"})):
+        asked.clear()
+        figures = bench.bench([*SETTINGS, "masks.bias=unbiased", "data.scenes_train=16", *given])
+        assert set(asked) == expected and ("bf16" in figures) is bool(given) and figures["auto"] == "fp32"
 
 
 def test_works_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -443,7 +443,7 @@ PAGES = {
     "report run": "Missing option '--out'",
     "report gone --out r.html": "gone is not a run folder: it has no config.yaml",
     "report pairs --out r.html": "pairs is not a run folder: it has no config.yaml$",
-    "report foreign.safetensors --out r.html": r"\(a page about other backbones: `depthjepa compare foreign\.safetensors",
+    "report foreign.safetensors --out r.html": r"`depthjepa compare foreign\.safetensors --data DATA",
     "report run run --out r.html": "run: this run is given twice",
     "report run --out r.txt": r"a report is one HTML file; give a path that ends in \.html",
     "report run --out file/r.html": A_FILE,

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from depthjepa import cli, cost, training
+from depthjepa import cli, cost, runtime, training
 from depthjepa.backbones.opening import load_encoder
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput, RunStopped
@@ -239,12 +239,12 @@ def test_auto_precision_is_settled_once_and_a_resumed_run_keeps_it(
     at_step: Callable[[int, Callable[[], object]], None],
 ) -> None:
     folder, settings = tmp_path / "run", (*GUIDED, "train.steps=4", "train.precision=auto")
-    monkeypatch.setattr(cost, "faster_precision", lambda where: "bf16")
+    monkeypatch.setattr(runtime, "faster_precision", lambda where: "bf16")
     at_step(2, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(RunStopped, match="stopped at step 2 of 4"):
         run(pairs, folder, *settings)
     assert RunFolder(folder).config()["train"]["precision"] == "bf16"
-    monkeypatch.setattr(cost, "faster_precision", lambda where: pytest.fail("measured a second time"))
+    monkeypatch.setattr(runtime, "faster_precision", lambda where: pytest.fail("measured a second time"))
     run(pairs, folder, *settings, resume=True)
     run(pairs, folder, *settings, resume=True)  # finished: there is nothing to do, and no other run is asked for
     at_step(2, lambda: None)

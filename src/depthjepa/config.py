@@ -131,8 +131,8 @@ class EvaluationConfig:
     """Most validation images that are read; null: all, in probes during training 512."""
     batch_size: PositiveInt = 64
     """Images that are encoded at a time."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the encoder's arithmetic."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """Precision of the encoder's arithmetic; auto: what this machine multiplies faster."""
     neighbours: tuple[PositiveInt, ...] = (10, 20, 100)
     """Numbers of nearest neighbours of kNN, a column each; the middle one ranks checkpoints."""
     linear_protocol: Literal["convex", "sweep"] = "convex"

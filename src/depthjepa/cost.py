@@ -6,9 +6,6 @@ Operations are counted once, eagerly, on the meta device, where nothing is compu
 
 from __future__ import annotations
 
-import time
-from typing import Literal
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,8 +18,7 @@ from depthjepa.losses import Latents
 from depthjepa.masks import Masks, sample_masks
 from depthjepa.method import build_method, build_teacher
 from depthjepa.progress import duration
-
-BF16_MARGIN = 1.3
+from depthjepa.runtime import matmul_rate
 
 
 def step_flops(config: RunConfig, teacher: Teacher | None, batch_size: int) -> int:
@@ -56,42 +52,6 @@ def example(
     shape = (batch_size, teacher.describe().channels, *config.target_cells)
     values = torch.randn(shape, generator=generator).to(where)
     return images, masks, Latents(values, torch.ones_like(values, dtype=torch.bool))
-
-
-def matmul_rate(where: torch.device, dtype: torch.dtype, seconds: float = 0.5, side: int | None = None) -> float:
-    """Measured operations a second of a square matrix product in `dtype` (median over repetitions).
-
-    `side` of the matrices: 2048, and 8192 on a GPU, which smaller ones leave half idle.
-    """
-    side = side or (8192 if where.type == "cuda" else 2048)
-    left, right = (torch.randn(side, side, device=where).to(dtype) for _ in range(2))
-    for _ in range(2):
-        left @ right
-    times: list[float] = []
-    while sum(times) < seconds or len(times) < 5:
-        synchronise(where)
-        begin = time.perf_counter()
-        left @ right
-        synchronise(where)
-        times.append(time.perf_counter() - begin)
-    return 2 * side**3 / float(np.median(times))
-
-
-def faster_precision(where: torch.device) -> Literal["fp32", "bf16"]:
-    """Measure which of the two a training step is faster in: bf16 where its matrix products are, and clearly so.
-
-    What is not a matrix product gains nothing from bf16 on a CPU and pays for the casts, hence the margin. On a CPU
-    the matrices are small: without bf16 instructions a product of large ones takes minutes.
-    """
-    side = None if where.type == "cuda" else 256
-    rates = [matmul_rate(where, dtype, seconds=0.1, side=side) for dtype in (torch.float32, torch.bfloat16)]
-    return "bf16" if rates[1] > BF16_MARGIN * rates[0] else "fp32"
-
-
-def synchronise(where: torch.device) -> None:
-    """Wait until the device has done what it was given."""
-    if where.type == "cuda":
-        torch.cuda.synchronize(where)
 
 
 def estimate(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import os
 import platform
@@ -15,8 +16,10 @@ import re
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,6 +29,9 @@ from depthjepa.faults import BadInput
 
 # Of glibc's malloc.h: above which free memory is given back (-1: never), how many blocks are the system's own.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+
+Precision = Literal["fp32", "bf16"]
+BF16_MARGIN = 1.3  # how much faster bf16 has to multiply to be chosen
 
 
 def device(name: str | None = None, place: Ranks | None = None) -> torch.device:
@@ -59,9 +65,55 @@ def settle_cpu(threads: int | None) -> None:
         mallopt(M_MMAP_MAX, 0)
 
 
+def matmul_rate(where: torch.device, dtype: torch.dtype, seconds: float = 0.5, side: int | None = None) -> float:
+    """Measured operations a second of a square matrix product in `dtype` (median over repetitions).
+
+    `side` of the matrices: 2048, and 8192 on a GPU, which smaller ones leave half idle.
+    """
+    side = side or (8192 if where.type == "cuda" else 2048)
+    left, right = (torch.randn(side, side, device=where).to(dtype) for _ in range(2))
+    for _ in range(2):
+        left @ right
+    times: list[float] = []
+    while sum(times) < seconds or len(times) < 5:
+        synchronise(where)
+        begin = time.perf_counter()
+        left @ right
+        synchronise(where)
+        times.append(time.perf_counter() - begin)
+    return 2 * side**3 / float(np.median(times))
+
+
+@functools.cache
+def faster_precision(where: torch.device) -> Precision:
+    """Measure, once in a process, which of the two networks are faster in: bf16 where its matrix products clearly are.
+
+    What is not a matrix product gains nothing from bf16 on a CPU and pays for the casts, hence the margin. On a CPU
+    the matrices are small: without bf16 instructions a product of large ones takes minutes.
+    """
+    side = None if where.type == "cuda" else 256
+    rates = [matmul_rate(where, dtype, seconds=0.1, side=side) for dtype in (torch.float32, torch.bfloat16)]
+    return "bf16" if rates[1] > BF16_MARGIN * rates[0] else "fp32"
+
+
+def synchronise(where: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if where.type == "cuda":
+        torch.cuda.synchronize(where)
+
+
+def settled(name: str, where: torch.device) -> str:
+    """A precision, where `auto` is asked for the faster one of this machine."""
+    return faster_precision(where) if name == "auto" else name
+
+
 @contextlib.contextmanager
 def precision(name: str, where: torch.device) -> Iterator[None]:
-    """Compute in `fp32`, also inside of bf16, or under bf16 autocast (`bf16`; weights and optimiser in float32)."""
+    """Compute in `fp32`, also inside of bf16, or under bf16 autocast (`bf16`; weights and optimiser in float32).
+
+    `auto`: the one that this machine multiplies faster, see `settled`.
+    """
+    name = settled(name, where)
     if torch.amp.is_autocast_available(where.type):
         with torch.autocast(where.type, dtype=torch.bfloat16, enabled=name == "bf16"):
             yield

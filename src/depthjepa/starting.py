@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from depthjepa import cost, distributed
+from depthjepa import distributed, runtime
 from depthjepa.config import PLACES, RunConfig, differences, to_mapping
 from depthjepa.configuring import build_config, load_config, read_resolved
 from depthjepa.data.contents import Contents, contents_of, read_contents, refuse_changed
@@ -223,6 +223,6 @@ def settle_precision(config: RunConfig, folder: RunFolder, where: torch.device, 
     if folder.started:
         chosen = folder.config()["train"]["precision"]
     else:
-        wish = torch.tensor(float(cost.faster_precision(where) == "bf16"), device=where)
+        wish = torch.tensor(float(runtime.faster_precision(where) == "bf16"), device=where)
         chosen = "bf16" if float(distributed.average(wish, place)) > 0.5 else "fp32"
     return replace(config, train=replace(config.train, precision=chosen))

@@ -56,15 +56,19 @@ def bench(overrides: Sequence[str] = ()) -> dict[str, Any]:
     }
     print(f"{config.model.size}/{config.model.patch_size} at {config.data.size}, batch {size}, on {where}")
     print(f"{operations / 1e9:.1f} GFLOP a step; {figures['threads']} threads; torch {torch.__version__}")
+    figures["auto"] = runtime.faster_precision(where)
     ways = {"fp32": ("fp32", False), "bf16": ("bf16", False)}
+    if figures["auto"] == "fp32" and config.train.precision != "bf16":
+        del ways["bf16"]  # without bf16 units a step may take minutes
+        print("bf16: left out, this machine does not multiply faster in it (train.precision=bf16 measures it)")
     if config.train.compile or where.type == "cuda":
         ways["bf16, compiled"] = ("bf16", True)
     for name, (precision, compiled) in ways.items():
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         # The rate is taken before and after: machines are noisy, and the larger one is the limit.
-        before = cost.matmul_rate(where, dtype)
+        before = runtime.matmul_rate(where, dtype)
         seconds, wait = step_seconds(config, teacher, precision, where, compiled=compiled)
-        rate = max(before, cost.matmul_rate(where, dtype))
+        rate = max(before, runtime.matmul_rate(where, dtype))
         fraction = operations / seconds / rate
         figures[name] = {
             "matmul_rate": rate,
@@ -78,7 +82,6 @@ def bench(overrides: Sequence[str] = ()) -> dict[str, Any]:
             f"{fraction:.2f} of the matmul rate ({rate / 1e9:.0f} GFLOP/s)"
         )
     figures["fastest"] = min(ways, key=lambda name: figures[name]["seconds_per_step"])
-    figures["auto"] = cost.faster_precision(where)
     print(f"fastest: {figures['fastest']}; train.precision=auto takes {figures['auto']}")
     if teacher is not None and config.train.objective == "jepa":
         figures |= guidance_figures(config, teacher, figures["fastest"].partition(",")[0], where)
@@ -133,10 +136,10 @@ def seconds_in_turn(works: Sequence[Callable[[], object]], where: torch.device) 
     times: list[list[float]] = [[] for _ in works]
     for _ in range(1 + REPETITIONS):
         for work, taken in zip(works, times, strict=True):
-            cost.synchronise(where)
+            runtime.synchronise(where)
             begin = time.perf_counter()
             work()
-            cost.synchronise(where)
+            runtime.synchronise(where)
             taken.append(time.perf_counter() - begin)
     return times
 

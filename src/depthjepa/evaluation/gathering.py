@@ -216,4 +216,5 @@ def size_text(config: RunConfig) -> str:
     """Image size for people, and the precision where it is not float32."""
     height, width = config.data.size
     size = f"{height} px" if height == width else f"{height} x {width} px"
-    return size if config.evaluation.precision == "fp32" else f"{size} in {config.evaluation.precision}"
+    precision = runtime.settled(config.evaluation.precision, runtime.device(config.train.device))
+    return size if precision == "fp32" else f"{size} in {precision}"
