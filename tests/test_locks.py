@@ -282,7 +282,7 @@ def test_readers_are_not_locked_out(photographs: Path, tmp_path: Path, other: St
 def test_caches_fits_and_demos_are_locked(
     photographs: Path, tmp_path: Path, other: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demonstrating, "train", lambda *_, **__: pytest.fail("it has begun"))
+    monkeypatch.setattr(demonstrating, "run_all", lambda *_, **__: pytest.fail("it has begun"))
     other(tmp_path)
     with pytest.raises(BadInput, match="in use by process"):
         teach(tiny(photographs, "guidance.kind=feature", "guidance.teacher=depthfm-tiny"), tmp_path)

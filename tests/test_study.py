@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from depthjepa.logbook import RunFolder, plain, write_whole
 from depthjepa.report.page import write_report
 from depthjepa.study.claims import Comparison, claims_of, differences_by_image, lines
 from depthjepa.study.plan import Study, load_study, resolve, study_names
-from depthjepa.study.processes import measure_seconds, probe_run, spawn
+from depthjepa.study.processes import measure_seconds, spawn
 from depthjepa.study.results import (
     Finished,
     baseline_rows,
@@ -47,7 +46,7 @@ from depthjepa.study.results import (
 from depthjepa.study.running import run_study
 from depthjepa.training import train
 from tiny_images import picture, save, write_classes, write_flat, write_pairs
-from tiny_runs import GUIDED, SETTINGS, metrics, start, weights
+from tiny_runs import GUIDED, SETTINGS, Ended, inside, metrics, start, weights
 
 FAILING = ("optim.lr=1e30", "optim.start_lr=1e30")
 STEPS = 60
@@ -88,30 +87,6 @@ def study_file(path: Path, content: Any) -> Path:
     return path
 
 
-class Ended(SpawnProcess):
-    """Stands for a process that ended well at once."""
-
-    exitcode = 0
-    sentinel = -1
-
-    def __init__(self) -> None:
-        self.sentinel, other = os.pipe()
-        os.close(other)
-
-    def __del__(self) -> None:
-        os.close(self.sentinel)
-
-
-def inside(content: dict[str, Any], place: Path, tasks: Sequence[str]) -> Ended:
-    """Do a run in this process: a new one takes seconds for its imports."""
-    config = build_config(content)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with place.with_name(f"{place.name}.log").open("a") as log:
-        train(config, place, resume=True, say=lambda text: print(text, file=log))
-    probe_run(config, place, tasks)
-    return Ended()
-
-
 # a study that is cut off in its second run and goes on
 
 
@@ -145,7 +120,7 @@ def cut(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Cut:
     finished_at = (folder / "guided" / "seed-0" / "summary.json").stat().st_mtime
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("depthjepa.study.running.spawn", inside)
+        patch.setattr("depthjepa.study.processes.spawn", inside)
         content = run_study(twins(pairs), folder, resume=True, say=said.append)
     return Cut(folder, after, step, finished_at, said, content)
 
@@ -237,7 +212,7 @@ def test_the_page_has_a_row_for_each_arm_and_a_column_for_each_measure(cut: Cut)
 def test_a_finished_study_resumes_to_the_same_files_without_a_process(
     cut: Cut, pairs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("depthjepa.study.running.spawn", lambda *_: pytest.fail("a finished study starts nothing"))
+    monkeypatch.setattr("depthjepa.study.processes.spawn", lambda *_: pytest.fail("a finished study starts nothing"))
     before = {file: file.read_bytes() for file in cut.folder.iterdir() if file.is_file()}
     assert run_study(twins(pairs), cut.folder, resume=True, keep=tmp_path / "kept", say=lambda _: None) == cut.content
     assert {file: file.read_bytes() for file in before} == before
@@ -348,7 +323,7 @@ def test_a_failing_arm_is_reported_and_the_others_finish(
     (tmp_path / "base.yaml").write_text("{}")
     file = study_file(tmp_path / "half.yaml", content)
     monkeypatch.setattr(
-        "depthjepa.study.running.spawn", lambda *run: (spawn if "broken" in run[1].parts else inside)(*run)
+        "depthjepa.study.processes.spawn", lambda *run: (spawn if "broken" in run[1].parts else inside)(*run)
     )
     monkeypatch.setattr(sys, "argv", ["depthjepa", "study", str(file), "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as end:
@@ -373,7 +348,7 @@ def test_with_minutes_each_arm_gets_the_steps_of_its_time_once(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: dict[tuple[str, int], Any] = {}
-    monkeypatch.setattr("depthjepa.study.running.spawn", lambda content, *_: steps.update(keyed(content)) or Ended())
+    monkeypatch.setattr("depthjepa.study.processes.spawn", lambda content, *_: steps.update(keyed(content)) or Ended())
     asked = twins(pairs, minutes=0.5, settings=(f"data.root={pairs}", *SETTINGS), side_by_side=3)
     seconds = {"guided": [0.4, 0.7], "unguided": [0.3, 0.25]}  # the second time the machine is busier, or less so
     seen = []
@@ -398,7 +373,7 @@ def test_an_arm_that_cannot_be_measured_fails_and_the_other_runs(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = []
-    monkeypatch.setattr("depthjepa.study.running.spawn", lambda content, *_: started.append(content) or Ended())
+    monkeypatch.setattr("depthjepa.study.processes.spawn", lambda content, *_: started.append(content) or Ended())
 
     def measure(config: RunConfig, *_: Any) -> float:
         if config.name == "guided":
@@ -785,7 +760,7 @@ def test_shards_do_every_run_once_and_the_last_one_has_them_all(
         done.append(f"{place.parent.name}/{place.name}")
         return inside(content, place, tasks)
 
-    monkeypatch.setattr("depthjepa.study.running.spawn", spawn)
+    monkeypatch.setattr("depthjepa.study.processes.spawn", spawn)
     study = twins(pairs, settings=(f"data.root={pairs}", *SETTINGS, "train.steps=1"), probes=("depth",))
     first = run_study(study, tmp_path / "study", shard=(0, 3), say=lambda _: None)
     assert done == ["guided/seed-0", "unguided/seed-1"] and len(first["runs"]) == 2 and not first["claimed"]

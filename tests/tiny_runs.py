@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import build_config
 from depthjepa.logbook import RunFolder
 from depthjepa.recipe_files import families, recipe_names
+from depthjepa.study.processes import probe_run
 from depthjepa.training import train
 
 Call = Callable[..., tuple[int, str, str]]  # the fixture `call`: arguments to exit status, output, errors
@@ -116,3 +118,36 @@ def start(*arguments: str | Path, module: Sequence[str] = ("depthjepa",), **opti
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
         **options,
     )
+
+
+# runs of a study or of the demo ------------------------------------------------------------------------------
+
+
+class Ended(SpawnProcess):
+    """Stands for a process that ended well at once."""
+
+    exitcode = 0
+    sentinel = -1
+
+    def __init__(self) -> None:
+        self.sentinel, other = os.pipe()
+        os.close(other)
+
+    def __del__(self) -> None:
+        os.close(self.sentinel)
+
+    def terminate(self) -> None:
+        """It has ended already."""
+
+    def join(self, timeout: float | None = None) -> None:
+        """It has ended already."""
+
+
+def inside(content: dict[str, Any], place: Path, tasks: Sequence[str]) -> Ended:
+    """Do a run in this process: a new one takes seconds for its imports."""
+    config = build_config(content)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.with_name(f"{place.name}.log").open("a") as log:
+        train(config, place, resume=True, say=lambda text: print(text, file=log))
+    probe_run(config, place, tasks)
+    return Ended()

@@ -8,27 +8,31 @@ and labels in the same minutes. The unguided twin is plain I-JEPA, which stays a
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from depthjepa import checkpoint, locks
+from depthjepa import locks, progress
 from depthjepa.commands.teach import teach
 from depthjepa.config import RunConfig, differences, to_mapping
 from depthjepa.configuring import given, load_config
 from depthjepa.data.loading import open_source
 from depthjepa.effects import refuse_idle
-from depthjepa.evaluation.probes import depth, diagnose, linear, probe_run
-from depthjepa.faults import BadInput
+from depthjepa.evaluation.probes import depth, diagnose, linear
+from depthjepa.faults import BadInput, RunStopped
 from depthjepa.guidance.build import asked_directly, asks_network
 from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.logbook import RunFolder, to_json, write_whole
 from depthjepa.report.page import write_report
-from depthjepa.training import train
+from depthjepa.stopping import interruptions
+from depthjepa.study.processes import Job, side_by_side
+from depthjepa.study.results import is_done
 
 TEACHER = ("guidance.teacher=depthfm-tiny", "guidance.teacher_size=128", "guidance.teacher_steps=1")
 RUNS: dict[str, tuple[str, ...]] = {
@@ -36,7 +40,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "unguided": ("guidance.kind=none",),
     "supervised": ("guidance.kind=none", "train.objective=supervised"),
 }
-OWN = ("latents", "report.html", "demo.json")  # beside the folders of the runs
+OWN = ("latents", "report.html", "demo.json")  # beside the folders and logs of the runs
 TASKS = (depth.TASK.name, linear.TASK.name, diagnose.TASK.name)
 FIGURES = {depth.TASK.name: "r2_within", linear.TASK.name: "val_accuracy"}
 
@@ -53,7 +57,7 @@ def demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
     configs = {name: load_config("demo", *layers(name, overrides), [f"name={name}", f"seed={seed}"]) for name in RUNS}
     refuse_idle(given(overrides, configs["guided"]), *configs.values())
     with locks.locked(out, say=print):
-        RunFolder(out).refuse_other((*RUNS, *OWN))
+        RunFolder(out).refuse_other((*RUNS, *(f"{name}.log" for name in RUNS), *OWN))
         refuse_lacking(configs["guided"])
         guided = configs["guided"]
         ask = asks_network(guided.guidance) and guided.guidance == asked_directly(guided.guidance, control=True)
@@ -67,12 +71,7 @@ def demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
         if ask:
             print("asking the teacher about every image, once")
             teach(configs["guided"], latents)
-        for name, config in configs.items():
-            print(f"training {name} ({list(configs).index(name) + 1} of {len(configs)})")
-            folder = RunFolder(out / name)
-            train(config, folder.path, resume=folder.started)
-            with Console(stderr=True).status(f"probing {name}"):
-                probe_run(config, checkpoint.load(folder.path), TASKS)
+        run_all(configs, out)
         report = out / "report.html"
         with Console(stderr=True).status("writing the report"):
             write_report([out / name for name in configs], report)
@@ -81,6 +80,31 @@ def demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
     print_summary(figures)
     print(f"report: {report}")
     return figures
+
+
+def run_all(configs: Mapping[str, RunConfig], out: Path) -> None:
+    """Train and probe what is not done yet, two runs at a time where there are two cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    together = min(2, cores)
+    left = [
+        Job(name, with_threads(config, max(1, cores // together)), out / name)
+        for name, config in configs.items()
+        if not is_done(out / name, TASKS)
+    ]
+    done = len(configs) - len(left)
+    with interruptions() as stopping, progress.task("training and probing", len(configs), done) as shown:
+        ends = side_by_side(left, together, TASKS, stopping, print, shown)
+        with contextlib.closing(ends):
+            for _, fault in ends:
+                if fault is not None:
+                    raise fault
+        if stopping():
+            raise RunStopped(f"stopped; what is in {out} is kept, and the same command goes on")
+
+
+def with_threads(config: RunConfig, threads: int) -> RunConfig:
+    """The configuration with a number of threads, unless it has one."""
+    return replace(config, train=replace(config.train, threads=config.train.threads or threads))
 
 
 def refuse_lacking(config: RunConfig) -> None:

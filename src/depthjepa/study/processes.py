@@ -10,8 +10,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from depthjepa.configuring import build_config
 from depthjepa.evaluation import probes
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import RunFolder, writing
+from depthjepa.progress import Task
 from depthjepa.study.results import missing_tables
 from depthjepa.training import train
 
@@ -52,25 +54,73 @@ def end(processes: Sequence[SpawnProcess]) -> None:
         process.join()
 
 
-def why_failed(process: SpawnProcess, place: Path) -> str | None:
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run to be done: what it is called, its resolved configuration, its folder."""
+
+    name: str
+    config: RunConfig
+    place: Path
+
+
+def side_by_side(
+    jobs: Sequence[Job],
+    count: int,
+    tasks: Sequence[str],
+    stopping: Callable[[], bool],
+    say: Callable[[str], None],
+    shown: Task,
+) -> Generator[tuple[Job, BadInput | RunStopped | None]]:
+    """Train and probe, `count` jobs at a time; yield each as it ends, with its fault if it failed.
+
+    `shown` counts those that have ended. When nobody asks any more, or `stopping`, all are ended, and each has saved.
+    """
+    waiting, running = list(jobs), dict[Path, tuple[Job, SpawnProcess, float]]()
+    before = shown.done
+    total = before + len(jobs)
+    try:
+        while waiting or running:
+            shown.figures = ", ".join(job.name for job, *_ in running.values())
+            while waiting and len(running) < count and not stopping():
+                job = waiting.pop(0)
+                say(f"{job.name} starts (run {total - len(waiting)} of {total})")
+                started = spawn(to_mapping(job.config), job.place, tasks)
+                running[job.place] = job, started, time.perf_counter()
+            wait([process.sentinel for _, process, _ in running.values()], POLL)
+            if stopping():
+                return
+            for place in [place for place, (_, process, _) in running.items() if process.exitcode is not None]:
+                job, process, begin = running.pop(place)
+                fault = why_failed(process, place)
+                shown.done += 1
+                how = "finished" if fault is None else f"failed ({fault})"
+                say(f"{job.name} {how} after {time.perf_counter() - begin:.0f} s ({shown.done} of {total})")
+                yield job, fault
+    finally:
+        end([process for _, process, _ in running.values()])
+
+
+def why_failed(process: SpawnProcess, place: Path) -> BadInput | RunStopped | None:
     """Why a process failed, in one line; None for one that did not."""
     code = process.exitcode
     if not code:
         return None
     if code < 0:
-        return f"ended by {signal.Signals(-code).name}"
-    log = _log(place)
+        return RunStopped(f"ended by {signal.Signals(-code).name}")
+    log = log_of(place)
     lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
-    return next((line.removeprefix("depthjepa: ") for line in reversed(lines) if line.strip()), f"exit status {code}")
+    said = next((line.removeprefix("depthjepa: ") for line in reversed(lines) if line.strip()), f"exit status {code}")
+    return BadInput(said) if code == 2 else RunStopped(said)
 
 
-def _log(place: Path) -> Path:
+def log_of(place: Path) -> Path:
+    """What a run says goes there, beside its folder."""
     return place.with_name(f"{place.name}.log")
 
 
 def work(content: Mapping[str, Any], place: Path, tasks: Sequence[str]) -> None:
     """Train and probe one run in this process, which says everything to the run's log file."""
-    with _log(place).open("a") as file:
+    with log_of(place).open("a") as file:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())
@@ -133,8 +183,8 @@ def _speeds(running: Mapping[Path, SpawnProcess], stopping: Callable[[], bool]) 
     before: dict[Path, int] = {}
     while not stopping():
         for place, process in running.items():
-            if (reason := why_failed(process, place)) is not None:
-                raise RunStopped(reason)
+            if (fault := why_failed(process, place)) is not None:
+                raise fault
         logged = {place: RunFolder(place).metrics() for place in running}
         if not before and all(logged.values()):
             before = {place: len(records) + 1 for place, records in logged.items()}  # the one under way is not counted

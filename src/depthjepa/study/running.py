@@ -16,11 +16,8 @@ the steps with their loading; rendering scenes, fitting the teacher's statistics
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import asdict, replace
-from multiprocessing.connection import wait
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +35,7 @@ from depthjepa.progress import task
 from depthjepa.stopping import interruptions
 from depthjepa.study.claims import compare, lines
 from depthjepa.study.plan import Study, of_length, resolve
-from depthjepa.study.processes import POLL, end, measure_seconds, spawn, why_failed
+from depthjepa.study.processes import Job, measure_seconds, side_by_side
 from depthjepa.study.results import is_done, keep_results, known_steps, refuse_other_kept, run_place, write_tables
 
 TURNS = 2  # measurements of each arm
@@ -196,29 +193,18 @@ def _run_all(
 ) -> Generator[tuple[tuple[str, int], str | None]]:
     """Run what is left, `side_by_side` at a time; yield each run as it ends, with the reason if it failed."""
     total = len(study.arms) * len(study.seeds)
-    waiting, running, ended = list(left), dict[tuple[str, int], tuple[SpawnProcess, float]](), total - len(left)
     if done := sum(is_done(run_place(folder, arm, seed), study.probes) for arm in study.arms for seed in study.seeds):
         say(f"{done} of {total} runs were finished before")
-    with task(f"runs of {study.name}", total, ended) as shown:
-        try:
-            while waiting or running:
-                shown.done, shown.figures = ended, ", ".join(f"{arm}, seed {seed}" for arm, seed in running)
-                while waiting and len(running) < study.side_by_side and not stopping():
-                    arm, seed = run = waiting.pop(0)
-                    say(f"{arm}, seed {seed} starts (run {total - len(waiting)} of {total})")
-                    content = to_mapping(replace(configs[arm], seed=seed))
-                    running[run] = spawn(content, run_place(folder, *run), study.probes), time.perf_counter()
-                wait([process.sentinel for process, _ in running.values()], POLL)
-                if stopping():
-                    break
-                for run in [run for run, (process, _) in running.items() if process.exitcode is not None]:
-                    process, begin = running.pop(run)
-                    reason, ended = why_failed(process, run_place(folder, *run)), ended + 1
-                    how = "finished" if reason is None else f"failed ({reason})"
-                    say(f"{run[0]}, seed {run[1]} {how} after {time.perf_counter() - begin:.0f} s ({ended} of {total})")
-                    yield run, reason
-        finally:
-            end([process for process, _ in running.values()])
+    jobs = {
+        f"{arm}, seed {seed}": ((arm, seed), replace(configs[arm], seed=seed), run_place(folder, arm, seed))
+        for arm, seed in left
+    }
+    asked = [Job(name, config, place) for name, (_, config, place) in jobs.items()]
+    with task(f"runs of {study.name}", total, total - len(left)) as shown:
+        ends = side_by_side(asked, study.side_by_side, study.probes, stopping, say, shown)
+        with contextlib.closing(ends):
+            for job, fault in ends:
+                yield jobs[job.name][0], None if fault is None else str(fault)
     if stopping():
         done = sum(is_done(run_place(folder, arm, seed), study.probes) for arm in study.arms for seed in study.seeds)
         raise RunStopped(f"stopped with {done} of {total} runs finished; continue with --resume")
@@ -250,7 +236,7 @@ def _measure_steps(
             say(f"{arm}: measuring the time of a step ({turn + 1} of {TURNS})")
             try:
                 seconds = measure(unknown[arm], study.side_by_side, folder, stopping)
-            except RunStopped as fault:
+            except (BadInput, RunStopped) as fault:
                 if stopping():
                     raise
                 failed[arm] = str(fault)
