@@ -1,9 +1,9 @@
 """The whole way in minutes: twins with and without depth guidance, a supervised run, probes of all, a report.
 
 The twins start from the same weights and see the same images, crops and masks in the same order; they differ in
-the depth loss alone. What guides is the compact depth network that comes with the package: it is asked once about every
-image, and neither it nor the twins see any depth. The supervised run is the same encoder trained end to end on depth
-and labels in the same minutes. The unguided twin is plain I-JEPA, which stays at a random encoder's level here.
+the depth loss alone. What guides is the compact depth network that comes with the package: it was fitted on other
+scenes, is asked once about every image, and neither it nor the twins see any depth. The supervised run is the same
+encoder trained end to end on depth and labels in as many steps. Runs go side by side where there are two cores.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from depthjepa.stopping import interruptions
 from depthjepa.study.processes import Job, side_by_side
 from depthjepa.study.results import is_done
 
-TEACHER = ("guidance.teacher=depthfm-tiny", "guidance.teacher_size=128", "guidance.teacher_steps=1")
+TEACHER = ("guidance.teacher=depthfm-tiny", "guidance.teacher_size=96", "guidance.teacher_steps=1")
 RUNS: dict[str, tuple[str, ...]] = {
     "guided": TEACHER,
     "unguided": ("guidance.kind=none",),
