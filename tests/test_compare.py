@@ -235,6 +235,7 @@ def test_an_image_that_cannot_be_read_is_left_out_and_counted(place: Path, tmp_p
     assert "1 unreadable left out" in found["tables"][0]["protocol"]
 
 
+@pytest.mark.slow
 def test_rendered_streets_allow_all_usual_tasks(place: Path, tmp_path: Path) -> None:
     settings = ["data.scenes_train=24", "data.scenes_val=12", "data.image_size=48", "train.threads=1"]
     settings += ["evaluation.segment_steps=4", "evaluation.neighbours=[3]"]

@@ -214,6 +214,7 @@ def same_run(first: Path, second: Path) -> None:
     assert {key: one[key] for key in one if key not in clock} == {key: other[key] for key in other if key not in clock}
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_bit_by_bit_the_same_end(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
