@@ -39,7 +39,7 @@ def test_three_runs_become_a_table_and_a_page(call: Call, tmp_path: Path, monkey
     assert list(content["rows"])[-3:] == ["guided", "unguided", "supervised"]
     assert {"mean map", "raw patches", "random encoder"} <= set(content["rows"])
     for row in ("guided", "unguided", "supervised", "random encoder"):
-        assert {"r2_within", "val_accuracy"} <= set(content["rows"][row])
+        assert {"r2_within", "aligned_absrel", "val_accuracy"} <= set(content["rows"][row])
     page = (out / "report.html").read_text()
     assert "guided" in page and "unguided" in page and "supervised" in page
     assert "3 of 3" in said

@@ -42,7 +42,7 @@ RUNS: dict[str, tuple[str, ...]] = {
 }
 OWN = ("latents", "report.html", "demo.json")  # beside the folders and logs of the runs
 TASKS = (depth.TASK.name, linear.TASK.name, diagnose.TASK.name)
-FIGURES = {depth.TASK.name: "r2_within", linear.TASK.name: "val_accuracy"}
+FIGURES = {depth.TASK.name: ("r2_within", "aligned_absrel"), linear.TASK.name: ("val_accuracy",)}
 
 
 def demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -122,23 +122,26 @@ def layers(name: str, overrides: Sequence[str]) -> tuple[Sequence[str], Sequence
 
 
 def summary(out: Path, configs: dict[str, RunConfig]) -> dict[str, Any]:
-    """Depth R2-within and accuracy of every row, baselines first, from the tables on disk."""
+    """Figures of every row, baselines first, from the tables on disk."""
     rows: dict[str, dict[str, float]] = {}
     for name in configs:
-        for task, key in FIGURES.items():
+        for task, keys in FIGURES.items():
             table = RunFolder(out / name).probe(task)
             for row in table["rows"]:
-                rows.setdefault(row["name"], {})[key] = row[key]
+                rows.setdefault(row["name"], {}).update({key: row[key] for key in keys})
     baselines = [name for name in rows if name not in configs]
     return {"rows": {name: rows[name] for name in [*baselines, *configs]}}
 
 
 def print_summary(figures: dict[str, Any]) -> None:
     """Print the table that the demo is about."""
-    print(f"\n{'':18}{'depth R2 within':>18}{'linear accuracy [%]':>22}")
+    columns = {
+        "r2_within": ("depth R2 within", 3),
+        "aligned_absrel": ("AbsRel, aligned", 3),
+        "val_accuracy": ("linear accuracy [%]", 1),
+    }
+    print("\n" + " " * 18 + "".join(f"{label:>22}" for label, _ in columns.values()))
     for name, row in figures["rows"].items():
-        depth, accuracy = row.get("r2_within"), row.get("val_accuracy")
-        print(
-            f"{name:18}{'' if depth is None else f'{depth:.3f}':>18}{'' if accuracy is None else f'{accuracy:.1f}':>22}"
-        )
+        told = ("" if row.get(key) is None else f"{row[key]:.{digits}f}" for key, (_, digits) in columns.items())
+        print(f"{name:18}" + "".join(f"{each:>22}" for each in told))
     print(f"{figures['seconds']:.0f} s")
