@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,15 @@ from depthjepa.guidance.build import build_guidance_teacher, seen_by_teacher
 from depthjepa.guidance.config import FeatureGuidance, PixelGuidance, share_of_weight
 from depthjepa.guidance.feature import FeatureGuide
 from depthjepa.guidance.target import Target, on_cells
-from depthjepa.guidance.teachers.cache import seen_in_crops
+from depthjepa.guidance.teachers.cache import (
+    DONE,
+    CachedTeacher,
+    Facts,
+    checksum,
+    create_cache,
+    open_cache,
+    seen_in_crops,
+)
 from depthjepa.guidance.teachers.controls import ImageItself, SideBySide
 from depthjepa.guidance.teachers.depthfm.tiny import FITTED_ON
 from depthjepa.guidance.teachers.ground_truth import DepthTeacher
@@ -284,6 +292,26 @@ def test_cached_metric_depth_looks_nearer_in_a_crop() -> None:
     assert seen_in_crops(values, zoom, "multiplied")[:, 0, 0, 0].tolist() == [0.5, 1.0]
     assert seen_in_crops(values, zoom, "log added")[:, 0, 0, 0].tolist() == pytest.approx([0.5, 0.5 + np.log(2)])
     assert torch.equal(seen_in_crops(values, zoom, "unchanged"), values)
+
+
+@pytest.mark.parametrize(("zoomed", "factor"), [("multiplied", 2.0), ("unchanged", 1.0)])
+def test_a_cache_is_cut_with_the_zoom_of_the_crop(zoomed: str, factor: float, tmp_path: Path) -> None:
+    """A crop of the middle half of an image, of a teacher that says 0.25 / m everywhere."""
+    told = {**asdict(DepthTeacher().describe()), "channels": 1, "zoomed": zoomed}
+    facts = Facts({"teacher": "planted"}, told, "photos", 1, (1, 8, 8))
+    create_cache(tmp_path / "latents", facts, ["a"], np.zeros(1, dtype=np.int64))
+    filling = open_cache(tmp_path / "latents", finished=False, mode="r+")
+    filling.latents[:] = 0.25
+    filling.parts[0] = checksum(filling.latents[:]) << 1 | DONE
+    batch = replace(
+        scene_batch(1),
+        zoom=torch.tensor([2.0]),
+        names=("a",),
+        boxes=torch.tensor([[0.25, 0.25, 0.5, 0.5]]),
+        mirrored=torch.tensor([False]),
+    )
+    found = CachedTeacher(open_cache(tmp_path / "latents")).batch_latents(batch, (4, 4))
+    assert torch.allclose(found.values, torch.full((1, 1, 4, 4), 0.25 * factor)) and found.valid.all()
 
 
 # whom a teacher has seen ---------------------------------------------------------------------------------------------
