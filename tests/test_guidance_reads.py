@@ -154,6 +154,7 @@ def test_the_share_of_the_weight_is_a_function_of_progress() -> None:
 @pytest.mark.parametrize("kind", ["feature", "pixel"])
 def test_a_schedule_weighs_the_loss_and_not_what_is_logged(kind: str) -> None:
     settings = [*TINY, f"guidance.kind={kind}", "guidance.schedule=released", "guidance.weight=2"]
+    settings += [f"loss.{term}=0" for term in ("visible", "pixel", "variance", "covariance")]
     if kind == "pixel":
         settings += ["guidance.head=mlp"]
     config = (

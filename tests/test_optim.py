@@ -123,7 +123,10 @@ def test_warmup_is_given_in_steps_in_epochs_or_as_a_tenth():
 # parameter groups -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("overrides", [[], ["guidance.kind=none"], ["guidance.head=conv", "guidance.fill=learned"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ["guidance.kind=none"], ["guidance.head=conv", "guidance.fill=learned", "guidance.read=predicted"]],
+)
 def test_every_trainable_parameter_stands_in_one_group(overrides):
     method = model(*overrides)
     groups = parameter_groups(method.named_parameters())
@@ -133,7 +136,10 @@ def test_every_trainable_parameter_stands_in_one_group(overrides):
     assert not trainable & {id(parameter) for parameter in method.target_encoder.parameters()}
 
 
-@pytest.mark.parametrize("overrides", [["guidance.head=conv", "guidance.fill=learned"], ["train.objective=supervised"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [["guidance.head=conv", "guidance.fill=learned", "guidance.read=predicted"], ["train.objective=supervised"]],
+)
 def test_what_is_decayed_and_what_follows_the_rate_of_the_head(overrides):
     method = model(*overrides)
     of = {
