@@ -281,7 +281,7 @@ VALUES = {
     "predictor.heads=7": "unknown key 'predictor.heads'",
     "loss.gaussian_directions=8": r"has no effect here: it takes loss\.gaussian above 0",
     "loss.target_norm=batch": "loss.target_norm is no key any more",
-    "loss.latent=0 loss.pixel=0 loss.visible=0 guidance.kind=none": r"leaves nothing to learn: give loss\.pixel or guidance\.kind=feature",
+    "loss.latent=0 loss.pixel=0 loss.visible=0 guidance.kind=none": r"leaves nothing to learn: give loss\.pixel",
     "masks.kind=block": r"did you mean 'multiblock'\?",
     "masks.kind=mae masks.targets=3": r"masks\.targets has no effect here: it takes masks\.kind=multiblock",
     "masks.targets=50": r"leave too little context .*: lower masks\.target_scale or masks\.targets",
