@@ -70,14 +70,10 @@ class RunFolder:
         write_whole(self.path / "environment.json", to_json(environment))
         write_whole(self.path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
 
-    def _what_it_may_be(self) -> str:
-        is_backbone = self.path.is_file() or any(self.path.glob("config.json"))
-        return f" (a page about other backbones: `depthjepa compare {self.path} --data DATA --out OUT`)" * is_backbone
-
     def config(self) -> dict[str, Any]:
         """Read the resolved configuration; raises `BadInput` where no run has been."""
         if not self.started:
-            raise BadInput(f"{self.path} is not a run folder: it has no config.yaml{self._what_it_may_be()}")
+            raise BadInput(f"{self.path} is not a run folder: it has no config.yaml")
         file = self.path / "config.yaml"
         try:
             content = yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -3,13 +3,12 @@
 The twins start from the same weights and see the same images, crops and masks in the same order; they differ in
 the depth loss alone. What guides is the compact depth network that comes with the package: it was fitted on other
 scenes, is asked once about every image, and neither it nor the twins see any depth. The supervised run is the same
-encoder trained end to end on depth and labels in as many steps. Runs go side by side where there are two cores.
+encoder trained end to end on depth and labels in as many steps. Two runs go side by side.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,6 +30,7 @@ from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.logbook import RunFolder, to_json, write_whole
 from depthjepa.report.page import write_report
 from depthjepa.stopping import interruptions
+from depthjepa.study.plan import with_threads
 from depthjepa.study.processes import Job, side_by_side
 from depthjepa.study.results import is_done
 
@@ -40,6 +40,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "unguided": ("guidance.kind=none",),
     "supervised": ("guidance.kind=none", "train.objective=supervised"),
 }
+TOGETHER = 2  # runs at a time
 OWN = ("latents", "report.html", "demo.json")  # beside the folders and logs of the runs
 TASKS = (depth.TASK.name, linear.TASK.name, diagnose.TASK.name)
 FIGURES = {depth.TASK.name: ("r2_within", "aligned_absrel"), linear.TASK.name: ("val_accuracy",)}
@@ -83,28 +84,21 @@ def demo(out: Path, seed: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def run_all(configs: Mapping[str, RunConfig], out: Path) -> None:
-    """Train and probe what is not done yet, two runs at a time where there are two cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    together = min(2, cores)
+    """Train and probe what is not done yet, some runs at a time."""
     left = [
-        Job(name, with_threads(config, max(1, cores // together)), out / name)
+        Job(name, with_threads(config, TOGETHER), out / name)
         for name, config in configs.items()
         if not is_done(out / name, TASKS)
     ]
     done = len(configs) - len(left)
     with interruptions() as stopping, progress.task("training and probing", len(configs), done) as shown:
-        ends = side_by_side(left, together, TASKS, stopping, print, shown)
+        ends = side_by_side(left, TOGETHER, TASKS, stopping, print, shown)
         with contextlib.closing(ends):
             for _, fault in ends:
                 if fault is not None:
                     raise fault
         if stopping():
             raise RunStopped(f"stopped; what is in {out} is kept, and the same command goes on")
-
-
-def with_threads(config: RunConfig, threads: int) -> RunConfig:
-    """The configuration with a number of threads, unless it has one."""
-    return replace(config, train=replace(config.train, threads=config.train.threads or threads))
 
 
 def refuse_lacking(config: RunConfig) -> None:

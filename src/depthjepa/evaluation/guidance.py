@@ -36,7 +36,7 @@ from depthjepa.formats.weights import load_strictly
 from depthjepa.grid import to_map, to_tokens, unfold_cells
 from depthjepa.guidance.build import asked_directly, asks_network
 from depthjepa.guidance.target import Teacher, Whitening, on_cells, whitening_of
-from depthjepa.guidance.teachers.controls import AnotherImage, MeanMap
+from depthjepa.guidance.teachers.controls import Control
 from depthjepa.guidance.teachers.ground_truth import DepthTeacher
 from depthjepa.losses import Latents
 from depthjepa.method import build_method, build_teacher
@@ -120,7 +120,7 @@ def map_figures(
     method, asked = load_guided(saved, where)
     assert saved.whitening is not None and method.guide is not None
     # What the head of a control says is held against depth as well, where it is of the teacher's own kind.
-    teacher = asked.teacher if isinstance(asked, AnotherImage | MeanMap) else asked
+    teacher = asked.teacher if isinstance(asked, Control) and asked.of_depth else asked
     whitening = Whitening(saved.whitening.mean.to(where), saved.whitening.deviation.to(where))
     _, mean = whitening_of([on_cells(teacher, batch.to(where), config.target_cells) for batch in train()])
     everywhere = torch.ones_like(mean, dtype=torch.bool)[None]

@@ -14,7 +14,7 @@ from depthjepa.guidance.feature import FeatureGuide, build_feature_guide
 from depthjepa.guidance.pixel import PixelGuide, build_pixel_guide
 from depthjepa.guidance.target import Target, Teacher
 from depthjepa.guidance.teachers.cache import cached_teacher, fingerprints, names_of, open_cache
-from depthjepa.guidance.teachers.controls import build_controls
+from depthjepa.guidance.teachers.controls import CONTROLS, NONE, build_controls
 from depthjepa.guidance.teachers.ground_truth import DepthPixels
 from depthjepa.guidance.teachers.loading import teacher_kind
 from depthjepa.model.jepa import Guide
@@ -108,7 +108,7 @@ def seen_by_teacher(config: Guidance, data: str) -> str | None:
 
 def tells_depth(config: Guidance) -> bool:
     """Whether what the head says can be held against depth: not where it learns the image or a random network."""
-    return not isinstance(config, FeatureGuidance) or config.control in ("none", "another", "mean")
+    return not isinstance(config, FeatureGuidance) or config.control == NONE or CONTROLS[config.control].of_depth
 
 
 def contents_of_teacher(config: Guidance) -> dict[str, Contents]:

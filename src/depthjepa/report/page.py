@@ -51,6 +51,12 @@ def write_report(runs: list[Path], out: Path) -> None:
     if studies and not shown:
         write_whole(out, studies_page(list(studies.values())))
         return
+    for path in shown:
+        if path.is_file() or ((path / "config.json").is_file() and not (path / "config.yaml").is_file()):
+            raise BadInput(
+                f"{path} is not a run folder (a page about other backbones: `depthjepa compare {path} --data DATA "
+                f"--out OUT`)"
+            )
     write_whole(out, render(read_runs(shown), out, list(studies.values())))
 
 

@@ -147,8 +147,7 @@ def resolve(study: Study) -> dict[str, RunConfig]:
             config = build_config(content | {"name": arm, "seed": 0}, study.settings, settings)
             if study.minutes is not None:
                 config = of_length(config, None)
-            threads = config.train.threads or max(1, torch.get_num_threads() // study.side_by_side)
-            config = replace(config, train=replace(config.train, threads=threads))
+            config = with_threads(config, study.side_by_side)
             _refuse_unusable(config, study, checked=[other.data for other in found.values()])
             found[arm] = config
         except BadInput as fault:
@@ -156,6 +155,12 @@ def resolve(study: Study) -> dict[str, RunConfig]:
     if faults:
         raise BadInput(f"study {study.name}: {'; '.join(faults)}")
     return found
+
+
+def with_threads(config: RunConfig, together: int) -> RunConfig:
+    """The configuration of one of some runs side by side: their share of the machine's threads, unless it says."""
+    threads = config.train.threads or max(1, torch.get_num_threads() // together)
+    return replace(config, train=replace(config.train, threads=threads))
 
 
 def _repeated(study: Study) -> Iterator[tuple[str, object]]:

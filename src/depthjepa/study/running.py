@@ -195,16 +195,13 @@ def _run_all(
     total = len(study.arms) * len(study.seeds)
     if done := sum(is_done(run_place(folder, arm, seed), study.probes) for arm in study.arms for seed in study.seeds):
         say(f"{done} of {total} runs were finished before")
-    jobs = {
-        f"{arm}, seed {seed}": ((arm, seed), replace(configs[arm], seed=seed), run_place(folder, arm, seed))
-        for arm, seed in left
-    }
-    asked = [Job(name, config, place) for name, (_, config, place) in jobs.items()]
+    runs = {run_place(folder, *run): run for run in left}
+    jobs = [Job(f"{arm}, seed {seed}", replace(configs[arm], seed=seed), place) for place, (arm, seed) in runs.items()]
     with task(f"runs of {study.name}", total, total - len(left)) as shown:
-        ends = side_by_side(asked, study.side_by_side, study.probes, stopping, say, shown)
+        ends = side_by_side(jobs, study.side_by_side, study.probes, stopping, say, shown)
         with contextlib.closing(ends):
             for job, fault in ends:
-                yield jobs[job.name][0], None if fault is None else str(fault)
+                yield runs[job.place], None if fault is None else str(fault)
     if stopping():
         done = sum(is_done(run_place(folder, arm, seed), study.probes) for arm in study.arms for seed in study.seeds)
         raise RunStopped(f"stopped with {done} of {total} runs finished; continue with --resume")

@@ -17,7 +17,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from itertools import pairwise
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +65,8 @@ def build_controls(teacher: Teacher, control: str, beside: str, seed: int) -> Te
 
 class Control(ABC):
     """What stands in a teacher's place. It is described as the teacher is, but for its name."""
+
+    of_depth: ClassVar[bool] = False  # whether it tells depth, though not the image's own
 
     def __init__(self, teacher: Teacher, seed: int = 0) -> None:
         self.teacher = teacher
@@ -145,6 +147,8 @@ class RandomNetwork(Control):
 class AnotherImage(Control):
     """Each image gets the latents of its neighbour in the batch."""
 
+    of_depth = True
+
     def describe(self) -> Description:
         return replace(self.teacher.describe(), name=f"{self.teacher.describe().name} of another image")
 
@@ -157,6 +161,8 @@ class AnotherImage(Control):
 
 class MeanMap(Control):
     """Each image gets the mean of the batch; a cell counts where an image of the batch knows it."""
+
+    of_depth = True
 
     def describe(self) -> Description:
         return replace(self.teacher.describe(), name=f"mean map of {self.teacher.describe().name}")
