@@ -189,6 +189,8 @@ def test_kitti_keeps_the_values_of_its_files(tmp_path: Path, where: str, call: C
         np.testing.assert_array_equal(sample.depth[0].numpy(), expected)
         np.testing.assert_array_equal(sample.image.permute(1, 2, 0).numpy(), picture(number, 12, 20))
     assert (len(val), val.focal_length) == (4, 721.5377)
+    # The two cameras of a drive see the same places.
+    assert [train.group_of(number) for number in range(8)] == [each for each in DRIVES["train"] for _ in range(4)]
 
 
 @pytest.mark.parametrize("size", [(375, 1242), (370, 1224), (370, 1226), (374, 1238), (376, 1241), (352, 1216)])
@@ -238,7 +240,9 @@ def test_kittis_own_selection_is_validation_data_without_a_crop(tmp_path: Path) 
     save(tmp_path / "in/groundtruth_depth" / stem.format("groundtruth_depth"), depth)
     save(tmp_path / "in/image" / stem.format("image"), picture(0, 12, 20))
     prepared = prepare_kitti(tmp_path / "in", tmp_path / "out")
-    sample = open_source(DataConfig(root=str(tmp_path / "out")), "val").sample(0)
+    source = open_source(DataConfig(root=str(tmp_path / "out")), "val")
+    sample = source.sample(0)
+    assert source.group_of(0) == "2011_09_26_drive_0002_sync"
     assert prepared.pairs == {"val": 1} and sample.name == "val/rgb/" + stem.format("image")
     np.testing.assert_array_equal(sample.depth[0].numpy(), np.where(depth <= 20480, depth / np.float32(256), 0))
 

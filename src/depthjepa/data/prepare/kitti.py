@@ -25,9 +25,10 @@ BENCHMARK = "https://www.cvlibs.net/datasets/kitti/eval_depth.php?benchmark=dept
 RAW = "https://www.cvlibs.net/datasets/kitti/raw_data.php"
 
 DATE = re.compile(r"\d{4}_\d\d_\d\d")
+DRIVE = re.compile(rf"{DATE.pattern}_drive_\d+_sync")
 # 2011_09_26/2011_09_26_drive_0002_sync/image_02/data/0000000069.png
 PHOTOGRAPH = re.compile(
-    rf"(?P<date>{DATE.pattern})/(?P<drive>{DATE.pattern}_drive_\d+_sync)/(?P<camera>image_0\d)/data/(?P<frame>\d+)\.\w+"
+    rf"(?P<date>{DATE.pattern})/(?P<drive>{DRIVE.pattern})/(?P<camera>image_0\d)/data/(?P<frame>\d+)\.\w+"
 )
 CAMERAS = ("image_02", "image_03")
 
@@ -38,8 +39,9 @@ def prepare_kitti(source: Path, out: Path, *, raw: Path | None = None, split: Pa
     `source` is the unpacked annotated depth (`train/DRIVE/proj_depth/groundtruth/image_02/*.png`, `val/…`), or
     `val_selection_cropped`; `raw` holds `DATE/DRIVE/image_02/data/*.png`, by default `source` or a folder in it. With
     `split`, a list in the form of the Eigen split (`PHOTOGRAPH DEPTH [FOCAL]` a line, depth `None` left out), its pairs
-    are the validation data, and training pairs come from drives that it does not name. An ID is `DRIVE/CAMERA/FRAME`.
-    Files are hard links where the file system has them, else copies.
+    are the validation data, and training pairs come from drives that it does not name. An ID is `DRIVE/CAMERA/FRAME`,
+    and a drive is a group (`groups` in `dataset.json`). Files are hard links where the file system has them, else
+    copies.
 
     Raises `BadInput` for files that are missing, damaged or something else.
     """
@@ -71,6 +73,7 @@ def prepare_kitti(source: Path, out: Path, *, raw: Path | None = None, split: Pa
         range=RANGE,
         evaluation_crop=crop,
         focal_length=FOCAL_LENGTH,
+        groups=tuple((drive, drive) for drive in sorted({pair.drive for pair in pairs})),
     )
     return write_all(out, facts, pairs)
 
@@ -85,6 +88,12 @@ class _KittiPair:
     @property
     def photograph(self) -> str:
         return f"{self.identity}{self.from_photograph.suffix}"
+
+    @property
+    def drive(self) -> str:
+        """Where it was taken: what the two cameras of a drive see, in any frame, is all but the same."""
+        found = DRIVE.match(self.identity)
+        return self.identity if found is None else found[0]
 
     def write(self, photograph: Path, beside: Path) -> np.ndarray:
         """Link both as they are; returns metres."""
