@@ -154,6 +154,10 @@ ELSEWHERE = {
     "take a larger guidance.teacher_size or data.crop_scale, or no cache": "test_teach.py: a verdict",
     "take another control, the teacher's depth, or no guidance.cache": "test_controls.py",
     "which told disparity: fit it anew with `depthjepa probe RUN depth`": "test_predict.py: an older file is planted",
+    "name one of {} (guidance.teacher_output)": "test_teachers_onnx.py",
+    "is not told: give guidance.teacher_direction=nearer": "test_teachers_onnx.py",
+    "needs guidance.teacher_checkpoint: the ONNX file": "test_teachers_onnx.py",
+    "may be {} (guidance.teacher_unit)": "test_teachers_onnx.py",
     "take a smaller evaluation.cell_share": "test_depth_probe.py: sparse depth is planted",
 }
 VERBS = "give|take|choose|lower|raise|leave|use|continue|go on|set|fit|run|make|draw|start|name"

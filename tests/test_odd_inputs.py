@@ -352,7 +352,7 @@ TEACHERS = {
     "teach --data gone --teacher depthfm-tiny --out l": "data.root: there is no folder gone",
     "teach --data empty --teacher depthfm-tiny --out l": "empty holds no images",
     "teach --data '' --teacher depthfm-tiny --out l": f"--data {EMPTY}",
-    "teach --data flat --teacher nope --out l": "should be 'depth', 'depthfm', 'depthfm-tiny' or 'huggingface'",
+    "teach --data flat --teacher nope --out l": "should be 'depth', 'depthfm', 'depthfm-tiny', 'huggingface' or 'onnx'",
     "teach --data flat --teacher depth --out l": r"the depth teacher needs no cache: .*name a network \(--teacher\)",
     "teach --data flat --teacher depthfm-tiny --out file": A_FILE,
     "teach --data flat --teacher depthfm-tiny --out mine": "mine is there already and holds no cache: choose another",

@@ -39,6 +39,7 @@ class MeanColours:
 
     def __init__(self, killed_after: int | None = None) -> None:
         self.seen, self._killed_after = 0, killed_after
+        self.sizes: set[tuple[int, int]] = set()
 
     def describe(self) -> Description:
         return Description("colours", 3, 8, "", "undirected", stochastic=False, needs_depth=False)
@@ -48,6 +49,7 @@ class MeanColours:
 
     def batch_latents(self, batch: Batch, cells: tuple[int, int]) -> Latents:
         self.seen += len(batch.images)
+        self.sizes.add((batch.images.shape[-2], batch.images.shape[-1]))
         if self._killed_after is not None and self.seen > self._killed_after:
             raise KeyboardInterrupt
         values = adaptive_avg_pool2d(batch.images, cells)
@@ -123,6 +125,39 @@ def test_latents_finer_than_a_cell_are_kept_by_the_cell(
     assert open_cache(tmp_path / "cache").facts.shape == (3, 8, 8)
 
 
+@pytest.mark.parametrize(
+    ("size", "seen", "kept"),
+    [
+        ("long:64", {(64, 32), (32, 64), (64, 64)}, (8, 8)),
+        ("[32,64]", {(32, 64)}, (4, 8)),
+        ("64", {(64, 64)}, (8, 8)),
+    ],
+)
+def test_the_teacher_sees_images_in_their_own_proportions(
+    tmp_path: Path, taught: Taught, size: str, seen: set[tuple[int, int]], kept: tuple[int, int]
+) -> None:
+    """Crops of images of all proportions are cut where they lie, however the teacher saw the whole."""
+    for number, sides in enumerate([(80, 160), (160, 80), (96, 96)] * 6):
+        save(tmp_path / "flat" / f"{number:02}.png", smooth(number, *sides))
+    config = tiny(tmp_path / "flat", *SETTINGS, f"guidance.teacher_size={size}", "data.crop_scale=[0.5,1.0]")
+    teacher = taught(config, tmp_path / "cache")
+    assert teacher.sizes - {config.data.size} == {each for each in seen if each != config.data.size}
+    cache = open_cache(tmp_path / "cache")
+    assert cache.facts.shape == (3, *kept) and np.isfinite(cache.latents).all()
+    assert cache.facts.crops is not None and cache.facts.crops["correlation"] > 0.97
+    if size != "64":
+        before = content(tmp_path / "cache")
+        teaching.teach(config, tmp_path / "cache", say=lambda _: None)  # the same size, as it is read from the file
+        assert content(tmp_path / "cache") == before
+
+
+def smooth(number: int, height: int, width: int) -> np.ndarray:
+    """A picture of large blots: what is resampled stays what it was."""
+    coarse = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(number))
+    pixels = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)[0]
+    return (255 * pixels).byte().permute(1, 2, 0).numpy()
+
+
 def test_a_cut_of_whole_cells_is_those_cells() -> None:
     whole = torch.randn(2, 3, 8, 10, generator=torch.Generator().manual_seed(0))
     boxes = torch.tensor([[2 / 8, 3 / 10, 4 / 8, 5 / 10]] * 2)
@@ -194,6 +229,7 @@ def test_a_run_learns_from_a_cache_without_the_network_and_resumes(tmp_path: Pat
     ("settings", "said"),
     [
         (("guidance.teacher_size=128",), "another teacher or size: size=64 there and 128 here"),
+        (("guidance.teacher_size=[64,128]",), r"another teacher or size: size=64 there and \[64, 128\] here"),
         (("guidance.teacher=depthfm",), "another teacher or size: teacher=huggingface there and depthfm here"),
         (("guidance.teacher_output=features",), "teacher_output=depth there and features here"),
     ],

@@ -33,7 +33,10 @@ def value_of(text: str, choices: Sequence[Any]) -> Any:
     if NoneType in choices and text in NULL:
         return None
     if any(map(_is_text, choices)):
-        return _unquoted(text)
+        if int in choices and re.fullmatch(WHOLE, text):
+            return int(text)
+        if not (text.startswith("[") and any(get_origin(each) is tuple for each in choices)):
+            return _unquoted(text)
     if any(get_origin(each) is tuple and _is_text(get_args(each)[0]) for each in choices):
         if int in choices and re.fullmatch(WHOLE, text):
             return int(text)

@@ -7,8 +7,9 @@ from the cache differ from the teacher's own of the same crops.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from depthjepa.data.account import what_is_read
 from depthjepa.data.contents import stamps_of
 from depthjepa.data.loading import TrainingBatches, open_splits, view_batches
 from depthjepa.data.memory import first_readable
+from depthjepa.data.order import evenly
 from depthjepa.data.samples import Batch, Chosen, Source
 from depthjepa.faults import BadInput
 from depthjepa.guidance.config import FeatureGuidance
@@ -38,6 +40,7 @@ from depthjepa.stopping import interruptions
 Places = dict[str, tuple[int, int]]
 
 CELL = 8  # pixels of the whole image a latent cell is asked for
+LOOKED_AT = 16  # images whose latents say how large those of all are kept
 CROPS = 64  # on which the cache is compared with the teacher
 
 CLOSE, HALF = 0.75, 0.5  # shares of variance at which the verdict on a cache changes
@@ -145,12 +148,14 @@ def load_network(guidance: FeatureGuidance) -> Teacher:
 
 
 def _facts(config: RunConfig, teacher: Teacher, source: Source, images: int, where: torch.device) -> Facts:
-    """Describe the cache; the shape of its latents is found out on one image."""
-    size = asked_of(config).teacher_size
-    first, _, _ = first_readable(source, 0)
-    batch = next(view_batches(Chosen(source, np.array([first])), (size, size))).to(where)
-    values = _whole(teacher, batch, size)
-    _, channels, rows, columns = values.shape
+    """Describe the cache; the shape of its latents is found out on some images: the longest rows and columns."""
+    some = [first_readable(source, int(place))[0] for place in evenly(LOOKED_AT, len(source))]
+    batches = view_batches(Chosen(source, np.unique(some)), asked_of(config).whole_size)
+    sizes: dict[tuple[int, int], Batch] = {}
+    for batch in batches:
+        sizes.setdefault((batch.images.shape[-2], batch.images.shape[-1]), batch)
+    shapes = [tuple(_whole(teacher, batch.to(where)).shape[1:]) for batch in sizes.values()]
+    channels, rows, columns = (max(sides) for sides in zip(*shapes, strict=True))
     return Facts(
         cache.made_of(asked_of(config)),
         asdict(teacher.describe()),
@@ -179,7 +184,7 @@ def fill_cache(
         values = np.full((len(rows), *files.facts.shape), np.nan, dtype=np.float16)
         for number, source in enumerate(sources):
             chosen = [(row, places[listed[row]][1]) for row in rows if places[listed[row]][0] == number]
-            for row, latent in _latents(teacher, source, chosen, config, where):
+            for row, latent in _latents(teacher, source, chosen, config, files.facts.shape[1:], where):
                 values[row - rows.start] = latent
         files.latents[rows.start : rows.stop] = values
         files.latents.flush()  # type: ignore[attr-defined]
@@ -203,32 +208,47 @@ def _stamps(sources: list[Source], places: Places) -> Int64[np.ndarray, " images
 
 
 def _latents(
-    teacher: Teacher, source: Source, chosen: list[tuple[int, int]], config: RunConfig, where: torch.device
+    teacher: Teacher,
+    source: Source,
+    chosen: list[tuple[int, int]],
+    config: RunConfig,
+    shape: tuple[int, int],
+    where: torch.device,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Latents of some images of a source, each with the row that it belongs to; unreadable images are left out."""
-    size = asked_of(config).teacher_size
     if not chosen:
         return
     indices: Int64[np.ndarray, " k"] = np.array([index for _, index in chosen], dtype=np.int64)
-    batches = view_batches(
-        Chosen(source, indices),
-        (size, size),
-        batch_size=config.evaluation.batch_size,
-        workers=config.data.workers,
-        may_be_empty=True,
-    )
-    for batch in batches:
-        values = _whole(teacher, batch.to(where), size)
+    size = asked_of(config).whole_size
+    batches = view_batches(Chosen(source, indices), size, workers=config.data.workers, may_be_empty=True)
+    for batch in of_one_size(batches, config.evaluation.batch_size):
+        values = _whole(teacher, batch.to(where))
+        if values.shape[-2:] != shape:  # an image of other proportions than those that set the shape
+            values = F.interpolate(values, shape, mode="bilinear", antialias=True, align_corners=False)
         for number, latent in zip(batch.index.tolist(), values.half().cpu().numpy(), strict=True):
             yield chosen[number][0], latent
 
 
-def _whole(teacher: Teacher, batch: Batch, size: int) -> Float[Tensor, "b c rows cols"]:
+def of_one_size(batches: Iterable[Batch], most: int) -> Iterator[Batch]:
+    """Put single images that follow each other and have one size together, for a network: it sees nothing else."""
+    for _, same in groupby(batches, key=lambda batch: batch.images.shape[-2:]):
+        while some := tuple(islice(same, most)):
+            yield Batch(
+                index=torch.cat([each.index for each in some]),
+                images=torch.cat([each.images for each in some]),
+                depth=None,
+                zoom=torch.cat([each.zoom for each in some]),
+                labels=torch.cat([each.labels for each in some]),
+                names=tuple(name for each in some for name in each.names),
+            )
+
+
+def _whole(teacher: Teacher, batch: Batch) -> Float[Tensor, "b c rows cols"]:
     """Latents of whole images, no finer than a cell: a network that answers pixel by pixel would fill the disk."""
-    cells = max(1, size // CELL)
-    values = teacher.batch_latents(batch, (cells, cells)).values
-    if max(values.shape[-2:]) > cells:
-        values = F.interpolate(values, (cells, cells), mode="bilinear", antialias=True, align_corners=False)
+    cells = max(1, batch.images.shape[-2] // CELL), max(1, batch.images.shape[-1] // CELL)
+    values = teacher.batch_latents(batch, cells).values
+    if values.shape[-2] > cells[0] or values.shape[-1] > cells[1]:
+        values = F.interpolate(values, cells, mode="bilinear", antialias=True, align_corners=False)
     return values
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, WithJsonSchema, field_validator
 
 from depthjepa.data.layouts.table import DEFAULT_ROOT, check_kind, kinds
-from depthjepa.settings import configuration
+from depthjepa.settings import are_sides, configuration
 
 MILLIMETRES = 1000.0  # file units per metre, where nothing says otherwise
 
@@ -97,8 +97,7 @@ class DataConfig:
     @field_validator("image_size", mode="before")
     @classmethod
     def _one_side_or_two(cls, value: object) -> object:
-        sides = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
-        if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+        if not are_sides(value):
             raise ValueError("should be one side [px], or height and width as [48, 64]")
         return value
 

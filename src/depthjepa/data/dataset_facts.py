@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, PositiveFloat, TypeAdapter, ValidationError, field_validator
+from pydantic import ConfigDict, Field, PositiveFloat, field_validator
 from pydantic.dataclasses import dataclass as configuration
 
-from depthjepa.faults import BadInput, nearest
-from depthjepa.settings import STRICT
+from depthjepa.faults import BadInput
+from depthjepa.settings import STRICT, read_json
 
 DATASET = "dataset.json"
 EXACT = ConfigDict(**STRICT, strict=True)  # 2 is no name, and "2" no number
@@ -75,7 +74,7 @@ def dataset_facts(root: Path) -> DatasetFacts:
     """
     said: dict[str, tuple[Path, Any]] = {}
     for path in facts_files(root):
-        facts = _read_facts(path)
+        facts = read_json(path, DatasetFacts)
         for key in facts.__dataclass_fields__:
             value = getattr(facts, key)
             if value is None:
@@ -95,28 +94,3 @@ def facts_files(root: Path) -> list[Path]:
         for path in sorted(place.iterdir())
         if path.name.lower() == DATASET and path.is_file()
     ]
-
-
-def _read_facts(path: Path) -> DatasetFacts:
-    content = path.read_bytes()
-    try:
-        text = content.decode(json.detect_encoding(content))  # of editors that begin a file with a mark, without it
-        return TypeAdapter(DatasetFacts).validate_json(text)
-    except UnicodeDecodeError as fault:
-        raise BadInput(f"{path}: it is not text") from fault
-    except ValidationError as error:
-        faults = "; ".join(_explain(fault) for fault in error.errors())
-        raise BadInput(f"{path}: {faults}") from error
-
-
-def _explain(fault: Any) -> str:
-    key, text = ".".join(str(part) for part in fault["loc"]), fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "json_invalid":
-        return f"it is not JSON ({text.removeprefix('Invalid JSON: ')})"
-    if fault["type"] == "unexpected_keyword_argument":
-        known = EvaluationCrop if len(fault["loc"]) > 1 else DatasetFacts
-        return f"unknown key {key!r}{nearest(key.rpartition('.')[2], known.__dataclass_fields__)}"
-    if fault["type"] == "missing":
-        return f"{key!r} is missing"
-    text = text.removeprefix("Input ").removeprefix("should ")
-    return f"{key}={fault['input']!r}: should {text}" if key else f"the file should hold {{...}}: {text}"

@@ -12,17 +12,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
-from pydantic import PositiveFloat, TypeAdapter, ValidationError
+from pydantic import PositiveFloat
 from pydantic.dataclasses import dataclass as configuration
 
 from depthjepa.data.order import Mixture
 from depthjepa.data.samples import Chosen, Source
 from depthjepa.faults import BadInput
-from depthjepa.settings import STRICT
+from depthjepa.settings import STRICT, read_json
 
 GROUPS = "groups.json"
 FOLDS = 5
@@ -60,19 +60,8 @@ def read_groups(root: Path) -> GroupList | None:
     file = root / GROUPS
     if not file.is_file():
         return None
-    try:
-        content: Any = json.loads(file.read_text(encoding="utf-8-sig"))
-        return TypeAdapter(GroupList).validate_python(content)
-    except (UnicodeDecodeError, json.JSONDecodeError) as fault:
-        raise BadInput(f"{file}: it is not JSON ({fault})") from fault
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        where = f"{file}: {key}" if key else str(file)
-        raise BadInput(
-            f'{where}: {first["msg"]}; it holds {{"groups": [["beginning of IDs", "group"], …]}} and may hold '
-            f'"focal_length_px": [["beginning of IDs", 525.0], …]'
-        ) from error
+    form = 'it holds {"groups": [["beginning of IDs", "group"], …]} and may hold '
+    return read_json(file, GroupList, form + '"focal_length_px": [["beginning of IDs", 525.0], …]')
 
 
 def group_by_name(identity: str) -> str | None:

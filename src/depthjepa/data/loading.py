@@ -7,7 +7,7 @@ what is seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -207,7 +207,7 @@ class _TrainingReader(Dataset[Batch | BadInput]):
 
 def view_batches(
     source: Source,
-    size: Size,
+    size: Size | Callable[[int, int], Size],
     *,
     view: Literal["whole", "centre"] = "whole",
     batch_size: int = 64,
@@ -220,13 +220,15 @@ def view_batches(
     """Yield the samples of a source in order, as fixed views without masks.
 
     `whole` resizes the whole image to `size` (height, width), `centre` its largest central part of those
-    proportions. `limit` takes that many samples spread evenly over the source, so that sorted classes are all
-    covered; `places` takes these samples. Unreadable images are left out and named in `Batch.skipped`. `label_maps`
-    reads them as well, of a source that has them.
+    proportions. Where the size depends on the image's own (height, width), a batch is a single image. `limit` takes
+    that many samples spread evenly over the source, so that sorted classes are all covered; `places` takes these
+    samples. Unreadable images are left out and named in `Batch.skipped`. `label_maps` reads them as well, of a source
+    that has them.
 
     Raises `BadInput` when no image can be read (unless that `may_be_empty`), or a file is at fault.
     """
     indices = evenly(len(source) if limit is None else limit, len(source)) if places is None else np.array(places)
+    batch_size = 1 if callable(size) else batch_size
     requests = (indices[first : first + batch_size] for first in range(0, len(indices), batch_size))
     skipped: tuple[str, ...] = ()
     held: Batch | None = None  # a batch waits for the next one, which may be empty and then only adds to `skipped`
@@ -250,7 +252,7 @@ def view_batches(
 @dataclass(frozen=True, slots=True)
 class _ViewReader(Dataset[Batch | BadInput]):
     source: Source
-    size: Size
+    size: Size | Callable[[int, int], Size]
     view: Literal["whole", "centre"]
     label_maps: bool
 
@@ -259,6 +261,7 @@ class _ViewReader(Dataset[Batch | BadInput]):
         make = whole_view if self.view == "whole" else centre_view
         found: list[tuple[int, Sample, View]] = []
         skipped: list[str] = []
+        size = (0, 0) if callable(self.size) else self.size
         for index in indices:
             try:
                 sample = self._sample(int(index))
@@ -267,8 +270,10 @@ class _ViewReader(Dataset[Batch | BadInput]):
             except BadInput as fault:
                 return fault
             else:
-                found.append((int(index), sample, make(sample, self.size)))
-        return _batch(found, self.size, self.source.has_depth, skipped, label_maps=self.label_maps)
+                if callable(self.size):
+                    size = self.size(*sample.image.shape[1:])
+                found.append((int(index), sample, make(sample, size)))
+        return _batch(found, size, self.source.has_depth, skipped, label_maps=self.label_maps)
 
     def _sample(self, index: int) -> Sample:
         if not self.label_maps:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -16,6 +17,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 
@@ -23,11 +25,17 @@ from depthjepa.depth import Numbers
 from depthjepa.guidance.target import CLIP, Centre
 from depthjepa.guidance.teachers.table import TEACHERS
 from depthjepa.model.decoders import CELLS, FeatureHead, PixelHead
-from depthjepa.settings import configuration
+from depthjepa.settings import are_sides, configuration
+
+LONG = "long:"  # begins the size of images in their own proportions
 
 Teacher = Annotated[str, AfterValidator(TEACHERS.check), WithJsonSchema({"enum": TEACHERS.names})]
 Control = Literal["none", "image", "random", "another", "mean"]
 Schedule = Literal["constant", "released", "late"]
+Direction = Literal["nearer", "farther", "undirected"]  # of a larger number
+Unit = Literal["metres", "1/metres", "relative"]
+LONG_SIDE = rf"{LONG}[1-9][0-9]*"
+Colour = tuple[float, float, float]  # a number for red, green and blue
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -102,12 +110,22 @@ class FeatureGuidance:
     """Attention of depthfm and depthfm-tiny: as the released code computes it with xformers, or without."""
     teacher_seed: NonNegativeInt = 0
     """Seed of the noise of depthfm and depthfm-tiny."""
-    teacher_output: Literal["depth", "features"] = "depth"
-    """What a network gives: depth (DepthFM: before decoding), or features (DepthFM: of its middle block)."""
+    teacher_output: str = "depth"
+    """What a network gives: depth (DepthFM: before decoding), features (DepthFM: middle block), an output of onnx."""
+    teacher_direction: Direction | None = None
+    """What a larger number of an onnx file's output means; null: what its name or the JSON beside the file says."""
+    teacher_unit: Unit | None = None
+    """Unit of an onnx file's output; null: what the JSON beside the file says, else relative, of no known scale."""
+    teacher_mean: Colour | None = None
+    """Taken from images in [0, 1] for an onnx file, one number a colour; null: what the JSON says, else nothing."""
+    teacher_deviation: Colour | None = None
+    """What images for an onnx file are then divided by; null: what the JSON beside the file says, else 1."""
+    teacher_multiple: PositiveInt | None = None
+    """Of what the sides of images for an onnx file are multiples [px]; null: what the JSON says, else 32."""
     teacher_layer: int | None = None
     """Block of huggingface's features, from 0, negative from the end; null: two thirds deep."""
-    teacher_size: PositiveInt = 512
-    """Side of the whole images that a cache is made of [px]."""
+    teacher_size: PositiveInt | tuple[PositiveInt, PositiveInt] | str = 512
+    """Whole images of a cache [px]: a side, height and width, or long:640, their own proportions by the longer side."""
     cache: str | None = None
     """Folder of latents that `depthjepa teach` wrote; null: the teacher is asked about every crop."""
     control: Control = "none"
@@ -118,6 +136,13 @@ class FeatureGuidance:
     """Weight of the second target's loss as a multiple of the first one's."""
     detached: bool = False
     """The head learns, but its gradient stops before encoder and predictor."""
+
+    @field_validator("teacher_size", mode="before")
+    @classmethod
+    def _a_size(cls, value: object) -> object:
+        if not are_sides(value) and not (isinstance(value, str) and re.fullmatch(LONG_SIDE, value)):
+            raise ValueError(f"should be one side [px], height and width as [192, 640], or {LONG}640")
+        return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> FeatureGuidance:
@@ -134,6 +159,17 @@ class FeatureGuidance:
     def cells(self, grid: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the target: two latent cells a patch along each side."""
         return CELLS * grid[0], CELLS * grid[1]
+
+    def whole_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width [px] at which a teacher sees a whole image of these sides for a cache."""
+        match self.teacher_size:
+            case int():
+                return self.teacher_size, self.teacher_size
+            case str():
+                scale = int(self.teacher_size.removeprefix(LONG)) / max(height, width)
+                return max(1, round(scale * height)), max(1, round(scale * width))
+            case _:
+                return self.teacher_size
 
     @property
     def reads_holes(self) -> bool:

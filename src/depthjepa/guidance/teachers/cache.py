@@ -189,7 +189,8 @@ def made_of(guidance: FeatureGuidance) -> dict[str, Any]:
     """All that the latents depend on beside the images: the teacher, its weights and settings, the size it sees."""
     kind = teacher_kind(guidance.teacher)
     settings = {key: getattr(guidance, key) for key in kind.settings}
-    return {"teacher": guidance.teacher, **fingerprints(guidance), **settings, "size": guidance.teacher_size}
+    made = {"teacher": guidance.teacher, **fingerprints(guidance), **settings, "size": guidance.teacher_size}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in made.items()}  # as JSON has it
 
 
 def fingerprints(guidance: FeatureGuidance) -> dict[str, str]:

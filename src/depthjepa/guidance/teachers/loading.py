@@ -60,7 +60,8 @@ def load_teacher(name: str, **settings: Any) -> Any:
     `name` is a row of `TEACHERS` that is a network; `settings` are the arguments of its own loader. `depthfm`: see
     `depthfm.network.load_depthfm` (`checkpoint`, `vae`, `steps`, `attention`, `ensemble`, `seed`, `output`);
     `depthfm-tiny`: the same without `checkpoint` and `vae`; `huggingface`: see `transformers_depth.load_huggingface`
-    (`checkpoint`, `output`, `layer`, `side`).
+    (`checkpoint`, `output`, `layer`, `side`); `onnx`: see `onnx_depth.load_onnx` (`checkpoint`, `output`, `direction`,
+    `unit`, `mean`, `deviation`, `multiple`).
 
     Raises `BadInput`, also for an argument that this teacher does not take or lacks.
     """

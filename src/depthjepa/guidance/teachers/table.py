@@ -25,5 +25,11 @@ TEACHERS = Table(
             "guidance.teachers.transformers_depth",
             also=("depthanything", "depth-anything", "depth_anything_v2", "dpt", "midas", "zoedepth", "transformers"),
         ),
+        Row(
+            "onnx",
+            "checkpoint: an ONNX file of a depth network; what its output means stands beside it or in keys",
+            "guidance.teachers.onnx_depth",
+            also=("onnxruntime",),
+        ),
     ),
 )

@@ -303,7 +303,7 @@ def weights(guidance: FeatureGuidance) -> dict[str, str | Path | None]:
 
 
 def load_huggingface(
-    checkpoint: str | Path, *, output: Output = "depth", layer: int | None = None, side: int | None = None
+    checkpoint: str | Path, *, output: str = "depth", layer: int | None = None, side: int | None = None
 ) -> HuggingFaceDepth:
     """Load a depth network of transformers on the CPU, in float32, from safetensors only.
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from depthjepa.data.samples import Batch
-from depthjepa.faults import BadInput
+from depthjepa.faults import BadInput, nearest
 from depthjepa.formats.files import read_torch
 from depthjepa.formats.weights import few, refuse_misfit
 from depthjepa.guidance.target import Description
@@ -66,7 +66,7 @@ class DepthFM:
         steps: int = 2,
         ensemble: int = 1,
         seed: int = 0,
-        output: Output = "depth",
+        output: str = "depth",
         name: str = "depthfm",
     ) -> None:
         self.unet = unet.eval().requires_grad_(False)
@@ -255,7 +255,7 @@ def load_depthfm(
     attention: Attention = "plain",
     ensemble: int = 1,
     seed: int = 0,
-    output: Output = "depth",
+    output: str = "depth",
     name: str = "depthfm",
 ) -> DepthFM:
     """Load a checkpoint in the layout of the released `depthfm-v1.ckpt`, and the autoencoder, on the CPU.
@@ -280,6 +280,8 @@ def load_depthfm(
             raise BadInput(f"{key}={count} is not possible for DepthFM: give 1 or more")
     if attention not in get_args(Attention):
         raise BadInput(f"attention={attention!r} is unknown for DepthFM: use {' or '.join(get_args(Attention))}")
+    if output not in (known := get_args(Output)):
+        raise BadInput(f"output={output!r} is unknown for DepthFM{nearest(output, known)}: use {' or '.join(known)}")
     path = Path(checkpoint)
     content = _read(path)
     unet = _build_unet(content["ldm_hparams"], content["state_dict"], path)

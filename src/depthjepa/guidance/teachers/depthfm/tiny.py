@@ -10,7 +10,7 @@ from pathlib import Path
 
 from depthjepa.faults import BadInput
 from depthjepa.guidance.config import FeatureGuidance
-from depthjepa.guidance.teachers.depthfm.network import Attention, DepthFM, Output, load_depthfm
+from depthjepa.guidance.teachers.depthfm.network import Attention, DepthFM, load_depthfm
 from depthjepa.guidance.teachers.depthfm.released import SETTINGS, loaded
 from depthjepa.guidance.teachers.fit import AUTOENCODER, CHECKPOINT
 from depthjepa.guidance.teachers.loading import TeacherKind
@@ -36,7 +36,7 @@ def build(guidance: FeatureGuidance) -> DepthFM:
 
 
 def load(
-    *, steps: int = 2, attention: Attention = "plain", ensemble: int = 1, seed: int = 0, output: Output = "depth"
+    *, steps: int = 2, attention: Attention = "plain", ensemble: int = 1, seed: int = 0, output: str = "depth"
 ) -> DepthFM:
     """Load it for use from Python; arguments as of `load_depthfm`."""
     return load_depthfm(
