@@ -156,7 +156,7 @@ ELSEWHERE = {
     "which told disparity: fit it anew with `depthjepa probe RUN depth`": "test_predict.py: an older file is planted",
     "name one of {} (guidance.teacher_output)": "test_teachers_onnx.py",
     "is not told: give guidance.teacher_direction=nearer": "test_teachers_onnx.py",
-    "needs guidance.teacher_checkpoint: the ONNX file": "test_teachers_onnx.py",
+    "is no ONNX file: give a file NAME.onnx": "test_teachers_onnx.py",
     "may be {} (guidance.teacher_unit)": "test_teachers_onnx.py",
     "take a smaller evaluation.cell_share": "test_depth_probe.py: sparse depth is planted",
 }
