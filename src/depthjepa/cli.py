@@ -254,6 +254,10 @@ def probe(
     task: Task,
     overrides: Overrides = None,
     data: Data = None,
+    fit_on: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Fit a depth readout on other data, or on a cache of a teacher's metres."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write the table as JSON, over one that is there.", callback=output_file)
     ] = None,
@@ -262,7 +266,8 @@ def probe(
     from depthjepa.commands.probe import probe as run
     from depthjepa.report.terminal import print_table
 
-    print_table(run(checkpoint, task, data, settings=overrides or [], out=out, say=_note))
+    settings = [*(overrides or []), *([] if fit_on is None else [f"evaluation.fit_on={fit_on}"])]
+    print_table(run(checkpoint, task, data, settings=settings, out=out, say=_note))
 
 
 @app.command()

@@ -147,6 +147,8 @@ class EvaluationConfig:
     """Most steps of each head that `diagnose --gates` overfits; 0: no such gates."""
     cell_share: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Share of a cell's pixels that need depth, or a normal, for it to count in their probes; 0.02 for sparse lidar."""
+    fit_on: str | None = None
+    """Data whose training images the depth probe is fitted on, or a cache of metres of photographs; null: its own."""
     depth_readout: Literal["ridge", "linear", "linear4", "dpt"] = "ridge"
     """Readout of the depth probe: ridge regression, or one trained pixel by pixel."""
     depth_steps: PositiveInt = 2000

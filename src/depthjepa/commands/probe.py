@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from depthjepa.data.loading import open_source
 from depthjepa.data.metres import describe_depth
 from depthjepa.evaluation import probes
+from depthjepa.evaluation.gathering import fitted_views
 from depthjepa.evaluation.opened import open_with, to_write
 from depthjepa.evaluation.probes import table
 from depthjepa.evaluation.probes.task import DEPTH
@@ -46,7 +46,7 @@ def probe(
     row = table.chosen(task, table.of_command("probe"))
     file = None if out is None else to_write(out)
     opened, config, encoder, where = open_with(backbone, data, settings, f"{task} probes", [task], say)
-    about_depth = describe_depth(open_source(config.data, "train")) if say and DEPTH in row.needs else []
+    about_depth = describe_depth(fitted_views(config).source) if say and DEPTH in row.needs else []
     result = probes.probe(task, config, encoder, where, opened)
     written = probes.write_probe(result, opened.saved, config.evaluation.which, file)
     if say:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema, field_validator
 
@@ -18,6 +19,9 @@ DepthOrientation = Literal["stored", "upright"]
 Kind = Annotated[str, AfterValidator(check_kind), WithJsonSchema({"enum": kinds()})]
 Positive = Annotated[int, Field(ge=1)]
 Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+
+# What says how the images of one root are divided, picked or named.
+OF_ITS_OWN: dict[str, Any] = dict.fromkeys(("kind", "classes", "images_per_class", "val_prefixes", "val_list"))
 
 
 @configuration
@@ -105,6 +109,10 @@ class DataConfig:
     def size(self) -> tuple[int, int]:
         """Height and width of what the model sees, in pixels."""
         return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+
+    def elsewhere(self, root: str) -> DataConfig:
+        """The same for other data: what divides, picks or names its own images is not carried over."""
+        return replace(self, root=root, **OF_ITS_OWN)
 
     @property
     def divides_pairs(self) -> bool:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,12 +22,14 @@ from depthjepa.config import RunConfig
 from depthjepa.data.groups import Places, places_of
 from depthjepa.data.images import Split
 from depthjepa.data.loading import open_source, view_batches
-from depthjepa.data.order import evenly
+from depthjepa.data.order import Mixture, evenly
 from depthjepa.data.samples import Batch, Chosen, Source, segment_classes
 from depthjepa.evaluation.diagnostics import Diagnosis
 from depthjepa.evaluation.features import Encode, Pooled, PooledParts, iterate_tokens
 from depthjepa.evaluation.tokens import ComputedTokens, TokenKeeper, Tokens
+from depthjepa.faults import BadInput
 from depthjepa.grid import patchify
+from depthjepa.guidance.teachers.taught import open_taught
 from depthjepa.model.encoder import Encoder
 
 RANDOM, RAW = "random encoder", "raw patches"  # rows that took no training
@@ -93,9 +96,9 @@ def encode_together(encode: Encode, place: distributed.Ranks) -> Encode:
 class Views:
     """The fixed views of a split of the run's data, anew on every call; `skipped` fills with what is unreadable."""
 
-    def __init__(self, config: RunConfig, split: Split) -> None:
+    def __init__(self, config: RunConfig, split: Split, source: Source | None = None) -> None:
         self.config = config
-        self.source = open_source(config.data, split)
+        self.source = open_source(config.data, split) if source is None else source
         self.limit = config.evaluation.train_images if split == "train" else config.evaluation.val_images
         self.skipped: dict[str, None] = {}
         self.label_maps = False
@@ -137,9 +140,30 @@ class Views:
             yield batch
 
 
+def fitted_views(config: RunConfig) -> Views:
+    """What the readouts of a depth probe are fitted on: `evaluation.fit_on`, else the training images.
+
+    Raises `BadInput` for data and caches that cannot serve.
+    """
+    asked = config.evaluation.fit_on
+    if asked is None:
+        return Views(config, "train")
+    taught = (Path(asked) / "cache.json").is_file()
+    source = open_taught(Path(asked), config.data) if taught else open_source(config.data.elsewhere(asked), "train")
+    return Views(config, "train", source)
+
+
 def places_in(train: Views, val: Views) -> Places:
-    """Where the images of both were taken."""
-    return places_of(train.source, train.numbers, val.source, val.numbers)
+    """Where the images of both were taken; of data of two kinds, which share no scene, they are one part."""
+    places = places_of(train.source, train.numbers, val.source, val.numbers)
+    if train.config.evaluation.fit_on is None:
+        return places
+    if isinstance(val.source, Mixture):
+        raise BadInput(
+            f"evaluation.fit_on={train.config.evaluation.fit_on}: judge one data set at a time, not {val.source.name}"
+        )
+    together = np.zeros(len(train.source), dtype=np.int64)
+    return replace(places, parts=(val.source.name,), train_part=together, train_group={})
 
 
 def views(config: RunConfig, source: Source, limit: int | None, *, label_maps: bool = False) -> Iterator[Batch]:

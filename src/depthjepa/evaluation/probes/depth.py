@@ -6,6 +6,7 @@ maps serves every task that stores maps.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -102,7 +103,7 @@ RATE = Column("rate", "rate", "peak learning rate of the readout, chosen on a fi
 
 def run(subject: Subject) -> Iterable[Probe]:
     """Linear readout of log depth; see `evaluation.depth_probe`."""
-    config, train, val = subject.config, subject.train, subject.val
+    config, train, val = subject.config, subject.fitted, subject.val
     patch, asked = config.model.patch_size, config.evaluation
     places = places_in(train, val)
     teacher, remarks = _teacher(subject)
@@ -112,14 +113,29 @@ def run(subject: Subject) -> Iterable[Probe]:
         f"version 2: two ridges, from image means and from the rest of each token of the frozen {asked.which} "
         f"encoder's last layer, to the log depth of 2 x 2 cells of {patch / 2:g} px a patch; cells with depth on at "
         f"least {asked.cell_share:.0%} of their pixels count; strengths by {FOLDS} folds of {places.folds.by}; "
-        f"{whole_views_text(train, val)}"
+        f"{whole_views_text(train, val)}{_fitted_text(subject)}"
     )
     whole = found[-1]
     beside = {name: map_arrays(whole, name, subject.random_row(name)) for name in subject.compared}
     arrays, readout = map_arrays(whole, config.name), whole.readouts[config.name]
     # Beside the protocol, which is the same for runs with other teachers and without one: they share a table.
     said = {"verdict": remarks} if remarks else {}
-    yield Probe(tables(TASK, protocol, found) | said, arrays, beside, readout)
+    yield Probe(tables(TASK, protocol, found) | said, arrays, beside, readout, _fitted_variant(subject))
+
+
+def _fitted_text(subject: Subject) -> str:
+    if subject.config.evaluation.fit_on is None:
+        return ""
+    return f"; fitted on other data: {subject.fitted.source.name}"
+
+
+def _fitted_variant(subject: Subject) -> str:
+    """What the files of a readout that is fitted on other data than the run's own configuration says are called."""
+    asked, saved = subject.config.evaluation.fit_on, subject.saved
+    if asked is None or (saved is not None and saved.config.evaluation.fit_on == asked):
+        return ""
+    name = re.sub(r"\W+", "_", Path(asked).name)
+    return f"-on-{name}"
 
 
 def _teacher(subject: Subject) -> tuple[dict[str, tuple[OfBatch, Callable[[], Iterable[Batch]]]], list[str]]:
@@ -127,7 +143,7 @@ def _teacher(subject: Subject) -> tuple[dict[str, tuple[OfBatch, Callable[[], It
 
     It is asked about few training images: its latents have few channels.
     """
-    config, where, train = subject.config, subject.where, subject.train
+    config, where, train = subject.config, subject.where, subject.fitted
     if not (config.evaluation.teacher_row and asks_network(config.guidance)):
         return {}, []
     try:
@@ -151,7 +167,7 @@ def _teacher(subject: Subject) -> tuple[dict[str, tuple[OfBatch, Callable[[], It
 
 def run_readout(subject: Subject) -> Probe:
     """Depth as readouts of the field's kind tell it, pixel by pixel; see `evaluation.depth_readouts`."""
-    config, encoder, train, val = subject.config, subject.encoder, subject.train, subject.val
+    config, encoder, train, val = subject.config, subject.encoder, subject.fitted, subject.val
     asked = config.evaluation
     assert asked.depth_readout != "ridge"
     blocks = encoder.depth
@@ -176,9 +192,13 @@ def run_readout(subject: Subject) -> Probe:
     found = readout_tables(encoders, train, val, places_in(train, val), plan)
     protocol = (
         f"{describe(plan, layers, blocks, found[-1].mean_map)}, from the frozen {asked.which} encoder; averaged over "
-        f"pixels; {whole_views_text(train, val)}"
+        f"pixels; {whole_views_text(train, val)}{_fitted_text(subject)}"
     )
-    return Probe(tables(TASK, protocol, found), map_arrays(found[-1], config.name), variant=f"-{plan.kind}")
+    return Probe(
+        tables(TASK, protocol, found),
+        map_arrays(found[-1], config.name),
+        variant=f"-{plan.kind}{_fitted_variant(subject)}",
+    )
 
 
 def tables(task: Task, protocol: str, found: Sequence[DepthTable | NormalTable]) -> dict[str, Any]:
@@ -311,7 +331,7 @@ TASK = OwnTask(
     needs=(DEPTH,),
     section=Section("Depth read out of the features", depth_figures),
     picture=Picture("maps of `probe RUN depth`", show, photographs=True),
-    reads=("depth_readout", "cell_share", "teacher_row"),
+    reads=("depth_readout", "cell_share", "teacher_row", "fit_on"),
     resampled=Resampled("r2_within", resampled_within),
     variant=Variant(
         lambda config: config.evaluation.depth_readout != "ridge",

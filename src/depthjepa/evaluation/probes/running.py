@@ -22,6 +22,7 @@ from depthjepa.backbones.vit import OpenedCheckpoint
 from depthjepa.checkpoint import Checkpoint
 from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import build_config
+from depthjepa.data.config import OF_ITS_OWN
 from depthjepa.data.loading import source_name
 from depthjepa.evaluation.features import Encode
 from depthjepa.evaluation.gathering import RANDOM
@@ -103,8 +104,7 @@ def probe_config(own: RunConfig, data: str | None, overrides: Iterable[str] = ()
     """A backbone's own configuration with other data; subsets of the training data are not carried over."""
     content = to_mapping(own)
     if data is not None and data != content["data"]["root"]:
-        content["data"] |= {"root": data, "kind": None, "classes": None, "images_per_class": None}
-        content["data"] |= {"val_prefixes": None, "val_list": None}
+        content["data"] |= {"root": data, **OF_ITS_OWN}
     config = build_config(content, list(overrides))
     if replace(config.train, device=own.train.device, threads=own.train.threads) != own.train:
         raise BadInput("train.* belongs to the checkpoint; a probe takes train.device and train.threads alone")

@@ -27,7 +27,7 @@ from depthjepa.data.layouts.layout import with_depth, with_label_maps, with_labe
 from depthjepa.data.samples import Source, segment_classes
 from depthjepa.drawing.figures import Captioned
 from depthjepa.evaluation.features import Encode
-from depthjepa.evaluation.gathering import RANDOM, Features, Views, encode_with, is_random
+from depthjepa.evaluation.gathering import RANDOM, Features, Views, encode_with, fitted_views, is_random
 from depthjepa.evaluation.readout import DepthReadout
 from depthjepa.faults import BadInput
 from depthjepa.method import build_encoder
@@ -82,6 +82,11 @@ class Data:
         return Views(self.config, "train")
 
     @cached_property
+    def fitted(self) -> Views:
+        """Those of the images that readouts of depth are fitted on: the training images, or other ones."""
+        return self.train if self.config.evaluation.fit_on is None else fitted_views(self.config)
+
+    @cached_property
     def val(self) -> Views:
         """Those of the validation images."""
         return Views(self.config, "val")
@@ -94,7 +99,8 @@ class Data:
         """Raise `BadInput` where the data lack what a task needs of them."""
         for task in tasks:
             for need in [need for need in task.needs if need.of_data]:
-                lacking = need.lacking(task.name, self.config, self.train.source, self.val.source)
+                train = self.fitted if "fit_on" in task.reads else self.train
+                lacking = need.lacking(task.name, self.config, train.source, self.val.source)
                 if lacking is not None:
                     raise BadInput(lacking)
 
