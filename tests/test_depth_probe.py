@@ -16,7 +16,7 @@ from depthjepa.data.groups import FOLDS, Division, Places
 from depthjepa.data.order import evenly
 from depthjepa.data.samples import Batch
 from depthjepa.data.transforms import as_bytes
-from depthjepa.evaluation import readout
+from depthjepa.evaluation import readout, teacher_rows
 from depthjepa.evaluation.depth_cells import CellMeans, cells_of
 from depthjepa.evaluation.depth_probe import (
     DepthTable,
@@ -27,7 +27,6 @@ from depthjepa.evaluation.depth_probe import (
     figures_of,
 )
 from depthjepa.evaluation.mean_maps import ALL, Maps
-from depthjepa.evaluation.probes import depth
 from depthjepa.evaluation.readout import DepthReadout, read_origin
 from depthjepa.faults import BadInput
 from tiny_runs import run
@@ -492,7 +491,7 @@ def test_the_teacher_of_a_guided_run_is_a_row(tmp_path: Path, monkeypatch: pytes
     run(Path("scenes"), tmp_path / "run", *scenes, *taught, "guidance.teacher_steps=1", "train.steps=1")
     rows, remarks, protocols = [], [], set()
     for count in (12, 40):
-        monkeypatch.setattr(depth, "TEACHER_IMAGES", count)
+        monkeypatch.setattr(teacher_rows, "IMAGES", count)
         found = depthjepa.probe(tmp_path / "run", "depth")
         rows.append({row["name"]: row for row in found["rows"]})
         remarks.append(found.get("verdict", []))

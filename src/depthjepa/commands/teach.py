@@ -7,16 +7,13 @@ from the cache differ from the teacher's own of the same crops.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
-from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int64
-from torch import Tensor
+from jaxtyping import Int64
 
 from depthjepa import distributed, locks, runtime
 from depthjepa.config import RunConfig, keys
@@ -33,13 +30,13 @@ from depthjepa.guidance.target import Teacher, on_cells
 from depthjepa.guidance.teachers import cache
 from depthjepa.guidance.teachers.cache import DONE, TOGETHER, CachedTeacher, Facts
 from depthjepa.guidance.teachers.loading import teacher_kind
+from depthjepa.guidance.teachers.whole_images import latents_of_whole, of_one_size, resampled
 from depthjepa.logbook import to_json, write_whole
 from depthjepa.progress import task, track
 from depthjepa.stopping import interruptions
 
 Places = dict[str, tuple[int, int]]
 
-CELL = 8  # pixels of the whole image a latent cell is asked for
 LOOKED_AT = 16  # images whose latents say how large those of all are kept
 CROPS = 64  # on which the cache is compared with the teacher
 
@@ -154,7 +151,7 @@ def _facts(config: RunConfig, teacher: Teacher, source: Source, images: int, whe
     sizes: dict[tuple[int, int], Batch] = {}
     for batch in batches:
         sizes.setdefault((batch.images.shape[-2], batch.images.shape[-1]), batch)
-    shapes = [tuple(_whole(teacher, batch.to(where)).shape[1:]) for batch in sizes.values()]
+    shapes = [tuple(latents_of_whole(teacher, batch.to(where)).shape[1:]) for batch in sizes.values()]
     channels, rows, columns = (max(sides) for sides in zip(*shapes, strict=True))
     return Facts(
         cache.made_of(asked_of(config)),
@@ -222,34 +219,10 @@ def _latents(
     size = asked_of(config).whole_size
     batches = view_batches(Chosen(source, indices), size, workers=config.data.workers, may_be_empty=True)
     for batch in of_one_size(batches, config.evaluation.batch_size):
-        values = _whole(teacher, batch.to(where))
-        if values.shape[-2:] != shape:  # an image of other proportions than those that set the shape
-            values = F.interpolate(values, shape, mode="bilinear", antialias=True, align_corners=False)
+        values = latents_of_whole(teacher, batch.to(where))
+        values = resampled(values, shape)  # of an image of other proportions than those that set the shape
         for number, latent in zip(batch.index.tolist(), values.half().cpu().numpy(), strict=True):
             yield chosen[number][0], latent
-
-
-def of_one_size(batches: Iterable[Batch], most: int) -> Iterator[Batch]:
-    """Put single images that follow each other and have one size together, for a network: it sees nothing else."""
-    for _, same in groupby(batches, key=lambda batch: batch.images.shape[-2:]):
-        while some := tuple(islice(same, most)):
-            yield Batch(
-                index=torch.cat([each.index for each in some]),
-                images=torch.cat([each.images for each in some]),
-                depth=None,
-                zoom=torch.cat([each.zoom for each in some]),
-                labels=torch.cat([each.labels for each in some]),
-                names=tuple(name for each in some for name in each.names),
-            )
-
-
-def _whole(teacher: Teacher, batch: Batch) -> Float[Tensor, "b c rows cols"]:
-    """Latents of whole images, no finer than a cell: a network that answers pixel by pixel would fill the disk."""
-    cells = max(1, batch.images.shape[-2] // CELL), max(1, batch.images.shape[-1] // CELL)
-    values = teacher.batch_latents(batch, cells).values
-    if values.shape[-2] > cells[0] or values.shape[-1] > cells[1]:
-        values = F.interpolate(values, cells, mode="bilinear", antialias=True, align_corners=False)
-    return values
 
 
 def _compare(

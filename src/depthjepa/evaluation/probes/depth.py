@@ -7,42 +7,28 @@ maps serves every task that stores maps.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from depthjepa.columns import Column, table
 from depthjepa.data.groups import FOLDS
-from depthjepa.data.order import evenly
-from depthjepa.data.samples import Batch
 from depthjepa.drawing import figures
 from depthjepa.drawing.figures import Captioned
 from depthjepa.evaluation.depth_probe import SUMS, DepthTable, depth_tables
 from depthjepa.evaluation.depth_readouts import Plan, describe, encode_layers, layers_of, readout_tables
-from depthjepa.evaluation.features import OfBatch
 from depthjepa.evaluation.gathering import RANDOM, RAW, places_in, raw_patches, whole_views_text
-from depthjepa.evaluation.guidance import asked_teacher
 from depthjepa.evaluation.normal_probe import NormalTable
 from depthjepa.evaluation.probes.task import DEPTH, OwnTask, Picture, Probe, Resampled, Section, Subject, Task, Variant
 from depthjepa.evaluation.table_rows import MEAN_MAP, SCENE_MAP
-from depthjepa.faults import BadInput
-from depthjepa.grid import to_tokens
-from depthjepa.guidance.build import asks_network
-from depthjepa.guidance.target import on_cells
-from depthjepa.model.decoders import CELLS
+from depthjepa.evaluation.teacher_rows import ITSELF, READ_OUT, teacher_rows
 from depthjepa.runs import Arrays, Run, probe_files, same_images, stored_alike
 
 PICTURES = 6  # rows of a figure
-TEACHER_IMAGES = 500  # training images that a teacher network is asked about, to be a row
-TEACHER = "teacher"
 BASELINES = {"random": RANDOM, "raw": RAW, "scene_map": SCENE_MAP}  # rows of arrays of a file
 MAPS = ("prediction", *BASELINES, "mean_map")  # arrays of a file
 Draw = Callable[..., Figure]  # of images, the truth and maps by name, with or without photographs
@@ -106,9 +92,11 @@ def run(subject: Subject) -> Iterable[Probe]:
     config, train, val = subject.config, subject.fitted, subject.val
     patch, asked = config.model.patch_size, config.evaluation
     places = places_in(train, val)
-    teacher, remarks = _teacher(subject)
+    teacher = teacher_rows(config, train, val, subject.where)
     encoders = {RAW: raw_patches(patch, subject.where), **subject.encoders()}
-    found = depth_tables(encoders, train, val, places, patch, asked.cell_share, asked.pictures, apart=teacher)
+    found = depth_tables(
+        encoders, train, val, places, patch, asked.cell_share, asked.pictures, others=teacher.told, apart=teacher.read
+    )
     protocol = (
         f"version 2: two ridges, from image means and from the rest of each token of the frozen {asked.which} "
         f"encoder's last layer, to the log depth of 2 x 2 cells of {patch / 2:g} px a patch; cells with depth on at "
@@ -119,8 +107,9 @@ def run(subject: Subject) -> Iterable[Probe]:
     beside = {name: map_arrays(whole, name, subject.random_row(name)) for name in subject.compared}
     arrays, readout = map_arrays(whole, config.name), whole.readouts[config.name]
     # Beside the protocol, which is the same for runs with other teachers and without one: they share a table.
-    said = {"verdict": remarks} if remarks else {}
-    yield Probe(tables(TASK, protocol, found) | said, arrays, beside, readout, _fitted_variant(subject))
+    said = teacher.said(whole.rows)
+    verdict = {"verdict": said} if said else {}
+    yield Probe(tables(TASK, protocol, found) | verdict, arrays, beside, readout, _fitted_variant(subject))
 
 
 def _fitted_text(subject: Subject) -> str:
@@ -136,33 +125,6 @@ def _fitted_variant(subject: Subject) -> str:
         return ""
     name = re.sub(r"\W+", "_", Path(asked).name)
     return f"-on-{name}"
-
-
-def _teacher(subject: Subject) -> tuple[dict[str, tuple[OfBatch, Callable[[], Iterable[Batch]]]], list[str]]:
-    """The teacher network of a guided run, whose latents are read out like tokens; and what is to be said of it.
-
-    It is asked about few training images: its latents have few channels.
-    """
-    config, where, train = subject.config, subject.where, subject.fitted
-    if not (config.evaluation.teacher_row and asks_network(config.guidance)):
-        return {}, []
-    try:
-        teacher = asked_teacher(config, has_depth=True).to(where)
-    except BadInput as fault:
-        return {}, [f"the teacher is no row, since it cannot be asked ({fault})"]
-    cells = CELLS * config.grid[0], CELLS * config.grid[1]
-    some = torch.from_numpy(train.numbers[evenly(TEACHER_IMAGES, len(train))])
-
-    def read(batch: Batch) -> Float[Tensor, "b n d"]:
-        return to_tokens(F.pixel_unshuffle(on_cells(teacher, batch.to(where), cells).values, CELLS))
-
-    def asked() -> Iterator[Batch]:
-        for batch in train.chosen(some):
-            yield replace(batch, index=some[batch.index])  # their numbers among all
-
-    few = len(some) < len(train)
-    remarks = [f"the teacher's readout is fitted on {len(some)} of the training images"] if few else []
-    return {TEACHER: (OfBatch(read), asked)}, remarks
 
 
 def run_readout(subject: Subject) -> Probe:
@@ -327,7 +289,7 @@ TASK = OwnTask(
     about="depth by a linear readout of each patch",
     columns=(*COLUMNS, RATE),
     usual=True,
-    guesses=(MEAN_MAP, SCENE_MAP, RAW, TEACHER),
+    guesses=(MEAN_MAP, SCENE_MAP, RAW, READ_OUT, ITSELF),
     needs=(DEPTH,),
     section=Section("Depth read out of the features", depth_figures),
     picture=Picture("maps of `probe RUN depth`", show, photographs=True),

@@ -64,7 +64,7 @@ class TaughtDepth:
         return replace(found, depth=metres(values[0], self.cache.facts.teacher["zoomed"]))
 
 
-def metres(values: Float[Tensor, "1 h w"], zoomed: str) -> Float[Tensor, "1 h w"]:
+def metres(values: Float[Tensor, "*b 1 h w"], zoomed: str) -> Float[Tensor, "*b 1 h w"]:
     """Latents of metric depth as metres, 0 = none: -log(depth / m), or 1/m (see `target.Description.zoomed`)."""
     if zoomed == "log added":
         return (-values).exp()
