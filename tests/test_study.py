@@ -22,6 +22,7 @@ import yaml
 from scipy.stats import ttest_1samp
 from typer.testing import CliRunner
 
+import depthjepa
 from depthjepa import cli, cost
 from depthjepa.backbones.opening import load_encoder
 from depthjepa.commands.teach import teach
@@ -45,7 +46,7 @@ from depthjepa.study.results import (
 )
 from depthjepa.study.running import run_study
 from depthjepa.training import train
-from tiny_images import picture, save, write_classes, write_flat, write_pairs
+from tiny_images import millimetres, picture, save, write_classes, write_flat, write_pairs
 from tiny_runs import GUIDED, SETTINGS, Ended, inside, metrics, start, weights
 
 FAILING = ("optim.lr=1e30", "optim.start_lr=1e30")
@@ -434,6 +435,15 @@ def test_a_step_is_measured_on_real_steps_and_leaves_nothing(pairs: Path, tmp_pa
         ({"probes": ("lineal",)}, "there is no probe 'lineal' (did you mean 'linear'?)"),
         ({"probes": ("linear",)}, "arm 'guided': the linear probe needs labels"),
         ({"name": "a/b"}, "name 'a/b' is to name a folder"),
+        ({"judged": {"laser": ("dept", "x")}}, "there is no probe 'dept' (did you mean 'depth'?)"),
+        ({"judged": {"depth": ("depth", "scenes")}}, "judged: 'depth' is to name a file that no probe has"),
+        ({"judged": {"a.b": ("depth", "scenes")}}, "judged: 'a.b' is to name a file"),
+        ({"judged": {"laser": ("depth", "nowhere")}}, "arm 'guided': data.root: there is no folder nowhere"),
+        (
+            {"judged": {"laser": ("knn", "scenes", "evaluation.fit_on=scenes:1")}},
+            "evaluation.fit_on has no effect on the probe laser: the probe that reads it is depth",
+        ),
+        ({"judged": {"laser": ("depth", "scenes", "evaluation.judge_training=true")}}, "judge_training=true needs"),
     ],
 )
 def test_faults_are_met_before_anything_is_written(
@@ -696,7 +706,48 @@ def test_the_figures_of_single_images_add_up_to_the_difference(cut: Cut) -> None
     """What the bootstrap draws from has the mean that the tables have."""
     found = differences_by_image(cut.folder, "guided", "unguided", (0, 1))
     assert found is not None
-    assert found.mean(1) == pytest.approx(cut.content["claimed"][0]["differences"], abs=1e-6)
+    values, what = found
+    assert what == "images"  # nothing tells where they were taken
+    assert values.mean(1) == pytest.approx(cut.content["claimed"][0]["differences"], abs=1e-6)
+
+
+def test_runs_are_probed_on_other_data_as_well(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fitted on their own data, judged on all images of another set, and claimed of by its places."""
+    for place in ("north", "south", "west"):
+        for number in range(3):
+            for split in ("train", "val"):
+                name = f"{place}_{split}{number}.png"
+                save(tmp_path / "other" / split / "rgb" / name, picture(900 + number))
+                save(tmp_path / "other" / split / "depth" / name, millimetres(900 + number))
+    settings = (f"evaluation.fit_on={pairs}", "evaluation.judge_training=true")
+    study = twins(
+        pairs,
+        settings=(f"data.root={pairs}", *SETTINGS, "train.steps=2"),
+        probes=(),
+        judged={"laser": ("depth", str(tmp_path / "other"), *settings)},
+        claims=(Comparison("laser.r2_within", "guided", ("unguided",), 0.02),),
+    )
+    monkeypatch.setattr("depthjepa.study.processes.spawn", inside)
+    content = run_study(study, tmp_path / "study", say=lambda _: None)
+    place = tmp_path / "study/guided/seed-1"
+    assert {file.name for file in (place / "probes").iterdir()} == {"laser.json", "laser.npz"}
+    expected = depthjepa.probe(place, "depth", tmp_path / "other", settings=settings)
+    figures = next(run["figures"] for run in content["runs"] if (run["arm"], run["seed"]) == ("guided", 1))
+    assert figures["laser.r2_within"] == next(row["r2_within"] for row in expected["rows"] if row["name"] == "guided")
+    with np.load(place / "probes/laser.npz") as arrays:
+        assert len(arrays["group"]) == 18  # training and validation images
+    assert {row["name"] for row in content["baselines"]} >= {"mean map", "random encoder"}
+    (claimed,) = content["claimed"]
+    assert claimed["places"] == 3 and "images" not in claimed
+    found = differences_by_image(tmp_path / "study", "guided", "unguided", (0, 1), "laser")
+    assert found is not None and found[1] == "places"
+    assert found[0].mean(1) == pytest.approx(claimed["differences"], abs=1e-6)
+    assert "Over 3 places as well" in (tmp_path / "study/study.md").read_text()
+    # Another question is another study; the same one has nothing left to do.
+    with pytest.raises(BadInput, match="judged"):
+        run_study(replace(study, judged={}, claims=()), tmp_path / "study", resume=True, say=lambda _: None)
+    monkeypatch.setattr("depthjepa.study.processes.spawn", None)
+    assert run_study(study, tmp_path / "study", resume=True, say=lambda _: None)["runs"] == content["runs"]
 
 
 def made_up(figures: dict[str, list[float]], better: str = "higher") -> dict[str, Any]:

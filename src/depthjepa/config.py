@@ -149,6 +149,8 @@ class EvaluationConfig:
     """Share of a cell's pixels that need depth, or a normal, for it to count in their probes; 0.02 for sparse lidar."""
     fit_on: str | None = None
     """Data whose training images the depth probe is fitted on, or a cache of metres of photographs; null: its own."""
+    judge_training: bool = False
+    """Judge the depth probe on the training images too, on which nothing is fitted where fit_on names other data."""
     depth_readout: Literal["ridge", "linear", "linear4", "dpt"] = "ridge"
     """Readout of the depth probe: ridge regression, or one trained pixel by pixel."""
     depth_steps: PositiveInt = 2000
@@ -180,6 +182,8 @@ class EvaluationConfig:
 
     @model_validator(mode="after")
     def _range_ascends(self) -> EvaluationConfig:
+        if self.judge_training and self.fit_on is None:
+            raise ValueError("judge_training=true needs fit_on: without it readouts are fitted on the training images")
         if self.nearest is not None and self.farthest is not None and self.nearest >= self.farthest:
             raise ValueError(f"nearest={self.nearest:g} m must be less than farthest={self.farthest:g} m")
         return self

@@ -21,7 +21,7 @@ from depthjepa import distributed, runtime
 from depthjepa.config import RunConfig
 from depthjepa.data.groups import Places, places_of
 from depthjepa.data.images import Split
-from depthjepa.data.loading import open_source, view_batches
+from depthjepa.data.loading import open_source, open_splits, source_name, view_batches
 from depthjepa.data.order import Mixture, evenly
 from depthjepa.data.samples import Batch, Chosen, Source, segment_classes
 from depthjepa.evaluation.diagnostics import Diagnosis
@@ -153,17 +153,25 @@ def fitted_views(config: RunConfig) -> Views:
     return Views(config, "train", source)
 
 
+def judged_views(config: RunConfig) -> Views:
+    """What a depth probe is judged on: validation images, and training images if `evaluation.judge_training`."""
+    if not config.evaluation.judge_training:
+        return Views(config, "val")
+    both = Mixture(list(open_splits(config.data).values()))
+    both.name = both.sources[0].name  # one data set, not a mixture of two
+    return Views(config, "val", both)
+
+
 def places_in(train: Views, val: Views) -> Places:
     """Where the images of both were taken; of data of two kinds, which share no scene, they are one part."""
     places = places_of(train.source, train.numbers, val.source, val.numbers)
-    if train.config.evaluation.fit_on is None:
+    asked, root = train.config.evaluation, train.config.data.root
+    if asked.fit_on is None:
         return places
-    if isinstance(val.source, Mixture):
-        raise BadInput(
-            f"evaluation.fit_on={train.config.evaluation.fit_on}: judge one data set at a time, not {val.source.name}"
-        )
-    together = np.zeros(len(train.source), dtype=np.int64)
-    return replace(places, parts=(val.source.name,), train_part=together, train_group={})
+    if "," in source_name(root):
+        raise BadInput(f"evaluation.fit_on={asked.fit_on}: judge one data set at a time, not {root}")
+    one, other = (np.zeros(len(views.source), dtype=np.int64) for views in (train, val))
+    return replace(places, parts=(val.source.name,), train_part=one, val_part=other, train_group={})
 
 
 def views(config: RunConfig, source: Source, limit: int | None, *, label_maps: bool = False) -> Iterator[Batch]:

@@ -109,53 +109,70 @@ def _entry(
         "equivalent": equivalence(differences, margin).holds,
         "not_inferior": non_inferiority(toward, margin).holds,
     }
-    if comparison.measure == "depth.r2_within":
-        images = differences_by_image(folder, comparison.first, arm, seeds)
-        if images is not None:
-            over = bootstrap_interval(images)
-            entry |= {"images": over.images, "bootstrap_low": over.low, "bootstrap_high": over.high}
+    probe, _, figure = comparison.measure.partition(".")
+    if figure == "r2_within" and "@" not in probe:
+        resampled = differences_by_image(folder, comparison.first, arm, seeds, probe)
+        if resampled is not None:
+            values, what = resampled
+            over = bootstrap_interval(values)
+            entry |= {what: over.images, "bootstrap_low": over.low, "bootstrap_high": over.high}
     task = comparison.measure.partition(".")[0]
     named = f"{column.get('label', comparison.measure)} ({task})"
     return entry | {"sentence": claim(comparison.first, arm, named, differences, margin, p_adjusted, better)}
 
 
 def differences_by_image(
-    folder: Path, first: str, second: str, seeds: Sequence[int]
-) -> Float64[np.ndarray, "seeds images"] | None:
+    folder: Path, first: str, second: str, seeds: Sequence[int], probe: str = "depth"
+) -> tuple[Float64[np.ndarray, "seeds images"], Literal["images", "places"]] | None:
     """What each image adds to the difference in R² within images, times the number of images; None where not kept.
 
     R² = 1 - Σ residual / Σ total, and both arms have the same total: the mean over images of (residual of the second -
-    residual of the first) / mean total is the difference of the two figures.
+    residual of the first) / mean total is the difference of the two figures. Images of one place are no further
+    evidence of each other: where places are known and hold several images, these are added up, so that the mean over
+    places is the same figure.
     """
-    rows = []
+    rows, groups = [], []
     for seed in seeds:
-        sums = [_sums(run_place(folder, arm, seed) / "probes" / "depth.npz") for arm in (first, second)]
+        sums = [_sums(run_place(folder, arm, seed) / "probes" / f"{probe}.npz") for arm in (first, second)]
         if sums[0] is None or sums[1] is None or not np.array_equal(sums[0][1], sums[1][1], equal_nan=True):
             return None
-        (one, total), (other, _) = sums[0], sums[1]
+        (one, total, group), (other, *_) = sums[0], sums[1]
         rows.append((other - one) / np.nanmean(total))  # nan for an image without depth
-    return np.stack(rows) if len({len(row) for row in rows}) == 1 else None
+        groups.append(group)
+    if any(not np.array_equal(group, groups[0]) for group in groups):
+        return None
+    values = np.stack(rows)
+    known = ~np.isnan(values).any(0)
+    names, of = np.unique(groups[0][known], return_inverse=True)
+    if "" in names or len(names) in (known.sum(), 1):
+        return values, "images"
+    places = np.zeros((len(values), len(names)))
+    np.add.at(places.T, of, values[:, known].T)
+    return places * len(names) / known.sum(), "places"
 
 
-def _sums(file: Path) -> tuple[Float64[np.ndarray, " images"], Float64[np.ndarray, " images"]] | None:
+def _sums(
+    file: Path,
+) -> tuple[Float64[np.ndarray, " images"], Float64[np.ndarray, " images"], np.ndarray] | None:
+    """Sums of squares of each image, left over and in all, and where each was taken (empty texts: not known)."""
     if not file.is_file():
         return None
     with np.load(file) as arrays:
         if not all(name in arrays for name in SUMS):
             return None
         residual, total = (arrays[name].astype(np.float64) for name in SUMS)
-        return residual, total
+        return residual, total, arrays["group"] if "group" in arrays else np.full(len(total), "")
 
 
 def lines(claims: Sequence[Mapping[str, Any]]) -> list[str]:
     """The claims as a list in Markdown, with the bootstrap's interval where there is one."""
     return [
         f"- {each['sentence']}"
-        + (
-            f" Over {each['images']} images as well (bootstrap of seeds and images): {each['bootstrap_low']:.3f} to "
+        + "".join(
+            f" Over {each[what]} {what} as well (bootstrap of seeds and {what}): {each['bootstrap_low']:.3f} to "
             f"{each['bootstrap_high']:.3f}."
-            if "images" in each
-            else ""
+            for what in ("images", "places")
+            if what in each
         )
         for each in claims
     ]

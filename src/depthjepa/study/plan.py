@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from depthjepa.configuring import IN_QUOTES, build_config, given_twice
 from depthjepa.data.loading import open_source, open_splits
 from depthjepa.data.order import steps_per_epoch
 from depthjepa.distributed import Ranks
+from depthjepa.evaluation.probes import Judged, judged_config
 from depthjepa.evaluation.probes import table as probes
+from depthjepa.evaluation.probes.task import Data
 from depthjepa.faults import BadInput, nearest
 from depthjepa.method import build_method, build_teacher
 from depthjepa.recipe_files import read_recipe, read_text
@@ -55,8 +57,23 @@ class Study:
     """Runs at a time; they share the threads of the machine."""
     probes: tuple[str, ...] = ()
     """Figures of each run: tasks of `depthjepa probe`, and diagnose."""
+    judged: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Further probes on other data, by their names: [TASK, DATA, KEY=VALUE, ...], as behind `depthjepa probe RUN`."""
     claims: tuple[Comparison, ...] = ()
     """What is to be compared, fixed before the runs."""
+
+    @property
+    def asked(self) -> tuple[str | Judged, ...]:
+        """All probes of each run."""
+        further = (Judged(name, task, data, tuple(rest)) for name, (task, data, *rest) in self.judged.items())
+        return (*self.probes, *further)
+
+    @field_validator("judged")
+    @classmethod
+    def _task_and_data(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        if short := [name for name, each in value.items() if len(each) < 2]:
+            raise ValueError(f"should be [TASK, DATA, KEY=VALUE, ...], as {short[0]}: [depth, RGBD]")
+        return value
 
     @field_validator("arms", mode="before")
     @classmethod
@@ -134,7 +151,13 @@ def resolve(study: Study) -> dict[str, RunConfig]:
         faults.append("a study needs at least one arm and one seed")
     faults += [f"{what} {each!r} is given twice" for what, each in _repeated(study)]
     faults += [f"settings: {fault}" for fault in given_twice(study.settings)]
-    faults += [fault for task in study.probes if (fault := probes.fault_of(task, probes.studied()))]
+    tasks = [*study.probes, *(each.task for each in study.asked if isinstance(each, Judged))]
+    faults += [fault for task in tasks if (fault := probes.fault_of(task, probes.studied()))]
+    faults += [
+        f"judged: {name!r} is to name a file that no probe has: letters, digits and + = - _"
+        for name in study.judged
+        if not NAME.fullmatch(name) or "." in name or "@" in name or name in probes.tasks()
+    ]
     faults += _claim_faults(study)
     content = read_recipe(study.base)
     found: dict[str, RunConfig] = {}
@@ -178,12 +201,14 @@ def _claim_faults(study: Study) -> Iterator[str]:
             yield f"claims: {each.first} is to stand against others, not against itself"
         named, _, figure = each.measure.partition(".")
         task = named.partition("@")[0]  # of one of several data sets
-        columns = probes.studied()[task].columns if task in probes.studied() else ()
+        known = [*study.probes, *study.judged]
+        kind = study.judged[task][0] if task in study.judged else task
+        columns = probes.studied()[kind].columns if kind in probes.studied() else ()
         keys = [column.key for column in columns]
-        if task not in study.probes:
+        if task not in known:
             yield (
-                f"claims: {each.measure} is no figure of a probe of the study{nearest(task, study.probes)}: give "
-                f"PROBE.KEY with one of {', '.join(study.probes) or 'its probes (there are none)'}"
+                f"claims: {each.measure} is no figure of a probe of the study{nearest(task, known)}: give "
+                f"PROBE.KEY with one of {', '.join(known) or 'its probes (there are none)'}"
             )
         elif not any(column.has(figure) for column in columns) and re.sub(r"\d+", "#", figure) not in (
             *keys,
@@ -215,6 +240,8 @@ def _refuse_unusable(config: RunConfig, study: Study, checked: Sequence[Any]) ->
     source = data["train"]
     if config.data not in checked:  # listing a large folder takes a while
         _refuse_probes_without_data(config, study.probes)
+        for each in [each for each in study.asked if isinstance(each, Judged)]:
+            _refuse_judged(config, each)
     runtime.device(config.train.device)
     if study.minutes is None:
         config.train.total_steps(steps_per_epoch(len(source), config.train.batch_size))
@@ -235,6 +262,12 @@ def _refuse_probes_without_data(config: RunConfig, tasks: Sequence[str]) -> None
         for need in task.needs:
             if lacking := need.lacking(task.name, config, train_source, val_source):
                 raise BadInput(lacking)
+
+
+def _refuse_judged(config: RunConfig, judged: Judged) -> None:
+    """Meet the faults of a probe on other data."""
+    if judged.task in probes.studied():  # others are told with the study's
+        Data(judged_config(config, judged)).refuse_lacking([probes.studied()[judged.task]])
 
 
 def of_length(config: RunConfig, steps: int | None) -> RunConfig:

@@ -21,6 +21,7 @@ from depthjepa import checkpoint, locks, runtime
 from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import build_config
 from depthjepa.evaluation import probes
+from depthjepa.evaluation.probes import Judged
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import RunFolder, writing
 from depthjepa.progress import Task
@@ -32,7 +33,7 @@ ORPHANED = 60.0  # seconds in which a run whose study was killed has saved and e
 WARM, MEASURED = 10, 30  # steps before and (at least) within a measurement
 
 
-def spawn(content: dict[str, Any], place: Path, tasks: Sequence[str]) -> SpawnProcess:
+def spawn(content: dict[str, Any], place: Path, tasks: Sequence[str | Judged]) -> SpawnProcess:
     """Start `work` in a process of its own."""
     with writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +67,7 @@ class Job:
 def side_by_side(
     jobs: Sequence[Job],
     count: int,
-    tasks: Sequence[str],
+    tasks: Sequence[str | Judged],
     stopping: Callable[[], bool],
     say: Callable[[str], None],
     shown: Task,
@@ -118,7 +119,7 @@ def log_of(place: Path) -> Path:
     return place.with_name(f"{place.name}.log")
 
 
-def work(content: Mapping[str, Any], place: Path, tasks: Sequence[str]) -> None:
+def work(content: Mapping[str, Any], place: Path, tasks: Sequence[str | Judged]) -> None:
     """Train and probe one run in this process, which says everything to the run's log file."""
     with log_of(place).open("a") as file:
         for stream in (sys.stdout, sys.stderr):
@@ -143,7 +144,7 @@ def _end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def probe_run(config: RunConfig, place: Path, tasks: Sequence[str]) -> None:
+def probe_run(config: RunConfig, place: Path, tasks: Sequence[str | Judged]) -> None:
     """Write the probe tables that a finished run has not got yet."""
     missing = missing_tables(place, tasks)
     if not missing:

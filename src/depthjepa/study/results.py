@@ -16,6 +16,7 @@ import numpy as np
 
 from depthjepa.columns import Column, format_column, is_number
 from depthjepa.evaluation.probes.table import baselines
+from depthjepa.evaluation.probes.task import Judged
 from depthjepa.faults import BadInput
 from depthjepa.logbook import RunFolder, plain, to_json, write_whole
 from depthjepa.study.inference import paired_interval
@@ -45,14 +46,24 @@ def run_place(folder: Path, arm: str, seed: int) -> Path:
     return folder / arm / f"seed-{seed}"
 
 
-def is_done(place: Path, tasks: Sequence[str]) -> bool:
+def is_done(place: Path, asked: Sequence[str | Judged]) -> bool:
     """Whether a run has its summary and all its probe tables."""
-    return RunFolder(place).finished and not missing_tables(place, tasks)
+    return RunFolder(place).finished and not missing_tables(place, asked)
 
 
-def missing_tables(place: Path, tasks: Sequence[str]) -> list[str]:
+def missing_tables(place: Path, asked: Sequence[str | Judged]) -> list[str | Judged]:
     """The probes whose tables a run has not got yet."""
-    return [task for task in tasks if not (place / "probes" / f"{task}.json").is_file()]
+    return [each for each in asked if not (place / "probes" / f"{table_name(each)}.json").is_file()]
+
+
+def table_name(asked: str | Judged) -> str:
+    """What the table of a probe is called: after its task, or by a name of its own."""
+    return asked if isinstance(asked, str) else asked.name
+
+
+def table_names(study: Mapping[str, Any]) -> list[str]:
+    """What the tables of a study's probes are called; of a study as plain values."""
+    return [*study["probes"], *study.get("judged", {})]  # those of earlier versions had none on other data
 
 
 def known_steps(folder: Path) -> dict[str, dict[str, Any]]:
@@ -74,11 +85,12 @@ def write_tables(
 
     `claim` makes of the content what may be claimed, for the former, and its sentences, for the latter.
     """
+    names = table_names(asked)
     runs = [
-        read_finished(run_place(folder, arm, seed), arm, seed, asked["probes"])
+        read_finished(run_place(folder, arm, seed), arm, seed, names)
         for seed in asked["seeds"]
         for arm in asked["arms"]
-        if is_done(run_place(folder, arm, seed), asked["probes"])
+        if is_done(run_place(folder, arm, seed), names)
     ]
     columns = {key: column for run in runs for key, column in run.columns.items()}
     content = plain(
@@ -270,7 +282,7 @@ def kept_json(content: Mapping[str, Any], folder: Path) -> str:
     """The content of `study.json` as a repository keeps it (see `keep_results`), one line a run, arm or column."""
     places = {(run["arm"], run["seed"]): run_place(folder, run["arm"], run["seed"]) for run in content["runs"]}
     protocols: dict[str, list[str]] = {}
-    for task in content["probes"]:
+    for task in table_names(content):
         tables = [RunFolder(place).probe(task) for place in places.values()]
         protocols[task] = list(dict.fromkeys(f"{table['data']}: {table['protocol']}" for table in tables))
     floors = {run: RunFolder(place).summary().get("depth_floor") for run, place in places.items()}

@@ -108,7 +108,7 @@ def _run_study(
         failed = _measure_steps(study, configs, folder, measure, stopping, say)
         order = [(arm, seed) for seed in study.seeds for arm in study.arms]
         mine = order[shard[0] :: shard[1]]
-        left = [run for run in mine if run[0] not in failed and not is_done(run_place(folder, *run), study.probes)]
+        left = [run for run in mine if run[0] not in failed and not is_done(run_place(folder, *run), study.asked)]
         reasons = {(arm, seed): failed[arm] for arm, seed in order if arm in failed}
 
         def claimed(content: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -175,6 +175,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any], moved: Collectio
     have `moved` not at all.
     """
     changed = [key for key in ("name", "seeds", "minutes", "probes") if before[key] != now[key]]
+    changed += ["judged"] * (before.get("judged", {}) != now["judged"])  # earlier studies have none
     one, other = before["configs"], now["configs"]
     changed += [f"arms.{arm}" for arm in dict.fromkeys((*one, *other)) if (arm in one) != (arm in other)]
     common = [arm for arm in one if arm in other]
@@ -193,17 +194,17 @@ def _run_all(
 ) -> Generator[tuple[tuple[str, int], str | None]]:
     """Run what is left, `side_by_side` at a time; yield each run as it ends, with the reason if it failed."""
     total = len(study.arms) * len(study.seeds)
-    if done := sum(is_done(run_place(folder, arm, seed), study.probes) for arm in study.arms for seed in study.seeds):
+    if done := sum(is_done(run_place(folder, arm, seed), study.asked) for arm in study.arms for seed in study.seeds):
         say(f"{done} of {total} runs were finished before")
     runs = {run_place(folder, *run): run for run in left}
     jobs = [Job(f"{arm}, seed {seed}", replace(configs[arm], seed=seed), place) for place, (arm, seed) in runs.items()]
     with task(f"runs of {study.name}", total, total - len(left)) as shown:
-        ends = side_by_side(jobs, study.side_by_side, study.probes, stopping, say, shown)
+        ends = side_by_side(jobs, study.side_by_side, study.asked, stopping, say, shown)
         with contextlib.closing(ends):
             for job, fault in ends:
                 yield runs[job.place], None if fault is None else str(fault)
     if stopping():
-        done = sum(is_done(run_place(folder, arm, seed), study.probes) for arm in study.arms for seed in study.seeds)
+        done = sum(is_done(run_place(folder, arm, seed), study.asked) for arm in study.arms for seed in study.seeds)
         raise RunStopped(f"stopped with {done} of {total} runs finished; continue with --resume")
 
 

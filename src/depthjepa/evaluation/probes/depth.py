@@ -293,7 +293,7 @@ TASK = OwnTask(
     needs=(DEPTH,),
     section=Section("Depth read out of the features", depth_figures),
     picture=Picture("maps of `probe RUN depth`", show, photographs=True),
-    reads=("depth_readout", "cell_share", "teacher_row", "fit_on"),
+    reads=("depth_readout", "cell_share", "teacher_row", "fit_on", "judge_training"),
     resampled=Resampled("r2_within", resampled_within),
     variant=Variant(
         lambda config: config.evaluation.depth_readout != "ridge",

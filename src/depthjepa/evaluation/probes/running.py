@@ -21,14 +21,14 @@ from depthjepa.backbones.opening import Backbone
 from depthjepa.backbones.vit import OpenedCheckpoint
 from depthjepa.checkpoint import Checkpoint
 from depthjepa.config import RunConfig, to_mapping
-from depthjepa.configuring import build_config
+from depthjepa.configuring import build_config, given
 from depthjepa.data.config import OF_ITS_OWN
 from depthjepa.data.loading import source_name
 from depthjepa.evaluation.features import Encode
 from depthjepa.evaluation.gathering import RANDOM
 from depthjepa.evaluation.probes import table
 from depthjepa.evaluation.probes.shared import shared_tables
-from depthjepa.evaluation.probes.task import Data, OwnTask, Probe, SharedTask, Subject
+from depthjepa.evaluation.probes.task import Data, Judged, OwnTask, Probe, SharedTask, Subject
 from depthjepa.faults import BadInput
 from depthjepa.logbook import RunFolder, plain, to_json, write_whole
 from depthjepa.model.encoder import Encoder
@@ -87,17 +87,32 @@ def classification_tables(
     return shared_tables(data, encoders, [row for row in rows if isinstance(row, SharedTask)])
 
 
-def probe_run(config: RunConfig, saved: Checkpoint, tasks: Sequence[str]) -> None:
-    """Write the tables of several tasks of a run, and beside them those of the protocols that `config` asks for."""
+def probe_run(config: RunConfig, saved: Checkpoint, asked: Sequence[str | Judged]) -> None:
+    """Write the tables of several tasks of a run, and beside them those of the protocols that `config` asks for.
+
+    Those that are judged on other data come last, each under its own name.
+    """
     which = config.evaluation.which
-    subject = Subject(config, saved.encoder(which), runtime.device(config.train.device), OpenedCheckpoint(saved))
-    rows = [table.chosen(task, table.studied()) for task in tasks]
+    where = runtime.device(config.train.device)
+    subject = Subject(config, saved.encoder(which), where, OpenedCheckpoint(saved))
+    rows = [table.chosen(task, table.studied()) for task in asked if isinstance(task, str)]
     started = now()  # of all: none of what is asked for at once is newer than the rest
     for result in run_tasks(rows, subject):
         write_probe(result, saved, which, probed=started)
     for row in rows:
         if row.variant is not None and row.variant.asked(config):
             write_probe(row.variant.run(subject), saved, which, probed=started)
+    for each in [each for each in asked if isinstance(each, Judged)]:
+        result = probe(each.task, judged_config(config, each), subject.encoder, where, OpenedCheckpoint(saved))
+        write_probe(result, saved, which, name=each.name)
+
+
+def judged_config(config: RunConfig, judged: Judged) -> RunConfig:
+    """A run's configuration as a further probe has it; raises `BadInput` for settings that it does not read."""
+    found = probe_config(config, judged.data, judged.settings)
+    row = table.chosen(judged.task, table.studied())
+    table.refuse_unread(f"the probe {judged.name}", [row], found, given(judged.settings, found))
+    return found
 
 
 def probe_config(own: RunConfig, data: str | None, overrides: Iterable[str] = ()) -> RunConfig:
@@ -121,7 +136,13 @@ def now() -> str:
 
 
 def write_probe(
-    result: Probe, saved: Checkpoint | None, which: str, out: Path | None = None, *, probed: str | None = None
+    result: Probe,
+    saved: Checkpoint | None,
+    which: str,
+    out: Path | None = None,
+    *,
+    probed: str | None = None,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Write table, arrays and readout below the run folder of a checkpoint, and the table alone to `out`; return it.
 
@@ -129,8 +150,8 @@ def write_probe(
     (`probed`, by default now). Figures that are not finite are None.
 
     On other data than the run's own, the files carry the name of the data; the readout is always the newest, and says
-    to which weights it belongs. A checkpoint outside a run folder has no place for them, nor has a network of another
-    library (`saved` is None).
+    to which weights it belongs. With a `name` the files bear that, and no readout is kept. A checkpoint outside a run
+    folder has no place for them, nor has a network of another library (`saved` is None).
     """
     folder = None if saved is None else saved.run
     asked = RunFolder(folder).summary().get("of_steps") if folder is not None else None
@@ -143,11 +164,11 @@ def write_probe(
         task, data = result.table["task"], result.table["data"]
         root = RunFolder(folder).config()["data"]["root"]  # empty in a folder that was converted from mere weights
         elsewhere = "" if root and data == source_name(root) else "-" + re.sub(r"\W+", "_", Path(data).name)
-        name = f"probes/{task}{result.variant}{elsewhere}"
-        write_whole(folder / f"{name}.json", to_json(content))
+        file = f"probes/{name or f'{task}{result.variant}{elsewhere}'}"
+        write_whole(folder / f"{file}.json", to_json(content))
         if result.arrays:
-            RunFolder(folder).save_arrays(name, result.arrays)
-        if result.readout is not None:
+            RunFolder(folder).save_arrays(file, result.arrays)
+        if result.readout is not None and name is None:
             # The mean map, and whose readout it is.
             guesses = table.baselines()
             kept = [row for row in content["rows"] if row["name"] in guesses[:1] or row["name"] not in guesses]

@@ -27,7 +27,7 @@ from depthjepa.data.layouts.layout import with_depth, with_label_maps, with_labe
 from depthjepa.data.samples import Source, segment_classes
 from depthjepa.drawing.figures import Captioned
 from depthjepa.evaluation.features import Encode
-from depthjepa.evaluation.gathering import RANDOM, Features, Views, encode_with, fitted_views, is_random
+from depthjepa.evaluation.gathering import RANDOM, Features, Views, encode_with, fitted_views, is_random, judged_views
 from depthjepa.evaluation.readout import DepthReadout
 from depthjepa.faults import BadInput
 from depthjepa.method import build_encoder
@@ -89,7 +89,7 @@ class Data:
     @cached_property
     def val(self) -> Views:
         """Those of the validation images."""
-        return Views(self.config, "val")
+        return judged_views(self.config)
 
     def of(self, split: Split) -> Views:
         """Those of one split."""
@@ -153,6 +153,16 @@ class Subject(Data):
         """The random encoder and this one as functions of images, by the names of their rows."""
         precision = self.config.evaluation.precision
         return {name: encode_with(each, self.where, precision) for name, each in self.named.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A further probe of a run: a task on data of its own, with settings, whose files bear a name of its own."""
+
+    name: str
+    task: str
+    data: str
+    settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
