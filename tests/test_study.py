@@ -46,7 +46,8 @@ from depthjepa.study.results import (
 )
 from depthjepa.study.running import run_study
 from depthjepa.training import train
-from tiny_images import millimetres, picture, save, write_classes, write_flat, write_pairs
+from tiny_images import millimetres, picture, save, write_classes, write_flat, write_labelled, write_pairs
+from tiny_onnx import write_onnx
 from tiny_runs import GUIDED, SETTINGS, Ended, inside, metrics, start, weights
 
 FAILING = ("optim.lr=1e30", "optim.start_lr=1e30")
@@ -537,8 +538,12 @@ def at_hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("at_hand")
     for name in ("imagenette", "imagenette128", "imagenet100"):
         write_classes(place / name)
-    for name in ("indoor160", "kitti2015"):
+    for name in ("indoor160", "kitti2015", "driving_lidar"):
         write_pairs(place / name)
+    for name in ("driving_frames", "kitti_odometry00"):
+        write_flat(place / name, 4, 48)
+    write_labelled(place / "camvid-drive")
+    network = write_onnx(place / "teachers" / "rt_monodepth_s_ms.onnx", ("depth", "features"))
     (place / "releases").symlink_to(Path(__file__).parents[1] / "releases")
     settings = ("guidance.kind=feature", "guidance.teacher=depthfm-tiny", "guidance.teacher_size=128")
     once = ("train.steps=1", "train.batch_size=4", "train.threads=1", "train.precision=fp32")
@@ -547,6 +552,13 @@ def at_hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train(load_config("imagenette-small", once), place / "runs" / "imagenette-small", say=lambda _: None)
         streets = ("data.root=scenes:1", "data.scenes_train=4", "data.scenes_val=2")
         teach(build_config({}, [*streets, *settings, "guidance.teacher_steps=1"]), place / "runs" / "streets-latents")
+        driving = ["data.root=driving_frames,kitti_odometry00", "guidance.kind=feature", "guidance.teacher=onnx"]
+        driving += [f"guidance.teacher_checkpoint={network.relative_to(place)}", "guidance.teacher_size=[192,640]"]
+        for name, setting in (
+            ("latents", "guidance.teacher_unit=metres"),
+            ("features", "guidance.teacher_output=features"),
+        ):
+            teach(build_config({}, [*driving, setting]), place / "runs" / f"driving-{name}")
         for recipe, name in (("imagenette-small", "streets"), ("paper-unguided-small", "streets-paper")):
             train(load_config(recipe, [*streets, *once]), place / "runs" / name, say=lambda _: None)
     return place

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from depthjepa.guidance.teachers.cache import made_of, open_cache
 from depthjepa.guidance.teachers.loading import load_teacher
 from depthjepa.guidance.teachers.onnx_depth import OnnxDepth, build, load_onnx
 from depthjepa.logbook import RunFolder
+from tiny_onnx import write_onnx
 from tiny_runs import SETTINGS, Call
 
 onnx = pytest.importorskip("onnx")
@@ -29,43 +30,13 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """A file whose outputs are means over colours of pooled images, at a stride of 2; `features` has three channels."""
+    """`write_onnx` into a folder of the test, with notes beside it."""
 
-    def written(
-        outputs: Sequence[str] = ("depth",),
-        sides: Sequence[Any] = ("h", "w"),
-        batch: Any = "b",
-        kind: int = onnx.TensorProto.FLOAT,
-        squeeze: bool = False,
-        keeps: Sequence[int] | None = None,
-        name: str = "net.onnx",
-        notes: dict[str, Any] | None = None,
-    ) -> Path:
-        make = onnx.helper
-        entry = "floats" if kind == onnx.TensorProto.UINT8 else "images"
-        nodes = [make.make_node("AveragePool", [entry], ["pooled"], kernel_shape=[2, 2], strides=[2, 2])]
-        if entry != "images":
-            nodes.insert(0, make.make_node("Cast", ["images"], [entry], to=onnx.TensorProto.FLOAT))
-        if keeps is not None:  # what a faulty export does: the size of its example, whatever comes in
-            nodes.append(make.make_node("Resize", ["pooled", "", "", "size"], ["kept"], mode="nearest"))
-        source = "pooled" if keeps is None else "kept"
-        for output in outputs:
-            if output == "features":
-                nodes.append(make.make_node("Identity", [source], [output]))
-            else:
-                nodes.append(make.make_node("ReduceMean", [source, "axes"], [output], keepdims=int(not squeeze)))
-        values = [make.make_tensor_value_info("images", kind, [batch, 3, *sides])]
-        answer = onnx.TensorProto.FLOAT if entry != "images" else kind
-        given = [make.make_tensor_value_info(output, answer, None) for output in outputs]
-        fixed = [make.make_tensor("axes", onnx.TensorProto.INT64, [1], [1])]
-        if keeps is not None:
-            fixed.append(make.make_tensor("size", onnx.TensorProto.INT64, [4], list(keeps)))
-        graph = make.make_graph(nodes, "net", values, given, fixed)
-        model = make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=10)
-        onnx.save(model, tmp_path / name)
+    def written(*outputs: Any, name: str = "net.onnx", notes: dict[str, Any] | None = None, **changes: Any) -> Path:
+        path = write_onnx(tmp_path / name, *outputs, **changes)
         if notes is not None:
-            (tmp_path / name).with_suffix(".json").write_text(json.dumps(notes))
-        return tmp_path / name
+            path.with_suffix(".json").write_text(json.dumps(notes))
+        return path
 
     return written
 
