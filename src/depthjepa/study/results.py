@@ -256,10 +256,10 @@ def refuse_other_kept(asked: Mapping[str, Any], keep: str | Path | None) -> None
 def keep_results(asked: Mapping[str, Any], folder: Path, keep: Path) -> None:
     """Write what a repository keeps of a study: `study.json`, `study.md`, and `config.yaml` of the first finished run.
 
-    The kept `study.json` has numbers of six digits, each run's depth floor, and the protocol of each probe. What can
-    be had from the rest of it is left out: baselines that an earlier run of the same seed has too, means of what is no
-    column of the table, and those of an arm with a single run. The arms' settings say what differs from the
-    configuration that is kept.
+    The kept `study.json` has numbers of five digits, each run's depth floor, and the protocol of each probe. What can
+    be had from the rest of it is left out: baselines that an earlier run of the same seed has too, figures of a run
+    that are neither losses nor columns of the table, means of what is no column, and those of an arm with one run. The
+    arms' settings say what differs from the configuration that is kept.
 
     Not kept: weights, losses step by step, figures of single images (a bootstrap over images cannot be drawn again),
     pictures, and of what a run cost all but its steps, seconds and speed.
@@ -286,11 +286,16 @@ def kept_json(content: Mapping[str, Any], folder: Path) -> str:
         tables = [RunFolder(place).probe(task) for place in places.values()]
         protocols[task] = list(dict.fromkeys(f"{table['data']}: {table['protocol']}" for table in tables))
     floors = {run: RunFolder(place).summary().get("depth_floor") for run, place in places.items()}
+    shown = {column["key"] for column in content["columns"]}
     runs = [
-        {**run, "depth_floor": floors[run["arm"], run["seed"]], "baselines": _not_before(run, content["runs"][:number])}
+        {
+            **run,
+            "depth_floor": floors[run["arm"], run["seed"]],
+            "figures": {key: value for key, value in run["figures"].items() if key in shown or key.startswith("loss")},
+            "baselines": _not_before(run, content["runs"][:number]),
+        }
         for number, run in enumerate(content["runs"])
     ]
-    shown = {column["key"] for column in content["columns"]}
     means = {
         arm: {
             **each,
@@ -310,12 +315,12 @@ def _not_before(run: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> 
 
 
 def _brief(value: Any) -> Any:
-    """Numbers of six digits, and mappings without what is unknown."""
+    """Numbers of five digits, and mappings without what is unknown."""
     if isinstance(value, Mapping):
         return {key: _brief(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
         return [_brief(item) for item in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def _lines(value: Any) -> str:

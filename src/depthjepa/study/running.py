@@ -25,6 +25,7 @@ import yaml
 
 from depthjepa import locks
 from depthjepa.config import PLACES, RunConfig, differences, to_mapping
+from depthjepa.configuring import build_config
 from depthjepa.data.config import DataConfig
 from depthjepa.data.contents import FILE, NAMES, Contents, contents_of, read_contents, refuse_changed, write_contents
 from depthjepa.data.loading import open_splits
@@ -179,6 +180,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any], moved: Collectio
     one, other = before["configs"], now["configs"]
     changed += [f"arms.{arm}" for arm in dict.fromkeys((*one, *other)) if (arm in one) != (arm in other)]
     common = [arm for arm in one if arm in other]
+    one = {arm: to_mapping(build_config(one[arm])) for arm in common}  # with keys that are newer than the study
     return changed + [
         f"arms.{arm}.{key}" for arm in common for key in differences(one[arm], other[arm]) if key not in moved
     ]
