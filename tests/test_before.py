@@ -2,7 +2,8 @@
 
 Each folder of tests/before/ is a run of nine steps that was stopped after its seventh, with what the version that
 wrote it logged of the whole run (`whole.jsonl`). What probes tell of the checkpoint of step 5 was told anew when they
-became version 2; AbsRel of decoded maps, which did not change with it, stayed the same to six digits.
+became version 2; AbsRel of decoded maps, which did not change with it, stayed the same to six digits. The teacher's row
+of the cached run was told anew when it came to see whole images, as it had for the cache.
 """
 
 from __future__ import annotations

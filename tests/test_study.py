@@ -718,7 +718,7 @@ def test_a_study_says_what_may_be_claimed(cut: Cut) -> None:
 
 def test_the_figures_of_single_images_add_up_to_the_difference(cut: Cut) -> None:
     """What the bootstrap draws from has the mean that the tables have."""
-    found = differences_by_image(cut.folder, "guided", "unguided", (0, 1))
+    found = differences_by_image(cut.folder, "guided", "unguided", (0, 1), "depth")
     assert found is not None
     values, what = found
     assert what == "images"  # nothing tells where they were taken

@@ -197,6 +197,7 @@ def test_a_driving_network_gives_what_its_file_gives() -> None:
     assert load(output="features").describe().channels == 192 and load(output="features").describe().stride == 16
 
 
+@pytest.mark.slow
 def test_depth_anything_as_onnx_says_what_it_says_by_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("onnxscript")

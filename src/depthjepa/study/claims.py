@@ -122,7 +122,7 @@ def _entry(
 
 
 def differences_by_image(
-    folder: Path, first: str, second: str, seeds: Sequence[int], probe: str = "depth"
+    folder: Path, first: str, second: str, seeds: Sequence[int], probe: str
 ) -> tuple[Float64[np.ndarray, "seeds images"], Literal["images", "places"]] | None:
     """What each image adds to the difference in R² within images, times the number of images; None where not kept.
 

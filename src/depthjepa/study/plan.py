@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import field, fields, replace
+from dataclasses import fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError, field_validator
 
 from depthjepa import runtime
 from depthjepa.config import RunConfig
@@ -57,8 +57,8 @@ class Study:
     """Runs at a time; they share the threads of the machine."""
     probes: tuple[str, ...] = ()
     """Figures of each run: tasks of `depthjepa probe`, and diagnose."""
-    judged: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Further probes on other data, by their names: [TASK, DATA, KEY=VALUE, ...], as behind `depthjepa probe RUN`."""
+    judged: dict[str, tuple[str, ...]] = Field(default_factory=dict, json_schema_extra={"default": {}})
+    """Further probes of each run on other data, by their names: [TASK, DATA, KEY=VALUE, ...]."""
     claims: tuple[Comparison, ...] = ()
     """What is to be compared, fixed before the runs."""
 
