@@ -121,8 +121,9 @@ def verdict(correlation: float) -> str:
             f"brings them nearer"
         )
     return (
-        f"far off: they share {share:.0%} of their variance, so a run is guided by something else than the teacher; "
-        f"take a larger guidance.teacher_size or data.crop_scale, or no cache"
+        f"far off: they share {share:.0%} of their variance, so it matters which of the two guides. Where the teacher "
+        f"was trained on whole images of this size keep the cache; else take a larger guidance.teacher_size or "
+        f"data.crop_scale, or no cache"
     )
 
 
