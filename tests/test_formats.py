@@ -31,7 +31,7 @@ from depthjepa.commands.convert import convert
 from depthjepa.config import differences as other_keys
 from depthjepa.config import to_mapping
 from depthjepa.configuring import build_config, load_config
-from depthjepa.data.layouts.scenes import render
+from depthjepa.data.scenes.rendering import render
 from depthjepa.evaluation.diagnostics import rank_me
 from depthjepa.faults import BadInput
 from depthjepa.formats.weights import Weights, describe

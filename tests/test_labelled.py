@@ -21,6 +21,7 @@ from depthjepa.data.layouts.labelled import LabelledFolder
 from depthjepa.data.loading import TrainingBatches, open_source, open_splits, view_batches
 from depthjepa.data.order import Mixture
 from depthjepa.data.samples import VOID, Chosen, Segmented, segment_classes
+from depthjepa.data.scenes.rendering import render
 from depthjepa.data.transforms import Box, training_view
 from depthjepa.faults import BadInput
 from depthjepa.grid import patchify
@@ -165,7 +166,7 @@ def test_rendered_streets_have_label_maps() -> None:
     source = scenes.Scenes(3, "val", 4, (24, 32))
     sample = source.labelled_sample(2)
     assert segment_classes(source)[:3] == ("sky", "ground", "building")
-    rendered = scenes.render(np.array([2 + 2**40]), seed=3, size=(24, 32))
+    rendered = render(np.array([2 + 2**40]), seed=3, size=(24, 32))
     assert sample.label_map is not None and torch.equal(sample.label_map, rendered.classes)
     assert sample.depth is not None and ((sample.depth == 0) == (sample.label_map == 0)).all()
 

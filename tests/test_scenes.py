@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import fields, replace
 
 import numpy as np
@@ -10,22 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from depthjepa.data.layouts import scenes
-from depthjepa.data.layouts.scenes import Rendered, Scenes, picture, render
-from depthjepa.data.scenes.layout import (
-    ABSENT,
-    AXLE,
-    BOX,
-    BUILDING,
-    CLASSES,
-    CYLINDER,
-    FIRST_KIND,
-    KINDS,
-    Layout,
-    arrange,
-)
-from depthjepa.data.scenes.painting import pulses
+from depthjepa.data.layouts.scenes import Scenes
+from depthjepa.data.scenes import rendering
+from depthjepa.data.scenes.layout import ABSENT
+from depthjepa.data.scenes.painting import FARTHEST, pulses
+from depthjepa.data.scenes.rendering import Rendered, picture, render
+from depthjepa.data.scenes.streets import BUILDING, CLASSES, FIRST_KIND, KINDS, STREETS, arrange
 from depthjepa.faults import BadInput
+from slow_scenes import slow_depth
 
 CPU = torch.device("cpu")
 
@@ -40,75 +31,12 @@ def same(left: Rendered, right: Rendered) -> bool:
     return all(torch.equal(getattr(left, field.name), getattr(right, field.name)) for field in fields(Rendered))
 
 
-def slow_hit(shape: int, origin: list[float], ray: list[float]) -> float:
-    """Where a ray enters a cube of side 2, a cylinder or a sphere of radius 1: by trying every face."""
-    hits = []
-
-    def at(t: float) -> list[float]:
-        return [o + t * d for o, d in zip(origin, ray, strict=True)]
-
-    def quadratic(axes: tuple[int, ...]) -> list[float]:
-        a = sum(ray[i] ** 2 for i in axes)
-        b = sum(origin[i] * ray[i] for i in axes)
-        c = sum(origin[i] ** 2 for i in axes) - 1
-        root = b * b - a * c
-        return [(-b - math.sqrt(root)) / a, (-b + math.sqrt(root)) / a] if root >= 0 else []
-
-    if shape == BOX:
-        for axis in range(3):
-            for sign in (-1, 1):
-                t = (sign - origin[axis]) / ray[axis]
-                if all(abs(at(t)[other]) <= 1 for other in range(3) if other != axis):
-                    hits.append(t)
-    elif shape in (CYLINDER, AXLE):
-        along = 1 if shape == CYLINDER else 0
-        axes = tuple(axis for axis in range(3) if axis != along)
-        hits += [t for t in quadratic(axes) if abs(at(t)[along]) <= 1]
-        for sign in (-1, 1):
-            t = (sign - origin[along]) / ray[along]
-            if sum(at(t)[axis] ** 2 for axis in axes) <= 1:
-                hits.append(t)
-    else:
-        hits += quadratic((0, 1, 2))
-    return min((t for t in hits if t > 0), default=math.inf)
-
-
-def slow_depth(layout: Layout, scene: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Depth and class of every pixel of one scene, one ray and one primitive at a time, in double precision."""
-    camera, solids = layout.camera, layout.primitives
-    pitch = math.atan2(camera.pitch[scene, 1], camera.pitch[scene, 0])
-    roll = math.atan2(camera.roll[scene, 1], camera.roll[scene, 0])
-    tilt = np.array([[1, 0, 0], [0, math.cos(pitch), math.sin(pitch)], [0, -math.sin(pitch), math.cos(pitch)]])
-    twist = np.array([[math.cos(roll), -math.sin(roll), 0], [math.sin(roll), math.cos(roll), 0], [0, 0, 1]])
-    frames = []
-    for number in np.flatnonzero(solids.shape[scene] != ABSENT):
-        yaw = math.atan2(solids.turn[scene, number, 1], solids.turn[scene, number, 0])
-        turn = np.array([[math.cos(yaw), 0, -math.sin(yaw)], [0, 1, 0], [math.sin(yaw), 0, math.cos(yaw)]])
-        matrix = turn / solids.half[scene, number][:, None]
-        frames.append((number, matrix, list(-matrix @ solids.centre[scene, number])))
-    depth, category = np.zeros((size, size)), np.zeros((size, size), dtype=int)
-    for row in range(size):
-        for column in range(size):
-            right, down = (column + 0.5) / size - 0.5, (row + 0.5) / size - 0.5
-            focal = camera.focal[scene]
-            ray = tilt @ twist @ np.array([right / focal, -down / focal, 1.0])
-            fall = camera.slope[scene] * ray[0] - ray[1]
-            best, what = (camera.height[scene] / fall, CLASSES.index("ground")) if fall > 0 else (math.inf, 0)
-            for number, matrix, origin in frames:
-                t = slow_hit(int(solids.shape[scene, number]), origin, list(matrix @ ray))
-                if t < best:
-                    best, what = t, int(solids.category[scene, number])
-            if best <= scenes.FARTHEST:
-                depth[row, column], category[row, column] = best, what
-    return depth, category
-
-
 def test_depth_equals_a_slow_ray_caster() -> None:
     size, indices = 20, np.array([3, 8, 61, 2**40 + 5, 777])
     layout, fast = arrange(indices, seed=11), render(indices, seed=11, size=(size, size))
     wrong = pixels = 0
     for scene in range(len(indices)):
-        depth, category = slow_depth(layout, scene, size)
+        depth, category = slow_depth(layout, scene, size, STREETS)
         close = np.isclose(fast.depth[scene, 0].numpy(), depth, rtol=1e-4, atol=0)
         wrong += (~close | (fast.classes[scene].numpy() != category)).sum()
         pixels += close.size
@@ -121,7 +49,7 @@ def test_a_scene_is_the_same_in_any_batch(monkeypatch: pytest.MonkeyPatch) -> No
     alone = [render(indices[row : row + 1], seed=1, size=(24, 24)) for row in range(len(indices))]
     for row, one in enumerate(alone):
         assert same(one, Rendered(*(getattr(together, field.name)[row : row + 1] for field in fields(Rendered))))
-    monkeypatch.setattr(scenes, "_RAYS", 3000)
+    monkeypatch.setattr(rendering, "_RAYS", 3000)
     assert same(together, render(indices, seed=1, size=(24, 24)))
     assert not torch.equal(together.images, render(indices, seed=2, size=(24, 24)).images)
 
@@ -138,7 +66,7 @@ def test_size_changes_the_sampling_not_the_scene() -> None:
 
 def test_depth_classes_and_labels_agree(many: Rendered) -> None:
     assert torch.equal(many.classes == CLASSES.index("sky"), many.depth[:, 0] == 0)
-    assert bool(torch.isfinite(many.depth).all()) and float(many.depth.max()) <= scenes.FARTHEST
+    assert bool(torch.isfinite(many.depth).all()) and float(many.depth.max()) <= FARTHEST
     objects = torch.where(many.classes >= FIRST_KIND, many.depth[:, 0], torch.inf).flatten(1)
     nearest = many.classes.flatten(1).gather(1, objects.argmin(1, keepdim=True))[:, 0].long() - FIRST_KIND
     assert torch.equal(nearest, many.labels)

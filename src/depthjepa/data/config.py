@@ -63,9 +63,11 @@ class DataConfig:
     memory_gib: Annotated[float, Field(ge=0)] = 2.0
     """Most memory for decoded images of one size that are kept, in each process [GiB]; 0: keep none."""
     scenes_train: Positive = 4096
-    """Rendered training images of scenes."""
+    """Rendered training images of scenes or rooms."""
     scenes_val: Positive = 1024
-    """Rendered validation images of scenes."""
+    """Rendered validation images of scenes or rooms."""
+    scene_textures: str | None = None
+    """Folder of photographs that cover surfaces, ground and sky of scenes and rooms; null: paint alone."""
 
     @field_validator("val_prefixes", mode="before")
     @classmethod

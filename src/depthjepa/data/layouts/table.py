@@ -12,6 +12,7 @@ LAYOUTS = Table(
     member="LAYOUT",
     rows=(
         Row("scenes", "rendered streets (scenes or scenes:SEED)", "data.layouts.scenes"),
+        Row("rooms", "rendered rooms (rooms or rooms:SEED)", "data.layouts.rooms"),
         Row(
             "labelled",
             "a labelled folder (train/rgb, train/labels, val/rgb, val/labels; or rgb, labels; and classes.txt)",

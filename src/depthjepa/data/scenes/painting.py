@@ -2,7 +2,8 @@
 
 Light is one far sun and the open sky (Lambert); nothing casts a shadow and the air is clear up to the farthest
 depth that counts, so colour says nothing about distance. Patterns are integrated over the pixel in closed form
-and noise fades as it becomes finer than a pixel, so nothing flickers far away.
+and noise fades as it becomes finer than a pixel, so nothing flickers far away. Where photographs are given they cover a
+share of the paint, in its tint.
 """
 
 from __future__ import annotations
@@ -16,27 +17,43 @@ from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
 from depthjepa.data.scenes.casting import Rays, Vector, columns
-from depthjepa.data.scenes.layout import AXLE, BOX, CYLINDER, ELLIPSOID, Layout
+from depthjepa.data.scenes.layout import AXLE, BOX, CYLINDER, ELLIPSOID, Layout, Skins
+from depthjepa.data.scenes.photographs import Photographs
 from depthjepa.runtime import permutation
 
 FARTHEST = 80.0  # [m]; beyond it nothing has a depth
 _HAZE = 240.0  # [m]; where the ground has taken on the colour of the horizon
 
 
-def shade(layout: Layout, rays: Rays, depth: Float[Tensor, "n k"], hit: Int32[Tensor, "n k"]) -> Float[Tensor, "n 3 k"]:
-    """Colour of every ray, given its depth (infinite: sky) and its primitive (-1: none)."""
+def shade(
+    layout: Layout,
+    rays: Rays,
+    depth: Float[Tensor, "n k"],
+    hit: Int32[Tensor, "n k"],
+    photographs: Photographs | None = None,
+) -> Float[Tensor, "n 3 k"]:
+    """Colour of every ray, given its depth (infinite: sky) and its primitive (-1: none).
+
+    A layout that has skins needs the photographs that it was laid out for.
+    """
     colour = depth.new_zeros(len(depth), 3, depth.shape[1])
     sky, solid = torch.isinf(depth), hit >= 0
     for where, paint in ((sky, _sky), (~(sky | solid), _ground), (solid, _surface)):
         rows = where.any(dim=1).nonzero()[:, 0]
         mask = where[rows]
         depths, numbers = torch.where(mask, depth[rows], 1), hit[rows].clamp(min=0).long()
-        painted = torch.stack(paint(layout, rays.of(rows), depths, numbers), dim=1)
+        painted = torch.stack(paint(layout, rays.of(rows), depths, numbers, photographs), dim=1)
         colour[rows] = torch.where(mask[:, None], painted, colour[rows])
     return colour
 
 
-def _sky(layout: Layout, rays: Rays, depth: Float[Tensor, "n k"], hit: Int64[Tensor, "n k"]) -> list[Tensor]:
+def _sky(
+    layout: Layout,
+    rays: Rays,
+    depth: Float[Tensor, "n k"],
+    hit: Int64[Tensor, "n k"],
+    photographs: Photographs | None,
+) -> list[Tensor]:
     """From the horizon's colour to the zenith's, with clouds on a level far above."""
     around = layout.surroundings
     cover, rate = columns(around.cloud, rays.scene)
@@ -51,10 +68,21 @@ def _sky(layout: Layout, rays: Rays, depth: Float[Tensor, "n k"], hit: Int64[Ten
     for low, high, white in zip(horizon, zenith, cloud, strict=True):
         clear = low + (high - low) * height
         mixed.append(clear + (white - clear) * clouds)
+    if layout.sky_skins is not None and photographs is not None:
+        # Where clouds are spread wider, a pixel covers more of their level, and of its length as the square.
+        wide = rays.pixel / (up + 0.15)
+        skin = _Skin(*columns(_table(layout.sky_skins), rays.scene))
+        mixed = skin.over(mixed, photographs, rays.x / (up + 0.15), rays.z / (up + 0.15), wide, wide / (up + 0.15))
     return mixed
 
 
-def _ground(layout: Layout, rays: Rays, depth: Float[Tensor, "n k"], hit: Int64[Tensor, "n k"]) -> list[Tensor]:
+def _ground(
+    layout: Layout,
+    rays: Rays,
+    depth: Float[Tensor, "n k"],
+    hit: Int64[Tensor, "n k"],
+    photographs: Photographs | None,
+) -> list[Tensor]:
     """Road, verges, edge lines and a dashed middle line in the frame of the street."""
     around = layout.surroundings
     cosine, sine = columns(around.street, rays.scene)
@@ -83,6 +111,12 @@ def _ground(layout: Layout, rays: Rays, depth: Float[Tensor, "n k"], hit: Int64[
     inners, outers, marked, horizons = (
         columns(colours, rays.scene) for colours in (*np.moveaxis(around.ground, 1, 0), around.sky[:, 0])
     )
+    if layout.ground_skins is not None and photographs is not None:
+        skins = [columns(_table(layout.ground_skins)[:, part], rays.scene) for part in range(2)]
+        inners, outers = (
+            _Skin(*skin).over(colours, photographs, across, along, blur, long)
+            for skin, colours in zip(skins, (inners, outers), strict=True)
+        )
     for inner, outer, mark, horizon, light in zip(inners, outers, marked, horizons, lights, strict=True):
         base = outer + (inner - outer) * road
         lit = (base + (mark - base) * marks) * rough * light
@@ -90,7 +124,13 @@ def _ground(layout: Layout, rays: Rays, depth: Float[Tensor, "n k"], hit: Int64[
     return mixed
 
 
-def _surface(layout: Layout, rays: Rays, depth: Float[Tensor, "n k"], hit: Int64[Tensor, "n k"]) -> list[Tensor]:
+def _surface(
+    layout: Layout,
+    rays: Rays,
+    depth: Float[Tensor, "n k"],
+    hit: Int64[Tensor, "n k"],
+    photographs: Photographs | None,
+) -> list[Tensor]:
     """The painted face of the primitive each ray hits."""
     paint = layout.primitives.paint
     touched = _touched(layout, rays, depth, hit)
@@ -116,10 +156,43 @@ def _surface(layout: Layout, rays: Rays, depth: Float[Tensor, "n k"], hit: Int64
     grain = _noise(across * noise_rate, torch.where(top, z, y) * noise_rate)
     rough = 1 + amplitude * (grain - 0.5) * (1.5 - long * noise_rate).clamp(0, 1) + gradient * unit[1]
     colours, lights = at_hit(paint.colours), _light(layout, rays, normal)
-    return [
-        (first + (other - first) * second) * rough * light
-        for first, other, light in zip(colours[:3], colours[3:], lights, strict=True)
-    ]
+    painted = [first + (other - first) * second for first, other in zip(colours[:3], colours[3:], strict=True)]
+    if layout.skins is not None and photographs is not None:
+        skin, over = _Skin(*at_hit(_table(layout.skins))), torch.where(top, z, y)
+        painted = skin.over(painted, photographs, across, over, long, torch.where(top, long, blur))
+    return [colour * rough * light for colour, light in zip(painted, lights, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Skin:
+    """The photograph on what each ray meets: `Skins` looked up."""
+
+    number: Tensor
+    rate: Tensor
+    shift_across: Tensor
+    shift_up: Tensor
+    share: Tensor
+
+    def over(
+        self, paint: list[Tensor], photographs: Photographs, across: Tensor, up: Tensor, wide: Tensor, tall: Tensor
+    ) -> list[Tensor]:
+        """Paint under its photograph, which takes on its tint: at that place [m], over a pixel of that size [m]."""
+        seen = photographs.seen(
+            self.number.long().expand_as(across),
+            across * self.rate + self.shift_across,
+            up * self.rate + self.shift_up,
+            wide * self.rate,
+            tall * self.rate,
+        )
+        return [
+            colour + (picture * (0.5 + 1.4 * colour) - colour) * self.share
+            for colour, picture in zip(paint, seen, strict=True)
+        ]
+
+
+def _table(skins: Skins) -> Float[np.ndarray, "b p 5"]:
+    """What `_Skin` holds, in its order."""
+    return np.stack([skins.number, skins.rate, skins.shift[..., 0], skins.shift[..., 1], skins.share], axis=-1)
 
 
 @dataclass(frozen=True, slots=True)
