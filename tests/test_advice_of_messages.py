@@ -25,6 +25,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "depthjepa"
 # What is refused, the words of the advice as they stand in the package, and what they advise; OUT is a new folder, RUN
 # a copy of the guided run.
 CASES = [
+    ("train tiny.yaml model.width=96 init.checkpoint=run", "does not fit the run: {}; take {}",
+     ["train tiny.yaml model.width=32 model.heads=2 model.hidden=128 init.checkpoint=run --out OUT"]),
     ("train tiny.yaml guidance.kind=feature data.root=flat", "or take guidance.kind=none",
      ["train tiny.yaml guidance.kind=none data.root=flat --out OUT"]),
     ("train tiny.yaml guidance.kind=pixel data.root=flat", "let a depth network teach (guidance.kind=feature)",
@@ -109,6 +111,7 @@ CASES = [
 ELSEWHERE = {
     "data.image_size=[HEIGHT,WIDTH]": "test_formats.py",
     "give model.heads=N": "test_formats.py",
+    "a run starts from it where it is in a folder": "test_public_starts.py",
     "RUN is a run: go on with it": "test_messages.py",
     "{} is a run: go on with it by": "test_messages.py",
     "there is no study in {}; leave --resume out": "test_study.py starts studies without it",

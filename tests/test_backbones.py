@@ -219,6 +219,7 @@ HUGGINGFACE: dict[str, tuple[str, dict[str, Any], int]] = {  # class, what its c
     "dinov2": ("Dinov2", {"mlp_ratio": 2}, 1),
     "dinov2_with_registers": ("Dinov2WithRegisters", {"mlp_ratio": 2, "num_register_tokens": 3}, 4),
     "dinov3_vit": ("DINOv3ViT", {"num_register_tokens": 2}, 3),
+    "deit": ("DeiT", {}, 2),
     "vit": ("ViT", {}, 1),
     "vit_mae": ("ViTMAE", {"mask_ratio": 0.75}, 1),
     "ijepa": ("IJepa", {"layer_norm_eps": 1e-12}, 0),

@@ -302,7 +302,8 @@ def test_what_is_no_encoder_of_ours_is_told_by_its_names(encoder: dict[str, torc
     more = {"pos_embed": torch.zeros(1, positions + 1, 32), "cls_token": torch.zeros(1, 1, 32)}
     assert fault(encoder | more) == (
         f"holds an encoder with a class token ({positions + 1} positions = {positions} + 1): cls_token; encoders of "
-        f"I-JEPA have patches alone, so it cannot be read"
+        f"I-JEPA have patches alone, so it cannot be read (a run starts from it where it is in a folder of timm or "
+        f"transformers: init.checkpoint)"
     )
     save_file({"net.a": torch.zeros(1), "net.b": torch.zeros(1), "head": torch.zeros(1)}, tmp_path / "b.safetensors")
     with pytest.raises(BadInput, match=r"weight is missing among names that begin with net\. \(2\), head$"):

@@ -52,6 +52,7 @@ HOMONYMS = {
     ("depth", "model/supervised.py"): "a head",
     ("depth", "report/page.py"): "blocks of a network",
     ("depth", "warm_start.py"): "blocks of a network",
+    ("vit", "formats/transformers.py"): "a type of transformers' models",
     ("timm", "cli.py"): "a layout that is written",
     ("timm", "commands/convert.py"): "a layout that is written",
     ("timm", "formats/timm.py"): "a layout",

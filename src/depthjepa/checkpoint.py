@@ -148,6 +148,11 @@ def load(checkpoint: str | Path, settings: Sequence[str] = (), like: RunConfig |
     return _foreign(open_name(str(checkpoint), heads), path, settings, like)
 
 
+def from_contents(contents: Contents, like: RunConfig | None = None) -> Checkpoint:
+    """Contents that were read already as a checkpoint; see `load`."""
+    return _foreign(contents, Path(contents.source), (), like)
+
+
 def refuse_lost(saved: Checkpoint) -> None:
     """Refuse to build the guide or to go on with a run that needs what this version no longer has; say what."""
     if saved.lost:

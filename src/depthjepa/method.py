@@ -24,7 +24,9 @@ def build_encoder(config: RunConfig) -> VisionTransformer:
     """
     model = config.model
     try:
-        encoder = VisionTransformer(model.shape, model.patch_size, config.grid, model.mean, model.deviation)
+        encoder = VisionTransformer(
+            model.shape, model.patch_size, config.grid, model.mean, model.deviation, model.traits
+        )
     except (RuntimeError, MemoryError) as fault:
         if isinstance(fault, RuntimeError) and "allocate" not in str(fault):
             raise

@@ -147,16 +147,17 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], layer_decay: flo
     """Split parameters by (encoder or head), by (decayed or not) and, with layer decay, by the depth they stand at.
 
     Biases and one-dimensional parameters are not decayed; the mask token is three-dimensional and therefore is,
-    as in the reference. Parameters of the guide and of supervised heads follow the head's learning rate. `scale`
-    multiplies the learning rate: `layer_decay` to the power of the blocks above, counted from the encoder's final norm
-    (Clark et al. 2020, as MAE's fine-tuning uses it); predictor and head stand above the encoder.
+    as in the reference; an encoder's class token and registers are not, as where they come from. Parameters of the
+    guide and of supervised heads follow the head's learning rate. `scale` multiplies the learning rate: `layer_decay`
+    to the power of the blocks above, counted from the encoder's final norm (Clark et al. 2020, as MAE's fine-tuning
+    uses it); predictor and head stand above the encoder.
     """
     named = [(name, parameter) for name, parameter in named if parameter.requires_grad]
     blocks = 1 + max((_block(name) or 0 for name, _ in named), default=0)
     groups: dict[tuple[Role, bool, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in named:
         role: Role = "head" if name.startswith(HEADS) else "encoder"
-        decayed = parameter.ndim > 1 and not name.endswith("bias")
+        decayed = parameter.ndim > 1 and not name.endswith(("bias", "encoder.prefix_tokens"))
         block = _block(name)
         scale = 1.0 if block is None else layer_decay ** (blocks - block)
         groups.setdefault((role, decayed, scale), []).append((name, parameter))
@@ -167,8 +168,8 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], layer_decay: flo
 
 
 def _block(name: str) -> int | None:
-    """Which block of the encoder a parameter belongs to; -1: the patches' embedding; None: what stands above."""
-    if "encoder.patch_embed." in name:
+    """Which block of the encoder a parameter belongs to; -1: what enters the first one; None: what stands above."""
+    if "encoder.patch_embed." in name or "encoder.prefix_tokens" in name:
         return -1
     found = re.search(r"encoder\.blocks\.(\d+)\.", name)
     return int(found[1]) if found else None

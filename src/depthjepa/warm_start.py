@@ -1,12 +1,20 @@
 """Starting a run from a checkpoint of any layout (`init.checkpoint`).
 
 Both encoders and, where the file holds it, the predictor are taken over; head and optimiser start anew. A file that
-holds one encoder gives it to both. Position embeddings are stretched to the run's grid when it has another.
+holds one encoder gives it to both. Position embeddings are stretched to the run's grid when it has another. A vision
+transformer of timm or transformers (DINOv2, MAE, DeiT, supervised ones) keeps its class token and registers: they go
+through both encoders before the patches.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from depthjepa import checkpoint
+from depthjepa.backbones import vit
+from depthjepa.backbones.as_ours import PUBLIC, as_ours
+from depthjepa.backbones.network import OpenedNetwork
+from depthjepa.backbones.opening import family_of
 from depthjepa.checkpoint import Checkpoint
 from depthjepa.config import RunConfig
 from depthjepa.faults import BadInput
@@ -23,7 +31,13 @@ def start_from(method: JEPA | Supervised, config: RunConfig) -> str:
         BadInput: the checkpoint cannot be read, or its networks are of another size than the run's.
     """
     assert config.init.checkpoint is not None
-    saved = checkpoint.load(config.init.checkpoint, like=config)
+    family, found = family_of(config.init.checkpoint)
+    if family is vit.FAMILY:
+        saved = checkpoint.load(config.init.checkpoint, like=config)
+    else:
+        opened = family.open(found, ())
+        assert isinstance(opened, OpenedNetwork)
+        saved = checkpoint.from_contents(as_ours(opened), like=config)
     return f"start from {config.init.checkpoint}: {take_over(method, config, saved)}"
 
 
@@ -34,7 +48,8 @@ def take_over(method: JEPA | Supervised, config: RunConfig, saved: Checkpoint) -
     """
     _refuse_other_model(saved, config)
     grids = saved.config.grid, config.grid
-    taken = [f"{saved.which('context')} encoder as context encoder"]
+    whole = f"{saved.holds}: " if saved.layout == PUBLIC else ""
+    taken = [f"{whole}{saved.which('context')} encoder as context encoder"]
     # Tensors are put in place as they lie in the file: a network of several GB is not held twice.
     context = _stretched(saved, f"{saved.which('context')}_encoder", grids)
     load_strictly(method.context_encoder, context, saved.path, assign=True)
@@ -56,26 +71,33 @@ def take_over(method: JEPA | Supervised, config: RunConfig, saved: Checkpoint) -
 
 
 def _refuse_other_model(saved: Checkpoint, config: RunConfig) -> None:
-    here, there = config.model, saved.config.model
-    faults = [
-        f"model.{key}={ours} here and {theirs} there"
-        for key, ours, theirs in (
-            *zip(here.shape._fields, here.shape, there.shape, strict=True),
-            ("patch_size", here.patch_size, there.patch_size),
-            ("mean", here.mean, there.mean),
-            ("deviation", here.deviation, there.deviation),
-        )
-        if ours != theirs
-    ]
-    if saved.part("predictor") and config.train.objective == "jepa":
-        faults += [
-            f"predictor.{key}={getattr(config.predictor, key)} here and {getattr(saved.config.predictor, key)} there"
-            for key in ("depth", "width")
-            if getattr(config.predictor, key) != getattr(saved.config.predictor, key)
-        ]
-    if faults:
+    if differing := _differing(saved, config):
         origin = f"init.checkpoint={config.init.checkpoint}" if config.init.checkpoint else saved.path
-        raise BadInput(f"{origin} does not fit the run: {'; '.join(faults)}")
+        faults = [f"{key}={ours} here and {theirs} there" for key, ours, theirs in differing]
+        advice = " ".join(f"{key}={_written(theirs)}" for key, _, theirs in differing)
+        raise BadInput(f"{origin} does not fit the run: {'; '.join(faults)}; take {advice}")
+
+
+def _differing(saved: Checkpoint, config: RunConfig) -> list[tuple[str, Any, Any]]:
+    """Keys in which the networks of a run and of a checkpoint differ, with both values."""
+    here, there = config.model, saved.config.model
+    keys = ("patch_size", "prefix_tokens", "norm_eps", "mean", "deviation")
+    pairs: list[tuple[str, Any, Any]] = [
+        (f"model.{key}", ours, theirs)
+        for key, ours, theirs in zip(here.shape._fields, here.shape, there.shape, strict=True)
+    ]
+    pairs += [(f"model.{key}", getattr(here, key), getattr(there, key)) for key in keys]
+    if (here.layer_scale is None) != (there.layer_scale is None):  # what scales begin at does not matter
+        pairs.append(("model.layer_scale", here.layer_scale, there.layer_scale))
+    if saved.part("predictor") and config.train.objective == "jepa":
+        ours, theirs = config.predictor, saved.config.predictor
+        pairs += [(f"predictor.{key}", getattr(ours, key), getattr(theirs, key)) for key in ("depth", "width")]
+    return [(key, ours, theirs) for key, ours, theirs in pairs if ours != theirs]
+
+
+def _written(value: Any) -> str:
+    """A value as it is given on the command line."""
+    return "null" if value is None else str(list(value) if isinstance(value, tuple) else value).replace(" ", "")
 
 
 def _stretched(saved: Checkpoint, name: str, grids: tuple[tuple[int, int], tuple[int, int]]) -> Weights:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from depthjepa.config import RunConfig
 from depthjepa.data.config import DataConfig
 from depthjepa.faults import BadInput
+from depthjepa.formats.public import Renamed
 from depthjepa.formats.weights import Which
 from depthjepa.grid import to_map, to_tokens
 from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig, normalise, refuse_other_than_images
@@ -122,6 +123,17 @@ def _by(size: Size) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Plain:
+    """A vision transformer of another library that computes as ours does, under our names."""
+
+    renamed: Renamed
+    heads: int
+    hidden: int  # width of an MLP's hidden layer
+    eps: float  # of its norms
+    layer_scale: float | None  # what it began at
+
+
+@dataclass(frozen=True, slots=True)
 class OpenedNetwork:
     """A network of another library as a backbone."""
 
@@ -129,6 +141,7 @@ class OpenedNetwork:
     found: str
     assumed: tuple[str, ...]
     initial: Callable[[RunConfig], NetworkEncoder | None]  # the same architecture at its initial weights
+    plain: Callable[[], Plain] | None = None  # what it is under our names; raises `BadInput` for what is none of ours
     saved: None = None
 
     @property

@@ -96,6 +96,12 @@ class Family:
 
 def open_backbone(source: str | Path, settings: Sequence[str] = ()) -> Backbone:
     """Open a backbone by the first family that claims it; raises `BadInput`, also for what is no path and no name."""
+    family, found = family_of(source)
+    return family.open(found, settings)
+
+
+def family_of(source: str | Path) -> tuple[Family, Source]:
+    """The first family that claims a backbone, and where it lies; raises `BadInput` as `open_backbone`."""
     if not isinstance(source, (str, Path)):
         raise BadInput(f"a backbone is opened by its path or name, not from a {type(source).__name__}")
     if not str(source):
@@ -103,8 +109,7 @@ def open_backbone(source: str | Path, settings: Sequence[str] = ()) -> Backbone:
     families = [BACKBONES.load(name) for name in BACKBONES.names]
     name = str(source)
     found = Source(name, snapshot(name) if is_hub_id(name) else Path(name))
-    family: Family = next(each for each in families if each is families[-1] or each.claims(found))
-    return family.open(found, settings)
+    return next(each for each in families if each is families[-1] or each.claims(found)), found
 
 
 def load_encoder(backbone: str | Path, which: Which = "target", settings: Sequence[str] = ()) -> Encoder:

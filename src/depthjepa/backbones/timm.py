@@ -11,30 +11,41 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from depthjepa import runtime
-from depthjepa.backbones.network import Facts, Maps, NetworkEncoder, OpenedNetwork, Size, refuse_shape, size_assumed
+from depthjepa.backbones.network import (
+    Facts,
+    Maps,
+    NetworkEncoder,
+    OpenedNetwork,
+    Plain,
+    Size,
+    refuse_shape,
+    size_assumed,
+)
 from depthjepa.backbones.opening import Family, Source
 from depthjepa.config import RunConfig
 from depthjepa.faults import BadInput, nearest
 from depthjepa.formats.files import read_json
 from depthjepa.formats.opening import snapshot
+from depthjepa.formats.public import from_timm
 from depthjepa.formats.timm import is_ijepa, is_timm
 from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN
 
 PREFIX = "timm:"
 INSTEAD = "give a timm folder (config.json with its architecture, model.safetensors) instead"
 LONGEST = 400  # characters of what timm says of a folder that it cannot read; all misfitting tensors would be a page
+STARTABLE = ("VisionTransformer", "VisionTransformerDistilled")
+SCALE = 1e-5  # what timm's layer scales begin at, with DINOv2's names
 SIZES = {"dynamic_img_size": True}  # what lets a transformer of timm stretch its positions
 
 
 class TimmEncoder(NetworkEncoder):
     """A network of timm; see the module."""
 
-    def __init__(self, facts: Facts, network: torch.nn.Module) -> None:
+    def __init__(self, facts: Facts, network: nn.Module) -> None:
         super().__init__(facts)
         self.network = network
 
@@ -68,7 +79,9 @@ def _open(source: Source, settings: Sequence[str]) -> OpenedNetwork:
             return TimmEncoder(facts, _create(timm, address, pretrained=False))
 
     found = f"{network.pretrained_cfg.get('architecture') or type(network).__name__} of timm"
-    return OpenedNetwork(encoder, found, (*assumed, *size_assumed(facts)), initial)
+    return OpenedNetwork(
+        encoder, found, (*assumed, *size_assumed(facts)), initial, lambda: _plain(network, source.name, found)
+    )
 
 
 def _timm(name: str) -> Any:
@@ -152,6 +165,29 @@ def _facts(network: Any, name: str) -> tuple[Facts, tuple[str, ...]]:
     )
     unsaid = not (stated.get("mean") and stated.get("std"))
     return facts, ("ImageNet's normalisation (the configuration of timm says none)",) * unsaid
+
+
+def _plain(network: Any, name: str, found: str) -> Plain:
+    """A vision transformer under our names; raises `BadInput` for other networks, and for parts that ours lack."""
+    blocks: Any = getattr(network, "blocks", None)
+    plain = type(network).__name__ in STARTABLE and type(blocks[0]).__name__ == "Block"
+    if not plain or network.pos_embed is None:
+        raise BadInput(
+            f"init.checkpoint={name} holds {found}, whose class {type(network).__name__} is no plain vision "
+            f"transformer: a run starts from timm's {' or '.join(STARTABLE)} with learned or fixed positions"
+        )
+    if not isinstance(blocks[0].mlp.act, nn.GELU) or blocks[0].mlp.act.approximate != "none":
+        raise BadInput(f"init.checkpoint={name} holds {found}, whose blocks have no GELU")
+    if not isinstance(network.norm, nn.LayerNorm):
+        raise BadInput(f"init.checkpoint={name} holds {found}, whose tokens go through no final norm")
+    scale = blocks[0].ls1
+    return Plain(
+        renamed=from_timm(network.state_dict(), network.patch_embed.num_patches, name),
+        heads=int(blocks[0].attn.num_heads),
+        hidden=int(blocks[0].mlp.fc1.out_features),
+        eps=float(network.norm.eps),
+        layer_scale=None if isinstance(scale, nn.Identity) else SCALE,
+    )
 
 
 FAMILY = Family(claims=_claims, open=_open)

@@ -27,6 +27,7 @@ from depthjepa.backbones.network import (
     Maps,
     NetworkEncoder,
     OpenedNetwork,
+    Plain,
     Size,
     refuse_shape,
     size_assumed,
@@ -36,7 +37,8 @@ from depthjepa.backbones.opening import Family, Source
 from depthjepa.config import RunConfig
 from depthjepa.faults import BadInput, nearest
 from depthjepa.formats.files import as_written
-from depthjepa.formats.transformers import is_huggingface, is_ijepa
+from depthjepa.formats.public import DINOV2, VIT, Names, from_transformers
+from depthjepa.formats.transformers import is_huggingface, is_ijepa, read_stored
 from depthjepa.formats.weights import beginnings, few
 from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN
 
@@ -53,6 +55,7 @@ class Kind:
     norm: str  # name of its final norm
     prefix: Callable[[Any], int]  # tokens before those of the patches, by its configuration
     normed: bool = True  # whether `last_hidden_state` went through the final norm
+    names: Names | None = None  # of its tensors, where a run can start from it
 
 
 def _none(config: Any) -> int:
@@ -63,6 +66,10 @@ def _class_token(config: Any) -> int:
     return 1
 
 
+def _two_tokens(config: Any) -> int:
+    return 2
+
+
 def _registers(config: Any) -> int:
     return 1 + int(config.num_register_tokens)
 
@@ -70,11 +77,12 @@ def _registers(config: Any) -> int:
 CLIP = Kind("CLIPVisionModel", "post_layernorm", _class_token, normed=False)
 SIGLIP = Kind("SiglipVisionModel", "post_layernorm", _none)
 KINDS = {  # by the `model_type` of config.json
-    "dinov2": Kind("Dinov2Model", "layernorm", _class_token),
-    "dinov2_with_registers": Kind("Dinov2WithRegistersModel", "layernorm", _registers),
+    "dinov2": Kind("Dinov2Model", "layernorm", _class_token, names=DINOV2),
+    "dinov2_with_registers": Kind("Dinov2WithRegistersModel", "layernorm", _registers, names=DINOV2),
     "dinov3_vit": Kind("DINOv3ViTModel", "norm", _registers),
-    "vit": Kind("ViTModel", "layernorm", _class_token),
-    "vit_mae": Kind("ViTMAEModel", "layernorm", _class_token),
+    "deit": Kind("DeiTModel", "layernorm", _two_tokens, names=VIT),
+    "vit": Kind("ViTModel", "layernorm", _class_token, names=VIT),
+    "vit_mae": Kind("ViTMAEModel", "layernorm", _class_token, names=VIT),
     "ijepa": Kind("IJepaModel", "layernorm", _none),
     "clip": CLIP,
     "clip_vision_model": CLIP,
@@ -154,7 +162,35 @@ def _open(source: Source, settings: Sequence[str]) -> OpenedNetwork:
 
     found = f"{kind.model} of transformers" + (f", left out {beginnings(left_out)}" if left_out else "")
     encoder = TransformersEncoder(facts, kind, network)
-    return OpenedNetwork(encoder, found, (*assumed, *size_assumed(facts)), initial)
+    return OpenedNetwork(
+        encoder, found, (*assumed, *size_assumed(facts)), initial, lambda: _plain(encoder, folder, found)
+    )
+
+
+def _plain(encoder: TransformersEncoder, folder: Path, found: str) -> Plain:
+    """A vision transformer under our names; raises `BadInput` for classes that compute otherwise.
+
+    Names are those of the files, which stay from version to version of the library.
+    """
+    config, kind, facts = encoder.network.config, encoder.kind, encoder.facts
+    name = f"init.checkpoint={facts.name}"
+    if kind.names is None:
+        startable = ", ".join(sorted({each.model for each in KINDS.values() if each.names}))
+        raise BadInput(
+            f"{name} holds {found}, which computes otherwise than our encoder: a run starts from {startable}"
+        )
+    if config.hidden_act != "gelu":
+        raise BadInput(f"{name} holds {found} with hidden_act={config.hidden_act!r}: our encoder has 'gelu'")
+    patches = (facts.image_size[0] // facts.patch_size) * (facts.image_size[1] // facts.patch_size)
+    stored, _ = read_stored(folder)
+    renamed = from_transformers(stored, kind.names, patches, facts.name)
+    return Plain(
+        renamed=renamed,
+        heads=int(config.num_attention_heads),
+        hidden=int(next(value.shape[0] for key, value in renamed.weights.items() if key.endswith("mlp.fc1.weight"))),
+        eps=float(config.layer_norm_eps),
+        layer_scale=float(config.layerscale_value) if kind.names.scales else None,
+    )
 
 
 def _transformers(name: str) -> Any:

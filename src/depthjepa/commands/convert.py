@@ -18,6 +18,7 @@ from depthjepa.formats.timm import write_timm
 from depthjepa.formats.transformers import write_huggingface
 from depthjepa.formats.weights import Weights, Which
 from depthjepa.logbook import RunFolder
+from depthjepa.model.vit import PLAIN
 
 Layout = Literal["depthjepa", "reference", "hf", "timm", "onnx", "safetensors"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
@@ -85,6 +86,11 @@ def _write_run(saved: Checkpoint, target: Path) -> list[str]:
 
 
 def _write_reference(saved: Checkpoint, target: Path) -> list[str]:
+    if saved.config.model.traits != PLAIN:
+        raise BadInput(
+            "the reference's layout knows no class tokens, no layer scales and one norm_eps: convert it --to hf, timm "
+            "or safetensors"
+        )
     encoders: dict[str, Weights] = {
         which: saved.part(f"{saved.which(which)}_encoder") for which in ("context", "target")
     }

@@ -11,7 +11,7 @@ from typing import Any
 
 from depthjepa.formats.files import read_safetensors, write_safetensors
 from depthjepa.formats.weights import Contents, Weights, Which, describe, encoder_names, refuse_other_names, unwrapped
-from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig
+from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, PLAIN, ModelConfig
 
 
 def read_flat(path: Path, tensors: Weights | None = None, heads: int | None = None) -> Contents:
@@ -25,10 +25,11 @@ def read_flat(path: Path, tensors: Weights | None = None, heads: int | None = No
         path,
         heads=note.get("heads"),
         otherwise=heads,
+        eps=note.get("norm_eps", PLAIN.eps),
         mean=tuple(note.get("mean", IMAGENET_MEAN)),
         deviation=tuple(note.get("deviation", IMAGENET_DEVIATION)),
     )
-    refuse_other_names(dict.fromkeys(encoder_names(model.shape)), tensors, str(path))
+    refuse_other_names(dict.fromkeys(encoder_names(model)), tensors, str(path))
     if "image_size" in note:
         image_size = (note["image_size"][0], note["image_size"][1])
     which: Which = note.get("encoder", "single")
@@ -50,6 +51,7 @@ def facts_of(which: Which, model: ModelConfig, image_size: tuple[int, int], name
         "image_size": list(image_size),
         "mean": list(model.mean),
         "deviation": list(model.deviation),
+        **({} if model.norm_eps == PLAIN.eps else {"norm_eps": model.norm_eps}),
         "run": name,
         "step": step,
     }

@@ -13,9 +13,10 @@ from typing import Any
 
 from depthjepa.faults import BadInput
 from depthjepa.formats.files import FACTS, as_written, write_json, write_safetensors
+from depthjepa.formats.public import to_timm
 from depthjepa.formats.transformers import read_stored
 from depthjepa.formats.weights import Contents, Weights, Which, describe, encoder_names, refuse_other_names
-from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig
+from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, PLAIN, ModelConfig
 
 ARCHITECTURES = {
     (1280, 14, 224): "vit_huge_patch14_gap_224",
@@ -57,7 +58,7 @@ def read_timm(folder: Path, source: str | None = None, heads: int | None = None)
         stated, given = arguments.get("num_heads"), arguments.get("img_size")
         image = (int(given[0]), int(given[1])) if isinstance(given, list) else None
     model, image_size, assumed = describe(stored, name, heads=stated, otherwise=heads, mean=mean, deviation=deviation)
-    refuse_other_names(dict.fromkeys(encoder_names(model.shape)), stored, name)
+    refuse_other_names(dict.fromkeys(encoder_names(model)), stored, name)
     which: Which = note.get("encoder", "single")
     unsaid = "one encoder (the layout does not say which; timm itself takes the context encoder)"
     holds = unsaid if which == "single" else f"{which} encoder"
@@ -68,9 +69,15 @@ def read_timm(folder: Path, source: str | None = None, heads: int | None = None)
 def write_timm(
     folder: Path, weights: Weights, model: ModelConfig, image_size: tuple[int, int], facts: Mapping[str, Any]
 ) -> None:
-    """Write a folder that timm loads strictly."""
-    shape = model.shape
+    """Write a folder that timm loads strictly; raises `BadInput` for an encoder whose norms timm cannot have."""
+    shape, traits = model.shape, model.traits
+    if traits.eps != PLAIN.eps:
+        raise BadInput(
+            f"model.norm_eps={traits.eps}, and timm's vision transformers have {PLAIN.eps}: convert it --to hf or "
+            f"safetensors"
+        )
     square = image_size[0] == image_size[1]
+    pool = "token" if traits.prefix else "avg"
     released = ARCHITECTURES.get((shape.width, model.patch_size, image_size[0] if square else 0))
     ratio = shape.hidden / shape.width
     if int(shape.width * ratio) != shape.hidden:  # timm cuts, so the ratio must not fall short
@@ -82,15 +89,19 @@ def write_timm(
         "depth": shape.depth,
         "num_heads": shape.heads,
         "mlp_ratio": ratio,
-        "class_token": False,
-        "global_pool": "avg",
+        "class_token": bool(traits.prefix),
+        "global_pool": pool,
         "fc_norm": False,
     }
+    if traits.prefix:
+        arguments |= {"reg_tokens": traits.prefix - 1, "no_embed_class": True}
+    if traits.layer_scale is not None:
+        arguments["init_values"] = traits.layer_scale
     config = {
         "architecture": released or ANY,
         "num_classes": 0,
         "num_features": shape.width,
-        "global_pool": "avg",
+        "global_pool": pool,
         "model_args": arguments,
         "pretrained_cfg": {
             "tag": "depthjepa",
@@ -108,7 +119,7 @@ def write_timm(
         },
         FACTS: dict(facts),
     }
-    write_safetensors(folder / "model.safetensors", weights, facts)
+    write_safetensors(folder / "model.safetensors", to_timm(weights), facts)
     write_json(folder / "config.json", config)
 
 

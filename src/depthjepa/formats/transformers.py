@@ -16,8 +16,9 @@ from torch import Tensor
 
 from depthjepa.faults import BadInput
 from depthjepa.formats.files import FACTS, as_written, read_safetensors, read_torch, write_json, write_safetensors
+from depthjepa.formats.public import DINOV2, VIT, to_transformers
 from depthjepa.formats.weights import Contents, Weights, Which, describe, few, refuse_other_names
-from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig
+from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, PLAIN, ModelConfig
 
 HALF = (0.5, 0.5, 0.5)
 RELEASED_WIDTHS = (1280, 1408)
@@ -163,10 +164,14 @@ def _normalisation(
 def write_huggingface(
     folder: Path, weights: Weights, model: ModelConfig, image_size: tuple[int, int], facts: Mapping[str, Any]
 ) -> None:
-    """Write a folder that `transformers.AutoModel` and `AutoImageProcessor` load."""
-    shape = model.shape
+    """Write a folder that `transformers.AutoModel` and `AutoImageProcessor` load.
+
+    The class is I-JEPA's where the encoder has patches alone, else ViT's or DINOv2's, as its tokens and scales ask.
+    """
+    shape, traits = model.shape, model.traits
     square = image_size[0] == image_size[1]
-    write_safetensors(folder / "model.safetensors", to_huggingface(weights, shape.depth), facts)
+    kind, renamed, own = _as_class_of(weights, model)
+    write_safetensors(folder / "model.safetensors", renamed, facts)
     processor = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
@@ -180,8 +185,8 @@ def write_huggingface(
     }
     write_json(folder / "preprocessor_config.json", processor)
     config = {
-        "architectures": ["IJepaModel"],
-        "model_type": "ijepa",
+        "architectures": [kind[0]],
+        "model_type": kind[1],
         "dtype": str(weights["pos_embed"].dtype).removeprefix("torch."),
         "hidden_size": shape.width,
         "num_hidden_layers": shape.depth,
@@ -192,10 +197,37 @@ def write_huggingface(
         "num_channels": 3,
         "qkv_bias": True,
         "hidden_act": "gelu",
-        "layer_norm_eps": 1e-6,
+        "layer_norm_eps": traits.eps,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "initializer_range": 0.02,
+        **own,
         FACTS: dict(facts),
     }
     write_json(folder / "config.json", config)
+
+
+def _as_class_of(weights: Weights, model: ModelConfig) -> tuple[tuple[str, str], Weights, dict[str, Any]]:
+    """The class and the type of a model with these tokens and scales, its tensors, and what its configuration adds."""
+    shape, traits = model.shape, model.traits
+    if not traits.prefix and traits.layer_scale is None and traits.eps == PLAIN.eps:
+        return ("IJepaModel", "ijepa"), to_huggingface(weights, shape.depth), {}
+    if not traits.prefix:
+        raise BadInput(
+            "transformers has no class for an encoder with a layer scale or another norm_eps and no class token: "
+            "convert it --to safetensors, or timm"
+        )
+    if traits.prefix == 1 and traits.layer_scale is None:
+        return ("ViTModel", "vit"), to_transformers(weights, model, VIT), {}
+    ratio, left = divmod(shape.hidden, shape.width)
+    if left:
+        raise BadInput(
+            f"model.hidden={shape.hidden} is no multiple of model.width={shape.width}, as transformers' DINOv2 has it: "
+            f"convert it --to timm or safetensors"
+        )
+    own: dict[str, Any] = {"mlp_ratio": ratio, "layerscale_value": traits.layer_scale or 1.0, "use_swiglu_ffn": False}
+    renamed = to_transformers(weights, model, DINOV2)
+    if traits.prefix == 1:
+        return ("Dinov2Model", "dinov2"), renamed, own
+    own["num_register_tokens"] = traits.prefix - 1
+    return ("Dinov2WithRegistersModel", "dinov2_with_registers"), renamed, own

@@ -1,7 +1,8 @@
 """What a checkpoint of any layout holds, under our names; and encoders built from it without a second copy.
 
 Our names are the reference's: `pos_embed`, `patch_embed.proj`, `blocks.N.{norm1, attn.qkv, attn.proj, norm2, mlp.fc1,
-mlp.fc2}`, `norm`. Nothing here is guessed in silence: what a layout does not say is listed in `Contents.assumed`.
+mlp.fc2}`, `norm`; where an encoder has what the reference's do not: `prefix_tokens`, `blocks.N.{ls1, ls2}.gamma`.
+Nothing here is guessed in silence: what a layout does not say is listed in `Contents.assumed`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from depthjepa.faults import BadInput
-from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, SHAPES, ModelConfig, Shape, VisionTransformer
+from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, PLAIN, SHAPES, ModelConfig, VisionTransformer
 
 Weights = dict[str, Tensor]
 Which = Literal["target", "context", "single"]  # single: a file's one encoder of which it is not said which it is
@@ -42,7 +43,8 @@ class Contents:
     assumed: tuple[str, ...] = field(default=())
 
 
-FIRST = "patch_embed.proj.weight"
+FIRST, PREFIX = "patch_embed.proj.weight", "prefix_tokens"
+LAYER_SCALES = ("ls1.gamma", "ls2.gamma")
 # What torch.compile and sharding put into names, at any place.
 INSIDE = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
@@ -83,6 +85,7 @@ def describe(
     *,
     heads: int | None = None,
     otherwise: int | None = None,
+    eps: float = PLAIN.eps,
     mean: tuple[float, ...] = IMAGENET_MEAN,
     deviation: tuple[float, ...] = IMAGENET_DEVIATION,
 ) -> tuple[ModelConfig, tuple[int, int] | None, tuple[str, ...]]:
@@ -100,7 +103,8 @@ def describe(
         positions = f" ({tokens} positions = {patches} + {tokens - patches})" * (tokens > patches)
         raise BadInput(
             f"{source} holds an encoder with a class token{positions}: {few(classes)}; encoders of I-JEPA have patches "
-            f"alone, so it cannot be read"
+            f"alone, so it cannot be read (a run starts from it where it is in a folder of timm or transformers: "
+            f"init.checkpoint)"
         )
     sizes = {(shape.width, shape.depth, shape.hidden): name for name, shape in SHAPES.items()}
     size = sizes.get((width, depth, hidden))
@@ -112,11 +116,15 @@ def describe(
         assumed = (f"{heads} attention heads (the layout does not say; model.heads=N if there are others)",)
     if width % heads:
         raise BadInput(f"{source} holds an encoder of width {width}, which {heads} attention heads do not divide")
-    normal = {"mean": mean, "deviation": deviation}
+    normal: dict[str, Any] = {"mean": mean, "deviation": deviation, "norm_eps": eps}
+    if PREFIX in weights:
+        normal["prefix_tokens"] = weights[PREFIX].shape[1]
+    if (scale := weights.get(f"blocks.0.{LAYER_SCALES[0]}")) is not None:
+        normal["layer_scale"] = float(scale.float().abs().mean())  # what they began at is not kept
     if size and heads == SHAPES[size].heads:
         model = ModelConfig(size=size, patch_size=patch, **normal)  # type: ignore[arg-type]
     else:
-        model = ModelConfig("tiny", patch, width, depth, heads, hidden, **normal)  # type: ignore[arg-type]
+        model = ModelConfig("tiny", patch, width, depth, heads, hidden, **normal)
     side = math.isqrt(tokens)
     return model, (side * patch, side * patch) if side**2 == tokens else None, assumed
 
@@ -154,7 +162,7 @@ def assemble(model: ModelConfig, grid: tuple[int, int], weights: Weights, source
     is held twice.
     """
     with torch.device("meta"):
-        encoder = VisionTransformer(model.shape, model.patch_size, grid, model.mean, model.deviation)
+        encoder = VisionTransformer(model.shape, model.patch_size, grid, model.mean, model.deviation, model.traits)
     load_strictly(encoder, {key: value.float() for key, value in weights.items()}, source, assign=True)
     return encoder.eval().requires_grad_(False)
 
@@ -194,12 +202,20 @@ def few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def encoder_names(shape: Shape) -> list[str]:
+def encoder_names(model: ModelConfig) -> list[str]:
     """Names of an encoder's tensors, in the order of its state."""
+    shape, traits = model.shape, model.traits
     blocks = [
-        f"blocks.{number}.{part}.{kind}"
+        name
         for number in range(shape.depth)
-        for part in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-        for kind in ("weight", "bias")
+        for name in (
+            *(
+                f"blocks.{number}.{part}.{kind}"
+                for part in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+                for kind in ("weight", "bias")
+            ),
+            *(f"blocks.{number}.{scale}" for scale in LAYER_SCALES if traits.layer_scale is not None),
+        )
     ]
-    return ["pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", *blocks, "norm.weight", "norm.bias"]
+    first = [*[PREFIX] * bool(traits.prefix), "pos_embed", FIRST, "patch_embed.proj.bias"]
+    return [*first, *blocks, "norm.weight", "norm.bias"]

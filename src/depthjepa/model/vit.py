@@ -3,6 +3,9 @@
 Layout and names follow the released I-JEPA encoder (Dosovitskiy et al. 2021; Assran et al. 2023, appendix A.1):
 qkv with bias, GELU, LayerNorm with eps 1e-6 and a final norm, no dropout. Linear layers start from a truncated
 normal of deviation 0.02 and are *not* rescaled with depth, which is what the released models were trained with.
+
+What public weights have beyond that are `Traits`: a class token and registers before the patches, a scale on what each
+half of a block adds.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from depthjepa.faults import BadInput
@@ -35,6 +38,16 @@ class Shape(NamedTuple):
     heads: int
     hidden: int
 
+
+class Traits(NamedTuple):
+    """What an encoder has beyond that of I-JEPA; the defaults are nothing."""
+
+    prefix: int = 0  # tokens before those of the patches: class token, registers
+    layer_scale: float | None = None  # what the scale of each half of a block begins at; None: there is none
+    eps: float = 1e-6  # of the norms
+
+
+PLAIN = Traits()
 
 SHAPES = {
     "tiny": Shape(192, 12, 3, 768),
@@ -62,6 +75,12 @@ class ModelConfig:
     """Attention heads; null: the size's, or with a width of its own one for each 64."""
     hidden: PositiveInt | None = None
     """Width of the hidden layer of a block's MLP; null: the size's, or with a width of its own 4 times that."""
+    prefix_tokens: NonNegativeInt = 0
+    """Tokens before those of the patches, without a place (class token, registers of public weights)."""
+    layer_scale: PositiveFloat | None = None
+    """What the learned scales of each block's two halves begin at (LayerScale, as DINOv2 has them); null: none."""
+    norm_eps: PositiveFloat = 1e-6
+    """Epsilon of the encoders' norms."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """Mean of RGB in [0, 1] that images are normalised with, at training and ever after."""
     deviation: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = IMAGENET_DEVIATION
@@ -77,6 +96,11 @@ class ModelConfig:
         if width % heads or width % 4:
             raise BadInput(f"model.width={width} must be a multiple of 4 and of model.heads={heads}")
         return Shape(width, self.depth or named.depth, heads, hidden)
+
+    @property
+    def traits(self) -> Traits:
+        """What the encoders have beyond those of I-JEPA."""
+        return Traits(self.prefix_tokens, self.layer_scale, self.norm_eps)
 
 
 class VisionTransformer(nn.Module):
@@ -99,8 +123,9 @@ class VisionTransformer(nn.Module):
     (`encoder.grid` patches: rows, columns) others are taken, and positions are stretched bicubically.
 
     Out: the tokens after the last block and its norm; token `row * columns + column` is of the patch at that row and
-    column. There is no class token: the mean over n stands for the image. `features(images, layers)` gives the same of
-    several blocks. `keep` [b, c] (patch numbers) chooses the patches that are computed at all: tokens [b, c, d].
+    column. Where there are tokens before those (`Traits.prefix`), all attend to them and they are left out at the end:
+    the mean over n stands for the image. `features(images, layers)` gives the same of several blocks. `keep` [b, c]
+    (patch numbers) chooses the patches that are computed at all: tokens [b, c, d].
 
     Raises `BadInput` for what are no images that patches divide, with the nearest size that they do.
     """
@@ -114,15 +139,18 @@ class VisionTransformer(nn.Module):
         grid: tuple[int, int],
         mean: Sequence[float] = IMAGENET_MEAN,
         deviation: Sequence[float] = IMAGENET_DEVIATION,
+        traits: Traits = PLAIN,
     ) -> None:
         super().__init__()
         self.width, self.patch_size, self.grid = shape.width, patch_size, grid
-        self.mean, self.deviation = tuple(mean), tuple(deviation)
+        self.mean, self.deviation, self.prefix = tuple(mean), tuple(deviation), traits.prefix
+        if traits.prefix:
+            self.prefix_tokens = nn.Parameter(torch.zeros(1, traits.prefix, shape.width))
         self.patch_embed = PatchEmbedding(shape.width, patch_size)
         # A copy: loading a checkpoint writes into the buffer, and the table is shared.
         self.register_buffer("pos_embed", sine_cosine(shape.width, grid)[None].clone())
-        self.blocks = nn.ModuleList(Block(shape.width, shape.heads, shape.hidden) for _ in range(shape.depth))
-        self.norm = nn.LayerNorm(shape.width, eps=1e-6)
+        self.blocks = nn.ModuleList(Block(shape.width, shape.heads, shape.hidden, traits) for _ in range(shape.depth))
+        self.norm = nn.LayerNorm(shape.width, eps=traits.eps)
 
     @property
     def depth(self) -> int:
@@ -141,13 +169,15 @@ class VisionTransformer(nn.Module):
         tokens = self.embed(images, keep)
         for block in self.blocks:
             tokens = block(tokens)
-        normed: Tensor = self.norm(tokens)
-        return normed
+        return self.of_patches(tokens)
 
     def embed(
         self, images: Float[Tensor, "b 3 h w"], keep: Int64[Tensor, "b c"] | None = None
     ) -> Float[Tensor, "b _ d"]:
-        """Embed patches and add their positions; raises `BadInput` for what are no images that patches divide."""
+        """Embed patches and add their positions, after the tokens that have none.
+
+        Raises `BadInput` for what are no images that patches divide.
+        """
         refuse_other_than_images(images, self.patch_size)
         patches = patchify(images, self.patch_size)
         grid = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
@@ -155,8 +185,15 @@ class VisionTransformer(nn.Module):
         if keep is not None:
             patches = gather(patches, keep)
             positions = positions[0][keep]
-        embedded: Tensor = self.patch_embed(patches)
-        return embedded + positions
+        embedded: Tensor = self.patch_embed(patches) + positions
+        if not self.prefix:
+            return embedded
+        return torch.cat([self.prefix_tokens.to(embedded.dtype).expand(len(embedded), -1, -1), embedded], 1)
+
+    def of_patches(self, tokens: Float[Tensor, "b _ d"]) -> Float[Tensor, "b _ d"]:
+        """The tokens of the patches alone, through the final norm."""
+        normed: Tensor = self.norm(tokens[:, self.prefix :] if self.prefix else tokens)
+        return normed
 
     def positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 n d"]:
         """Position embeddings of a grid of (rows, columns): stretched bicubically when it is not the built one."""
@@ -180,7 +217,7 @@ class VisionTransformer(nn.Module):
         for number, block in enumerate(self.blocks):
             tokens = block(tokens)
             if number in wanted:
-                kept[number] = self.norm(tokens)
+                kept[number] = self.of_patches(tokens)
         return [kept[layer] for layer in wanted]
 
     def normalise(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
@@ -208,20 +245,34 @@ class PatchEmbedding(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block; with a layer scale, what each half adds is multiplied channel by channel."""
 
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, traits: Traits = PLAIN) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.norm1 = nn.LayerNorm(width, eps=traits.eps)
         self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.norm2 = nn.LayerNorm(width, eps=traits.eps)
         self.mlp = MLP(width, hidden)
+        initial = traits.layer_scale
+        self.ls1, self.ls2 = (nn.Identity() if initial is None else LayerScale(width, initial) for _ in range(2))
 
     def forward(
         self, tokens: Float[Tensor, "b n d"], readable: Bool[Tensor, "b 1 1 n"] | None = None
     ) -> Float[Tensor, "b n d"]:
-        tokens = tokens + self.attn(self.norm1(tokens), readable)
-        return torch.add(tokens, self.mlp(self.norm2(tokens)))
+        tokens = tokens + self.ls1(self.attn(self.norm1(tokens), readable))
+        return torch.add(tokens, self.ls2(self.mlp(self.norm2(tokens))))
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel (Touvron et al. 2021, CaiT, equation 3)."""
+
+    def __init__(self, width: int, initial: float) -> None:
+        super().__init__()
+        self.initial = initial
+        self.gamma = nn.Parameter(torch.full((width,), initial))
+
+    def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return tokens * self.gamma
 
 
 class Attention(nn.Module):
@@ -321,12 +372,15 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
     """Draw every parameter of a model anew: the only initialisation of the project.
 
     Weights of linear layers and convolutions and free tokens: normal with deviation 0.02, truncated at +-2 (which
-    is 100 deviations: inactive, as in the reference); biases 0; norms 1 and 0.
+    is 100 deviations: inactive, as in the reference); biases 0; norms 1 and 0; layer scales as they are asked for.
     """
     for module in model.modules():
         if isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
+            continue
+        if isinstance(module, LayerScale):
+            nn.init.constant_(module.gamma, module.initial)
             continue
         for name, parameter in module.named_parameters(recurse=False):
             if name == "bias":
