@@ -57,6 +57,23 @@ class DatasetFacts:
     # Beginnings of IDs with their scene or place, as in `groups.json`. Left out of the text that tells whether data
     # have changed: they change nothing that is trained on.
     groups: tuple[tuple[str, str], ...] | None = field(default=None, repr=False)
+    # Of each ID that has one, the camera's pose in its group: the three rows of [turn | place], by which a point of the
+    # camera (x right, y down, z forward) goes to the place's own axes [m]. Left out as groups are.
+    poses: dict[str, tuple[float, ...]] | None = field(default=None, repr=False)
+
+    @field_validator("poses")
+    @classmethod
+    def _are_poses(cls, value: dict[str, tuple[float, ...]] | None) -> dict[str, tuple[float, ...]] | None:
+        for name, numbers in (value or {}).items():
+            if len(numbers) != 12:
+                raise ValueError(f"the pose of {name} should be the 12 numbers of the rows of [turn | place]")
+            rows = [numbers[first : first + 3] for first in (0, 4, 8)]
+            products = [sum(a * b for a, b in zip(one, other, strict=True)) for one in rows for other in rows]
+            if any(abs(each - (place % 4 == 0)) > 0.01 for place, each in enumerate(products)):
+                raise ValueError(
+                    f"the pose of {name} holds no turn: its rows should be of length 1 and upright to each other"
+                )
+        return value
 
     @field_validator("range")
     @classmethod

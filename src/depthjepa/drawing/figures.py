@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, hsv_to_rgb
@@ -42,6 +42,7 @@ RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9",
 PAGE_WIDTH = 10.0  # inches, as the following
 TALLEST = 3.0  # a panel
 BAR_WIDTH, BAR_ROOM = 0.11, 0.8  # a colour bar, and it with its figures
+POINTS = 16  # of a pair of views
 SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
 
 
@@ -335,6 +336,43 @@ def neighbour_rows(
             _show(axis, image, queries.shape[1:3])
             for spine in axis.spines.values():
                 spine.set(visible=True, color=SAME if same else OTHER, linewidth=2.5)
+    return figure
+
+
+def match_rows(
+    first: UInt8[np.ndarray, "k h w 3"],
+    second: UInt8[np.ndarray, "k h w 3"],
+    pair: Int[np.ndarray, " q"],
+    query: Int[np.ndarray, " q"],
+    truth: Float[np.ndarray, "q 2"],
+    matches: Mapping[str, Float[np.ndarray, "q 2"]],
+    grid: tuple[int, int],
+) -> Figure:
+    """Draw points of a first view in colours, and where they are, and are found, in the second one.
+
+    A query is a patch of its pair's first view; places are (down, right) in patches of the `grid`.
+    """
+    names = ["first view", "where the points are", *matches]
+    figure, axes = _panels(len(first), names, first.shape[1:3])
+    for row, axis_row in enumerate(axes):
+        mine = np.flatnonzero(pair == row)
+        mine = mine[np.linspace(0, len(mine) - 1, min(POINTS, len(mine))).astype(int)]
+        colours = colormaps["hsv"](np.linspace(0, 1, len(mine), endpoint=False))
+        places = [
+            np.stack(np.divmod(query[mine], grid[1]), axis=1) + 0.5,
+            truth[mine],
+            *(each[mine] for each in matches.values()),
+        ]
+        for axis, picture, place in zip(axis_row, [first[row]] + [second[row]] * (len(names) - 1), places, strict=True):
+            _show(axis, picture, picture.shape[:2])
+            near = (
+                np.linalg.norm(place - truth[mine], axis=1) <= 2
+                if axis is not axis_row[0]
+                else np.ones(len(mine), bool)
+            )
+            across, down = place[:, 1] * picture.shape[1] / grid[1], place[:, 0] * picture.shape[0] / grid[0]
+            axis.scatter(across[near], down[near], s=14, c=colours[near], edgecolors="white", linewidths=0.8)
+            axis.scatter(across[~near], down[~near], s=16, c=colours[~near], marker="x", linewidths=1.2)
     return figure
 
 

@@ -41,6 +41,7 @@ from depthjepa.data.layouts.layout import DataLayout, path_of
 from depthjepa.data.order import evenly
 from depthjepa.data.pairing import DEPTH, PHOTOGRAPHS, held_out, identity, is_undivided, paired, place_of
 from depthjepa.data.samples import Sample, UnreadableImage
+from depthjepa.data.two_views import Pose, TwoViews, match_by_depth, partner
 from depthjepa.depth import valid
 from depthjepa.faults import BadInput
 
@@ -130,6 +131,36 @@ class PairedFolder:
         listed = self._listed
         own = None if listed is None else listed.focal_length_of(identity(os.fsdecode(self._names[index])))
         return self.focal_length if own is None else own
+
+    def tells_pairs(self) -> bool:
+        """Whether `dataset.json` has poses of the cameras of this split, and focal lengths are known."""
+        return any(self.focal_length_of(number) is not None for number in self._poses)
+
+    def two_views(self, index: int) -> TwoViews | None:
+        """Pair `index` beside another picture of its group that was taken near it, matched by the depth of both.
+
+        None without a pose, a focal length or such a picture. Raises what `sample` raises.
+        """
+        if index not in self._poses:
+            return None
+        group = self.group_of(index)
+        same = {number: pose for number, pose in self._poses.items() if self.group_of(number) == group}
+        other = partner(index, same)
+        lengths = [None if each is None else self.focal_length_of(each) for each in (index, other)]
+        if other is None or lengths[0] is None or lengths[1] is None:
+            return None
+        one, two = self.sample(index), self.sample(other)
+        assert one.depth is not None and two.depth is not None
+        poses = self._poses[index], self._poses[other]
+        match = match_by_depth((one.depth, two.depth), (lengths[0], lengths[1]), poses)
+        return TwoViews(one.image, two.image, match, poses[0].apart(poses[1]), poses[0].turned(poses[1]))
+
+    @cached_property
+    def _poses(self) -> dict[int, Pose]:
+        """Poses of the cameras, by the numbers of the pairs."""
+        told = self._facts.poses or {}
+        names = (identity(os.fsdecode(name)) for name in self._names)
+        return {number: Pose.of(told[name]) for number, name in enumerate(names) if name in told}
 
     @cached_property
     def _listed(self) -> GroupList | None:

@@ -6,6 +6,7 @@ import functools
 from typing import ClassVar
 
 import numpy as np
+import torch
 from jaxtyping import Float32
 from torch import Tensor
 
@@ -13,13 +14,16 @@ from depthjepa.data.config import DataConfig
 from depthjepa.data.images import Split
 from depthjepa.data.layouts.layout import DataLayout
 from depthjepa.data.samples import Sample
-from depthjepa.data.scenes.layout import World
+from depthjepa.data.scenes.layout import Draws, World
 from depthjepa.data.scenes.photographs import Photographs, open_photographs
-from depthjepa.data.scenes.rendering import Rendered, render, surface_normals
+from depthjepa.data.scenes.rendering import Rendered, picture, render, surface_normals
 from depthjepa.data.scenes.streets import STREETS
+from depthjepa.data.scenes.two_views import matches, second_view
+from depthjepa.data.two_views import TwoViews
 from depthjepa.faults import BadInput, nearest
 
 NAME = "scenes"  # what data.root says for streets
+_CPU = torch.device("cpu")
 _KEPT_TOGETHER = 32  # scenes that are rendered at once and kept
 _FIRST_INDEX = {"train": 0, "val": 2**40}
 
@@ -89,6 +93,21 @@ class Scenes:
             numbers = np.arange(first, min(first + _KEPT_TOGETHER, self.count)) + _FIRST_INDEX[self.split]
             self._cast = first, surface_normals(numbers, seed=self.seed, size=self.size, world=self.world)
         return self._cast[1][index - first]
+
+    def tells_pairs(self) -> bool:
+        """Every scene has a second camera."""
+        return True
+
+    def two_views(self, index: int) -> TwoViews:
+        """Scene `index` from its own camera and from a second one; see scenes/two_views.py."""
+        number = np.array([index + _FIRST_INDEX[self.split]])
+        count = 0 if self.photographs is None else len(self.photographs)
+        first = self.world.arrange(number, seed=self.seed, photographs=count)
+        second = second_view(first, Draws(number, self.seed))
+        pictures = (picture(each, self.size, _CPU, self.world, self.photographs) for each in (first, second.layout))
+        one, other = (each.images[0] for each in pictures)
+        apart = float(np.linalg.norm(second.place[0]))
+        return TwoViews(one, other, matches(first, second, self.size)[0], apart, abs(float(second.turn[0])))
 
     def _rendered(self, index: int) -> tuple[Rendered, int]:
         """The chunk of scenes that `index` is in, and its row there."""

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int32, Int64
 from torch import Tensor
 
-from depthjepa.data.scenes.layout import AXLE, BOX, CYLINDER, ELLIPSOID, Camera, Layout, Primitives
+from depthjepa.data.scenes.layout import ABSENT, AXLE, BOX, CYLINDER, ELLIPSOID, Camera, Layout, Primitives
 
 TILE = 128  # rays
 
@@ -76,24 +76,23 @@ def view_rays(camera: Camera, places: np.ndarray, unit: int, device: torch.devic
     roll_cosine, roll_sine = columns(camera.roll, scene)
     across, up = right * scale, -down * scale
     level = roll_sine * across + roll_cosine * up
-    return Rays(
-        x=roll_cosine * across - roll_sine * up,
-        y=level * pitch_cosine + pitch_sine,
-        z=pitch_cosine - level * pitch_sine,
-        scene=scene,
-        pixel=pixel,
-    )
+    x, z = roll_cosine * across - roll_sine * up, pitch_cosine - level * pitch_sine
+    if camera.yaw is not None:
+        yaw_cosine, yaw_sine = columns(camera.yaw, scene)
+        x, z = yaw_cosine * x + yaw_sine * z, yaw_cosine * z - yaw_sine * x
+    return Rays(x=x, y=level * pitch_cosine + pitch_sine, z=z, scene=scene, pixel=pixel)
 
 
 Vector = tuple[Tensor, Tensor, Tensor]
 
 
 def cast(
-    layout: Layout, rays: Rays, places: Float[np.ndarray, "t k 2"]
+    layout: Layout, rays: Rays, places: Float[np.ndarray, "t k 2"] | None
 ) -> tuple[Float[Tensor, "n k"], Int32[Tensor, "n k"]]:
     """Depth of the nearest hit of each ray (infinite: sky) and which primitive it is (-1: the ground, or sky).
 
-    Each tile of rays meets only the primitives whose outline in the picture reaches into it.
+    Each tile of rays meets only the primitives whose outline in the picture reaches into it; without the places of its
+    rays in the picture, all.
     """
     primitives, device = layout.primitives, rays.x.device
     height, slope = columns(np.stack([layout.camera.height, layout.camera.slope], axis=-1), rays.scene)
@@ -101,8 +100,9 @@ def cast(
     best = torch.where(fall > 0, height / fall, torch.inf)
     hit = torch.full_like(best, -1, dtype=torch.int32)
     frames, count = torch.from_numpy(_unit_frames(primitives)).to(device, torch.float32), primitives.shape.shape[1]
-    overlap = _overlaps(layout, places).reshape(-1, count)
-    shape_of = np.repeat(primitives.shape, len(places), axis=0)
+    tiles = len(rays.scene) // len(primitives.shape)  # of a scene
+    shape_of = np.repeat(primitives.shape, tiles, axis=0)
+    overlap = shape_of != ABSENT if places is None else _overlaps(layout, places).reshape(-1, count)
     for shape, interval in ((BOX, _box), (CYLINDER, _cylinder), (AXLE, _axle), (ELLIPSOID, _ellipsoid)):
         mine = overlap & (shape_of == shape)
         many = mine.sum(axis=1)
@@ -113,7 +113,7 @@ def cast(
         x, y, z, near_best, near_hit = (of.index_select(0, here) for of in (rays.x, rays.y, rays.z, best, hit))
         for number in (primitive[turn == k] for k in range(many.max())):
             n = len(number)
-            which = torch.from_numpy(rows[:n] // len(places) * count + number).to(device)
+            which = torch.from_numpy(rows[:n] // tiles * count + number).to(device)
             xx, xz, yy, zx, zz, ox, oy, oz = frames.index_select(1, which)[..., None]
             local = (xx * x[:n] - xz * z[:n], yy * y[:n], zx * x[:n] + zz * z[:n])
             near, far = interval((ox, oy, oz), local)
@@ -142,6 +142,9 @@ def _overlaps(layout: Layout, places: Float[np.ndarray, "t k 2"]) -> Bool[np.nda
     cosine, sine = np.moveaxis(primitives.turn[:, :, None], -1, 0)
     x, z = cosine * x + sine * z, cosine * z - sine * x
     x, y, z = np.moveaxis(np.stack([x, y, z], axis=-1) + primitives.centre[:, :, None], -1, 0)
+    if camera.yaw is not None:
+        cosine, sine = np.moveaxis(camera.yaw[:, None, None], -1, 0)
+        x, z = cosine * x - sine * z, cosine * z + sine * x
     cosine, sine = np.moveaxis(camera.pitch[:, None, None], -1, 0)
     depth, level = sine * y + cosine * z, cosine * y - sine * z
     cosine, sine = np.moveaxis(camera.roll[:, None, None], -1, 0)

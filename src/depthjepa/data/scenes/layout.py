@@ -1,7 +1,7 @@
 """What a rendered scene is before it has pixels: camera, primitives, paint and surroundings, in numpy.
 
 World axes: x right, y up, z forward and level, metres, the camera at the origin. The ground is the plane
-`y = slope * x - height`. The camera is pitched and rolled.
+`y = slope * x - height`. The camera is pitched and rolled; a second view (two_views.py) is turned as well.
 
 A `World` says what stands where, as a pure function of (seed, scene index): streets.py, rooms.py. Colours and patterns
 come from one palette for everything, drawn independently of what they cover, and so do photographs, where there are
@@ -42,6 +42,7 @@ class Camera:
     roll: Float[np.ndarray, "b 2"]
     height: Float[np.ndarray, " b"]  # above the ground below it [m]
     slope: Float[np.ndarray, " b"]  # rise of the ground to the right [m/m]
+    yaw: Float[np.ndarray, "b 2"] | None = None  # turn to the right; None: along z, as every first view looks
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ class Surroundings:
     sun: Float[np.ndarray, "b 3"]  # unit vector towards the light
     light: Float[np.ndarray, "b 3"]  # colour of the direct light
     ambient: Float[np.ndarray, "b 3"]
+    start: Float[np.ndarray, " b"] | None = None  # how far along the street the camera has gone [m]; None: not at all
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,8 @@ def _ground(
     amplitude, noise_rate = columns(around.rough, rays.scene)
     x, z = rays.x * depth, rays.z * depth
     across, along = cosine * x - sine * z - middle, sine * x + cosine * z
+    if around.start is not None:
+        along = along + columns(around.start, rays.scene)[0]
     aside = across.abs()
     blur = rays.pixel * depth
     long = blur * (depth / columns(layout.camera.height, rays.scene)[0])  # a pixel on the ground is longer than wide

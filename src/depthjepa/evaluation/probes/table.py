@@ -13,6 +13,7 @@ from depthjepa.config import RunConfig
 from depthjepa.evaluation.gathering import RANDOM
 from depthjepa.evaluation.probes import (
     attentive,
+    correspond,
     decode,
     depth,
     diagnose,
@@ -30,6 +31,7 @@ from depthjepa.faults import BadInput, nearest
 TASKS: tuple[Task, ...] = (
     depth.TASK,
     normals.TASK,
+    correspond.TASK,
     decode.TASK,
     segment.TASK,
     knn.TASK,
