@@ -44,6 +44,8 @@ def write_pictures(
         "tokens": token_maps(method.encoder, batch),
         "random": token_maps(random, batch),
     }
+    if batch.depth is not None:
+        features["depth"] = depth_maps(batch)
     folder.save_arrays("figures/features", features)
     if target is not None and target.whitening is not None:
         truth = target(batch)
@@ -93,6 +95,13 @@ def mask_arrays(batch: Batch, masks: Masks, grid: tuple[int, int]) -> dict[str, 
     context = (masks.context[..., None] == cells).any(1).view(-1, *grid)
     targets = (masks.targets[..., None] == cells).any(2).view(*masks.targets.shape[:2], *grid)
     return {"images": as_bytes(batch.images), "context": context.cpu().numpy(), "targets": targets.cpu().numpy()}
+
+
+def depth_maps(batch: Batch) -> np.ndarray:
+    """Depth [m] of a batch that has it, [k, h, w] in half precision (of 10 m, 8 mm); 0 = not measured."""
+    assert batch.depth is not None
+    found: np.ndarray = batch.depth[:, 0].half().cpu().numpy()
+    return found
 
 
 def token_maps(encoder: Encoder, batch: Batch) -> np.ndarray:

@@ -10,6 +10,7 @@ from depthjepa.columns import Column
 from depthjepa.evaluation.gathering import RANDOM
 from depthjepa.evaluation.probes import table as probes
 from depthjepa.logbook import read_object, write_whole
+from depthjepa.report.explorer import explorer
 from depthjepa.report.html import document, embed, record_table, section, text
 from depthjepa.report.tables import READING, Row, Table, is_baseline, table_html
 from depthjepa.runs import listed, read_runs
@@ -39,6 +40,7 @@ def write_comparison(folder: Path, out: Path) -> None:
             section("Who leads", [f"<ul>{leads}</ul>"] if leads else []),
             section("In one table", [READING, table_html(_overview(content), names)]),
             *(section(heading, [embed(each) for each in pictures]) for heading, pictures in drawn),
+            explorer(runs),
             section("In numbers", [READING, *(table_html(each, names) for each in tables)]),
             section("What was compared", [record_table(_backbones(content["backbones"]))]),
         ],

@@ -40,6 +40,13 @@ tr.baseline td { color: var(--soft); background: var(--pale); }
 td b { color: var(--ink); }
 table.text th, table.text td { text-align: left; vertical-align: top; white-space: normal; overflow-wrap: anywhere; }
 table.text td + td { min-width: 4rem; }
+.explore th { text-align: left; max-width: 8rem; white-space: normal; overflow-wrap: anywhere; border: 0;
+  padding: .1rem .4rem; vertical-align: middle; }
+.explore td { padding: .1rem; border: 0; }
+.explore canvas { display: block; cursor: crosshair; touch-action: manipulation; max-width: none; }
+.explore canvas:focus { outline: 3px solid #0072b2; outline-offset: 1px; }
+.explorer [role=status] { min-height: 3.2em; max-width: none; }
+.explorer .bar span { display: inline-block; width: 10rem; height: .8em; vertical-align: middle; margin: 0 .4em; }
 pre { background: var(--pale); padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; line-height: 1.45; }
 summary { cursor: pointer; margin: .5rem 0; }
 @media (max-width: 40rem) {

@@ -24,6 +24,7 @@ from depthjepa.evaluation.probes import table as probes
 from depthjepa.faults import BadInput
 from depthjepa.logbook import write_whole
 from depthjepa.report.comparison import is_comparison, write_comparison
+from depthjepa.report.explorer import explorer
 from depthjepa.report.html import document, embed, plain_table, record_table, run_label, section, text
 from depthjepa.report.sections import feature_figures, guidance_figures, loss_figure, mask_figures
 from depthjepa.report.studies import first_runs, is_study, read_study, studies_page, study_section
@@ -76,6 +77,7 @@ def render(runs: Sequence[Run], out: Path, studies: Sequence[Mapping[str, Any]] 
             *(study_section(content) for content in studies),
             *(_drawn(task.section.title, task.section.draw(runs)) for task in probes.TASKS if task.section is not None),
             _drawn("What the features tell apart", feature_figures(runs)),
+            explorer(runs),
             _drawn("What was hidden and what was to be predicted", mask_figures(runs)),
             _drawn("Guidance maps", guidance_figures(runs)),
             _drawn("Losses", loss_figure(runs)),
