@@ -22,7 +22,7 @@ from depthjepa.checkpoint import Checkpoint
 from depthjepa.faults import BadInput
 from depthjepa.formats.weights import PREFIX
 from depthjepa.optim import parameter_groups
-from tiny_runs import Call
+from tiny_runs import Call, run
 
 timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")
@@ -210,11 +210,9 @@ def _there_and_back(tmp_path: Path, name: str, call: Call) -> None:
     assert float((tokens - library_tokens(there)).abs().max()) > 1e-4  # it has learned
     eps = checkpoint.load(run).config.model.norm_eps
     for to in ("hf", "timm", "safetensors"):
-        status, _, fault = call("convert", run, tmp_path / to, "--to", to)
-        if to == "timm" and eps != 1e-6:
-            assert status == 2 and "timm's vision transformers have 1e-06: convert it --to hf" in fault
-            continue
+        status, said, fault = call("convert", run, tmp_path / to, "--to", to)
         assert status == 0, fault
+        assert ("norms with timm's epsilon" in said) == (to == "timm" and eps != 1e-6)
         with torch.no_grad():
             back = load_encoder(tmp_path / to)(images())
         assert float((back - tokens).abs().max() / tokens.std()) < 1e-4, to
@@ -310,3 +308,16 @@ def test_what_computes_otherwise_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(BadInput) as fault:
         saved(tmp_path / "there")
     assert words in str(fault.value) and "there" in str(fault.value)
+
+
+def test_norms_that_timm_cannot_have_are_refused_where_it_shows(tmp_path: Path, call: Call) -> None:
+    run(Path("scenes"), tmp_path / "run", "data.scenes_train=16", "train.steps=1", "model.norm_eps=0.3")
+    status, _, fault = call("convert", tmp_path / "run", tmp_path / "timm", "--to", "timm")
+    assert status == 2 and "model.norm_eps=0.3, and timm's norms have 1e-06, by which tokens move by" in fault
+    assert not (tmp_path / "timm").exists()
+    status, _, fault = call("convert", tmp_path / "run", tmp_path / "hf", "--to", "hf")
+    assert status == 2 and "no class for an encoder with a layer scale or another norm_eps and no class token" in fault
+    assert call("convert", tmp_path / "run", tmp_path / "out.safetensors", "--to", "safetensors")[0] == 0
+    with torch.no_grad():
+        again = load_encoder(tmp_path / "out.safetensors")(torch.zeros(1, 3, 48, 48))
+        assert torch.equal(again, load_encoder(tmp_path / "run")(torch.zeros(1, 3, 48, 48)))

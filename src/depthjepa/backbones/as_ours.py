@@ -7,7 +7,7 @@ import torch
 from depthjepa import runtime
 from depthjepa.backbones.network import OpenedNetwork
 from depthjepa.faults import BadInput
-from depthjepa.formats.weights import PREFIX, Contents, assemble, beginnings
+from depthjepa.formats.weights import PREFIX, Contents, assemble, beginnings, few
 from depthjepa.model.vit import ModelConfig
 
 # Of the tokens' deviation: what rounding makes of two ways to compute the same in float32 is some 1e-6.
@@ -57,7 +57,7 @@ def as_ours(opened: OpenedNetwork) -> Contents:
     if plain.layer_scale is not None:
         told.append("with layer scale")
     if left_out:
-        told.append(f"left out {beginnings(left_out)}")
+        told.append(f"left out {few(list(left_out)) if len(left_out) <= 3 else beginnings(left_out)}")
     return Contents(
         facts.name, PUBLIC, ", ".join(told), {"single": weights}, model, facts.taken, assumed=opened.assumed
     )

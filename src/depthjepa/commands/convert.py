@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
+import torch
+
 from depthjepa import checkpoint, runtime
+from depthjepa.backbones.as_ours import CLOSE
 from depthjepa.checkpoint import Checkpoint, own_training, reference_training
 from depthjepa.config import to_mapping
 from depthjepa.configuring import build_config
@@ -16,9 +20,9 @@ from depthjepa.formats.onnx import write_onnx
 from depthjepa.formats.reference import steps_of, write_reference
 from depthjepa.formats.timm import write_timm
 from depthjepa.formats.transformers import write_huggingface
-from depthjepa.formats.weights import Weights, Which
+from depthjepa.formats.weights import Weights, Which, assemble
 from depthjepa.logbook import RunFolder
-from depthjepa.model.vit import PLAIN
+from depthjepa.model.vit import PLAIN, ModelConfig
 
 Layout = Literal["depthjepa", "reference", "hf", "timm", "onnx", "safetensors"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
@@ -135,6 +139,11 @@ def _write_encoder(saved: Checkpoint, target: Path, to: str, which: Which) -> li
     if to == "hf":
         write_huggingface(target, weights, model, size, facts)
     elif to == "timm":
+        if model.norm_eps != PLAIN.eps:
+            model, apart = _with_usual_eps(saved, held)
+            words.append(
+                f"norms with timm's epsilon {PLAIN.eps} for {saved.config.model.norm_eps}: tokens move by {apart:.1g}"
+            )
         write_timm(target, weights, model, size, facts)
         words.append(f"load it with timm.create_model('local-dir:{target}', pretrained=True)")
     elif to == "safetensors":
@@ -147,3 +156,23 @@ def _write_encoder(saved: Checkpoint, target: Path, to: str, which: Which) -> li
     if left := [what for what in _held(saved) if what != f"{held} encoder"]:
         words.append(f"left out: {', '.join(left)}")
     return words
+
+
+def _with_usual_eps(saved: Checkpoint, held: Which) -> tuple[ModelConfig, float]:
+    """The encoder's size with the epsilon that timm's norms have, and how far tokens of random images move by that.
+
+    In their deviations. Raises `BadInput` where that is more than rounding makes of them.
+    """
+    config = saved.config
+    model = replace(config.model, norm_eps=PLAIN.eps)
+    weights = saved.part(f"{held}_encoder")
+    images = torch.randn(2, 3, *config.data.size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), runtime.precision("fp32", images.device):
+        own, usual = (assemble(each, config.grid, weights, saved.path)(images) for each in (config.model, model))
+    apart = float((own - usual).abs().max() / own.std())
+    if not apart < CLOSE:
+        raise BadInput(
+            f"model.norm_eps={config.model.norm_eps}, and timm's norms have {PLAIN.eps}, by which tokens move by "
+            f"{apart:.1g} of their deviation: convert it --to hf or safetensors"
+        )
+    return model, apart

@@ -69,13 +69,9 @@ def read_timm(folder: Path, source: str | None = None, heads: int | None = None)
 def write_timm(
     folder: Path, weights: Weights, model: ModelConfig, image_size: tuple[int, int], facts: Mapping[str, Any]
 ) -> None:
-    """Write a folder that timm loads strictly; raises `BadInput` for an encoder whose norms timm cannot have."""
+    """Write a folder that timm loads strictly; norms have its epsilon."""
     shape, traits = model.shape, model.traits
-    if traits.eps != PLAIN.eps:
-        raise BadInput(
-            f"model.norm_eps={traits.eps}, and timm's vision transformers have {PLAIN.eps}: convert it --to hf or "
-            f"safetensors"
-        )
+    assert traits.eps == PLAIN.eps  # the only one that its configuration can say
     square = image_size[0] == image_size[1]
     pool = "token" if traits.prefix else "avg"
     released = ARCHITECTURES.get((shape.width, model.patch_size, image_size[0] if square else 0))
