@@ -78,6 +78,9 @@ def test_a_teacher_stands_beside_its_run_as_it_saw_the_images(
     else:
         assert itself["absrel"] < 0.05 and itself["r2_within"] > 0.9 and rows["teacher"]["r2_within"] > 0.9
         assert "verdict" not in table
+        with np.load(tmp_path / "run" / "probes" / "depth.npz") as kept:  # its maps are drawn beside the run's
+            error = np.log(kept["teacher_itself"]) - np.log(kept["truth"])
+            assert np.nanmean(np.abs(error)) < 0.1 and "teacher" in kept
     # The same images through the same network: the cache was asked no differently.
     without = depthjepa.probe(tmp_path / "run", "depth", settings=["evaluation.teacher_row=false"])
     assert not {"teacher", "teacher itself"} & {row["name"] for row in without["rows"]}

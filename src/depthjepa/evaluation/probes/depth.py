@@ -29,7 +29,13 @@ from depthjepa.evaluation.teacher_rows import ITSELF, READ_OUT, teacher_rows
 from depthjepa.runs import Arrays, Run, probe_files, same_images, stored_alike
 
 PICTURES = 6  # rows of a figure
-BASELINES = {"random": RANDOM, "raw": RAW, "scene_map": SCENE_MAP}  # rows of arrays of a file
+BASELINES = {  # rows of arrays of a file
+    "teacher_itself": ITSELF,
+    "teacher": READ_OUT,
+    "random": RANDOM,
+    "raw": RAW,
+    "scene_map": SCENE_MAP,
+}
 MAPS = ("prediction", *BASELINES, "mean_map")  # arrays of a file
 Draw = Callable[..., Figure]  # of images, the truth and maps by name, with or without photographs
 ALIGNED = "the same once scale and shift of each image's log depth are fitted to its ground truth"
@@ -223,7 +229,8 @@ def depth_figures(runs: Sequence[Run]) -> list[Captioned]:
         "frozen features predicts are coloured by disparity (bright is near), all on the one scale of the "
         "row; grey is without a measurement, in the maps of models and in the mean map in all training images. The "
         "mean map is the average of the training set, the same for every image, and the scene map that of the image's "
-        "own scene, which only has to be recognised; the random encoder was never trained."
+        "own scene, which only has to be recognised; the random encoder was never trained. Of a run that a network "
+        "guides, what that teacher says of the same images stands beside it."
     )
     failed = (
         "a model's panels would look like the mean map (it knows where depth usually lies and nothing of "
@@ -252,7 +259,7 @@ def _rows(group: list[tuple[Run, Arrays]], draw: Draw) -> Figure:
     baselines: Arrays = {}
     for _, arrays in group:
         baselines = arrays | baselines
-    maps |= {name: baselines[key] for key, name in BASELINES.items() if key in baselines}
+    maps |= _beside(baselines)
     if "mean_map" in baselines:
         maps[MEAN_MAP] = np.repeat(baselines["mean_map"][None], len(images), axis=0)
     maps = {name: each[: len(images)] for name, each in maps.items()}
@@ -269,9 +276,15 @@ def show_maps(task: str, runs: Mapping[str, Path], photographs: bool, draw: Draw
     stored = {name: _where_measured(arrays) for name, arrays in stored_alike(runs, task, "images").items()}
     first = next(iter(stored.values()))
     maps = {name: arrays["prediction"] for name, arrays in stored.items()}
-    maps |= {name: first[key] for key, name in BASELINES.items() if key in first}
+    maps |= _beside(first)
     maps |= {MEAN_MAP: np.broadcast_to(first["mean_map"], first["truth"].shape)}
     return draw(first["images"], first["truth"], maps, photographs=photographs)
+
+
+def _beside(arrays: Arrays) -> Arrays:
+    """Maps of baselines by the names of their rows; of a teacher what it says itself, or else its readout."""
+    found = {name: arrays[key] for key, name in BASELINES.items() if key in arrays}
+    return {name: each for name, each in found.items() if name != READ_OUT or ITSELF not in found}
 
 
 def _where_measured(arrays: Arrays) -> Arrays:
