@@ -21,12 +21,13 @@ from depthjepa.data.loading import open_source
 from depthjepa.data.scenes.layout import ABSENT, Draws, Layout, World
 from depthjepa.data.scenes.painting import FARTHEST
 from depthjepa.data.scenes.rendering import picture
-from depthjepa.data.scenes.rooms import ROOMS
+from depthjepa.data.scenes.rooms import CLASSES, ROOMS
 from depthjepa.data.scenes.streets import STREETS
 from depthjepa.data.scenes.two_views import Second, matches, second_view
 from depthjepa.data.two_views import Pose, SeesTwice, TwoViews, match_by_depth, partner
 from depthjepa.evaluation.correspondence import POSITION, RADII, correspondence, middles, nearest, queries_of, recalls
 from depthjepa.evaluation.gathering import RANDOM, RAW, Views
+from depthjepa.faults import BadInput
 from depthjepa.grid import patchify
 from slow_scenes import slow_hit
 from tiny_images import save
@@ -132,6 +133,12 @@ def test_second_cameras_stand_free_and_as_far_as_is_said(world: World) -> None:
     own = np.abs(np.stack([cosine * x - sine * z, y, sine * x + cosine * z], axis=-1)) / solids.half
     inside = ((own < 1).all(axis=-1) & (solids.shape != ABSENT)).any(axis=1)
     assert inside.mean() < 0.02 and (second.layout.camera.height > 0).mean() > 0.98
+    if world is ROOMS:  # nor behind a wall, where nothing of the room is seen
+        wall = (solids.category == CLASSES.index("wall")) & (solids.shape != ABSENT)
+        cosine, sine = second.layout.surroundings.street.T[..., None]
+        aside, ahead = cosine * x - sine * z, sine * x + cosine * z
+        sides = [np.where(wall, sign * each, -np.inf).max(axis=1) for each in (aside, ahead) for sign in (-1, 1)]
+        assert (np.stack(sides) > 0).all(axis=0).mean() > 0.99
 
 
 def test_a_second_view_is_the_same_in_any_batch() -> None:
@@ -152,8 +159,9 @@ def test_a_second_view_is_the_same_in_any_batch() -> None:
 
 
 def pose_of(axes: np.ndarray, place: np.ndarray) -> Pose:
-    """A pose with x right, y down, z forward from axes with y up."""
-    return Pose(axes * np.array([1, -1, 1]), place)
+    """A pose with x right, y down, z forward, of the camera and of the world, from axes with y up."""
+    down = np.array([1.0, -1.0, 1.0])
+    return Pose(down[:, None] * axes * down, down * place)
 
 
 def write_sequence(root: Path, world: World, scenes: int = 6, size: tuple[int, int] = (48, 64)) -> Path:
@@ -227,7 +235,8 @@ def test_a_partner_is_near_and_always_the_same() -> None:
         return Pose(turn, np.array([x, 0.0, 0.0]))
 
     poses = {0: pose(0, 0), 3: pose(0.01, 0), 5: pose(1, 20), 8: pose(5, 0), 9: pose(1, 40), 12: pose(0.5, -10)}
-    assert {partner(0, poses) for _ in range(3)} <= {5, 12} and partner(8, poses) is None
+    found = {partner(0, poses) for _ in range(3)}
+    assert len(found) == 1 and found <= {5, 12} and partner(8, poses) is None
     assert poses[0].turned(poses[5]) == pytest.approx(20) and poses[0].apart(poses[8]) == pytest.approx(5)
 
 
@@ -319,6 +328,17 @@ def test_an_encoder_that_knows_places_is_right_and_one_that_knows_none_is_as_pos
     assert len(found.numbers) + found.left_out == 40 and len(found.shown) == len(found.first) == 3
 
 
+def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    config = tiny(tmp_path, "data.root=scenes", "data.image_size=48", "data.scenes_val=8")
+    views = Views(config, "val", Scenes(0, "val", 8, (48, 48)))
+
+    def broken(images: Tensor) -> Tensor:
+        return torch.full((len(images), 36, 4), torch.nan)
+
+    with pytest.raises(BadInput, match="features that are not finite"):
+        correspondence({"broken": broken}, views, (48, 48), (6, 6), 8, pictures=1)
+
+
 def test_the_probe_has_its_baselines_and_a_picture(tmp_path: Path, call: Call) -> None:
     run(Path("scenes"), tmp_path / "run", "data.scenes_train=16", "data.scenes_val=12", "train.steps=2")
     status, _, fault = call("probe", tmp_path / "run", "correspond")
@@ -341,17 +361,22 @@ def test_photographs_with_poses_are_judged_and_those_without_are_refused(tmp_pat
     table = json.loads((tmp_path / "run" / "probes" / "correspond.json").read_text())
     assert "by depth and poses" in table["protocol"]
     facts = json.loads((root / "dataset.json").read_text())
+    others = {f"{name}.png": pose for name, pose in facts["poses"].items()}
+    (root / "dataset.json").write_text(json.dumps(facts | {"poses": others}))
+    status, _, fault = call("probe", tmp_path / "run", "correspond")
+    assert status == 2 and "the poses of dataset.json are of none of its pairs: s0_0.png there, s0_0 here" in fault
     (root / "dataset.json").write_text(json.dumps({key: value for key, value in facts.items() if key != "poses"}))
     status, _, fault = call("probe", tmp_path / "run", "correspond")
-    assert status == 2 and 'whose dataset.json has "poses" and a focal length' in fault
+    assert status == 2 and 'whose dataset.json has "poses", "groups" and a focal length' in fault
     checkpoint.load(tmp_path / "run")  # nothing is lost
 
 
 @pytest.mark.parametrize(
     ("pose", "words"),
     [
-        ([1.0] * 11, "the pose of s0_0 should be the 12 numbers"),
-        ([2.0, 0, 0, 0, 0, 1.0, 0, 0, 0, 0, 1.0, 0], "the pose of s0_0 holds no turn"),
+        ([1.0] * 11, "should be the 12 numbers of the rows"),
+        ([2.0, 0, 0, 0, 0, 1.0, 0, 0, 0, 0, 1.0, 0], "holds no turn: its rows should be of length 1"),
+        ([1.0, 0, 0, 0, 0, 1.0, 0, 0, 0, 0, -1.0, 0], "is a mirror and no turn"),
         ([1.0, 0, 0, float("nan"), 0, 1.0, 0, 0, 0, 0, 1.0, 0], "poses.s0_0.3=nan: should be a finite number"),
     ],
 )
@@ -361,4 +386,4 @@ def test_a_pose_that_is_none_is_told(tmp_path: Path, call: Call, pose: list[floa
     facts["poses"]["s0_0"] = pose
     (root / "dataset.json").write_text(json.dumps(facts))
     status, _, fault = call("train", "rgbd", f"data.root={root}", "--out", tmp_path / "run")
-    assert status == 2 and words in fault and "dataset.json" in fault
+    assert status == 2 and words in fault and "dataset.json: poses.s0_0" in fault and len(fault) < 500

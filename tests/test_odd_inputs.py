@@ -257,7 +257,7 @@ VALUES = {
     "data.root=scenes:x": r"write scenes or scenes:SEED, as in scenes:3",
     "data.root=scenes:-1": r"write scenes or scenes:SEED, as in scenes:3",
     "data.root=rooms:x": r"'rooms:x' are no rendered rooms: write rooms or rooms:SEED, as in rooms:3",
-    "data.scene_textures=gone": r"data\.scene_textures: there is no folder gone: give one of photographs",
+    "data.scene_textures=gone": r"data\.scene_textures=gone is no folder: give one of photographs",
     "data.root=pairs*0,flat": r"PATH\*WEIGHT with a weight above 0, as in photos\*2",
     "data.root=pairs,,flat": "data.root names an empty path: give scenes, a folder",
     "data.root=pairs,gone": r"data\.root: there is no folder gone",

@@ -209,13 +209,14 @@ def _there_and_back(tmp_path: Path, name: str, call: Call) -> None:
         tokens = trained(images())
     assert float((tokens - library_tokens(there)).abs().max()) > 1e-4  # it has learned
     eps = checkpoint.load(run).config.model.norm_eps
-    for to in ("hf", "timm", "safetensors"):
-        status, said, fault = call("convert", run, tmp_path / to, "--to", to)
+    for to in ("hf", "timm", "safetensors", "onnx"):
+        target = tmp_path / (f"{to}.onnx" if to == "onnx" else to)
+        status, said, fault = call("convert", run, target, "--to", to)
         assert status == 0, fault
         assert ("norms with timm's epsilon" in said) == (to == "timm" and eps != 1e-6)
         with torch.no_grad():
-            back = load_encoder(tmp_path / to)(images())
-        assert float((back - tokens).abs().max() / tokens.std()) < 1e-4, to
+            back = torch.cat([load_encoder(target)(images()[:count]) for count in (1, 2)])
+        assert float((back - tokens[[0, 0, 1]]).abs().max() / tokens.std()) < 1e-4, to
     status, _, fault = call("convert", run, tmp_path / "file.pth.tar", "--to", "reference")
     assert status == 2 and "knows no class tokens" in fault
 
@@ -321,3 +322,16 @@ def test_norms_that_timm_cannot_have_are_refused_where_it_shows(tmp_path: Path, 
     with torch.no_grad():
         again = load_encoder(tmp_path / "out.safetensors")(torch.zeros(1, 3, 48, 48))
         assert torch.equal(again, load_encoder(tmp_path / "run")(torch.zeros(1, 3, 48, 48)))
+
+
+def test_dinov2_of_transformers_cannot_have_wide_images(tmp_path: Path, call: Call) -> None:
+    """Its class stretches positions from a square whatever their grid is, and would give other tokens."""
+    wide = ("data.image_size=[32,72]", "model.prefix_tokens=1", "model.layer_scale=0.1", "masks.min_keep=1")
+    run(Path("scenes"), tmp_path / "run", "data.scenes_train=16", "train.steps=1", *wide)
+    status, _, fault = call("convert", tmp_path / "run", tmp_path / "hf", "--to", "hf")
+    assert status == 2 and "DINOv2 has positions of square images alone: convert it --to timm or safetensors" in fault
+    assert call("convert", tmp_path / "run", tmp_path / "timm", "--to", "timm")[0] == 0
+    views = torch.randn(2, 3, 32, 72, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours, back = (load_encoder(tmp_path / each)(views) for each in ("run", "timm"))
+    assert float((back - ours).abs().max() / ours.std()) < 1e-4

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from depthjepa.data.config import DataConfig
-from depthjepa.data.loading import open_source
+from depthjepa.data.loading import open_source, source_name
 from depthjepa.data.scenes.layout import World
 from depthjepa.data.scenes.photographs import SIDE, Photographs, open_photographs, rip_map
 from depthjepa.data.scenes.rendering import render
@@ -19,7 +19,7 @@ from depthjepa.data.scenes.rooms import ROOMS
 from depthjepa.data.scenes.streets import STREETS
 from depthjepa.faults import BadInput
 from tiny_images import picture, save, write_pairs
-from tiny_runs import Call
+from tiny_runs import Call, run
 
 WORLDS = pytest.mark.parametrize("world", [STREETS, ROOMS], ids=["streets", "rooms"])
 
@@ -135,14 +135,22 @@ def test_photographs_are_told_apart_by_their_files(folder: Path) -> None:
     digest = open_photographs(str(folder)).digest
     assert source.name_of(1) == f"scenes-0-{digest}/train/000001" and plain.name_of(1) == "scenes-0/train/000001"
     assert not torch.equal(source.sample(1).image, plain.sample(1).image)
+    assert plain.name == source_name("scenes") == "scenes:0"  # figures of the two are of other data
+    assert source.name == source_name("scenes", str(folder)) == f"scenes:0+{digest}"
+    assert source_name(f"{folder},rooms:2", str(folder)) == f"{folder},rooms:2+{digest}"
+    assert source_name("scenes", str(folder / "gone")) == "scenes:0"
     save(folder / "6.png", picture(3, 20, 20))
     after = open_source(config, "train")
     assert after.name_of(1) != source.name_of(1) and not torch.equal(after.sample(1).image, source.sample(1).image)
 
 
 def test_faults_are_named(tmp_path: Path, folder: Path, call: Call) -> None:
-    with pytest.raises(BadInput, match=r"data\.scene_textures: there is no folder .*gone"):
+    with pytest.raises(BadInput, match=r"data\.scene_textures=.*gone is no folder: give one of photographs"):
         open_photographs(str(tmp_path / "gone"))
+    with pytest.raises(BadInput, match=r"data\.scene_textures='' is no folder"):
+        open_photographs("")
+    with pytest.raises(BadInput, match=r"data\.scene_textures=.*0\.png is a file, not a folder"):
+        open_photographs(str(folder / "0.png"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match=r"data\.scene_textures: .*empty holds no images \(accepted: \.jpg"):
         open_photographs(str(tmp_path / "empty"))
@@ -155,3 +163,21 @@ def test_faults_are_named(tmp_path: Path, folder: Path, call: Call) -> None:
     )
     assert status == 2 and "data.scene_textures has no effect here: it takes rendered streets" in said
     assert "rendered rooms (rooms or rooms:SEED)" in said and not (tmp_path / "x").exists()
+
+
+def test_a_run_goes_on_where_its_photographs_have_moved_and_is_told_apart_from_paint(
+    tmp_path: Path, folder: Path, call: Call
+) -> None:
+    covered = (f"data.scene_textures={folder}", "data.scenes_train=16", "data.scenes_val=8")
+    run(Path("scenes"), tmp_path / "run", *covered, "train.steps=1")
+    (tmp_path / "run" / "summary.json").unlink()
+    moved = folder.rename(tmp_path / "moved")
+    status, _, fault = call("train", "photos", "--out", tmp_path / "run", "--resume")
+    assert status == 2 and "goes on with data.scene_textures=PLACE" in fault
+    status, _, fault = call("train", "photos", "--out", tmp_path / "run", "--resume", f"data.scene_textures={moved}")
+    assert status == 0, fault
+    status, _, fault = call("probe", tmp_path / "run", "correspond", f"data.scene_textures={moved}")
+    assert status == 0, fault
+    assert call("probe", tmp_path / "run", "correspond", "data.scene_textures=null")[0] == 0
+    own, painted = sorted(each.name for each in (tmp_path / "run" / "probes").glob("correspond*.json"))[::-1]
+    assert (own, painted) == ("correspond.json", "correspond-scenes_0.json")

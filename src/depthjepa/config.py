@@ -261,7 +261,10 @@ CIRCUMSTANCES = (
 )
 
 # Where the data of a run and its teacher lie: these may change on resume when what is there is known to be the same.
-PLACES = ("data.root", "data.val_list", "guidance.cache", "guidance.teacher_checkpoint", "guidance.teacher_vae")
+PLACES = (
+    *("data.root", "data.val_list", "data.scene_textures"),
+    *("guidance.cache", "guidance.teacher_checkpoint", "guidance.teacher_vae"),
+)
 
 
 def to_mapping(config: RunConfig | TeacherFitConfig) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from depthjepa.config import PLACES, RunConfig, differences, to_mapping
 from depthjepa.configuring import build_config, load_config, read_resolved
 from depthjepa.data.contents import Contents, contents_of, read_contents, refuse_changed
 from depthjepa.data.images import Split
-from depthjepa.data.layouts.layout import path_of
+from depthjepa.data.layouts.layout import is_named, path_of
 from depthjepa.data.loading import TrainingBatches, open_splits
 from depthjepa.data.order import weighted_roots
 from depthjepa.data.samples import Source
@@ -71,8 +71,12 @@ def open_data(config: RunConfig, folder: RunFolder) -> dict[Split, Source]:
     try:
         return open_splits(config.data)
     except BadInput as fault:
-        if folder.started and not all(path_of(root).exists() for root, _ in weighted_roots(config.data.root)):
-            raise BadInput(f"{fault}; a run whose data have moved goes on with data.root=PLACE") from fault
+        roots = [root for root, _ in weighted_roots(config.data.root)]
+        moved = [root for root in roots if not is_named(root) and not path_of(root).exists()]
+        textures = config.data.scene_textures
+        if folder.started and (moved or (textures is not None and not path_of(textures).exists())):
+            key = "data.root" if moved else "data.scene_textures"
+            raise BadInput(f"{fault}; a run whose data have moved goes on with {key}=PLACE") from fault
         raise
 
 

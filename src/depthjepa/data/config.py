@@ -20,8 +20,10 @@ Kind = Annotated[str, AfterValidator(check_kind), WithJsonSchema({"enum": kinds(
 Positive = Annotated[int, Field(ge=1)]
 Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 
-# What says how the images of one root are divided, picked or named.
-OF_ITS_OWN: dict[str, Any] = dict.fromkeys(("kind", "classes", "images_per_class", "val_prefixes", "val_list"))
+# What says how the images of one root are divided, picked, named or covered.
+OF_ITS_OWN: dict[str, Any] = dict.fromkeys(
+    ("kind", "classes", "images_per_class", "val_prefixes", "val_list", "scene_textures")
+)
 
 
 @configuration

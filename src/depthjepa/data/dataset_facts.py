@@ -6,7 +6,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, PositiveFloat, field_validator
+from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat, field_validator
 from pydantic.dataclasses import dataclass as configuration
 
 from depthjepa.faults import BadInput
@@ -15,6 +15,22 @@ from depthjepa.settings import STRICT, read_json
 DATASET = "dataset.json"
 EXACT = ConfigDict(**STRICT, strict=True)  # 2 is no name, and "2" no number
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def check_pose(value: tuple[float, ...]) -> tuple[float, ...]:
+    """The rows of [turn | place] themselves; refuses what holds no turn, and a mirror."""
+    if len(value) != 12:
+        raise ValueError("should be the 12 numbers of the rows of [turn | place]")
+    (a, b, c), (d, e, f), (g, h, i) = rows = [value[first : first + 3] for first in (0, 4, 8)]
+    products = [sum(x * y for x, y in zip(one, other, strict=True)) for one in rows for other in rows]
+    if any(abs(each - (place % 4 == 0)) > 0.01 for place, each in enumerate(products)):
+        raise ValueError("holds no turn: its rows should be of length 1 and upright to each other")
+    if a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g) < 0:
+        raise ValueError("is a mirror and no turn: of one set of axes, camera's or place's, a direction is reversed")
+    return value
+
+
+PoseRows = Annotated[tuple[float, ...], AfterValidator(check_pose)]
 
 
 @configuration(frozen=True, slots=True, config=EXACT)
@@ -59,21 +75,7 @@ class DatasetFacts:
     groups: tuple[tuple[str, str], ...] | None = field(default=None, repr=False)
     # Of each ID that has one, the camera's pose in its group: the three rows of [turn | place], by which a point of the
     # camera (x right, y down, z forward) goes to the place's own axes [m]. Left out as groups are.
-    poses: dict[str, tuple[float, ...]] | None = field(default=None, repr=False)
-
-    @field_validator("poses")
-    @classmethod
-    def _are_poses(cls, value: dict[str, tuple[float, ...]] | None) -> dict[str, tuple[float, ...]] | None:
-        for name, numbers in (value or {}).items():
-            if len(numbers) != 12:
-                raise ValueError(f"the pose of {name} should be the 12 numbers of the rows of [turn | place]")
-            rows = [numbers[first : first + 3] for first in (0, 4, 8)]
-            products = [sum(a * b for a, b in zip(one, other, strict=True)) for one in rows for other in rows]
-            if any(abs(each - (place % 4 == 0)) > 0.01 for place, each in enumerate(products)):
-                raise ValueError(
-                    f"the pose of {name} holds no turn: its rows should be of length 1 and upright to each other"
-                )
-        return value
+    poses: dict[str, PoseRows] | None = field(default=None, repr=False)
 
     @field_validator("range")
     @classmethod

@@ -19,12 +19,13 @@ from torch.utils.data import Dataset
 from depthjepa import distributed, runtime
 from depthjepa.data.config import DataConfig
 from depthjepa.data.images import Split
-from depthjepa.data.layouts.layout import layout_of, name_of_root, open_root
+from depthjepa.data.layouts.layout import is_named, layout_of, name_of_root, open_root
 from depthjepa.data.layouts.table import LAYOUTS
 from depthjepa.data.memory import first_readable, in_memory
 from depthjepa.data.order import Mixture, draw_keys, epoch_order, evenly, steps_per_epoch, weighted_roots
 from depthjepa.data.reading import read
 from depthjepa.data.samples import Batch, Sample, Segmented, Source, UnreadableImage
+from depthjepa.data.scenes.photographs import covered_name, digest_of
 from depthjepa.data.transforms import (
     CROP_NUMBERS,
     Size,
@@ -63,9 +64,11 @@ def open_splits(config: DataConfig) -> dict[Split, Source]:
     return found | ({"val": open_source(config, "val")} if has_validation(config) else {})
 
 
-def source_name(root: str) -> str:
-    """The name that the source of a `data.root` bears, without opening it."""
-    return ",".join(name_of_root(part) for part, _ in weighted_roots(root))
+def source_name(root: str, textures: str | None = None) -> str:
+    """The name that the source of a `data.root` bears, without opening it; `textures` are photographs on scenes."""
+    names = ((part, name_of_root(part)) for part, _ in weighted_roots(root))
+    digest = "" if textures is None else digest_of(textures)
+    return ",".join(covered_name(name, digest) if is_named(part) else name for part, name in names)
 
 
 def has_validation(config: DataConfig) -> bool:

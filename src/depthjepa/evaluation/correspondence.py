@@ -23,6 +23,7 @@ from depthjepa.data.transforms import Size, as_bytes
 from depthjepa.data.two_views import SeesTwice, TwoViews
 from depthjepa.evaluation.features import Encode
 from depthjepa.evaluation.gathering import Views
+from depthjepa.faults import BadInput
 from depthjepa.progress import track
 
 RADII = (1, 2, 4)  # patches
@@ -129,7 +130,7 @@ def correspondence(
         images = torch.cat(
             [_resized([getattr(pair, view) for _, pair, _ in kept], size) for view in ("first", "second")]
         )
-        tokens = {name: _encoded(encode, images) for name, encode in encoders.items()}
+        tokens = {name: _encoded(encode, images, kept[0][0]) for name, encode in encoders.items()}
         for place, (number, pair, queries) in enumerate(kept):
             drawn = len(shown) < pictures
             for name, matched in rows.items():
@@ -151,7 +152,7 @@ def correspondence(
             apart.append(pair.apart)
             asked += len(queries.patches)
     one, other = (np.stack(each) if each else np.zeros((0, *size, 3), dtype=np.uint8) for each in (first, second))
-    left_out = len(views) - len(numbers)
+    left_out = views.used - len(numbers)
     return Correspondence(numbers, np.array(turns), np.array(apart), asked, left_out, rows, one, other, shown, grid)
 
 
@@ -163,7 +164,7 @@ def _chunks(views: Views, together: int) -> Iterator[list[tuple[int, TwoViews]]]
         try:
             pair = source.two_views(own) if isinstance(source, SeesTwice) else None
         except UnreadableImage as fault:
-            views.skipped[str(fault)] = None
+            views.skipped[f"image {number}: {fault}"] = None  # of a partner that cannot be read, for each of its pairs
             continue
         if pair is not None:
             chunk.append((number, pair))
@@ -186,6 +187,9 @@ def _resized(images: list[UInt8[Tensor, "3 _ _"]], size: Size) -> Float[Tensor, 
     )
 
 
-def _encoded(encode: Encode, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
+def _encoded(encode: Encode, images: Float[Tensor, "b 3 h w"], first: int) -> Float[Tensor, "b n d"]:
     with torch.no_grad():
-        return encode(images).float()
+        tokens = encode(images).float()
+    if not torch.isfinite(tokens).all():
+        raise BadInput(f"the encoder gives features that are not finite for the pairs from image {first} on")
+    return tokens

@@ -170,7 +170,7 @@ def write_huggingface(
     """
     shape, traits = model.shape, model.traits
     square = image_size[0] == image_size[1]
-    kind, renamed, own = _as_class_of(weights, model)
+    kind, renamed, own = _as_class_of(weights, model, square=square)
     write_safetensors(folder / "model.safetensors", renamed, facts)
     processor = {
         "image_processor_type": "ViTImageProcessor",
@@ -207,7 +207,9 @@ def write_huggingface(
     write_json(folder / "config.json", config)
 
 
-def _as_class_of(weights: Weights, model: ModelConfig) -> tuple[tuple[str, str], Weights, dict[str, Any]]:
+def _as_class_of(
+    weights: Weights, model: ModelConfig, *, square: bool
+) -> tuple[tuple[str, str], Weights, dict[str, Any]]:
     """The class and the type of a model with these tokens and scales, its tensors, and what its configuration adds."""
     shape, traits = model.shape, model.traits
     if not traits.prefix and traits.layer_scale is None and traits.eps == PLAIN.eps:
@@ -219,6 +221,8 @@ def _as_class_of(weights: Weights, model: ModelConfig) -> tuple[tuple[str, str],
         )
     if traits.prefix == 1 and traits.layer_scale is None:
         return ("ViTModel", "vit"), to_transformers(weights, model, VIT), {}
+    if not square:  # whose positions are then stretched from a square, whatever their grid is
+        raise BadInput("transformers' DINOv2 has positions of square images alone: convert it --to timm or safetensors")
     ratio, left = divmod(shape.hidden, shape.width)
     if left:
         raise BadInput(

@@ -98,7 +98,7 @@ def seen_by_teacher(config: Guidance, data: str) -> str | None:
     """
     if not isinstance(config, FeatureGuidance) or (seen := teacher_kind(config.teacher).fitted_on) is None:
         return None
-    if seen not in data.split(","):
+    if seen not in (part.partition("+")[0] for part in data.split(",")):  # under whatever photographs
         return None
     return (
         f"{config.teacher} was fitted to the depth of {seen} itself: take other data (data.root=scenes:1) for a "

@@ -188,7 +188,7 @@ class VisionTransformer(nn.Module):
         embedded: Tensor = self.patch_embed(patches) + positions
         if not self.prefix:
             return embedded
-        return torch.cat([self.prefix_tokens.to(embedded.dtype).expand(len(embedded), -1, -1), embedded], 1)
+        return torch.cat([self.prefix_tokens.to(embedded.dtype).expand(embedded.shape[0], -1, -1), embedded], 1)
 
     def of_patches(self, tokens: Float[Tensor, "b _ d"]) -> Float[Tensor, "b _ d"]:
         """The tokens of the patches alone, through the final norm."""

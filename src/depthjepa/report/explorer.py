@@ -2,7 +2,8 @@
 
 The page holds the tokens themselves, as bytes: each token is brought to unit length, so that the products of two are
 their cosine, and rounded to 255 steps of its largest channel (an error of the cosine below 0.01). As many images are
-kept as fit into `ROOM`. Everything else happens in the browser (explorer.js).
+kept as fit into `ROOM`, two at least: of large models patches are put together for that. Everything else happens in
+the browser (explorer.js).
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from jaxtyping import Float, Int8
 from matplotlib import colormaps
 from PIL import Image
 
-from depthjepa.evaluation.gathering import RANDOM
 from depthjepa.report.html import section, text
+from depthjepa.report.sections import tokens_of
 from depthjepa.runs import Arrays, Run, same_images
 
 ROOM = 6_000_000  # bytes of all tokens of a page; base64 makes a third more of them
@@ -32,7 +33,7 @@ CENTIMETRES = 100.0
 def explorer(runs: Sequence[Run]) -> str:
     """The section, one explorer for each set of equal images; empty where no run kept features."""
     groups = same_images(runs, "figures/features.npz", "tokens")
-    parts = [_widget(group, number) for number, group in enumerate(groups)]
+    parts = [_widget(group, number, ROOM // len(groups)) for number, group in enumerate(groups)]
     if not parts:
         return ""
     script = resources.files("depthjepa.report").joinpath("explorer.js").read_text()
@@ -47,12 +48,9 @@ EXPLAINED = (
 )
 
 
-def _widget(group: Sequence[tuple[Run, Arrays]], number: int) -> str:
+def _widget(group: Sequence[tuple[Run, Arrays]], number: int, room: int) -> str:
     first = group[0][1]
-    tokens: dict[str, np.ndarray] = {run.name: arrays["tokens"] for run, arrays in group}
-    if "random" in first:
-        tokens[RANDOM] = first["random"]
-    count = _fitting(tokens)
+    tokens, count = _fitting(tokens_of(group), room)
     images = first["images"][:count]
     content = {
         "images": [_picture(image) for image in images],
@@ -69,7 +67,7 @@ def _widget(group: Sequence[tuple[Run, Arrays]], number: int) -> str:
         ],
         "colours": _colours(),
     }
-    told = json.dumps(content).replace("</", "<\\/")  # what ends a script ends it anywhere
+    told = json.dumps(content).replace("<", "\\u003c")  # what begins or ends a script does so anywhere
     return (
         f'<div class="explorer" id="explorer-{number}"><p class="soft" role="status" aria-live="polite"></p>'
         f'<div class="scroll"></div><noscript>{text("The explorer needs JavaScript.")}</noscript>'
@@ -77,11 +75,25 @@ def _widget(group: Sequence[tuple[Run, Arrays]], number: int) -> str:
     )
 
 
-def _fitting(tokens: Mapping[str, np.ndarray]) -> int:
-    """How many images the page has room for."""
-    each = sum(int(np.prod(found.shape[1:])) for found in tokens.values())
-    held = min(len(found) for found in tokens.values())
-    return min(held, max(FEWEST, min(MOST, ROOM // max(1, each))))
+def _fitting(tokens: Mapping[str, np.ndarray], room: int) -> tuple[dict[str, np.ndarray], int]:
+    """The tokens that a page has room for, and of how many images: where not even two fit, of patches twice as wide."""
+    found = dict(tokens)
+    while True:
+        each = sum(int(np.prod(values.shape[1:])) for values in found.values())
+        largest = max(found, key=lambda name: found[name][0].size)
+        if FEWEST * each <= room or min(found[largest].shape[1:3]) < 2:
+            break
+        found[largest] = _halved(found[largest])
+    held = min(len(values) for values in found.values())
+    return found, min(held, max(FEWEST, min(MOST, room // max(1, each))))
+
+
+def _halved(tokens: np.ndarray) -> np.ndarray:
+    """Means of two by two patches; the last row and column of an odd number stand for two."""
+    k, rows, cols, width = tokens.shape
+    even = np.pad(tokens.astype(np.float32), ((0, 0), (0, rows % 2), (0, cols % 2), (0, 0)), mode="edge")
+    found: np.ndarray = even.reshape(k, -(-rows // 2), 2, -(-cols // 2), 2, width).mean(axis=(2, 4))
+    return found
 
 
 def quantised(tokens: Float[np.ndarray, "k rows cols d"]) -> Int8[np.ndarray, "k rows cols d"]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+import numpy as np
+
 from depthjepa.columns import is_number
 from depthjepa.drawing import charts, figures
 from depthjepa.drawing.figures import Captioned
@@ -21,8 +23,8 @@ def feature_figures(runs: Sequence[Run]) -> list[Captioned]:
     return [_feature_figure(group) for group in same_images(runs, "figures/features.npz", "tokens")]
 
 
-def _feature_figure(group: list[tuple[Run, Arrays]]) -> Captioned:
-    images = group[0][1]["images"][: PICTURES["features"]]
+def tokens_of(group: Sequence[tuple[Run, Arrays]]) -> dict[str, np.ndarray]:
+    """Token maps of runs on equal images, and those of a random encoder of each width, by their names."""
     widths = {arrays["tokens"].shape[-1] for _, arrays in group}
     tokens = {
         f"{run.name}\n({arrays['tokens'].shape[-1]} wide)" if len(widths) > 1 else run.name: arrays["tokens"]
@@ -32,6 +34,13 @@ def _feature_figure(group: list[tuple[Run, Arrays]]) -> Captioned:
         if "random" in arrays:
             width = f"\n({arrays['random'].shape[-1]} wide)" if len(widths) > 1 else ""
             tokens.setdefault(f"random encoder{width}", arrays["random"])
+    return tokens
+
+
+def _feature_figure(group: list[tuple[Run, Arrays]]) -> Captioned:
+    images = group[0][1]["images"][: PICTURES["features"]]
+    widths = {arrays["tokens"].shape[-1] for _, arrays in group}
+    tokens = tokens_of(group)
     tokens = {name: array[: len(images)] for name, array in tokens.items()}
     seen = (
         "Every patch is coloured by the three strongest principal components of its features: patches of "

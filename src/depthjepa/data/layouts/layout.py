@@ -116,6 +116,11 @@ def name_of_root(root: str) -> str:
     return next((layout.source_name(root) for layout in _layouts().values() if layout.matches(root)), path_name(root))
 
 
+def is_named(root: str) -> bool:
+    """Whether a root is the name of a layout that needs no files."""
+    return any(layout.by_name and layout.matches(root) for layout in _layouts().values())
+
+
 def layouts_that_read(key: str, roots: Iterable[str]) -> str:
     """The layouts that a key of `data` is for; empty where it is for all, or where one of the roots has such a layout.
 

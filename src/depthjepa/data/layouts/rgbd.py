@@ -133,27 +133,45 @@ class PairedFolder:
         return self.focal_length if own is None else own
 
     def tells_pairs(self) -> bool:
-        """Whether `dataset.json` has poses of the cameras of this split, and focal lengths are known."""
-        return any(self.focal_length_of(number) is not None for number in self._poses)
+        """Whether `dataset.json` has poses of the cameras of this split, whose places and focal lengths are known.
+
+        Raises `BadInput` where its poses are of other IDs.
+        """
+        if self._facts.poses and not self._poses and len(self):
+            given, own = next(iter(self._facts.poses)), identity(os.fsdecode(self._names[0]))
+            raise BadInput(
+                f"{self.name}: the poses of dataset.json are of none of its pairs: {given} there, {own} here"
+            )
+        return any(
+            self.focal_length_of(number) is not None for poses in self._poses_by_group.values() for number in poses
+        )
 
     def two_views(self, index: int) -> TwoViews | None:
         """Pair `index` beside another picture of its group that was taken near it, matched by the depth of both.
 
-        None without a pose, a focal length or such a picture. Raises what `sample` raises.
+        None without a pose, a group, a focal length or such a picture. Raises what `sample` raises.
         """
-        if index not in self._poses:
+        same = self._poses_by_group.get(self.group_of(index) or "", {})
+        other = partner(index, same) if index in same else None
+        if other is None:
             return None
-        group = self.group_of(index)
-        same = {number: pose for number, pose in self._poses.items() if self.group_of(number) == group}
-        other = partner(index, same)
-        lengths = [None if each is None else self.focal_length_of(each) for each in (index, other)]
-        if other is None or lengths[0] is None or lengths[1] is None:
+        lengths = self.focal_length_of(index), self.focal_length_of(other)
+        if lengths[0] is None or lengths[1] is None:
             return None
         one, two = self.sample(index), self.sample(other)
         assert one.depth is not None and two.depth is not None
-        poses = self._poses[index], self._poses[other]
-        match = match_by_depth((one.depth, two.depth), (lengths[0], lengths[1]), poses)
-        return TwoViews(one.image, two.image, match, poses[0].apart(poses[1]), poses[0].turned(poses[1]))
+        match = match_by_depth((one.depth, two.depth), (lengths[0], lengths[1]), (same[index], same[other]))
+        apart, turned = same[index].apart(same[other]), same[index].turned(same[other])
+        return TwoViews(one.image, two.image, match, apart, turned)
+
+    @cached_property
+    def _poses_by_group(self) -> dict[str, dict[int, Pose]]:
+        """Poses of the cameras by the numbers of the pairs, for each group: others have axes of their own."""
+        groups: dict[str, dict[int, Pose]] = {}
+        for number, pose in self._poses.items():
+            if (group := self.group_of(number)) is not None:
+                groups.setdefault(group, {})[number] = pose
+        return groups
 
     @cached_property
     def _poses(self) -> dict[int, Pose]:

@@ -15,7 +15,7 @@ from depthjepa.data.images import Split
 from depthjepa.data.layouts.layout import DataLayout
 from depthjepa.data.samples import Sample
 from depthjepa.data.scenes.layout import Draws, World
-from depthjepa.data.scenes.photographs import Photographs, open_photographs
+from depthjepa.data.scenes.photographs import Photographs, covered_name, open_photographs
 from depthjepa.data.scenes.rendering import Rendered, picture, render, surface_normals
 from depthjepa.data.scenes.streets import STREETS
 from depthjepa.data.scenes.two_views import matches, second_view
@@ -47,14 +47,15 @@ class Scenes:
             raise BadInput(f"the number of scenes must be from 1 to {_FIRST_INDEX['val']}, not {count}")
         self.seed, self.split, self.count, self.size, self.photographs = seed, split, count, size, photographs
         self.classes, self.segment_classes = self.world.kinds, self.world.classes
-        covered = "" if photographs is None else f"-{photographs.digest}"
-        self._names = f"{self.word}-{seed}{covered}/{split}"
+        self._covered = "" if photographs is None else photographs.digest
+        self._names = f"{self.word}-{seed}{'-' * bool(self._covered)}{self._covered}/{split}"
         self._chunks = _kept(self._names, count, size)
         self._cast: tuple[int, Float32[Tensor, "b 3 h w"]] | None = None  # normals of the scenes last asked for
 
     @property
     def name(self) -> str:
-        return f"{self.word}:{self.seed}"
+        """`scenes:SEED`, and which photographs cover them: figures of others are of other data."""
+        return covered_name(f"{self.word}:{self.seed}", self._covered)
 
     def __len__(self) -> int:
         return self.count
@@ -107,7 +108,7 @@ class Scenes:
         pictures = (picture(each, self.size, _CPU, self.world, self.photographs) for each in (first, second.layout))
         one, other = (each.images[0] for each in pictures)
         apart = float(np.linalg.norm(second.place[0]))
-        return TwoViews(one, other, matches(first, second, self.size)[0], apart, abs(float(second.turn[0])))
+        return TwoViews(one, other, matches(first, second, self.size)[0], apart, float(second.turn[0]))
 
     def _rendered(self, index: int) -> tuple[Rendered, int]:
         """The chunk of scenes that `index` is in, and its row there."""

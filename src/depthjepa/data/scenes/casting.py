@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -84,6 +85,21 @@ def view_rays(camera: Camera, places: np.ndarray, unit: int, device: torch.devic
 
 
 Vector = tuple[Tensor, Tensor, Tensor]
+Numbers = TypeVar("Numbers", np.ndarray, Tensor)
+
+
+def to_camera(
+    world: tuple[Numbers, Numbers, Numbers],
+    yaw: tuple[Numbers, Numbers] | None,
+    pitch: tuple[Numbers, Numbers],
+    roll: tuple[Numbers, Numbers],
+) -> tuple[Numbers, Numbers, Numbers]:
+    """Turn from the world's axes to a camera's, (across, up, ahead): what `view_rays` undoes. Turns: (cosine, sine)."""
+    x, y, z = world
+    if yaw is not None:
+        x, z = yaw[0] * x - yaw[1] * z, yaw[0] * z + yaw[1] * x
+    ahead, level = pitch[1] * y + pitch[0] * z, pitch[0] * y - pitch[1] * z
+    return roll[0] * x + roll[1] * level, roll[0] * level - roll[1] * x, ahead
 
 
 def cast(
@@ -142,15 +158,15 @@ def _overlaps(layout: Layout, places: Float[np.ndarray, "t k 2"]) -> Bool[np.nda
     cosine, sine = np.moveaxis(primitives.turn[:, :, None], -1, 0)
     x, z = cosine * x + sine * z, cosine * z - sine * x
     x, y, z = np.moveaxis(np.stack([x, y, z], axis=-1) + primitives.centre[:, :, None], -1, 0)
-    if camera.yaw is not None:
-        cosine, sine = np.moveaxis(camera.yaw[:, None, None], -1, 0)
-        x, z = cosine * x - sine * z, cosine * z + sine * x
-    cosine, sine = np.moveaxis(camera.pitch[:, None, None], -1, 0)
-    depth, level = sine * y + cosine * z, cosine * y - sine * z
-    cosine, sine = np.moveaxis(camera.roll[:, None, None], -1, 0)
+    yaw, pitch, roll = (
+        None if turn is None else (turn[:, None, None, 0], turn[:, None, None, 1])
+        for turn in (camera.yaw, camera.pitch, camera.roll)
+    )
+    assert pitch is not None and roll is not None
+    across, up, depth = to_camera((x, y, z), yaw, pitch, roll)
     ahead = depth > 1e-3
     scale = camera.focal[:, None, None] / np.where(ahead, depth, 1.0)
-    plane = np.stack([(cosine * x + sine * level) * scale, -(cosine * level - sine * x) * scale], axis=-1)
+    plane = np.stack([across * scale, -up * scale], axis=-1)
     least, most = plane.min(axis=2) - 1e-6, plane.max(axis=2) + 1e-6
     beside = ~ahead.all(axis=2)[..., None]  # reaches behind the camera: anywhere in the picture
     least, most = np.where(beside, -np.inf, least)[:, None], np.where(beside, np.inf, most)[:, None]

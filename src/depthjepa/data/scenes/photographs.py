@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor
-from torchvision.transforms import v2
+from torch.nn.functional import interpolate
 
 from depthjepa.data.contents import file_sizes
 from depthjepa.data.images import SUFFIXES, decode, list_images
@@ -115,15 +115,36 @@ def open_photographs(folder: str) -> Photographs:
     Raises `BadInput` where there is no folder, no image in it, or one that cannot be read.
     """
     place = Path(folder).expanduser()
-    if not place.is_dir():
-        raise BadInput(f"data.scene_textures: there is no folder {place}: give one of photographs")
-    names = list_images(place).names
-    if not names:
+    if not folder or not place.is_dir():
+        fault = "is a file, not a folder" if folder and place.is_file() else "is no folder"
+        raise BadInput(f"data.scene_textures={folder or repr(folder)} {fault}: give one of photographs")
+    chosen = _chosen(place)
+    if not chosen:
         raise BadInput(f"data.scene_textures: {place} holds no images (accepted: {' '.join(SUFFIXES)})")
-    chosen = [names[number] for number in evenly(MOST, len(names))]
-    digest = hashlib.blake2b("\0".join(chosen).encode(errors="surrogateescape"), digest_size=4)
-    digest.update(file_sizes(place, chosen).astype("<i8").tobytes())
-    return _read(place, tuple(chosen), digest.hexdigest())
+    return _read(place, chosen, _digest(place, chosen))
+
+
+def digest_of(folder: str) -> str:
+    """What tells the photographs of a folder from others, without reading them; empty where there are none."""
+    place = Path(folder).expanduser()
+    chosen = _chosen(place) if folder and place.is_dir() else ()
+    return _digest(place, chosen) if chosen else ""
+
+
+def _chosen(place: Path) -> tuple[str, ...]:
+    names = list_images(place).names
+    return tuple(names[number] for number in evenly(MOST, len(names)))
+
+
+def _digest(place: Path, names: tuple[str, ...]) -> str:
+    digest = hashlib.blake2b("\0".join(names).encode(errors="surrogateescape"), digest_size=4)
+    digest.update(file_sizes(place, names).astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def covered_name(name: str, digest: str) -> str:
+    """The name of scenes under photographs."""
+    return f"{name}+{digest}" if digest else name
 
 
 @functools.lru_cache(maxsize=2)
@@ -135,7 +156,9 @@ def _read(folder: Path, names: tuple[str, ...], digest: str) -> Photographs:
             image = decode(folder / name)
         except UnreadableImage as fault:
             raise BadInput(f"data.scene_textures: {fault}: remove it from the photographs") from fault
-        square = v2.functional.center_crop(image, [min(image.shape[1:])])
-        root = v2.functional.resize(square, [SIDE, SIDE], antialias=True).float() / 255
+        side = min(image.shape[1:])
+        top, left = (image.shape[1] - side) // 2, (image.shape[2] - side) // 2
+        square = image[None, :, top : top + side, left : left + side].float()
+        root = interpolate(square, (SIDE, SIDE), mode="bilinear", antialias=True)[0] / 255
         tiles.append(rip_map(root * root))
     return Photographs(torch.cat(tiles), digest)

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float32, Int, Int64, UInt8
 from torch import Tensor
 
-from depthjepa.data.scenes.casting import TILE, cast, columns, ray_places, view_rays
+from depthjepa.data.scenes.casting import TILE, cast, columns, ray_places, to_camera, view_rays
 from depthjepa.data.scenes.layout import Layout, World
 from depthjepa.data.scenes.painting import FARTHEST, facing, shade
 from depthjepa.data.scenes.photographs import Photographs
@@ -126,11 +126,11 @@ def _normals(layout: Layout, size: tuple[int, int]) -> Float32[Tensor, "b 3 h w"
     (height, width), places = size, ray_places(size)
     rays = view_rays(layout.camera, places[0], min(size), torch.device("cpu"))
     depth, hit = cast(layout, rays, places[0])
-    x, y, z = facing(layout, rays, depth, hit)
-    cosine, sine = columns(layout.camera.pitch, rays.scene)
-    level, ahead = cosine * y - sine * z, sine * y + cosine * z
-    cosine, sine = columns(layout.camera.roll, rays.scene)
-    normals = torch.stack([cosine * x + sine * level, sine * x - cosine * level, ahead])
+    pitch, roll = (
+        (turn[0], turn[1]) for turn in (columns(each, rays.scene) for each in (layout.camera.pitch, layout.camera.roll))
+    )
+    across, up, ahead = to_camera(facing(layout, rays, depth, hit), None, pitch, roll)
+    normals = torch.stack([across, -up, ahead])
     seen = torch.where(depth <= FARTHEST, normals, 0).view(3, len(layout.labels), -1)
     order = torch.from_numpy(places[1][: height * width])
     return seen.index_select(2, order).view(3, -1, height, width).transpose(0, 1)

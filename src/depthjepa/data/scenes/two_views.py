@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from depthjepa.data.scenes.casting import TILE, Rays, cast, columns, ray_places, view_rays
+from depthjepa.data.scenes.casting import TILE, Rays, cast, columns, ray_places, to_camera, view_rays
 from depthjepa.data.scenes.layout import ABSENT, Draws, Layout, between, turn_of
 from depthjepa.data.scenes.painting import FARTHEST
 
@@ -22,6 +22,7 @@ NEAREST, FARTHEST_APART = 0.2, 2.0  # [m]
 _TURN = 0.2679491924311227  # tan(30 degrees / 2)
 _TRIES = 12  # places of the second camera; the first that is free is taken
 _CLEAR = 0.15  # around it [m]
+_WAY = (0.2, 0.4, 0.6, 0.8, 1.0)  # shares of the way that are looked at
 _SLACK = 1e-3  # of a depth: what rounding may make a point nearer than it is
 
 
@@ -31,7 +32,7 @@ class Second:
 
     layout: Layout
     place: Float[np.ndarray, "b 3"]  # of the second camera, the first one at the origin [m]
-    turn: Float[np.ndarray, " b"]  # [degrees], to the right
+    turn: Float[np.ndarray, " b"]  # between the optical axes [degrees]
 
 
 def second_view(layout: Layout, draw: Draws) -> Second:
@@ -44,7 +45,8 @@ def second_view(layout: Layout, draw: Draws) -> Second:
     rise = between(u[..., 3], -0.15, 0.15)
     level = np.sqrt(apart * apart - np.square(rise))
     places = np.stack([side * level * aside[..., 0], rise, -level * aside[..., 1]], axis=-1)
-    free = ~_inside(layout, places)
+    # A wall may stand between, which nothing is behind: all of the way has to be free.
+    free = ~np.any([_inside(layout, places * share) for share in _WAY], axis=0)
     chosen = np.argmax(free, axis=1)  # none is free: the first
     place = places[np.arange(len(places)), chosen]
     yaw = turn_of(2 * draw("second camera's turn", 1)[:, 0] - 1, _TURN)
@@ -61,7 +63,8 @@ def second_view(layout: Layout, draw: Draws) -> Second:
             start=sine * place[:, 0] + cosine * place[:, 2],
         ),
     )
-    return Second(moved, place, np.degrees(np.arctan2(yaw[:, 1], yaw[:, 0])))
+    between_axes = np.square(camera.pitch[:, 0]) * yaw[:, 0] + np.square(camera.pitch[:, 1])
+    return Second(moved, place, np.degrees(np.arccos(np.clip(between_axes, -1, 1))))
 
 
 def _inside(layout: Layout, places: Float[np.ndarray, "b n 3"]) -> Bool[np.ndarray, "b n"]:
@@ -92,16 +95,15 @@ def matches(first: Layout, second: Second, size: tuple[int, int]) -> Float[Tenso
     )
     camera = second.layout.camera
     assert camera.yaw is not None
-    cosine, sine = columns(camera.yaw, rays.scene)
-    across, ahead = cosine * x - sine * z, cosine * z + sine * x
-    cosine, sine = columns(camera.pitch, rays.scene)
-    there, level = sine * y + cosine * ahead, cosine * y - sine * ahead
-    cosine, sine = columns(camera.roll, rays.scene)
+    yaw, pitch, roll = (
+        (turn[0], turn[1]) for turn in (columns(each, rays.scene) for each in (camera.yaw, camera.pitch, camera.roll))
+    )
+    across, up, there = to_camera((x, y, z), yaw, pitch, roll)
     focal = columns(camera.focal, rays.scene)[0]
     known = torch.isfinite(depth) & (depth <= FARTHEST) & (there > 1e-3)
     safe = torch.where(known, there, 1)
-    right = (cosine * across + sine * level) / safe * focal * min(size) / width + 0.5
-    down = -(cosine * level - sine * across) / safe * focal * min(size) / height + 0.5
+    right = across / safe * focal * min(size) / width + 0.5
+    down = -up / safe * focal * min(size) / height + 0.5
     known &= (down >= 0) & (down < 1) & (right >= 0) & (right < 1)
     towards = Rays(x=x / safe, y=y / safe, z=z / safe, scene=rays.scene, pixel=rays.pixel)
     met, _ = cast(second.layout, towards, None)

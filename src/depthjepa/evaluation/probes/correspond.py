@@ -67,7 +67,7 @@ TWO_VIEWS = Need(
     lambda config, train, val: _tells_pairs(val),
     lambda data: (
         f"needs two views of one place, and {data} has none: give rendered streets or rooms, or an RGB-D folder whose "
-        f'dataset.json has "poses" and a focal length'
+        f'dataset.json has "poses", "groups" and a focal length'
     ),
 )
 

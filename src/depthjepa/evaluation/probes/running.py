@@ -162,8 +162,13 @@ def write_probe(
         write_whole(out, to_json(content))
     if saved is not None and folder is not None:
         task, data = result.table["task"], result.table["data"]
-        root = RunFolder(folder).config()["data"]["root"]  # empty in a folder that was converted from mere weights
-        elsewhere = "" if root and data == source_name(root) else "-" + re.sub(r"\W+", "_", Path(data).name)
+        own = RunFolder(folder).config()["data"]
+        root = own["root"]  # empty in a folder that was converted from mere weights
+        elsewhere = (
+            ""
+            if root and data == source_name(root, own.get("scene_textures"))
+            else "-" + re.sub(r"\W+", "_", Path(data).name)
+        )
         file = f"probes/{name or f'{task}{result.variant}{elsewhere}'}"
         write_whole(folder / f"{file}.json", to_json(content))
         if result.arrays:
