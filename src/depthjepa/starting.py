@@ -71,10 +71,12 @@ def open_data(config: RunConfig, folder: RunFolder) -> dict[Split, Source]:
     try:
         return open_splits(config.data)
     except BadInput as fault:
+        if not folder.started:
+            raise
         roots = [root for root, _ in weighted_roots(config.data.root)]
-        moved = [root for root in roots if not is_named(root) and not path_of(root).exists()]
+        moved = any(not is_named(root) and not path_of(root).exists() for root in roots)
         textures = config.data.scene_textures
-        if folder.started and (moved or (textures is not None and not path_of(textures).exists())):
+        if moved or (textures is not None and not path_of(textures).exists()):
             key = "data.root" if moved else "data.scene_textures"
             raise BadInput(f"{fault}; a run whose data have moved goes on with {key}=PLACE") from fault
         raise
