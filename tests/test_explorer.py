@@ -93,6 +93,7 @@ def test_a_run_keeps_the_depth_that_is_read(tmp_path: Path, call: Call) -> None:
     assert 'class="explorer"' in (tmp_path / "page.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_comparison_is_explored_as_well(tmp_path: Path, call: Call) -> None:
     for name in ("one", "two"):
         settings = ("data.scenes_train=16", "data.scenes_val=8", "train.steps=1", f"name={name}")

@@ -190,9 +190,8 @@ def test_a_run_starts_from_it_and_goes_back(tmp_path: Path, name: str, call: Cal
     _there_and_back(tmp_path, name, call)
 
 
-@pytest.mark.parametrize("name", ["timm DINOv2 with registers", "Dinov2Model", "ViTMAEForPreTraining"])
-def test_three_kinds_start_a_run_and_go_back(tmp_path: Path, name: str, call: Call) -> None:
-    _there_and_back(tmp_path, name, call)
+def test_one_with_registers_starts_a_run_and_goes_back(tmp_path: Path, call: Call) -> None:
+    _there_and_back(tmp_path, "timm DINOv2 with registers", call)
 
 
 def _there_and_back(tmp_path: Path, name: str, call: Call) -> None:
@@ -221,6 +220,7 @@ def _there_and_back(tmp_path: Path, name: str, call: Call) -> None:
     assert status == 2 and "knows no class tokens" in fault
 
 
+@pytest.mark.slow
 def test_a_run_from_it_resumes_and_is_guided(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     there = tmp_path / "there"
     STARTS["timm DINOv2 with registers"].write(there)
@@ -311,6 +311,7 @@ def test_what_computes_otherwise_is_refused(tmp_path: Path, name: str) -> None:
     assert words in str(fault.value) and "there" in str(fault.value)
 
 
+@pytest.mark.slow
 def test_norms_that_timm_cannot_have_are_refused_where_it_shows(tmp_path: Path, call: Call) -> None:
     run(Path("scenes"), tmp_path / "run", "data.scenes_train=16", "train.steps=1", "model.norm_eps=0.3")
     status, _, fault = call("convert", tmp_path / "run", tmp_path / "timm", "--to", "timm")
@@ -324,6 +325,7 @@ def test_norms_that_timm_cannot_have_are_refused_where_it_shows(tmp_path: Path, 
         assert torch.equal(again, load_encoder(tmp_path / "run")(torch.zeros(1, 3, 48, 48)))
 
 
+@pytest.mark.slow
 def test_dinov2_of_transformers_cannot_have_wide_images(tmp_path: Path, call: Call) -> None:
     """Its class stretches positions from a square whatever their grid is, and would give other tokens."""
     wide = ("data.image_size=[32,72]", "model.prefix_tokens=1", "model.layer_scale=0.1", "masks.min_keep=1")

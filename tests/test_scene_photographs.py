@@ -165,6 +165,7 @@ def test_faults_are_named(tmp_path: Path, folder: Path, call: Call) -> None:
     assert "rendered rooms (rooms or rooms:SEED)" in said and not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_its_photographs_have_moved_and_is_told_apart_from_paint(
     tmp_path: Path, folder: Path, call: Call
 ) -> None:
