@@ -125,7 +125,7 @@ def opened(folder: Path) -> OpenedNetwork:
 
 
 def saved(folder: Path) -> Checkpoint:
-    return checkpoint.from_contents(as_ours(opened(folder)))
+    return checkpoint.from_contents(as_ours(opened(folder)), folder)
 
 
 def keys(config: Any) -> list[str]:

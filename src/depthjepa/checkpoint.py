@@ -139,18 +139,13 @@ def load(checkpoint: str | Path, settings: Sequence[str] = (), like: RunConfig |
             return _own(open_file(last), last)
         if (path / "config.yaml").exists():
             raise BadInput(f"{path} holds no checkpoint: {last} is not there")
-        return _foreign(open_folder(path, heads=heads), path / "config.json", settings, like)
+        return from_contents(open_folder(path, heads=heads), path / "config.json", settings, like)
     if path.is_file():
         found = open_file(path, heads)
-        return _foreign(found, path, settings, like) if isinstance(found, Contents) else _own(found, path)
+        return from_contents(found, path, settings, like) if isinstance(found, Contents) else _own(found, path)
     if path.suffix in (".pt", ".pth", ".tar", ".safetensors") or path.is_absolute():
         raise BadInput(f"there is no checkpoint {path}: give {KINDS}")
-    return _foreign(open_name(str(checkpoint), heads), path, settings, like)
-
-
-def from_contents(contents: Contents, like: RunConfig | None = None) -> Checkpoint:
-    """Contents that were read already as a checkpoint; see `load`."""
-    return _foreign(contents, Path(contents.source), (), like)
+    return from_contents(open_name(str(checkpoint), heads), path, settings, like)
 
 
 def refuse_lost(saved: Checkpoint) -> None:
@@ -218,8 +213,10 @@ def _said(settings: Sequence[str], key: str) -> Any:
     return yaml.safe_load(values[-1]) if values else None
 
 
-def _foreign(contents: Contents, path: Path, settings: Sequence[str], like: RunConfig | None) -> Checkpoint:
-    """Give foreign contents the configuration that they tell, and check every tensor against it."""
+def from_contents(
+    contents: Contents, path: Path, settings: Sequence[str] = (), like: RunConfig | None = None
+) -> Checkpoint:
+    """Give foreign contents the configuration that they tell, and check every tensor against it; see `load`."""
     config = _configuration(contents, settings, like)
     for which, weights in contents.encoders.items():
         assemble(config.model, config.grid, weights, f"{contents.source} ({which} encoder)")

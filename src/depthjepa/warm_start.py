@@ -37,7 +37,7 @@ def start_from(method: JEPA | Supervised, config: RunConfig) -> str:
     else:
         opened = family.open(found, ())
         assert isinstance(opened, OpenedNetwork)
-        saved = checkpoint.from_contents(as_ours(opened), like=config)
+        saved = checkpoint.from_contents(as_ours(opened), found.place, like=config)
     return f"start from {config.init.checkpoint}: {take_over(method, config, saved)}"
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from depthjepa import runtime
-from depthjepa.backbones.network import OpenedNetwork
+from depthjepa.backbones.network import OpenedNetwork, Size
 from depthjepa.faults import BadInput
-from depthjepa.formats.weights import PREFIX, Contents, assemble, beginnings, few
-from depthjepa.model.vit import ModelConfig
+from depthjepa.formats.weights import Contents, assemble, beginnings, describe, few
+from depthjepa.model.encoder import Encoder
 
 # Of the tokens' deviation: what rounding makes of two ways to compute the same in float32 is some 1e-6.
 CLOSE = 1e-3
@@ -26,33 +28,19 @@ def as_ours(opened: OpenedNetwork) -> Contents:
         raise BadInput(f"init.checkpoint={facts.name} holds {opened.found}: a run can start from a vision transformer")
     plain = opened.plain()
     weights, left_out = plain.renamed.weights, plain.renamed.left_out
-    prefix = weights[PREFIX].shape[1] if PREFIX in weights else 0
-    red, green, blue = facts.mean
-    model = ModelConfig(
-        patch_size=facts.patch_size,
-        width=facts.widths[-1],
-        depth=len(facts.widths),
-        heads=plain.heads,
-        hidden=plain.hidden,
-        prefix_tokens=prefix,
-        layer_scale=plain.layer_scale,
-        norm_eps=plain.eps,
-        mean=(red, green, blue),
-        deviation=(facts.deviation[0], facts.deviation[1], facts.deviation[2]),
+    model, _, _ = describe(
+        weights, facts.name, heads=plain.heads, eps=plain.eps, mean=facts.mean, deviation=facts.deviation
     )
+    model = replace(model, layer_scale=plain.layer_scale)
     grid = facts.taken[0] // facts.patch_size, facts.taken[1] // facts.patch_size
-    encoder = assemble(model, grid, weights, facts.name)
-    with torch.no_grad(), runtime.precision("fp32", torch.device("cpu")):
-        images = torch.randn(_TRIED, 3, *facts.taken, generator=torch.Generator().manual_seed(0))
-        theirs, ours = opened.encoder("single")(images), encoder(images)
-    apart = float((ours - theirs).abs().max() / theirs.std())
+    apart = tokens_apart(opened.encoder("single"), assemble(model, grid, weights, facts.name), facts.taken)
     if not apart < CLOSE:
         raise BadInput(
             f"init.checkpoint={facts.name} holds {opened.found}, which computes otherwise than our encoder: its tokens "
             f"differ by {apart:.2g} of their deviation"
         )
     told = [opened.found.partition(", left out")[0]]
-    if prefix:
+    if prefix := model.prefix_tokens:
         told.append(f"{prefix} token{'s' * (prefix > 1)} before the patches")
     if plain.layer_scale is not None:
         told.append("with layer scale")
@@ -61,3 +49,12 @@ def as_ours(opened: OpenedNetwork) -> Contents:
     return Contents(
         facts.name, PUBLIC, ", ".join(told), {"single": weights}, model, facts.taken, assumed=opened.assumed
     )
+
+
+@torch.no_grad()
+def tokens_apart(one: Encoder, other: Encoder, size: Size) -> float:
+    """Largest difference of the tokens of two encoders on random images of a size, in the first one's deviations."""
+    images = torch.randn(_TRIED, 3, *size, generator=torch.Generator().manual_seed(0))
+    with runtime.precision("fp32", images.device):
+        first, second = one(images), other(images)
+    return float((first - second).abs().max() / first.std())

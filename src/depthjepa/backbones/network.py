@@ -128,7 +128,6 @@ class Plain:
 
     renamed: Renamed
     heads: int
-    hidden: int  # width of an MLP's hidden layer
     eps: float  # of its norms
     layer_scale: float | None  # what it began at
 

@@ -184,7 +184,6 @@ def _plain(network: Any, name: str, found: str) -> Plain:
     return Plain(
         renamed=from_timm(network.state_dict(), network.patch_embed.num_patches, name),
         heads=int(blocks[0].attn.num_heads),
-        hidden=int(blocks[0].mlp.fc1.out_features),
         eps=float(network.norm.eps),
         layer_scale=None if isinstance(scale, nn.Identity) else SCALE,
     )

@@ -183,11 +183,9 @@ def _plain(encoder: TransformersEncoder, folder: Path, found: str) -> Plain:
         raise BadInput(f"{name} holds {found} with hidden_act={config.hidden_act!r}: our encoder has 'gelu'")
     patches = (facts.image_size[0] // facts.patch_size) * (facts.image_size[1] // facts.patch_size)
     stored, _ = read_stored(folder)
-    renamed = from_transformers(stored, kind.names, patches, facts.name)
     return Plain(
-        renamed=renamed,
+        renamed=from_transformers(stored, kind.names, patches, facts.name),
         heads=int(config.num_attention_heads),
-        hidden=int(next(value.shape[0] for key, value in renamed.weights.items() if key.endswith("mlp.fc1.weight"))),
         eps=float(config.layer_norm_eps),
         layer_scale=float(config.layerscale_value) if kind.names.scales else None,
     )

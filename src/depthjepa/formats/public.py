@@ -9,7 +9,7 @@ is built, so nothing is half read.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,9 +90,19 @@ def from_transformers(stored: Mapping[str, Tensor], names: Names, patches: int, 
     for ours, theirs in names.named(1 + max(numbers, default=-1)).items():
         if absent := [name for name in theirs if name not in kept]:
             raise BadInput(f"{source} lacks {few(absent)}")
-        parts = [kept.pop(name) for name in theirs]
-        weights[ours] = parts[0] if len(parts) == 1 else torch.cat(parts)
+        weights[ours] = joined([kept.pop(name) for name in theirs])
     return Renamed(weights | kept, tuple(left_out))  # what is left bears a name that no encoder of ours has
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """One tensor of ours from theirs: as it is, or query, key and value together."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def taken_apart(weight: Tensor, theirs: Sequence[str]) -> Weights:
+    """The opposite of `joined`, by their names (copies: files know no shared memory)."""
+    parts = [weight] if len(theirs) == 1 else [part.clone() for part in weight.chunk(3)]
+    return dict(zip(theirs, parts, strict=True))
 
 
 def from_timm(stored: Mapping[str, Tensor], patches: int, source: str) -> Renamed:
@@ -150,6 +160,5 @@ def to_transformers(weights: Weights, model: ModelConfig, names: Names) -> Weigh
             (name,) = theirs
             renamed[name] = torch.ones(model.shape.width)
             continue
-        parts = [weights[ours]] if len(theirs) == 1 else [part.clone() for part in weights[ours].chunk(3)]
-        renamed |= dict(zip(theirs, parts, strict=True))
+        renamed |= taken_apart(weights[ours], theirs)
     return renamed

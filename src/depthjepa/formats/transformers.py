@@ -7,62 +7,38 @@ preprocessor says 0.5 for mean and deviation, although the released weights were
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from depthjepa.faults import BadInput
 from depthjepa.formats.files import FACTS, as_written, read_safetensors, read_torch, write_json, write_safetensors
-from depthjepa.formats.public import DINOV2, VIT, to_transformers
+from depthjepa.formats.public import DINOV2, POSITIONS, VIT, Named, joined, taken_apart, to_transformers
 from depthjepa.formats.weights import Contents, Weights, Which, describe, few, refuse_other_names
 from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, PLAIN, ModelConfig
 
 HALF = (0.5, 0.5, 0.5)
 RELEASED_WIDTHS = (1280, 1408)
-EMBEDDINGS = {
-    "pos_embed": "embeddings.position_embeddings",
-    "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
-    "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
-}
-BLOCK = {
-    "norm1": "layernorm_before",
-    "attn.proj": "attention.output.dense",
-    "norm2": "layernorm_after",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-}
-ATTENTION = ("query", "key", "value")
 
 
-def pairs(depth: int) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each of our names with theirs: one, or the three that ours joins."""
-    for ours, theirs in EMBEDDINGS.items():
-        yield ours, (theirs,)
-    for number in range(depth):
-        for kind in ("weight", "bias"):
-            for ours, theirs in BLOCK.items():
-                yield f"blocks.{number}.{ours}.{kind}", (f"encoder.layer.{number}.{theirs}.{kind}",)
-            joined = tuple(f"encoder.layer.{number}.attention.attention.{part}.{kind}" for part in ATTENTION)
-            yield f"blocks.{number}.attn.qkv.{kind}", joined
-    for kind in ("weight", "bias"):
-        yield f"norm.{kind}", (f"layernorm.{kind}",)
+def pairs(depth: int) -> Named:
+    """Each of our names with theirs, which are ViT's: one, or the three that ours joins."""
+    return {"pos_embed": (POSITIONS,), **VIT.named(depth)}
 
 
 def to_huggingface(weights: Weights, depth: int) -> Weights:
     """Rename an encoder's tensors and take queries, keys and values apart (copies: files know no shared memory)."""
     renamed: Weights = {}
-    for ours, theirs in pairs(depth):
-        parts = [weights[ours]] if len(theirs) == 1 else [part.clone() for part in weights[ours].chunk(3)]
-        renamed |= dict(zip(theirs, parts, strict=True))
+    for ours, theirs in pairs(depth).items():
+        renamed |= taken_apart(weights[ours], theirs)
     return renamed
 
 
 def from_huggingface(stored: Mapping[str, Tensor], depth: int, source: str | Path) -> Weights:
     """Undo `to_huggingface`; raises `BadInput` that names what is missing or left over."""
-    names = dict(pairs(depth))
+    names = pairs(depth)
     refuse_other_names(dict.fromkeys(name for group in names.values() for name in group), stored, f"{source}")
     weights: Weights = {}
     for ours, theirs in names.items():
@@ -71,7 +47,7 @@ def from_huggingface(stored: Mapping[str, Tensor], depth: int, source: str | Pat
             raise BadInput(
                 f"{source}: {', '.join(theirs)} are {[tuple(part.shape) for part in parts]}: not of one width"
             )
-        weights[ours] = parts[0] if len(parts) == 1 else torch.cat(parts)
+        weights[ours] = joined(parts)
     return weights
 
 
