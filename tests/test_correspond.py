@@ -25,7 +25,16 @@ from depthjepa.data.scenes.rooms import CLASSES, ROOMS
 from depthjepa.data.scenes.streets import STREETS
 from depthjepa.data.scenes.two_views import Second, matches, second_view
 from depthjepa.data.two_views import Pose, SeesTwice, TwoViews, match_by_depth, partner
-from depthjepa.evaluation.correspondence import POSITION, RADII, correspondence, middles, nearest, queries_of, recalls
+from depthjepa.evaluation.correspondence import (
+    POSITION,
+    RADII,
+    correspondence,
+    middles,
+    nearest,
+    position_alone,
+    queries_of,
+    recalls,
+)
 from depthjepa.evaluation.gathering import RANDOM, RAW, Views
 from depthjepa.faults import BadInput
 from depthjepa.grid import patchify
@@ -319,13 +328,14 @@ def test_an_encoder_that_knows_places_is_right_and_one_that_knows_none_is_as_pos
     def position(images: Tensor) -> Tensor:
         return torch.eye(36).expand(len(images), -1, -1)
 
-    found = correspondence({"knows": knows, "position": position}, views, (48, 48), (6, 6), 8, pictures=3)
+    encoders = {"knows": knows, "position": position, POSITION: position_alone((6, 6))}
+    found = correspondence(encoders, views, (48, 48), (6, 6), 8, pictures=3)
     assert found.figures("knows")["recall_1"] > 99
     assert found.figures("position") == found.figures(POSITION)
     assert found.figures(POSITION)["recall_1"] < 60
     by_turn = [found.figures(POSITION)[f"recall_1_turn_{turn}"] for turn in (10, 20, 30)]
     assert by_turn[0] > by_turn[1] > by_turn[2]
-    assert len(found.numbers) + found.left_out == 40 and len(found.shown) == len(found.first) == 3
+    assert len(found.pairs) + found.left_out == 40 and len(found.drawn) == 3
 
 
 def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:

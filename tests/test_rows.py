@@ -35,7 +35,6 @@ PROBES = PACKAGE / "evaluation" / "probes"
 # The same word for something else: (name, file that may say it) -> what it means there.
 HOMONYMS = {
     ("depth", "checkpoint.py"): "blocks of a network",
-    ("depth", "commands/compare.py"): "metres of images",
     ("depth", "evaluation/pictures.py"): "metres of images",
     ("depth", "report/explorer.py"): "metres of images",
     ("depth", "preparing.py"): "metres in a file",

@@ -19,13 +19,12 @@ from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import build_config, given, refuse_other_than_settings, refuse_repeated
 from depthjepa.data.memory import first_readable
 from depthjepa.data.order import evenly
-from depthjepa.data.samples import Batch, Source
-from depthjepa.data.transforms import as_bytes
+from depthjepa.data.samples import Source
 from depthjepa.evaluation.common_view import OnView, Size, common, nearest_size, view_size
-from depthjepa.evaluation.gathering import RANDOM, is_random
+from depthjepa.evaluation.gathering import RANDOM, is_random, views
 from depthjepa.evaluation.leads import Lead, lead, shown_of
 from depthjepa.evaluation.opened import to_write
-from depthjepa.evaluation.pictures import depth_maps, picture_batch, token_maps
+from depthjepa.evaluation.pictures import feature_arrays
 from depthjepa.evaluation.probes import Probe, Subject, run_tasks, table
 from depthjepa.evaluation.probes.task import Data
 from depthjepa.evaluation.tokens import KEPT_BYTES
@@ -110,16 +109,18 @@ def compare(
     if say is not None:
         for note in notes:
             say(note)
-    shown = _rows(compared, config, grid, patch, random=random)
-    subject = Subject(config, shown.pop(config.name), where, others=shown)
+    rows = _rows(compared, config, grid, patch, random=random)
+    others = {name: encoder for name, encoder in rows.items() if name != config.name}
+    subject = Subject(config, rows[config.name], where, others=others)
     results = list(run_tasks(chosen, subject))
     content = _content(results, compared, config, grid)
     if folder is not None:
-        batch = picture_batch(config)
+        batch = next(iter(views(config, listed.val.source, config.evaluation.pictures))).to(where)
         for each in compared:
             _keep(folder / each.name, each, results, config)
-            on_view = OnView(each.encoder, each.sees, grid, patch).to(where)
-            RunFolder(folder / each.name).save_arrays("figures/features", _features(on_view, batch.to(where)))
+            with torch.no_grad():
+                features = feature_arrays(rows[each.name].to(where), batch)
+            RunFolder(folder / each.name).save_arrays("figures/features", features)
         write_whole(folder / FILE, to_json(content))
         write_comparison(folder, folder / "report.html")
     return content
@@ -309,13 +310,6 @@ def _keep(folder: Path, own: Compared, results: Sequence[Probe], config: RunConf
         arrays: Mapping[str, np.ndarray] = result.arrays if own.name == config.name else result.beside.get(own.name, {})
         if arrays:
             kept.save_arrays(name, arrays)
-
-
-@torch.no_grad()
-def _features(encoder: Encoder, batch: Batch) -> dict[str, np.ndarray]:
-    """Images and tokens on the common grid, by which the page is explored."""
-    depth = {} if batch.depth is None else {"depth": depth_maps(batch)}
-    return {"images": as_bytes(batch.images), "tokens": token_maps(encoder, batch), **depth}
 
 
 def _of_backbone(content: Mapping[str, Any], name: str, first: str) -> dict[str, Any]:

@@ -77,16 +77,15 @@ def partner(index: int, poses: dict[int, Pose]) -> int | None:
 
     0.05 to 2 m apart, turned by at most 30 degrees. None without one.
     """
-    own = poses[index]
-    near = [
-        number
-        for number, other in poses.items()
-        if number != index and NEAREST <= own.apart(other) <= FURTHEST and own.turned(other) <= WIDEST
-    ]
-    if not near:
+    own, numbers = poses[index], np.array(list(poses))
+    apart = np.linalg.norm(np.stack([pose.place for pose in poses.values()]) - own.place, axis=1)
+    along = np.stack([pose.turn[:, 2] for pose in poses.values()]) @ own.turn[:, 2]
+    allowed = (apart >= NEAREST) & (apart <= FURTHEST) & (along >= np.cos(np.radians(WIDEST)))
+    near = numbers[allowed & (numbers != index)]
+    if not len(near):
         return None
     draw = uniforms(1, seed=0, stream="second view", epoch=0, indices=np.array([index]))[0, 0]
-    return near[int(draw * len(near))]
+    return int(near[int(draw * len(near))])
 
 
 def match_by_depth(

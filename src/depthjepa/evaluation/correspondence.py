@@ -9,7 +9,7 @@ fitted. Probe3D asks among images of ScanNet, in pixels and by mutual nearest ne
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,12 +18,11 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from depthjepa.data.cameras import own_source
-from depthjepa.data.samples import UnreadableImage
-from depthjepa.data.transforms import Size, as_bytes
+from depthjepa.data.samples import Sample, UnreadableImage
+from depthjepa.data.transforms import Size, as_bytes, whole_view
 from depthjepa.data.two_views import SeesTwice, TwoViews
-from depthjepa.evaluation.features import Encode
+from depthjepa.evaluation.features import Encode, refuse_non_finite
 from depthjepa.evaluation.gathering import Views
-from depthjepa.faults import BadInput
 from depthjepa.progress import track
 
 RADII = (1, 2, 4)  # patches
@@ -40,42 +39,56 @@ class Queries:
     truth: Float[Tensor, "queries 2"]  # down, right; 0.5, 0.5 is the middle of the first patch
 
 
-@dataclass(slots=True)
-class Matched:
-    """What one encoder finds: recalls of each pair, and the matches of the pairs that are drawn."""
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A pair that counted: the number of its first view in the source, its cameras, and what each row finds."""
 
-    recalls: list[tuple[float, ...]] = field(default_factory=list)
-    shown: list[Float[np.ndarray, "queries 2"]] = field(default_factory=list)
+    number: int
+    apart: float  # [m]
+    turn: float  # [degrees]
+    queries: int
+    recalls: dict[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A pair that is drawn: both views, its queries, and each row's matches."""
+
+    first: UInt8[np.ndarray, "h w 3"]
+    second: UInt8[np.ndarray, "h w 3"]
+    queries: Queries
+    matches: dict[str, Float[np.ndarray, "queries 2"]]
 
 
 @dataclass(frozen=True, slots=True)
 class Correspondence:
-    """Pairs that counted, and what each row finds in them. Of the first few, pictures and queries."""
+    """All pairs that counted, how many images have none, and the few pairs that are drawn."""
 
-    numbers: list[int]  # of the first views, in their source
-    turns: Float[np.ndarray, " pairs"]  # [degrees]
-    apart: Float[np.ndarray, " pairs"]  # [m]
-    queries: int  # of all pairs
-    left_out: int  # samples without a second view, or with too few queries
-    rows: dict[str, Matched]
-    first: UInt8[np.ndarray, "k h w 3"]
-    second: UInt8[np.ndarray, "k h w 3"]
-    shown: list[Queries]
+    pairs: list[Judged]
+    left_out: int  # images without a second view, or with too few queries
+    drawn: list[Drawn]
     grid: Size
+
+    @property
+    def turns(self) -> Float[np.ndarray, " pairs"]:
+        """How far the cameras of each pair are turned [degrees]."""
+        return np.array([pair.turn for pair in self.pairs])
+
+    def recalls(self, name: str) -> Float[np.ndarray, "pairs radii"]:
+        """Those of one row."""
+        return np.array([pair.recalls[name] for pair in self.pairs]).reshape(-1, len(RADII))
 
     def figures(self, name: str) -> dict[str, float]:
         """Recalls [%] of one row: of all pairs, and of those of each class of turns; nan where there are none."""
-        found = np.array(self.rows[name].recalls).reshape(-1, len(RADII))
-        figures = {}
-        for place, radius in enumerate(RADII):
-            figures[f"recall_{radius}"] = _mean(found[:, place])
-        low = 0
-        for high in TURNS:
-            among = (self.turns >= low) & (self.turns < high if high < TURNS[-1] else True)
-            for place, radius in enumerate(RADII):
-                figures[f"recall_{radius}_turn_{high}"] = _mean(found[among, place])
-            low = high
-        return figures
+        found, turns = self.recalls(name), self.turns
+        classes = {"": turns >= 0}
+        for low, high in zip((0, *TURNS), TURNS, strict=False):
+            classes[f"_turn_{high}"] = (turns >= low) & ((turns < high) | (high == TURNS[-1]))
+        return {
+            f"recall_{radius}{name}": _mean(found[among, place])
+            for name, among in classes.items()
+            for place, radius in enumerate(RADII)
+        }
 
 
 def _mean(values: np.ndarray) -> float:
@@ -112,48 +125,34 @@ def recalls(found: Float[Tensor, "queries 2"], truth: Float[Tensor, "queries 2"]
     return tuple(float((error <= radius).float().mean()) for radius in RADII)
 
 
+def position_alone(grid: Size) -> Encode:
+    """An encoder that tells where a patch is and nothing of what it shows: each patch matches the one at its place."""
+    places = torch.eye(grid[0] * grid[1])
+    return lambda images: places.to(images.device).expand(len(images), -1, -1)
+
+
 def correspondence(
     encoders: Mapping[str, Encode], views: Views, size: Size, grid: Size, together: int, pictures: int
 ) -> Correspondence:
-    """Match the pairs of a split by each encoder, and by position alone; `together` pairs are encoded at once."""
-    rows = {name: Matched() for name in (POSITION, *encoders)}
-    numbers, turns, apart, asked = list[int](), list[float](), list[float](), 0
-    first, second, shown = list[np.ndarray](), list[np.ndarray](), list[Queries]()
+    """Match the pairs of a split by each encoder; `together` pairs are encoded at once, the first few are drawn."""
+    judged, drawn = list[Judged](), list[Drawn]()
     for chunk in _chunks(views, together):
-        kept = [
-            (number, pair, queries)
-            for number, pair in chunk
-            if len((queries := queries_of(pair, grid)).patches) >= LEAST
-        ]
+        asked = [(number, pair, queries_of(pair, grid)) for number, pair in chunk]
+        kept = [each for each in asked if len(each[2].patches) >= LEAST]
         if not kept:
             continue
-        images = torch.cat(
-            [_resized([getattr(pair, view) for _, pair, _ in kept], size) for view in ("first", "second")]
-        )
-        tokens = {name: _encoded(encode, images, kept[0][0]) for name, encode in encoders.items()}
+        images = torch.cat([_seen([getattr(pair, view) for _, pair, _ in kept], size) for view in ("first", "second")])
+        names = [views.source.name_of(number) for number, _, _ in kept] * 2
+        tokens = {name: _encoded(encode, images, names) for name, encode in encoders.items()}
         for place, (number, pair, queries) in enumerate(kept):
-            drawn = len(shown) < pictures
-            for name, matched in rows.items():
-                found = (
-                    middles(queries.patches, grid)
-                    if name == POSITION
-                    else nearest(tokens[name][place], tokens[name][len(kept) + place], queries, grid)
-                )
-                matched.recalls.append(recalls(found, queries.truth))
-                if drawn:
-                    matched.shown.append(found.numpy())
-            if drawn:
-                shown.append(queries)
-                one, other = as_bytes(images[[place, len(kept) + place]])
-                first.append(one)
-                second.append(other)
-            numbers.append(number)
-            turns.append(pair.turn)
-            apart.append(pair.apart)
-            asked += len(queries.patches)
-    one, other = (np.stack(each) if each else np.zeros((0, *size, 3), dtype=np.uint8) for each in (first, second))
-    left_out = views.used - len(numbers)
-    return Correspondence(numbers, np.array(turns), np.array(apart), asked, left_out, rows, one, other, shown, grid)
+            other = len(kept) + place
+            found = {name: nearest(each[place], each[other], queries, grid) for name, each in tokens.items()}
+            scores = {name: recalls(each, queries.truth) for name, each in found.items()}
+            judged.append(Judged(number, pair.apart, pair.turn, len(queries.patches), scores))
+            if len(drawn) < pictures:
+                first, second = as_bytes(images[[place, other]])
+                drawn.append(Drawn(first, second, queries, {name: each.numpy() for name, each in found.items()}))
+    return Correspondence(judged, views.used - len(judged), drawn, grid)
 
 
 def _chunks(views: Views, together: int) -> Iterator[list[tuple[int, TwoViews]]]:
@@ -175,21 +174,13 @@ def _chunks(views: Views, together: int) -> Iterator[list[tuple[int, TwoViews]]]
         yield chunk
 
 
-def _resized(images: list[UInt8[Tensor, "3 _ _"]], size: Size) -> Float[Tensor, "b 3 h w"]:
-    """Whole images at one size, RGB in [0, 1]."""
-    return torch.cat(
-        [
-            image[None].float() / 255
-            if tuple(image.shape[1:]) == size
-            else F.interpolate(image[None].float() / 255, size, mode="bilinear", antialias=True).clamp(0, 1)
-            for image in images
-        ]
-    )
+def _seen(images: list[UInt8[Tensor, "3 _ _"]], size: Size) -> Float[Tensor, "b 3 h w"]:
+    """Whole images at one size, RGB in [0, 1], as all probes with depth see them."""
+    return torch.stack([whole_view(Sample(image, None, -1, ""), size).image for image in images]).float() / 255
 
 
-def _encoded(encode: Encode, images: Float[Tensor, "b 3 h w"], first: int) -> Float[Tensor, "b n d"]:
+def _encoded(encode: Encode, images: Float[Tensor, "b 3 h w"], names: list[str]) -> Float[Tensor, "b n d"]:
     with torch.no_grad():
         tokens = encode(images).float()
-    if not torch.isfinite(tokens).all():
-        raise BadInput(f"the encoder gives features that are not finite for the pairs from image {first} on")
+    refuse_non_finite(tokens, names)
     return tokens

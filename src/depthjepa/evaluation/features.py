@@ -6,7 +6,7 @@ normalisation, device and precision are the caller's business and sit inside the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,12 +44,17 @@ def tokens_of(encode: Encode | OfBatch, batch: Batch) -> Float[Tensor, "b n d"]:
     """Encode one batch without gradients, as float32; refuses tokens that are not finite."""
     with torch.no_grad():
         tokens = (encode.read(batch) if isinstance(encode, OfBatch) else encode(batch.images)).float()
+    refuse_non_finite(tokens, batch.names or batch.index)
+    return tokens
+
+
+def refuse_non_finite(tokens: Float[Tensor, "b n d"], names: Sequence[str] | Int64[Tensor, " b"]) -> None:
+    """Raise `BadInput` with the name, or the number, of the first image whose tokens are not finite."""
     finite = torch.isfinite(tokens).flatten(1).all(1)
     if not finite.all():
         place = int(finite.logical_not().nonzero()[0])
-        which = batch.names[place] if batch.names else f"number {int(batch.index[place])}"
+        which = f"number {int(names[place])}" if isinstance(names, Tensor) else names[place]
         raise BadInput(f"the encoder gives features that are not finite for image {which}")
-    return tokens
 
 
 def iterate_tokens(encode: Encode, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Float[Tensor, "b n d"]]]:

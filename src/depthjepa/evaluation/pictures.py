@@ -39,13 +39,7 @@ def write_pictures(
         masks = picture_masks(config, batch).to(where)
         folder.save_arrays("figures/masks", mask_arrays(batch, masks, config.grid))
     random = build_encoder(config).to(where)
-    features = {
-        "images": as_bytes(batch.images),
-        "tokens": token_maps(method.encoder, batch),
-        "random": token_maps(random, batch),
-    }
-    if batch.depth is not None:
-        features["depth"] = depth_maps(batch)
+    features = feature_arrays(method.encoder, batch) | {"random": token_maps(random, batch)}
     folder.save_arrays("figures/features", features)
     if target is not None and target.whitening is not None:
         truth = target(batch)
@@ -97,11 +91,10 @@ def mask_arrays(batch: Batch, masks: Masks, grid: tuple[int, int]) -> dict[str, 
     return {"images": as_bytes(batch.images), "context": context.cpu().numpy(), "targets": targets.cpu().numpy()}
 
 
-def depth_maps(batch: Batch) -> np.ndarray:
-    """Depth [m] of a batch that has it, [k, h, w] in half precision (of 10 m, 8 mm); 0 = not measured."""
-    assert batch.depth is not None
-    found: np.ndarray = batch.depth[:, 0].half().cpu().numpy()
-    return found
+def feature_arrays(encoder: Encoder, batch: Batch) -> dict[str, np.ndarray]:
+    """Images, the tokens of an encoder, and depth [m] in half precision (of 10 m, 8 mm) where the images have it."""
+    depth = {} if batch.depth is None else {"depth": batch.depth[:, 0].half().cpu().numpy()}
+    return {"images": as_bytes(batch.images), "tokens": token_maps(encoder, batch), **depth}
 
 
 def token_maps(encoder: Encoder, batch: Batch) -> np.ndarray:

@@ -16,7 +16,14 @@ from depthjepa.data.samples import Source
 from depthjepa.data.two_views import SeesTwice
 from depthjepa.drawing import figures
 from depthjepa.drawing.figures import Captioned
-from depthjepa.evaluation.correspondence import POSITION, RADII, TURNS, Correspondence, correspondence
+from depthjepa.evaluation.correspondence import (
+    POSITION,
+    RADII,
+    TURNS,
+    Correspondence,
+    correspondence,
+    position_alone,
+)
 from depthjepa.evaluation.gathering import RANDOM, RAW, raw_patches, size_text, unreadable_text
 from depthjepa.evaluation.probes.task import Need, OwnTask, Picture, Probe, Resampled, Section, Subject
 from depthjepa.faults import BadInput
@@ -75,23 +82,27 @@ TWO_VIEWS = Need(
 def run(subject: Subject) -> Iterable[Probe]:
     """Nearest features of the frozen encoder's last layer, beside the baselines."""
     config, val = subject.config, subject.val
-    encoders = {RAW: raw_patches(config.model.patch_size, subject.where), **subject.encoders()}
+    encoders = {
+        POSITION: position_alone(config.grid),
+        RAW: raw_patches(config.model.patch_size, subject.where),
+        **subject.encoders(),
+    }
     together = max(1, config.evaluation.batch_size // 2)
     found = correspondence(encoders, val, config.data.size, config.grid, together, PICTURES)
-    if not found.numbers:
+    if not found.pairs:
         raise BadInput(f"the {TASK.name} probe found no two views of one place in {config.data.root}")
-    rows = [{"name": name, **found.figures(name)} for name in found.rows]
-    exact = "exact" if getattr(val.source, "keeps_samples", False) else "by depth and poses"
+    apart = [pair.apart for pair in found.pairs]
+    exact = "exact" if val.source.keeps_samples else "by depth and poses"
     left_out = f"; {found.left_out} images without a second view that shows enough of the first" * bool(found.left_out)
     protocol = (
         f"tokens of the frozen {config.evaluation.which} encoder's last layer, nearest by cosine, nothing fitted; "
-        f"{len(found.numbers)} pairs of validation images at {size_text(config)}, {found.apart.min():.2g} to "
-        f"{found.apart.max():.2g} m apart and turned by up to {found.turns.max():.0f}°, {found.queries} patches seen "
-        f"in both ({exact}){left_out}{unreadable_text(val)}"
+        f"{len(apart)} pairs of validation images at {size_text(config)}, {min(apart):.2g} to {max(apart):.2g} m apart "
+        f"and turned by up to {found.turns.max():.0f}°, {sum(pair.queries for pair in found.pairs)} patches seen in "
+        f"both ({exact}){left_out}{unreadable_text(val)}"
     )
-    groups = [group_in(val.source, number) or "" for number in found.numbers]
+    groups = [group_in(val.source, pair.number) or "" for pair in found.pairs]
     own, *beside = (kept(found, name, subject.random_row(name), groups) for name in (config.name, *subject.compared))
-    content = TASK.table(val.source, protocol, rows)
+    content = TASK.table(val.source, protocol, [{"name": name, **found.figures(name)} for name in encoders])
     yield Probe(content, own, dict(zip(subject.compared, beside, strict=True)))
 
 
@@ -100,23 +111,21 @@ def kept(found: Correspondence, name: str, random: str, groups: Sequence[str]) -
 
     Matches are [queries of all drawn pairs, 2] (down, right, in patches); `pair` says which pair each query is of.
     """
-    row = found.rows[name]
+    drawn, rows = found.drawn, {"": name, **{f"{key}_": row for row, key in KEYS.items()}, f"{KEYS[RANDOM]}_": random}
     arrays: Arrays = {
-        "images": found.first,
-        "second": found.second,
+        "images": np.stack([each.first for each in drawn]),
+        "second": np.stack([each.second for each in drawn]),
         "group": np.array(groups),
         "turn": found.turns,
-        "recalls": np.array(row.recalls),
-        "pair": np.concatenate([np.full(len(each.patches), place) for place, each in enumerate(found.shown)]),
-        "query": np.concatenate([each.patches.numpy() for each in found.shown]),
-        "truth": np.concatenate([each.truth.numpy() for each in found.shown]),
-        "match": np.concatenate(row.shown),
+        "pair": np.concatenate([np.full(len(each.queries.patches), place) for place, each in enumerate(drawn)]),
+        "query": np.concatenate([each.queries.patches.numpy() for each in drawn]),
+        "truth": np.concatenate([each.queries.truth.numpy() for each in drawn]),
         "grid": np.array(found.grid),
     }
-    for key, baseline in (*((KEYS[each], each) for each in (POSITION, RAW)), (KEYS[RANDOM], random)):
-        if baseline in found.rows:
-            arrays[f"{key}_match"] = np.concatenate(found.rows[baseline].shown)
-            arrays[f"{key}_recalls"] = np.array(found.rows[baseline].recalls)
+    for key, row in rows.items():
+        if row in drawn[0].matches:
+            arrays[f"{key}recalls"] = found.recalls(row)
+            arrays[f"{key}match"] = np.concatenate([each.matches[row] for each in drawn])
     return arrays
 
 
