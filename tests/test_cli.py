@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 import depthjepa
 from depthjepa import checkpoint, cost
 from depthjepa.configuring import load_config
-from depthjepa.drawing import figures
+from depthjepa.drawing import panels, token_figures
 from depthjepa.evaluation import probes
 from depthjepa.evaluation.probes import table
 from depthjepa.evaluation.readout import DepthReadout
@@ -407,7 +407,7 @@ def test_an_out_that_cannot_be_written_is_named_in_one_line(probed: Path, tmp_pa
         status, _, errors = call(*command)
         one_line(status, errors, obstacle)
     with pytest.raises(BadInput, match=obstacle):
-        figures.save_figure(Figure(), file / "deep" / "a.png")
+        panels.save_figure(Figure(), file / "deep" / "a.png")
     (tmp_path / "folder.npz").mkdir()
     status, _, errors = call("embed", probed, flat, "--out", tmp_path / "folder.npz")
     one_line(status, errors, r"folder\.npz cannot be written: Is a directory")
@@ -452,8 +452,8 @@ def test_runs_shown_side_by_side_keep_their_names_and_grids(
         seen.update({name: array.shape[1:] for name, array in tokens.items()})
         return figures_of_tokens(images, tokens)
 
-    figures_of_tokens = figures.feature_pca
-    monkeypatch.setattr(figures, "feature_pca", feature_pca)
+    figures_of_tokens = token_figures.feature_pca
+    monkeypatch.setattr(token_figures, "feature_pca", feature_pca)
     monkeypatch.chdir(tmp_path)
     out = ("--out", tmp_path / "a.png")
     assert call("show", "features", "one/a", "two/a", finished / "run", *out)[0] == 0

@@ -21,7 +21,8 @@ from depthjepa.data.loading import view_batches
 from depthjepa.data.order import Mixture
 from depthjepa.data.samples import Batch, Chosen, Sample
 from depthjepa.data.transforms import Box, training_view
-from depthjepa.drawing.figures import INVALID, colour_normals
+from depthjepa.drawing.figures import colour_normals
+from depthjepa.drawing.panels import INVALID
 from depthjepa.evaluation.features import OfBatch
 from depthjepa.evaluation.normal_probe import ANGLES, NormalTable, errors, normal_tables
 from depthjepa.evaluation.probes.normals import resampled_angle

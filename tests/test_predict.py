@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from depthjepa import checkpoint, cost
 from depthjepa.commands.depth_maps import no_better
-from depthjepa.drawing import figures
+from depthjepa.drawing import panels
 from depthjepa.evaluation import probes
 from depthjepa.evaluation.common_view import view_size
 from depthjepa.evaluation.probes import decode as decode_task
@@ -103,7 +103,7 @@ def test_maps_are_grey_and_unknown_where_depth_was_never_measured(probed: Path, 
     save(tmp_path / "photographs" / "a.png", picture(1, 60, 90))
     assert call("predict", probed, tmp_path / "photographs", "--out", tmp_path / "maps")[0] == 0
     depth, colour = (np.array(Image.open(tmp_path / "maps" / f"a.{kind}.png")) for kind in ("depth", "colour"))
-    grey = (colour == np.round(255 * np.array(figures.INVALID)).astype(np.uint8)).all(-1)
+    grey = (colour == np.round(255 * np.array(panels.INVALID)).astype(np.uint8)).all(-1)
     np.testing.assert_array_equal(depth == 0, grey)
     assert 15 <= grey[:, 0].sum() <= 25 and grey[:15].all() and not grey[25:].any()
 
@@ -112,7 +112,7 @@ def test_maps_are_grey_and_unknown_where_depth_was_never_measured(probed: Path, 
     arrays["measured"] = measured.numpy()
     RunFolder(probed).save_arrays("probes/depth", arrays)
     for before, after in zip(plain, shown_maps(probed), strict=True):
-        np.testing.assert_array_equal(after[: len(measured) // 3], np.broadcast_to(figures.INVALID, (4, 12, 3)))
+        np.testing.assert_array_equal(after[: len(measured) // 3], np.broadcast_to(panels.INVALID, (4, 12, 3)))
         np.testing.assert_array_equal(after[len(measured) // 3 :], before[len(measured) // 3 :])
 
 
@@ -188,7 +188,7 @@ def test_a_head_of_its_own_is_judged_by_what_probe_decode_left(tmp_path: Path, c
     assert not depth[:12].any() and depth[16:].all()
     shown = [axis for axis in decode_task.show({"run": trained}, photographs=True).axes if axis.images]
     for panel in (np.asarray(axis.images[0].get_array()) for axis in shown[1:4]):  # truth, run, mean map
-        grey = np.isclose(panel, figures.INVALID).all(-1)
+        grey = np.isclose(panel, panels.INVALID).all(-1)
         assert grey[:15].all() and not grey[16:].any()
 
     table = trained / "probes" / "decode.json"

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from depthjepa.arguments import ROWS
 from depthjepa.columns import Column, columns_of, meaning_of
 from depthjepa.config import RunConfig
-from depthjepa.drawing.figures import Captioned
+from depthjepa.drawing.panels import Captioned
 from depthjepa.evaluation.gathering import RANDOM
 from depthjepa.evaluation.probes import classification_tables, probe, table
 from depthjepa.evaluation.probes.task import LABELS, Measured, Picture, Section, SharedTask, Task

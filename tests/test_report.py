@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from depthjepa.columns import Column, format_column
-from depthjepa.drawing import charts, figures
+from depthjepa.drawing import charts, figures, panels, token_figures
 from depthjepa.evaluation.probes import table as probes
 from depthjepa.faults import BadInput
 from depthjepa.report.page import headline, not_probed, write_report
@@ -191,12 +191,12 @@ def test_gates_of_two_sets_of_data_are_drawn_apart(tmp_path: Path, monkeypatch: 
 def test_frames_tell_the_class_of_nearest_images() -> None:
     found = np.zeros((2, 3, 24, 32, 3), dtype=np.uint8)
     alike = np.array([[True, False, True], [False, False, True]])
-    figure = figures.neighbour_rows(photographs(), {"a": found, "b": found}, {"a": alike, "b": ~alike})
+    figure = token_figures.neighbour_rows(photographs(), {"a": found, "b": found}, {"a": alike, "b": ~alike})
     axes = np.array(figure.axes).reshape(4, 4)
     assert [axis.get_ylabel() for axis in axes[:, 0]] == ["a", "b", "a", "b"]
     for row, same in enumerate((alike[0], ~alike[0], alike[1], ~alike[1])):
         colours = [to_hex(axis.spines["left"].get_edgecolor()) for axis in axes[row, 1:]]
-        assert colours == [figures.SAME if each else figures.OTHER for each in same]
+        assert colours == [token_figures.SAME if each else token_figures.OTHER for each in same]
 
 
 def test_lines_and_bars_show_their_figures() -> None:
@@ -204,7 +204,7 @@ def test_lines_and_bars_show_their_figures() -> None:
     (axis,) = charts.layer_curves(curves, "measure").axes
     np.testing.assert_array_equal(np.asarray(axis.get_lines()[0].get_ydata()), [0.5, 0.25])
     accuracies = {name: (np.array(each), np.array(each)) for name, each in curves.items()}
-    colours = [figures.run_colour(0), figures.FAINT, figures.run_colour(1)]  # a run has its colour in every picture
+    colours = [panels.run_colour(0), panels.FAINT, panels.run_colour(1)]  # a run has its colour in every picture
     for panel in (axis, *charts.accuracy_curves(accuracies).axes):
         assert [line.get_color() for line in panel.get_lines()] == colours
     figure = charts.gate_panels({"a": {"i": 0.5, "j": -0.25}, "b": {"j": 0.75}}, {"a": [0.25]})
@@ -485,10 +485,12 @@ def test_figures_of_a_column_have_equal_decimals(values: Sequence[float | None],
 def test_models_of_equal_width_share_one_basis() -> None:
     random = np.random.default_rng(0)
     tokens = random.normal(size=(2, 3, 4, 16))
-    colours = figures.principal_colours({"a": tokens, "other": random.normal(size=(2, 6, 8, 16)), "b": tokens + 5})
+    colours = token_figures.principal_colours(
+        {"a": tokens, "other": random.normal(size=(2, 6, 8, 16)), "b": tokens + 5}
+    )
     np.testing.assert_allclose(colours["a"], colours["b"], atol=1e-9)
     assert colours["other"].shape == (2, 6, 8, 3)
-    alone = figures.principal_colours({"a": tokens, "b": tokens})
+    alone = token_figures.principal_colours({"a": tokens, "b": tokens})
     assert not np.allclose(alone["a"], colours["a"])  # the third model had its say
 
 
@@ -496,8 +498,8 @@ def test_other_widths_have_their_own_basis() -> None:
     random = np.random.default_rng(0)
     tokens = random.normal(size=(2, 3, 4, 16))
     wide = random.normal(size=(2, 3, 4, 24))
-    colours = figures.principal_colours({"wide": wide, "a": tokens})
-    np.testing.assert_array_equal(colours["a"], figures.principal_colours({"a": tokens})["a"])
+    colours = token_figures.principal_colours({"wide": wide, "a": tokens})
+    np.testing.assert_array_equal(colours["a"], token_figures.principal_colours({"a": tokens})["a"])
 
 
 def test_a_page_with_several_widths_says_so(tmp_path: Path) -> None:
@@ -516,7 +518,7 @@ def test_principal_colours_follow_the_planted_component() -> None:
     planted = np.random.default_rng(0).permutation(24).reshape(2, 3, 4)
     direction = np.zeros(16)
     direction[3] = 1.0
-    red = figures.principal_colours({"a": planted[..., None] * direction + 2.0})["a"][..., 0]
+    red = token_figures.principal_colours({"a": planted[..., None] * direction + 2.0})["a"][..., 0]
     inner = (planted > 0) & (planted < 23)  # the percentiles clip the ends
     assert np.corrcoef(red[inner], planted[inner])[0, 1] > 0.9999
 
@@ -526,7 +528,7 @@ def test_colours_are_the_principal_components_of_all_models_together() -> None:
     tokens = {name: random.normal(size=(2, 3, 4, 6)) * np.array([5, 4, 3, 1, 1, 1.0]) for name in ("a", "b")}
     pool = np.concatenate([each.reshape(-1, 6) - each.reshape(-1, 6).mean(0) for each in tokens.values()])
     scores = (pool @ np.linalg.svd(pool)[2].T)[:, :3]
-    colours = figures.principal_colours(tokens)
+    colours = token_figures.principal_colours(tokens)
     shown = np.concatenate([each.reshape(-1, 3) for each in colours.values()])
     for component, channel in zip(scores.T, shown.T, strict=True):
         inner = (channel > 0) & (channel < 1)
@@ -535,7 +537,7 @@ def test_colours_are_the_principal_components_of_all_models_together() -> None:
 
 def test_collapsed_tokens_are_grey() -> None:
     same = np.tile(np.random.default_rng(0).normal(size=16), (2, 3, 4, 1)).astype(np.float32)
-    np.testing.assert_array_equal(figures.principal_colours({"a": same})["a"], 0.5)
+    np.testing.assert_array_equal(token_figures.principal_colours({"a": same})["a"], 0.5)
 
 
 def test_a_perfect_model_looks_exactly_like_the_truth() -> None:
@@ -548,7 +550,7 @@ def test_a_perfect_model_looks_exactly_like_the_truth() -> None:
         shown = [np.asarray(axis.images[0].get_array()) for axis in row]
         np.testing.assert_array_equal(shown[1], shown[2])
         assert not np.array_equal(shown[1], shown[3])  # a model has no scale of its own
-    np.testing.assert_array_equal(np.asarray(rows[0, 1].images[0].get_array())[0, 0], figures.INVALID)
+    np.testing.assert_array_equal(np.asarray(rows[0, 1].images[0].get_array())[0, 0], panels.INVALID)
     assert [axis.get_title() for axis in rows[0]] == ["image", "ground truth", "perfect", "far"]
     assert figure.axes[8].texts[0].get_text() == "disparity\n[1/m]"
 
@@ -578,7 +580,7 @@ def test_teacher_and_prediction_share_a_scale_symmetric_about_zero() -> None:
     figure = figures.latent_rows(photographs(), teacher, {"predicted": teacher.copy()})
     left, right = (np.asarray(figure.axes[column].images[0].get_array()) for column in (1, 2))
     np.testing.assert_array_equal(left, right)
-    np.testing.assert_array_equal(left[0, 0], figures.INVALID)
+    np.testing.assert_array_equal(left[0, 0], panels.INVALID)
     low, high = figure.axes[-1].get_ylim()
     assert low == -high
 
@@ -596,7 +598,7 @@ def test_loss_figure_has_a_panel_a_loss_a_floor_and_fixed_colours() -> None:
     labels = {str(line.get_label()): line for line in depth.get_lines()}
     labels = {name: line for name, line in labels.items() if not name.startswith("_")}
     assert list(labels) == ["guided", "constant predictor (floor)"]
-    assert labels["guided"].get_color() == figures.run_colour(1)
+    assert labels["guided"].get_color() == panels.run_colour(1)
     np.testing.assert_array_equal(labels["constant predictor (floor)"].get_ydata(), 0.75)
 
 
@@ -613,7 +615,7 @@ def test_batch_grid_ignores_invalid_depth() -> None:
     figure = figures.batch_grid(photographs(3), depth, columns=2)
     shown = [np.asarray(axis.images[0].get_array()) for axis in figure.axes if axis.images]
     assert len(shown) == 6
-    assert any((panel == figures.INVALID).all() for panel in shown if panel.dtype != np.uint8)
+    assert any((panel == panels.INVALID).all() for panel in shown if panel.dtype != np.uint8)
     low, high = figure.axes[-1].get_ylim()
     assert 0.24 < low < 0.26 and 0.49 < high < 0.51  # 1/m, untouched by the zeros
 
@@ -651,10 +653,10 @@ def test_colour_bars_are_whole_and_apart(size: tuple[int, int], images: int, run
 
 def test_figures_are_saved_where_asked_or_refused(tmp_path: Path) -> None:
     figure = figures.batch_grid(photographs(), None)
-    figures.save_figure(figure, tmp_path / "new" / "batch.png")
+    panels.save_figure(figure, tmp_path / "new" / "batch.png")
     assert Image.open(tmp_path / "new" / "batch.png").size[0] > 100
     with pytest.raises(BadInput, match=r"'\.pgn' \(did you mean '\.png'\?\)"):
-        figures.save_figure(figure, tmp_path / "batch.pgn")
+        panels.save_figure(figure, tmp_path / "batch.pgn")
 
 
 def test_the_headline_ranks_models_and_nothing_else() -> None:

@@ -18,6 +18,7 @@ from depthjepa.configuring import build_config
 from depthjepa.data.groups import Division
 from depthjepa.data.samples import VOID, Batch
 from depthjepa.drawing import figures
+from depthjepa.drawing.panels import INVALID
 from depthjepa.evaluation import segmentation, tokens
 from depthjepa.evaluation.features import Encode
 from depthjepa.evaluation.gathering import RANDOM, RAW, raw_patches
@@ -339,7 +340,7 @@ def test_classes_have_colours_of_their_own_whatever_the_others_are() -> None:
     assert np.array_equal(figures.class_colours(11), colours[:11])
     apart = np.abs(colours[:, None] - colours[None]).sum(-1) + 3 * np.eye(150)
     assert apart.min() > 0.01 and apart[:18, :18].min() > 0.1
-    assert np.abs(colours - np.array(figures.INVALID)).sum(-1).min() > 0.15  # void's grey
+    assert np.abs(colours - np.array(INVALID)).sum(-1).min() > 0.15  # void's grey
 
 
 def test_maps_are_drawn_with_a_legend_of_what_is_there() -> None:
@@ -349,7 +350,7 @@ def test_maps_are_drawn_with_a_legend_of_what_is_there() -> None:
     panels = [axis.images[0].get_array() for axis in drawn.axes]
     assert len(panels) == 3
     colours = figures.class_colours(4)
-    assert np.allclose(panels[1], [[colours[0], figures.INVALID], [colours[2], colours[2]]])
+    assert np.allclose(panels[1], [[colours[0], INVALID], [colours[2], colours[2]]])
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["sky", "car", "void"]
     assert len(figures.label_rows(images, truth, {}, NAMES, photographs=False).axes) == 1
 

@@ -25,7 +25,7 @@ from depthjepa.data.layouts.layout import folder_of_images
 from depthjepa.data.loading import TrainingBatches, open_source
 from depthjepa.data.samples import Batch
 from depthjepa.data.transforms import as_bytes
-from depthjepa.drawing import figures
+from depthjepa.drawing import figures, panels, token_figures
 from depthjepa.evaluation.decoded import dense_metres, load_pixel_guided
 from depthjepa.evaluation.features import tokens_of
 from depthjepa.evaluation.gathering import RANDOM, encode_with, size_text
@@ -231,7 +231,7 @@ def draw(what: str, source: str, more: list[str], out: Path, *, photographs: boo
         figure = _draw_features([source, *more])
     else:
         figure = _draw_batch(what, load_config(source, more))
-    figures.save_figure(figure, out)
+    panels.save_figure(figure, out)
 
 
 def _draw_batch(what: str, config: RunConfig) -> Figure:
@@ -271,7 +271,7 @@ def _draw_features(runs: list[str]) -> Figure:
         named[RANDOM] = random
     with torch.no_grad():
         maps = {name: token_maps(encoder.to(where), batch) for name, encoder in named.items()}
-    return figures.feature_pca(as_bytes(batch.images), maps)
+    return token_figures.feature_pca(as_bytes(batch.images), maps)
 
 
 def run_names(runs: Sequence[str]) -> list[str]:

@@ -37,7 +37,8 @@ from depthjepa.data.metres import describe_depth
 from depthjepa.data.samples import Batch, Source
 from depthjepa.data.transforms import as_bytes
 from depthjepa.depth import align_scale_shift, metrics, valid
-from depthjepa.drawing.figures import depth_rows, save_figure
+from depthjepa.drawing.figures import depth_rows
+from depthjepa.drawing.panels import save_figure
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.guidance.teachers import fit
 from depthjepa.guidance.teachers.depthfm import tiny

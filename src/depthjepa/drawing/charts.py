@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from depthjepa.drawing.figures import FAINT, INK, PAGE_WIDTH, run_colour
+from depthjepa.drawing.panels import FAINT, INK, PAGE_WIDTH, run_colour
 
 LOSS_TITLES = {
     "loss_jepa": "latent prediction loss (I-JEPA)",

@@ -8,7 +8,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from depthjepa.drawing.figures import Captioned, run_colour
+from depthjepa.drawing.panels import Captioned, run_colour
 
 DOTS_PER_INCH = 110
 STYLE = """

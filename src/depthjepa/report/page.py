@@ -19,7 +19,7 @@ import yaml
 
 from depthjepa.columns import format_column, is_number
 from depthjepa.drawing import charts
-from depthjepa.drawing.figures import Captioned
+from depthjepa.drawing.panels import Captioned
 from depthjepa.evaluation.probes import table as probes
 from depthjepa.faults import BadInput
 from depthjepa.logbook import write_whole

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from depthjepa.columns import is_number
-from depthjepa.drawing import charts, figures
-from depthjepa.drawing.figures import Captioned
+from depthjepa.drawing import charts, figures, token_figures
+from depthjepa.drawing.panels import Captioned
 from depthjepa.runs import Arrays, Run, listed, read_arrays, same_images
 
 PICTURES = {"features": 5, "masks": 3, "guidance": 4}  # rows of a figure
@@ -51,7 +51,7 @@ def _feature_figure(group: list[tuple[Run, Arrays]]) -> Captioned:
         "where a patch is and not what it shows; colours that follow brightness alone are what a random "
         "encoder gives."
     )
-    return Captioned(figures.feature_pca(images, tokens), seen, failed)
+    return Captioned(token_figures.feature_pca(images, tokens), seen, failed)
 
 
 JOINT_BASIS = "All models share one basis and one scale."

@@ -8,7 +8,7 @@ from typing import Any
 
 from depthjepa.columns import Column
 from depthjepa.drawing import charts
-from depthjepa.drawing.figures import Captioned
+from depthjepa.drawing.panels import Captioned
 from depthjepa.logbook import read_object
 from depthjepa.report.html import document, embed, section, text
 

@@ -14,8 +14,8 @@ from depthjepa.data.groups import group_in
 from depthjepa.data.order import Mixture
 from depthjepa.data.samples import Source
 from depthjepa.data.two_views import SeesTwice
-from depthjepa.drawing import figures
-from depthjepa.drawing.figures import Captioned
+from depthjepa.drawing import token_figures
+from depthjepa.drawing.panels import Captioned
 from depthjepa.evaluation.correspondence import (
     POSITION,
     RADII,
@@ -165,7 +165,7 @@ def _rows(group: Mapping[str, Arrays]) -> Figure:
     baselines = ((name, f"{key}_match") for name, key in reversed(KEYS.items()))
     matches |= {name: first[key] for name, key in baselines if key in first}
     rows, cols = first["grid"].tolist()
-    return figures.match_rows(
+    return token_figures.match_rows(
         first["images"], first["second"], first["pair"], first["query"], first["truth"], matches, (rows, cols)
     )
 

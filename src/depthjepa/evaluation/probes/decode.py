@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from depthjepa.columns import Column
-from depthjepa.drawing.figures import Captioned
+from depthjepa.drawing.panels import Captioned
 from depthjepa.evaluation.decoded import decode_tables
 from depthjepa.evaluation.gathering import whole_views_text
 from depthjepa.evaluation.probes.depth import COLUMNS, map_arrays, map_figures, show_maps, tables

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from depthjepa.columns import Column, table
 from depthjepa.data.groups import FOLDS
 from depthjepa.drawing import figures
-from depthjepa.drawing.figures import Captioned
+from depthjepa.drawing.panels import Captioned
 from depthjepa.evaluation.depth_probe import SUMS, DepthTable, depth_tables
 from depthjepa.evaluation.depth_readouts import Plan, describe, encode_layers, layers_of, readout_tables
 from depthjepa.evaluation.gathering import RANDOM, RAW, places_in, raw_patches, whole_views_text

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from depthjepa.columns import Column
 from depthjepa.drawing import charts, figures
-from depthjepa.drawing.figures import Captioned
+from depthjepa.drawing.panels import Captioned
 from depthjepa.evaluation.gates import (
     HEAD_WIDTH,
     IMAGES,

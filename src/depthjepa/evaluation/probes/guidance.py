@@ -11,7 +11,7 @@ from dataclasses import replace
 from depthjepa.columns import Column
 from depthjepa.config import RunConfig
 from depthjepa.drawing import charts
-from depthjepa.drawing.figures import Captioned
+from depthjepa.drawing.panels import Captioned
 from depthjepa.evaluation.gathering import RANDOM, Views, views_text
 from depthjepa.evaluation.guidance import (
     ask_all,

@@ -15,8 +15,8 @@ from depthjepa.config import RunConfig
 from depthjepa.data.images import Split
 from depthjepa.data.order import evenly
 from depthjepa.data.transforms import as_bytes
-from depthjepa.drawing import figures
-from depthjepa.drawing.figures import Captioned
+from depthjepa.drawing import token_figures
+from depthjepa.drawing.panels import Captioned
 from depthjepa.evaluation.classification import chance, knn_accuracies, nearest_images
 from depthjepa.evaluation.features import Pooled
 from depthjepa.evaluation.gathering import RANDOM, Views, views_text
@@ -84,7 +84,7 @@ def neighbour_figures(runs: Sequence[Run]) -> list[Captioned]:
             alike = {run.name: arrays["alike"] for run, arrays in group}
             if "random_found" in first:
                 found[RANDOM], alike[RANDOM] = first["random_found"], first["random_alike"]
-            drawn.append(Captioned(figures.neighbour_rows(first["images"], found, alike), seen, failed))
+            drawn.append(Captioned(token_figures.neighbour_rows(first["images"], found, alike), seen, failed))
     return drawn
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from depthjepa.config import RunConfig
 from depthjepa.data.images import Split
 from depthjepa.drawing import charts
-from depthjepa.drawing.figures import Captioned
+from depthjepa.drawing.panels import Captioned
 from depthjepa.evaluation.classification import chance
 from depthjepa.evaluation.gathering import Views, views_text
 from depthjepa.evaluation.probes.linear import COLUMNS

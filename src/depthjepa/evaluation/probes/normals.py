@@ -16,7 +16,7 @@ from depthjepa.data.groups import FOLDS
 from depthjepa.data.order import Mixture
 from depthjepa.data.samples import Source
 from depthjepa.drawing import figures
-from depthjepa.drawing.figures import Captioned
+from depthjepa.drawing.panels import Captioned
 from depthjepa.evaluation.gathering import RANDOM, RAW, Views, places_in, raw_patches, views_text
 from depthjepa.evaluation.normal_probe import ANGLES, SUMS, NormalTable, normal_tables
 from depthjepa.evaluation.probes.depth import map_figures, rows_beside, show_maps, tables

@@ -13,7 +13,7 @@ from depthjepa.columns import NAME, Column
 from depthjepa.data.groups import divide, group_in
 from depthjepa.data.samples import segment_classes
 from depthjepa.drawing import figures
-from depthjepa.drawing.figures import Captioned
+from depthjepa.drawing.panels import Captioned
 from depthjepa.evaluation.depth_readouts import encode_layers
 from depthjepa.evaluation.gathering import RANDOM, RAW, raw_patches, views_text
 from depthjepa.evaluation.probes.task import LABEL_MAPS, OwnTask, Picture, Probe, Resampled, Section, Subject, Variant

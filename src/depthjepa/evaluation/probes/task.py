@@ -25,7 +25,7 @@ from depthjepa.config import RunConfig
 from depthjepa.data.images import Split
 from depthjepa.data.layouts.layout import with_depth, with_label_maps, with_labels
 from depthjepa.data.samples import Source, segment_classes
-from depthjepa.drawing.figures import Captioned
+from depthjepa.drawing.panels import Captioned
 from depthjepa.evaluation.features import Encode
 from depthjepa.evaluation.gathering import RANDOM, Features, Views, encode_with, fitted_views, is_random, judged_views
 from depthjepa.evaluation.readout import DepthReadout
