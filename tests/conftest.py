@@ -2,9 +2,11 @@
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jaxtyping import install_import_hook
@@ -49,3 +51,23 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return int(end.value.code or 0), captured.out, captured.err
 
     return run_command
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
+    """Ask the runs of a test to stop after the step of that number (None: no longer)."""
+    from depthjepa import training
+
+    update, wanted = training.train_step, [None]
+
+    def watched(state: Any, parts: Any) -> dict[str, Any]:
+        if state.step + 1 == wanted[0]:
+            signal.raise_signal(signal.SIGTERM)
+        figures: dict[str, Any] = update(state, parts)
+        return figures
+
+    def set_step(number: int | None) -> None:
+        wanted[0] = number
+
+    monkeypatch.setattr(training, "train_step", watched)
+    return set_step

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,23 +219,17 @@ def _there_and_back(tmp_path: Path, name: str, call: Call) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_from_it_resumes_and_is_guided(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_from_it_resumes_and_is_guided(
+    tmp_path: Path, call: Call, stop_after: Callable[[int | None], None]
+) -> None:
     there = tmp_path / "there"
     STARTS["timm DINOv2 with registers"].write(there)
     guided = ("guidance.kind=pixel", "guidance.read=dense", "optim.layer_decay=0.8", "init.frozen_steps=1")
     asked = ["train", "photos", *TRAINING, *keys(saved(there).config), f"init.checkpoint={there}", *guided]
     assert call(*asked, "--out", tmp_path / "whole")[0] == 0
-    module = sys.modules["depthjepa.training"]
-    step = module.train_step
-
-    def interrupted(state: Any, parts: Any) -> Any:
-        if state.step == 1:
-            signal.raise_signal(signal.SIGTERM)
-        return step(state, parts)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "train_step", interrupted)
-        assert call(*asked, "--out", tmp_path / "parts")[0] != 0
+    stop_after(2)
+    assert call(*asked, "--out", tmp_path / "parts")[0] != 0
+    stop_after(None)
     assert checkpoint.load(tmp_path / "parts").step == 2
     status, _, fault = call(*asked, "--out", tmp_path / "parts", "--resume")
     assert status == 0, fault

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -144,24 +143,6 @@ def snapshots(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
 
     monkeypatch.setattr(training, "train_step", watched)
     return taken
-
-
-@pytest.fixture
-def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
-    """Ask the runs of a test to stop after the step of that number."""
-    update, wanted = training.train_step, [None]
-
-    def watched(state: Any, parts: list[Batch]) -> dict[str, Any]:
-        if state.step + 1 == wanted[0]:
-            signal.raise_signal(signal.SIGTERM)
-        figures: dict[str, Any] = update(state, parts)
-        return figures
-
-    def set_step(number: int | None) -> None:
-        wanted[0] = number
-
-    monkeypatch.setattr(training, "train_step", watched)
-    return set_step
 
 
 @pytest.mark.parametrize("from_checkpoint", [False, True])
