@@ -36,6 +36,8 @@ REMOVED = (
 
 # All keys of guidance before each kind had keys of its own: a file that has them all was written by a run of then.
 _TOGETHER = frozenset({"norm", "bins", "teacher", "read", "scope", "cache", "zoom_aware"})
+# A run's own file has all keys of its kind: with these and no `read`, feature guidance knew the paper's reading alone.
+_FEATURE = frozenset({"teacher", "fill", "control", "detached", "cache"})
 
 
 def current(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -43,7 +45,8 @@ def current(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]
 
     With each of those why it was removed.
     Of a resolved configuration from before each kind of guidance had its own keys, those of the other kinds are
-    dropped; feature guidance then read predicted tokens, whatever `guidance.read` said of pixel guidance.
+    dropped; feature guidance then read predicted tokens, whatever `guidance.read` said of pixel guidance, and also where
+    it had no such key.
     """
     found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in content.items()}
     guidance = found.get("guidance")
@@ -55,6 +58,8 @@ def current(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]
         gone = {row.key.partition(".")[2] for row in REMOVED} if kind == "pixel" else set()
         kept = {key: value for key, value in guidance.items() if key in own | gone}
         found["guidance"] = {key: value for key, value in kept.items() if (key, value) != ("head", None)}
+    elif isinstance(guidance, dict) and guidance.get("kind") == "feature" and guidance.keys() >= _FEATURE:
+        guidance.setdefault("read", "predicted")
     lost: dict[str, str] = {}
     for row in REMOVED:
         part, _, key = row.key.partition(".")

@@ -27,6 +27,7 @@ from depthjepa.guidance.teachers.table import TEACHERS
 from depthjepa.model.decoders import CELLS, FeatureHead, PixelHead
 from depthjepa.settings import are_sides, configuration
 
+TWO_THIRDS = 2 / 3  # of the encoder's depth: what a pass over the whole image reads where nothing else is asked for
 LONG = "long:"  # begins the size of images in their own proportions
 
 Teacher = Annotated[str, AfterValidator(TEACHERS.check), WithJsonSchema({"enum": TEACHERS.names})]
@@ -88,10 +89,10 @@ class FeatureGuidance:
     """Head from tokens to latents."""
     fill: Literal["zero", "learned"] = "zero"
     """What stands where a patch has no token; learned needs head=conv."""
-    read: Literal["predicted", "context", "dense", "both"] = "predicted"
+    read: Literal["predicted", "context", "dense", "both"] = "dense"
     """Tokens read: context and predicted ones put together, context alone, the whole image's, or first and third."""
-    depth_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Layer of the encoder that is read, as a share of its depth; below 1 it takes read=dense or context."""
+    depth_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Layer of the encoder that is read, as a share of its depth; below 1 read=dense or context; null: 2/3 if dense."""
     whiten: bool = True
     """Take the mean map of the training set from the target, and divide by its deviation; false: as it is (paper)."""
     schedule: Schedule = "constant"
@@ -147,9 +148,9 @@ class FeatureGuidance:
     @model_validator(mode="after")
     def _fits_together(self) -> FeatureGuidance:
         refuse_backward(self.turn)
-        if self.depth_share < 1 and self.read in ("predicted", "both"):
+        if self.layer_share < 1 and self.read in ("predicted", "both"):
             raise ValueError(
-                f"depth_share={self.depth_share:g} is of the encoder's layers, and predicted tokens are of the last "
+                f"depth_share={self.layer_share:g} is of the encoder's layers, and predicted tokens are of the last "
                 f"one: choose guidance.read=dense or context"
             )
         if self.control != "none" and self.control == self.beside:
@@ -170,6 +171,13 @@ class FeatureGuidance:
                 return max(1, round(scale * height)), max(1, round(scale * width))
             case _:
                 return self.teacher_size
+
+    @property
+    def layer_share(self) -> float:
+        """Layer of the encoder that is read, as a share of its depth, also where none is asked for."""
+        if self.depth_share is None:
+            return TWO_THIRDS if self.read == "dense" else 1.0
+        return self.depth_share
 
     @property
     def reads_holes(self) -> bool:
@@ -253,6 +261,13 @@ class PixelGuidance:
     def cells(self, grid: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the target: every pixel."""
         return size
+
+    @property
+    def layer_share(self) -> float:
+        """Layer of the encoder that is read, as a share of its depth, also where none is asked for."""
+        if self.depth_share is None:
+            return TWO_THIRDS if self.read == "dense" else 1.0
+        return self.depth_share
 
     @property
     def reads_holes(self) -> bool:

@@ -43,7 +43,7 @@ class FeatureGuide(ReadingGuide):
         super().__init__(config)
         self.config: FeatureGuidance = config
         self.head = head
-        self.layer = layer = max(0, round(config.depth_share * depth) - 1)
+        self.layer = layer = max(0, round(config.layer_share * depth) - 1)
         last = depth - 1
         # None but the last one, which the predictor is given anyway.
         self.encoder_layers = (layer, last) if config.read == "context" and layer < last else ()
