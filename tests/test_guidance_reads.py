@@ -80,7 +80,7 @@ def reached(method: JEPA, loss: torch.Tensor) -> set[str]:
 
 
 def test_a_dense_pass_judges_every_token_of_the_whole_image() -> None:
-    method = guided("guidance.read=dense")
+    method = guided("guidance.read=dense", "guidance.depth_share=1")
     target, pictures = latents(), images()
     loss = method(pictures, masks(), target).parts["loss_depth"]
     tokens = method.context_encoder(pictures)
@@ -106,7 +106,9 @@ def test_context_tokens_alone_are_judged_where_they_stand() -> None:
 
 def test_both_is_the_mean_of_predicted_and_dense_by_one_head() -> None:
     found = {
-        read: guided(f"guidance.read={read}")(images(), masks(), latents()).parts["loss_depth"]
+        read: guided(f"guidance.read={read}", "guidance.depth_share=1")(images(), masks(), latents()).parts[
+            "loss_depth"
+        ]
         for read in ("predicted", "dense", "both")
     }
     assert torch.allclose(found["both"], (found["predicted"] + found["dense"]) / 2)
@@ -123,6 +125,14 @@ def test_a_share_of_the_depth_is_guided_from_there_down(read: str) -> None:
     whole = guided(f"guidance.read={read}")
     one, other = (each(images(), masks(), latents()).parts["loss_jepa"] for each in (method, whole))
     assert torch.equal(one, other)
+
+
+def test_two_thirds_of_the_depth_are_read_where_nothing_is_said() -> None:
+    for read, deepest in (("dense", "2"), ("context", "3")):
+        method = guided(f"guidance.read={read}")
+        moved = reached(method, method(images(), masks(), latents()).parts["loss_depth"])
+        assert max(name.split(".")[2] for name in moved if ".blocks." in name) == deepest
+    assert FeatureGuidance().read == "dense"
 
 
 def test_predicted_tokens_are_of_the_last_layer_alone() -> None:
