@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import yaml
 
-from depthjepa.config import RunConfig, TrainConfig, differences, flatten, keys, to_mapping
+from depthjepa.config import RunConfig, TrainConfig, differences, keys, to_mapping
 from depthjepa.configuring import build_config, load_config
 from depthjepa.faults import BadInput, nearest
+from depthjepa.logbook import flatten
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_method, build_teacher
 from depthjepa.recipe_files import recipe_names, recipe_text

@@ -22,6 +22,8 @@ from depthjepa.loggers import table
 from tiny_images import write_pairs
 from tiny_runs import CLOCK, Call, metrics, recipe_file, run, tiny
 
+CHOICES = "should be 'run_folder', 'tensorboard', 'wandb' or 'mlflow'"
+
 
 class Planted:
     """Keeps every call, with the path it was made for."""
@@ -36,6 +38,12 @@ class Planted:
 
     def log(self, record: Mapping[str, Any]) -> None:
         self.calls.append(("log", dict(record)))
+
+    def picture(self, name: str, figure: Any, step: int) -> None:
+        self.calls.append(("picture", (name, step)))
+
+    def table(self, name: str, table: Mapping[str, Any], step: int) -> None:
+        self.calls.append(("table", (name, dict(table), step)))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         self.calls.append(("finish", dict(summary)))
@@ -78,7 +86,8 @@ def test_a_planted_logger_gets_a_stopped_and_resumed_run_without_gap_or_double(
     calls.clear()
     monkeypatch.setattr(training, "train_step", step)
     summary = run(pairs, folder, *settings, resume=True)
-    assert [name for name, _ in calls] == ["made", "begin", *["log"] * 5, "finish", "close"]
+    assert [name for name, _ in calls] == ["made", "begin", *["log"] * 5, *["picture"] * 2, "finish", "close"]
+    assert [content for name, content in calls if name == "picture"] == [("masks", 8), ("features", 8)]
     assert calls[0][1] == folder
     config, environment, begun = calls[1][1]
     assert config == to_mapping(tiny(pairs, *settings)) and environment["world"] == 1
@@ -116,14 +125,15 @@ def test_naming_the_run_folder_changes_nothing_and_loggers_may_change_on_resume(
     assert metrics(tmp_path / "named") == metrics(tmp_path / "plain")
     (tmp_path / "plain" / "summary.json").unlink()
     run(pairs, tmp_path / "plain", "train.steps=2", "train.loggers=[planted, run_folder]", resume=True)
-    assert [name for name, _ in calls] == ["made", "begin", "finish", "close"]
+    assert [name for name, _ in calls] == ["made", "begin", *["picture"] * 2, "finish", "close"]
 
 
 def test_an_unknown_logger_is_refused_with_the_nearest(tmp_path: Path, call: Call) -> None:
-    message = r"train\.loggers='run_foldr': should be 'run_folder' \(did you mean 'run_folder'\?\)"
+    message = rf"train\.loggers='run_foldr': {CHOICES} \(did you mean 'run_folder'\?\)"
     with pytest.raises(BadInput, match=message):
         load_config("demo", ["train.loggers=run_foldr"])
     recipe = recipe_file(tmp_path / "recipe.yaml", tmp_path)
     status, _, said = call("train", recipe, "train.loggers=[tensor_bored]")
     assert status == 2
-    assert said == "depthjepa: configuration: train.loggers='tensor_bored': should be 'run_folder'\n"
+    hint = "(did you mean 'tensorboard'?)"
+    assert said == f"depthjepa: configuration: train.loggers='tensor_bored': {CHOICES} {hint}\n"

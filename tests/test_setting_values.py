@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from depthjepa.config import RunConfig, TeacherFitConfig, flatten, to_mapping, types
+from depthjepa.config import RunConfig, TeacherFitConfig, to_mapping, types
 from depthjepa.configuring import build_config, load_config
 from depthjepa.faults import BadInput
+from depthjepa.logbook import flatten
 from tiny_images import picture, save
 from tiny_runs import Call
 

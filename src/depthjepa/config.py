@@ -26,7 +26,7 @@ from depthjepa.data.config import DataConfig
 from depthjepa.faults import BadInput
 from depthjepa.guidance.config import Guidance, NoGuidance
 from depthjepa.guidance.teachers.fit import FitConfig
-from depthjepa.logbook import plain
+from depthjepa.logbook import flatten, plain
 from depthjepa.loggers.table import LOGGERS, check_logger
 from depthjepa.masks import MaskConfig
 from depthjepa.model.decoders import CELLS
@@ -278,17 +278,6 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str
     one, other = flatten(first), flatten(second)
     changed = (key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
     return sorted(key for key in changed if key not in CIRCUMSTANCES and not key.startswith("about."))
-
-
-def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings to dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def types(kind: Any, prefix: str = "") -> dict[str, tuple[Any, ...]]:

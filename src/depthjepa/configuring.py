@@ -18,10 +18,11 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from depthjepa.config import RunConfig, TeacherFitConfig, flatten, to_mapping, types
+from depthjepa.config import RunConfig, TeacherFitConfig, to_mapping, types
 from depthjepa.effects import refuse_idle
 from depthjepa.faults import BadInput, nearest
 from depthjepa.guidance.config import KINDS
+from depthjepa.logbook import flatten
 from depthjepa.old_keys import current, why_removed
 from depthjepa.recipe_files import read_recipe
 from depthjepa.setting_values import value_of

@@ -14,8 +14,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from depthjepa.config import FIT_DEFAULTS, RunConfig, TeacherFitConfig, flatten, to_mapping
+from depthjepa.config import FIT_DEFAULTS, RunConfig, TeacherFitConfig, to_mapping
 from depthjepa.faults import BadInput, nearest
+from depthjepa.logbook import flatten
 from depthjepa.recipe_values import Setting, settings_of_recipes
 
 NOUNS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}

@@ -7,6 +7,7 @@ metrics.jsonl      one JSON object a logged step
 summary.json       figures of the steps that were done
 checkpoints/       see `checkpoint.py`
 figures/, probes/  arrays and tables for the report
+loggers/           what loggers beside this folder keep, where `train.loggers` names some
 """
 
 from __future__ import annotations
@@ -29,7 +30,16 @@ DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 NO_SUCH_PLACE = (errno.EEXIST, errno.ENOTDIR)
 REFUSED = (*NO_SUCH_PLACE, errno.ENOENT, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 FOLDERS = ("checkpoints", "figures", "probes")
-PARTS = (*FOLDERS, "config.yaml", "environment.json", "data.json", "data.npz", "metrics.jsonl", "summary.json")
+PARTS = (
+    *FOLDERS,
+    "loggers",
+    "config.yaml",
+    "environment.json",
+    "data.json",
+    "data.npz",
+    "metrics.jsonl",
+    "summary.json",
+)
 
 
 class RunFolder:
@@ -256,3 +266,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings to dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -45,7 +45,7 @@ def current(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]
 
     With each of those why it was removed.
     Of a resolved configuration from before each kind of guidance had its own keys, those of the other kinds are
-    dropped; feature guidance then read predicted tokens, whatever `guidance.read` said of pixel guidance, and also where
+    dropped; feature guidance then read predicted tokens, whatever `guidance.read` said of pixel guidance, and did where
     it had no such key.
     """
     found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in content.items()}

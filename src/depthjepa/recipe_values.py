@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from depthjepa.config import RunConfig, flatten, to_mapping
+from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import load_config
 from depthjepa.guidance.config import KINDS
+from depthjepa.logbook import flatten
 from depthjepa.recipe_files import recipe_names
 
 OWN = ("name", "about.")  # beginnings of keys that each recipe has for itself

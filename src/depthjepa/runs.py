@@ -160,14 +160,3 @@ def _equal(first: np.ndarray, second: np.ndarray) -> bool:
 def listed(words: Sequence[str]) -> str:
     """Words as a list in a sentence: a, b and c."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def flatten(mapping: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Return a nested mapping with dotted keys: {"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in mapping.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{above}{key}.")
-        else:
-            flat[f"{above}{key}"] = value
-    return flat

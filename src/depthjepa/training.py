@@ -28,6 +28,7 @@ from depthjepa.data.metres import describe_depth
 from depthjepa.data.order import steps_per_epoch, wrap_note
 from depthjepa.data.samples import Batch, Source
 from depthjepa.evaluation.during_training import probe_during_training
+from depthjepa.evaluation.pictures import drawn
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.guidance.build import learned_depths, refuse_images_without_latents, seen_by_teacher
 from depthjepa.logbook import RunFolder
@@ -95,7 +96,10 @@ def train(
                 loop(state, folder, loggers, batches, stopping)
                 with stopping.at_once(), progress.task(f"{config.name}: pictures"):
                     summary = finish(state, folder, len(source)) if place.first else {}
+            pictures = drawn(folder) if len(loggers) > 1 else {}
             for logger in loggers:
+                for name, figure in pictures.items():
+                    logger.picture(name, figure, state.step)
                 logger.finish(summary)
         return summary
 

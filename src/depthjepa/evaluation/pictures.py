@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,6 +24,11 @@ from depthjepa.method import build_encoder
 from depthjepa.model.encoder import Encoder
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.supervised import Supervised
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DRAWN = 8  # images of a picture
 
 
 @torch.no_grad()
@@ -55,6 +63,24 @@ def write_pictures(
         }
         folder.save_arrays("figures/guidance", arrays)
     method.train()
+
+
+def drawn(folder: RunFolder) -> dict[str, Figure]:
+    """What `write_pictures` left in a run folder, drawn; the report puts several runs side by side instead."""
+    from depthjepa.drawing.figures import latent_rows, masks_figure  # they load Matplotlib
+    from depthjepa.drawing.token_figures import feature_pca
+
+    draw: dict[str, Callable[[dict[str, np.ndarray]], Figure]] = {
+        "masks": lambda of: masks_figure(of["images"], of["context"], of["targets"]),
+        "features": lambda of: feature_pca(of["images"], {"trained": of["tokens"], "random encoder": of["random"]}),
+        "guidance": lambda of: latent_rows(of["images"], of["teacher"], {"predicted": of["predicted"]}),
+    }
+    found: dict[str, Figure] = {}
+    for name in draw:
+        if (file := folder.path / "figures" / f"{name}.npz").is_file():
+            with np.load(file) as arrays:
+                found[name] = draw[name]({key: arrays[key][:DRAWN] for key in arrays.files})
+    return found
 
 
 def picture_batch(config: RunConfig) -> Batch:

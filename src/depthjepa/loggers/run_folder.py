@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from depthjepa.logbook import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class RunFolderLogger:
@@ -21,6 +24,12 @@ class RunFolderLogger:
 
     def log(self, record: Mapping[str, Any]) -> None:
         self.folder.log(record)
+
+    def picture(self, name: str, figure: Figure, step: int) -> None:
+        """Nothing: the folder has the arrays that pictures are drawn from."""
+
+    def table(self, name: str, table: Mapping[str, Any], step: int) -> None:
+        """Nothing: the folder has a probe's tables from the probe itself."""
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         self.folder.write_summary(summary)

@@ -11,7 +11,12 @@ from depthjepa.kinds import Row, Table
 LOGGERS = Table(
     what="logger",
     member="LOGGER",
-    rows=(Row("run_folder", "files in the run folder, which every run has", "loggers.run_folder"),),
+    rows=(
+        Row("run_folder", "files in the run folder, which every run has", "loggers.run_folder"),
+        Row("tensorboard", "event files below the run folder", "loggers.tensorboard"),
+        Row("wandb", "Weights & Biases, online or offline", "loggers.wandb", also=("weights and biases", "w&b")),
+        Row("mlflow", "an MLflow server, or files below the run folder", "loggers.mlflow"),
+    ),
 )
 
 

@@ -22,14 +22,14 @@ from depthjepa.drawing import charts
 from depthjepa.drawing.panels import Captioned
 from depthjepa.evaluation.probes import table as probes
 from depthjepa.faults import BadInput
-from depthjepa.logbook import write_whole
+from depthjepa.logbook import flatten, write_whole
 from depthjepa.report.comparison import is_comparison, write_comparison
 from depthjepa.report.explorer import explorer
 from depthjepa.report.html import document, embed, plain_table, record_table, run_label, section, text
 from depthjepa.report.sections import feature_figures, guidance_figures, loss_figure, mask_figures
 from depthjepa.report.studies import first_runs, is_study, read_study, studies_page, study_section
 from depthjepa.report.tables import READING, Table, merge_tables, table_html
-from depthjepa.runs import Run, flatten, listed, read_runs
+from depthjepa.runs import Run, listed, read_runs
 
 
 def write_report(runs: list[Path], out: Path) -> None:

@@ -31,6 +31,7 @@ from depthjepa.evaluation.probes.shared import shared_tables
 from depthjepa.evaluation.probes.task import Data, Judged, OwnTask, Probe, SharedTask, Subject
 from depthjepa.faults import BadInput
 from depthjepa.logbook import RunFolder, plain, to_json, write_whole
+from depthjepa.loggers.logger import tell_table
 from depthjepa.model.encoder import Encoder
 
 
@@ -162,7 +163,8 @@ def write_probe(
         write_whole(out, to_json(content))
     if saved is not None and folder is not None:
         task, data = result.table["task"], result.table["data"]
-        own = RunFolder(folder).config()["data"]
+        of_run = RunFolder(folder).config()
+        own = of_run["data"]
         root = own["root"]  # empty in a folder that was converted from mere weights
         elsewhere = (
             ""
@@ -179,4 +181,5 @@ def write_probe(
             kept = [row for row in content["rows"] if row["name"] in guesses[:1] or row["name"] not in guesses]
             origin = {"step": str(saved.step), "which": which, "data": data, "rows": json.dumps(plain(kept))}
             result.readout.save(folder / "probes" / f"{task}.safetensors", origin)
+        tell_table(of_run.get("train", {}).get("loggers", ()), folder, Path(file).name, content, saved.step)
     return content

@@ -1,0 +1,84 @@
+"""Weights & Biases: online, or `WANDB_MODE=offline`, which leaves files in `loggers/wandb` for `wandb sync`.
+
+Its own variables say where and how (`WANDB_PROJECT`, by default depthjepa, `WANDB_ENTITY`, `WANDB_MODE`, …).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from depthjepa.faults import BadInput
+from depthjepa.logbook import plain
+from depthjepa.loggers.logger import column_keys, scalars
+from depthjepa.loggers.sent import FOLDER, Sent
+
+try:
+    import wandb
+except ImportError as missing:
+    raise BadInput("train.loggers=wandb needs its library: pip install 'depthjepa[loggers]'") from missing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class WandbLogger:
+    """Rows by step, pictures, tables, and the run's summary.
+
+    A resumed run goes on under the same ID; offline that is a second file, and `wandb sync` puts both together.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._sent = Sent(path, "wandb")
+        self._run: Any = None
+
+    def _open(self, config: Mapping[str, Any] | None = None) -> Any:
+        if self._run is None:
+            known = self._sent.run
+            self._sent.run = known or os.urandom(4).hex()
+            (self._path / FOLDER).mkdir(parents=True, exist_ok=True)
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "depthjepa"),
+                id=self._sent.run,
+                name=None if known else self._path.resolve().name,
+                dir=str(self._path / FOLDER),
+                resume="allow",
+                config=None if config is None else plain(config),
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+            self._sent.keep()
+        return self._run
+
+    def begin(self, config: Mapping[str, Any], environment: Mapping[str, Any], step: int) -> None:
+        self._open({**config, "environment": environment}).config.update({}, allow_val_change=True)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        if figures := self._sent.new(scalars(record), record["step"]):
+            self._open().log(figures, step=record["step"])
+            self._sent.keep(figures, record["step"])
+
+    def picture(self, name: str, figure: Figure, step: int) -> None:
+        drawn = BytesIO()
+        figure.savefig(drawn, format="png")
+        self._open().log({name: wandb.Image(Image.open(drawn), caption=f"step {step}")})
+
+    def table(self, name: str, table: Mapping[str, Any], step: int) -> None:
+        keys = column_keys(table)
+        rows = [[row.get(key) for key in keys] for row in table["rows"]]
+        self._open().log({f"probes/{name}": wandb.Table(columns=keys, data=rows)})
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        self._open().summary.update(plain(summary))
+
+    def close(self) -> None:
+        if self._run is not None:
+            self._run.finish()
+
+
+LOGGER = WandbLogger
