@@ -12,7 +12,6 @@ LAYOUTS = Table(
     member="LAYOUT",
     rows=(
         Row("scenes", "rendered streets (scenes or scenes:SEED)", "data.layouts.scenes"),
-        Row("closeups", "rendered streets, seen from closer (closeups or closeups:SEED)", "data.layouts.closeups"),
         Row("rooms", "rendered rooms (rooms or rooms:SEED)", "data.layouts.rooms"),
         Row(
             "labelled",

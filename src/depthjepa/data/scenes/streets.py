@@ -9,7 +9,6 @@ objects lie beyond its centre.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -46,7 +45,6 @@ KINDS = ("car", "truck", "pedestrian", "tree", "sign", "lamp", "bin", "barrier")
 CLASSES = ("sky", "ground", "building", *KINDS)
 BUILDING, FIRST_KIND = CLASSES.index("building"), CLASSES.index(KINDS[0])
 OTHERS = 6  # objects beyond the nearest
-WHOLE = 0.85  # of the picture's side: no object is wider or higher
 FRONTS = 4  # buildings on each side of the street
 
 _SIZES = np.array(  # smallest and largest width, height, length of each kind [m]
@@ -111,17 +109,12 @@ _SHAPES = Shapes(
 )
 
 
-def arrange(
-    indices: Int[np.ndarray, " b"], *, seed: int, photographs: int = 0, share: tuple[float, float] = (0.28, 0.65)
-) -> Layout:
-    """Lay out the scenes `indices` (>= 0): row by row a pure function of (seed, index).
-
-    `share`: of the picture's side, what the side of a square has that is as large as the nearest object.
-    """
+def arrange(indices: Int[np.ndarray, " b"], *, seed: int, photographs: int = 0) -> Layout:
+    """Lay out the scenes `indices` (>= 0): row by row a pure function of (seed, index)."""
     draw = Draws(indices, seed)
     labels = _labels(indices, seed)
     street = turn_of(draw("street", 2).sum(1) - 1, 0.45)
-    camera, objects = _place_objects(draw, labels, street, share)
+    camera, objects = _place_objects(draw, labels, street)
     buildings, free = _place_buildings(draw, camera, objects, street)
     both = Objects.joined(buildings, replace(objects, present=objects.present & free))
     kind = both.category - BUILDING
@@ -145,9 +138,7 @@ def _labels(indices: np.ndarray, seed: int) -> Int[np.ndarray, " b"]:
     return labels
 
 
-def _place_objects(
-    draw: Draws, labels: np.ndarray, street: np.ndarray, share: tuple[float, float]
-) -> tuple[Camera, Objects]:
+def _place_objects(draw: Draws, labels: np.ndarray, street: np.ndarray) -> tuple[Camera, Objects]:
     u = np.moveaxis(draw("objects", 1 + OTHERS, 9), 2, 0)
     kind = np.floor(u[0] * len(KINDS)).astype(np.int64)
     kind[:, 0] = labels
@@ -165,7 +156,7 @@ def _place_objects(
 
     # The nearest object: the share of the picture it takes gives its distance, its place there the pitch.
     w, h = width[:, 0], size[:, 0, 1]
-    large = np.maximum(np.sqrt(w * h) / between(look[4], *share), np.maximum(w, h) / WHOLE)
+    large = np.maximum(np.sqrt(w * h) / between(look[4], 0.28, 0.65), np.maximum(w, h) / 0.85)
     front = np.maximum(focal * large, 1.2 * np.abs(h / 2 - height))
     depth = front + support[:, 0]
     across = (2 * look[5] - 1) * np.maximum(0.5 - 0.5 * focal * w / front, 0.04) * front / focal
@@ -268,4 +259,3 @@ def _surroundings(draw: Draws, street: np.ndarray) -> Surroundings:
 
 
 STREETS = World(arrange, CLASSES, KINDS, CLASSES.index("ground"))
-CLOSEUPS = replace(STREETS, arrange=partial(arrange, share=(0.55, 0.85)))
