@@ -367,6 +367,12 @@ def test_a_difference_lost_to_the_correction_asks_for_more_seeds():
     assert seeds_named(sentence(1.0, 1e-9, 0.1, 0.125, n=4)) > 4
 
 
+def test_six_seeds_of_one_sign_and_four_comparisons_say_that_it_takes_eight():
+    words = sentence(0.168, 0.0035, 0.02, 4 * 2 / 2**6, n=6)
+    assert words.startswith("It cannot be told") and "of one sign in all seeds" in words
+    assert seeds_named(words) == 8 and 4 * 2 / 2**8 < 0.05 < 4 * 2 / 2**7
+
+
 def test_a_test_at_odds_with_the_interval_claims_nothing():
     words = sentence(0.02, 0.04, 0.02, 0.03)
     assert words.startswith("It cannot be told")

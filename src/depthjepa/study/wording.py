@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from depthjepa.faults import BadInput
 from depthjepa.study.inference import (
     LARGEST_EFFECT,
@@ -39,7 +41,8 @@ def claim(
     which no correction enters; both are said where both hold. Where neither does, the sentence names the largest
     difference that the interval leaves open, and how many seeds would find a true difference of the size seen with
     80 % power, at the level that the correction leaves for it. That number follows from a difference and a deviation
-    that are themselves uncertain.
+    that are themselves uncertain. Where the interval leaves out zero and all differences are of one sign, p is as small
+    as so few seeds can give: then that is said, and how many it takes.
 
     Raises:
         BadInput: as `equivalence`; a p outside [0, 1], or a `better` that is neither higher nor lower.
@@ -73,13 +76,25 @@ def claim(
     return (
         f"It cannot be told whether {first} is better than {second} in {named}, worse, or equivalent within "
         f"±{margin:g}: {seen}{contrary}), {side} of {first} as large as {number(abs(furthest))} is not ruled out, and "
-        f"{_seeds_text(interval, p_adjusted)}."
+        f"{_seeds_text(interval, p_adjusted, one_sign=len(set(np.sign(differences))) == 1)}."
     )
 
 
-def _seeds_text(interval: Interval, p_adjusted: float) -> str:
+def _fewest_seeds(seeds: int, p_adjusted: float, level: float) -> int:
+    """Paired seeds from which differences of one sign are below the level, by the correction that these had."""
+    correction = p_adjusted * 2 ** (seeds - 1)  # of the smallest p that signs can give
+    return max(seeds + 1, 1 + math.ceil(math.log2(correction / (1 - level))))
+
+
+def _seeds_text(interval: Interval, p_adjusted: float, *, one_sign: bool) -> str:
     if interval.deviation == 0:
         return "how many seeds would be needed cannot be reckoned from differences that are all equal"
+    if one_sign and (interval.low > 0 or interval.high < 0):
+        seeds = _fewest_seeds(interval.n, p_adjusted, interval.level)
+        return (
+            f"the differences are of one sign in all seeds, which is as much as so few can show: after this correction "
+            f"it takes about {seeds} paired seeds"
+        )
     effect = min(abs(interval.mean) / interval.deviation, LARGEST_EFFECT)
     p = 2 * tail(interval, abs(interval.mean))
     # What the correction made of this p, it would make of the next study's: the single test has to meet less.
