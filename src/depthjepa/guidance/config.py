@@ -263,13 +263,6 @@ class PixelGuidance:
         return size
 
     @property
-    def layer_share(self) -> float:
-        """Layer of the encoder that is read, as a share of its depth, also where none is asked for."""
-        if self.depth_share is None:
-            return TWO_THIRDS if self.read == "dense" else 1.0
-        return self.depth_share
-
-    @property
     def reads_holes(self) -> bool:
         """Whether what stands where a patch has no token reaches a judged pixel."""
         return self.head != "mlp" and self.read != "dense"

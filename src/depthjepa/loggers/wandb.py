@@ -71,7 +71,7 @@ class WandbLogger:
     def table(self, name: str, table: Mapping[str, Any], step: int) -> None:
         keys = column_keys(table)
         rows = [[row.get(key) for key in keys] for row in table["rows"]]
-        self._open().log({f"probes/{name}": wandb.Table(columns=keys, data=rows)})
+        self._open().log({f"probes/{name}": wandb.Table(columns=[*keys], data=rows)})
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         self._open().summary.update(plain(summary))

@@ -90,10 +90,10 @@ def _seeds_text(interval: Interval, p_adjusted: float, *, one_sign: bool) -> str
     if interval.deviation == 0:
         return "how many seeds would be needed cannot be reckoned from differences that are all equal"
     if one_sign and (interval.low > 0 or interval.high < 0):
-        seeds = _fewest_seeds(interval.n, p_adjusted, interval.level)
+        fewest = _fewest_seeds(interval.n, p_adjusted, interval.level)
         return (
             f"the differences are of one sign in all seeds, which is as much as so few can show: after this correction "
-            f"it takes about {seeds} paired seeds"
+            f"it takes about {fewest} paired seeds"
         )
     effect = min(abs(interval.mean) / interval.deviation, LARGEST_EFFECT)
     p = 2 * tail(interval, abs(interval.mean))
