@@ -48,10 +48,12 @@ def by_hand(config: RunConfig, batch: int) -> int:
     count += 3 * linear(batch * targets * hidden, narrow, width)
     if config.guidance.kind == "feature":
         count += 3 * linear(batch * cells, width, 4 * 2 * 2)  # four channels of 2 x 2 cells a patch
+        if config.guidance.read == "dense":  # the whole image once more, up to two thirds of the depth
+            count += 2 * linear(batch * cells, pixels, width) + 3 * blocks(round(2 / 3 * depth), batch, cells, width)
     return count
 
 
-@pytest.mark.parametrize("guidance", [(), GUIDED])
+@pytest.mark.parametrize("guidance", [(), GUIDED, (*GUIDED, "guidance.read=predicted")])
 @pytest.mark.parametrize("bias", ["unbiased", "reference"])
 def test_counted_operations_are_those_of_a_hand_count(guidance: tuple[str, ...], bias: str) -> None:
     shape = ("model.depth=3", "predictor.depth=2", "data.image_size=[96, 112]", f"masks.bias={bias}")

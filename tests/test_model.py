@@ -68,7 +68,9 @@ def jepa(head: str | None = "linear", fill="zero", grid=(8, 8), weight=0.5) -> J
     guide = (
         None
         if head is None
-        else FeatureGuide(LatentHead(head, fill, SHAPE.width, 4), FeatureGuidance(weight=weight), SHAPE.depth)
+        else FeatureGuide(
+            LatentHead(head, fill, SHAPE.width, 4), FeatureGuidance(weight=weight, read="predicted"), SHAPE.depth
+        )
     )
     if guide is not None:
         initialise(guide, generator(2))
@@ -481,9 +483,9 @@ def test_supervised_adds_depth_and_class_loss_where_the_data_have_them():
 
 def test_what_the_data_cannot_teach_is_refused():
     config = load_config("demo", [*TINY[:3], "train.objective=supervised"])
-    with pytest.raises(BadInput, match="needs depth or labels; scenes:1 has neither"):
+    with pytest.raises(BadInput, match="needs depth or labels; scenes:2 has neither"):
         build_method(config, None, classes=0)
-    with pytest.raises(BadInput, match=r"needs depth, but data.root=scenes:1 has none"):
+    with pytest.raises(BadInput, match=r"needs depth, but data.root=scenes:2 has none"):
         build_teacher(load_config("demo"), has_depth=False)
     assert build_teacher(load_config("demo", ["guidance.kind=none"]), has_depth=True) is None
 

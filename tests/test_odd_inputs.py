@@ -222,7 +222,7 @@ VALUES = {
     "train.device=cuda:x": "device 'cuda:x' is unknown: use cpu, cuda or cuda:N",
     "train.log_every=yes": r"train\.log_every=true: should be a number",
     "train.compile=maybe": "train.compile='maybe': should be a valid boolean$",
-    "train.loggers=wandb": "train.loggers='wandb': should be 'run_folder'",
+    "train.loggers=comet": "train.loggers='comet': should be 'run_folder', 'tensorboard', 'wandb' or 'mlflow'",
     "train.objective=sup": "should be 'jepa' or 'supervised'",
     "train.probe_every=1 data.root=flat guidance.kind=none": "needs labels or depth, and flat has neither",
     "optim.lr=nan": "optim.lr='nan': should be a finite number",

@@ -86,6 +86,7 @@ HOMONYMS = {
     ("guidance", "configuring.py"): "a part of the configuration",
     ("guidance", "evaluation/probes/running.py"): "a part of the configuration",
     ("guidance", "old_keys.py"): "a part of the configuration",
+    ("guidance", "evaluation/pictures.py"): "arrays that a run leaves behind",
     ("guidance", "report/sections.py"): "arrays that a run leaves behind",
 }
 

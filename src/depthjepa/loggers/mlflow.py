@@ -5,13 +5,14 @@ The experiment is `MLFLOW_EXPERIMENT_NAME`, by default depthjepa. The client alo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from depthjepa.faults import BadInput
+from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import flatten, plain
 from depthjepa.loggers.logger import scalars
 from depthjepa.loggers.sent import FOLDER, Sent
@@ -26,6 +27,16 @@ if TYPE_CHECKING:
 
 PARAMS_AT_ONCE = 100  # a server takes no more
 LONGEST_PARAM = 500  # characters
+
+
+@contextlib.contextmanager
+def _reached() -> Iterator[None]:
+    """Stop a run whose server does not answer: what it lacks it gets once the run goes on."""
+    try:
+        yield
+    except mlflow.MlflowException as fault:
+        why = str(fault).splitlines()[0]
+        raise RunStopped(f"train.loggers=mlflow: {why}; go on with --resume once it answers") from fault
 
 
 class MlflowLogger:
@@ -53,6 +64,7 @@ class MlflowLogger:
             self._sent.keep()
         return client, self._sent.run
 
+    @_reached()
     def begin(self, config: Mapping[str, Any], environment: Mapping[str, Any], step: int) -> None:
         first = self._sent.run is None
         client, run = self._open()
@@ -65,6 +77,7 @@ class MlflowLogger:
         client.log_dict(run, plain(config), "config.yaml")
         client.log_dict(run, plain(environment), "environment.json")
 
+    @_reached()
     def log(self, record: Mapping[str, Any]) -> None:
         if figures := self._sent.new(scalars(record), record["step"]):
             client, run = self._open()
@@ -72,14 +85,17 @@ class MlflowLogger:
             client.log_batch(run, metrics=[entity(key, value, now, record["step"]) for key, value in figures.items()])
             self._sent.keep(figures, record["step"])
 
+    @_reached()
     def picture(self, name: str, figure: Figure, step: int) -> None:
         client, run = self._open()
         client.log_figure(run, figure, f"{name}.png")
 
+    @_reached()
     def table(self, name: str, table: Mapping[str, Any], step: int) -> None:
         client, run = self._open()
         client.log_dict(run, plain(table), f"probes/{name}.json")
 
+    @_reached()
     def finish(self, summary: Mapping[str, Any]) -> None:
         client, run = self._open()
         client.log_dict(run, plain(summary), "summary.json")

@@ -5,8 +5,9 @@ Its own variables say where and how (`WANDB_PROJECT`, by default depthjepa, `WAN
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,15 +44,17 @@ class WandbLogger:
             known = self._sent.run
             self._sent.run = known or os.urandom(4).hex()
             (self._path / FOLDER).mkdir(parents=True, exist_ok=True)
-            self._run = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", "depthjepa"),
-                id=self._sent.run,
-                name=None if known else self._path.resolve().name,
-                dir=str(self._path / FOLDER),
-                resume="allow",
-                config=None if config is None else plain(config),
-                settings=wandb.Settings(silent=True, console="off"),
-            )
+            with _reached():
+                self._run = wandb.init(
+                    mode=os.environ.get("WANDB_MODE"),  # also where W&B was loaded before it was set
+                    project=os.environ.get("WANDB_PROJECT", "depthjepa"),
+                    id=self._sent.run,
+                    name=None if known else self._path.resolve().name,
+                    dir=str(self._path / FOLDER),
+                    resume="allow",
+                    config=None if config is None else plain(config),
+                    settings=wandb.Settings(silent=True, console="off"),
+                )
             self._sent.keep()
         return self._run
 
@@ -79,6 +82,14 @@ class WandbLogger:
     def close(self) -> None:
         if self._run is not None:
             self._run.finish()
+
+
+@contextlib.contextmanager
+def _reached() -> Iterator[None]:
+    try:
+        yield
+    except wandb.Error as fault:
+        raise BadInput(f"train.loggers=wandb: {fault} WANDB_MODE=offline keeps all in the run folder.") from fault
 
 
 LOGGER = WandbLogger
