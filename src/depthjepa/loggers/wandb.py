@@ -44,9 +44,10 @@ class WandbLogger:
             known = self._sent.run
             self._sent.run = known or os.urandom(4).hex()
             (self._path / FOLDER).mkdir(parents=True, exist_ok=True)
+            mode: Any = os.environ.get("WANDB_MODE")  # also where W&B was loaded before it was set
             with _reached():
                 self._run = wandb.init(
-                    mode=os.environ.get("WANDB_MODE"),  # also where W&B was loaded before it was set
+                    mode=mode,
                     project=os.environ.get("WANDB_PROJECT", "depthjepa"),
                     id=self._sent.run,
                     name=None if known else self._path.resolve().name,
