@@ -122,6 +122,7 @@ ELSEWHERE = {
     "runs finished; continue with --resume": "test_study.py",
     "measured; continue with --resume": "test_study.py",
     "stopped at step {} of {}; continue with --resume": "test_train.py",
+    "go on with --resume once it answers": "test_logger_services.py",
     "Make room and go on (a run with --resume)": "test_train.py",
     "take fewer data.workers, or 0": "test_foreign_faults.py: without workers nothing is shared",
     "or take data.workers=0": "test_foreign_faults.py: without workers nothing is shared",

@@ -9,6 +9,7 @@ import yaml
 from depthjepa.config import RunConfig, TrainConfig, differences, keys, to_mapping
 from depthjepa.configuring import build_config, load_config
 from depthjepa.faults import BadInput, nearest
+from depthjepa.guidance.config import FeatureGuidance, PixelGuidance
 from depthjepa.logbook import flatten
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_method, build_teacher
@@ -271,3 +272,13 @@ def test_a_length_given_as_override_replaces_the_recipes():
     assert (by_steps.steps, by_steps.epochs) == (300, None)
     by_epochs = load_config("demo", ["train.epochs=2"]).train
     assert (by_epochs.steps, by_epochs.epochs) == (None, 2)
+
+
+def test_another_kind_of_guidance_keeps_what_means_the_same_there():
+    feature = load_config("demo", ["guidance.read=context", "guidance.head=conv", "guidance.weight=0.7"])
+    assert isinstance(feature.guidance, FeatureGuidance)
+    pixel = build_config(to_mapping(feature), ["guidance.kind=pixel"]).guidance
+    assert isinstance(pixel, PixelGuidance) and pixel.weight == 0.7
+    assert (pixel.read, pixel.head) == (PixelGuidance().read, PixelGuidance().head)  # of their own choices
+    with pytest.raises(BadInput, match=r"guidance\.read='context': should be"):
+        build_config(to_mapping(feature), ["guidance.kind=pixel", "guidance.read=context"])

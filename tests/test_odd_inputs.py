@@ -247,7 +247,7 @@ VALUES = {
     "data.workers=-1": "should be greater than or equal to 0",
     "data.memory_gib=.inf": "should be a finite number",
     "data.kind=scene": rf"should be {', '.join(map(repr, LAYOUTS.names))} or 'folder' \(did you mean 'scenes'\?\)",
-    "data.kind=flat": r"data\.kind=flat, but scenes:1 is rendered scenes: take data\.kind=scenes",
+    "data.kind=flat": r"data\.kind=flat, but scenes:2 is rendered scenes: take data\.kind=scenes",
     "data.kind=rgbd data.root=flat": r"flat",
     "data.root=gone": r"data\.root: there is no folder gone$",
     "data.root=pair": r"no folder pair \(did you mean 'pairs'\?\)",

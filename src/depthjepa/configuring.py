@@ -14,14 +14,14 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from depthjepa.config import RunConfig, TeacherFitConfig, to_mapping, types
 from depthjepa.effects import refuse_idle
 from depthjepa.faults import BadInput, nearest
-from depthjepa.guidance.config import KINDS
+from depthjepa.guidance.config import KINDS, NoGuidance
 from depthjepa.logbook import flatten
 from depthjepa.old_keys import current, why_removed
 from depthjepa.recipe_files import read_recipe
@@ -202,12 +202,17 @@ def _idle_size(layer: Sequence[str]) -> list[str]:
 
 
 def _drop_other_guidance(content: dict[str, Any], layer: Sequence[str]) -> None:
-    """Where a layer names a kind of guidance, take away what lies below it and is for other kinds."""
+    """Where a layer names a kind of guidance, take away what lies below it and is for other kinds.
+
+    Keys that several kinds have stay, unless they mean something else there: `head` and `read` have other choices.
+    """
     named = [text.partition("=")[2] for text in layer if text.startswith("guidance.kind=")]
     below = content.get("guidance")
     if named and named[-1] in KINDS and isinstance(below, dict):
-        own = _names(KINDS[named[-1]])
-        content["guidance"] = {key: value for key, value in below.items() if key in own}
+        before, own = (get_type_hints(KINDS.get(str(kind), NoGuidance)) for kind in (below.get("kind"), named[-1]))
+        content["guidance"] = {
+            key: value for key, value in below.items() if key in own and own[key] == before.get(key, own[key])
+        }
 
 
 def _foreign_guidance(content: Mapping[str, Any]) -> list[str]:

@@ -214,7 +214,7 @@ class VisionTransformer(nn.Module):
         if not all(0 <= layer < depth for layer in wanted):
             raise BadInput(f"layers {list(layers)} are not all in -{depth}..{depth - 1}")
         tokens, kept = self.embed(images, keep), {}
-        for number, block in enumerate(self.blocks):
+        for number, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
             tokens = block(tokens)
             if number in wanted:
                 kept[number] = self.of_patches(tokens)
