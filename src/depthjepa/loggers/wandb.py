@@ -60,7 +60,7 @@ class WandbLogger:
         return self._run
 
     def begin(self, config: Mapping[str, Any], environment: Mapping[str, Any], step: int) -> None:
-        self._open({**config, "environment": environment}).config.update({}, allow_val_change=True)
+        self._open({**config, "environment": environment})
 
     def log(self, record: Mapping[str, Any]) -> None:
         if figures := self._sent.new(scalars(record), record["step"]):
