@@ -23,6 +23,7 @@ class Sent:
         content = read_object(self.file)
         self.run: str | None = content.get("run")
         self.last: dict[str, int] = content.get("last", {})
+        self.unclosed: str | None = content.get("unclosed")  # where a service keeps what it may not have written yet
 
     def new(self, figures: Mapping[str, float], step: int) -> dict[str, float]:
         """Those figures of a step that were not sent yet."""
@@ -32,4 +33,4 @@ class Sent:
         """Remember the run, and that these figures of a step are sent."""
         self.last |= dict.fromkeys(figures or (), step)
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.file, to_json({"run": self.run, "last": self.last}))
+        write_whole(self.file, to_json({"run": self.run, "last": self.last, "unclosed": self.unclosed}))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from depthjepa.faults import BadInput
-from depthjepa.logbook import plain
+from depthjepa.logbook import RunFolder, plain
 from depthjepa.loggers.logger import column_keys, scalars
 from depthjepa.loggers.sent import FOLDER, Sent
 
@@ -31,13 +32,19 @@ if TYPE_CHECKING:
 class WandbLogger:
     """Rows by step, pictures, tables, and the run's summary.
 
-    A resumed run goes on under the same ID; offline that is a second file, and `wandb sync` puts both together.
+    A resumed run goes on under the same ID; offline that is a second file, and `wandb sync` puts both together. W&B
+    holds rows back, and a process that is killed loses them. So a row counts as sent once W&B is closed: offline the
+    file of a session that was killed is thrown away, online the server says how far it came, and what lacks is sent
+    again from the run folder.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._sent = Sent(path, "wandb")
         self._run: Any = None
+        self._training = False  # or a probe afterwards, which leaves alone what a training left
+        self._reached_step = 0  # of a session that was killed, at the server
+        self._unkept: list[tuple[dict[str, float], int]] = []
 
     def _open(self, config: Mapping[str, Any] | None = None) -> Any:
         if self._run is None:
@@ -56,16 +63,29 @@ class WandbLogger:
                     config=None if config is None else plain(config),
                     settings=wandb.Settings(silent=True, console="off"),
                 )
+            if self._training:
+                self._sent.unclosed = self._run.settings.sync_dir
             self._sent.keep()
         return self._run
 
     def begin(self, config: Mapping[str, Any], environment: Mapping[str, Any], step: int) -> None:
-        self._open({**config, "environment": environment})
+        killed, self._training = self._sent.unclosed, True
+        run = self._open({**config, "environment": environment})
+        if killed is None:
+            return
+        if run.offline:
+            shutil.rmtree(killed, ignore_errors=True)  # what it had is sent again, all of it
+        elif run.step:
+            self._reached_step = run.step - 1
+        for record in RunFolder(self._path).metrics():
+            if record["step"] <= step:
+                self.log(record)
 
     def log(self, record: Mapping[str, Any]) -> None:
-        if figures := self._sent.new(scalars(record), record["step"]):
+        figures = self._sent.new(scalars(record), record["step"])
+        if figures and record["step"] > self._reached_step:
             self._open().log(figures, step=record["step"])
-            self._sent.keep(figures, record["step"])
+            self._unkept.append((figures, record["step"]))
 
     def picture(self, name: str, figure: Figure, step: int) -> None:
         drawn = BytesIO()
@@ -82,7 +102,12 @@ class WandbLogger:
 
     def close(self) -> None:
         if self._run is not None:
-            self._run.finish()
+            self._run.finish()  # waits until all is written
+            if self._training:
+                self._sent.unclosed = None
+            for figures, step in self._unkept:
+                self._sent.last |= dict.fromkeys(figures, step)
+            self._sent.keep()
 
 
 @contextlib.contextmanager
