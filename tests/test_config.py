@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from depthjepa.config import RunConfig, TrainConfig, differences, keys, to_mapping
-from depthjepa.configuring import build_config, load_config
+from depthjepa.configuring import build_config, load_config, read_resolved
 from depthjepa.faults import BadInput, nearest
 from depthjepa.guidance.config import FeatureGuidance, PixelGuidance
 from depthjepa.logbook import flatten
@@ -282,3 +282,13 @@ def test_another_kind_of_guidance_keeps_what_means_the_same_there():
     assert (pixel.read, pixel.head) == (PixelGuidance().read, PixelGuidance().head)  # of their own choices
     with pytest.raises(BadInput, match=r"guidance\.read='context': should be"):
         build_config(to_mapping(feature), ["guidance.kind=pixel", "guidance.read=context"])
+
+
+def test_a_run_from_before_feature_guidance_could_read_otherwise_reads_what_it_did():
+    content = to_mapping(load_config("demo", ["guidance.depth_share=1"]))
+    del content["guidance"]["read"], content["guidance"]["depth_share"]
+    old, lost = read_resolved(content)
+    assert isinstance(old.guidance, FeatureGuidance) and not lost
+    assert (old.guidance.read, old.guidance.layer_share) == ("predicted", 1.0)
+    asked = build_config({"guidance": {"kind": "feature"}}, []).guidance  # of a recipe: today's default
+    assert isinstance(asked, FeatureGuidance) and asked.read == "dense"

@@ -209,6 +209,22 @@ def test_a_probe_where_the_library_is_missing_writes_its_table_and_warns(
         table.LOGGERS.load("mlflow")
 
 
+def test_a_server_that_does_not_answer_stops_the_run_in_one_line_and_it_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
+    settings = ("train.steps=2", "train.loggers=[mlflow]")
+    recipe = recipe_file(tmp_path / "recipe.yaml", write_pairs(tmp_path / "pairs", 12, 6), *settings)
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        status, _, said = call("train", recipe, "--out", tmp_path / "run")
+    assert status != 0 and "Traceback" not in said
+    assert "train.loggers=mlflow: " in said and "go on with --resume once it answers" in said
+    status, _, said = call("train", recipe, "--out", tmp_path / "run", "--resume")
+    assert status == 0, said
+    same(in_mlflow(tmp_path / "run"), logged(tmp_path / "run"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_process_that_is_killed_loses_nothing_and_sends_nothing_twice(service: str, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def train(
                 with stopping.at_once(), progress.task(f"{config.name}: pictures"):
                     summary = finish(state, folder, len(source)) if place.first else {}
             pictures = drawn(folder) if len(loggers) > 1 else {}
-            for logger in loggers:
+            for logger in reversed(loggers):  # the run folder last, which says that the run is finished
                 for name, figure in pictures.items():
                     logger.picture(name, figure, state.step)
                 logger.finish(summary)

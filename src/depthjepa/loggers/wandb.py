@@ -43,8 +43,7 @@ class WandbLogger:
         self._sent = Sent(path, "wandb")
         self._run: Any = None
         self._training = False  # or a probe afterwards, which leaves alone what a training left
-        self._reached_step = 0  # of a session that was killed, at the server
-        self._unkept: list[tuple[dict[str, float], int]] = []
+        self._at_server = 0  # of a session that was killed, at the server
 
     def _open(self, config: Mapping[str, Any] | None = None) -> Any:
         if self._run is None:
@@ -76,16 +75,16 @@ class WandbLogger:
         if run.offline:
             shutil.rmtree(killed, ignore_errors=True)  # what it had is sent again, all of it
         elif run.step:
-            self._reached_step = run.step - 1
+            self._at_server = run.step - 1
         for record in RunFolder(self._path).metrics():
             if record["step"] <= step:
                 self.log(record)
 
     def log(self, record: Mapping[str, Any]) -> None:
         figures = self._sent.new(scalars(record), record["step"])
-        if figures and record["step"] > self._reached_step:
+        if figures and record["step"] > self._at_server:
             self._open().log(figures, step=record["step"])
-            self._unkept.append((figures, record["step"]))
+            self._sent.last |= dict.fromkeys(figures, record["step"])
 
     def picture(self, name: str, figure: Figure, step: int) -> None:
         drawn = BytesIO()
@@ -105,8 +104,6 @@ class WandbLogger:
             self._run.finish()  # waits until all is written
             if self._training:
                 self._sent.unclosed = None
-            for figures, step in self._unkept:
-                self._sent.last |= dict.fromkeys(figures, step)
             self._sent.keep()
 
 
