@@ -28,6 +28,7 @@ CHOICES = "should be 'run_folder', 'tensorboard', 'wandb' or 'mlflow'"
 class Planted:
     """Keeps every call, with the path it was made for."""
 
+    needs = None
     calls: list[tuple[str, Any]]
 
     def __init__(self, path: Path) -> None:

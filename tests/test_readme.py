@@ -28,6 +28,7 @@ from depthjepa.recipe_files import read_recipe, recipe_names
 from depthjepa.study.keys import study_listing
 from depthjepa.study.plan import load_study, study_names
 from tiny_images import write_classes, write_flat, write_pairs
+from tiny_onnx import write_onnx
 from tiny_runs import GUIDED, SETTINGS, Call, run
 
 ROOT = Path(__file__).parents[1]
@@ -259,7 +260,10 @@ FIT = (
 )
 TEACHING = (*TINY, *FEW_STEPS, "train.whitening_images=8")
 RUN_PAGES: dict[str, dict[str, tuple[str, ...]]] = {
-    "checkpoints.md": {"train": (), "convert plain.pth.tar": ("masks.bias=unbiased",), "convert": ()},
+    "checkpoints.md": {
+        "convert plain.pth.tar": ("masks.bias=unbiased",),
+        **dict.fromkeys(("train", "convert", "embed"), ()),
+    },
     "depth-probes.md": {"probe": ("evaluation.depth_steps=4",)},
     "pixel-guidance.md": {
         "train": (*TINY, *FEW_STEPS),
@@ -269,17 +273,36 @@ RUN_PAGES: dict[str, dict[str, tuple[str, ...]]] = {
     "teachers.md": {"train": TEACHING, "teach": (), "fit-teacher": FIT},
 }
 SHORTER = {"train.epochs=300": "train.epochs=3", "guidance.teacher_size=256": "guidance.teacher_size=64"}
-EXTRAS = {"checkpoints.md": ("transformers", "timm", "onnx", "onnxruntime"), "teachers.md": ("diffusers",)}
+EXTRAS = {
+    "checkpoints.md": ("transformers", "timm", "onnx", "onnxruntime"),
+    "teachers.md": ("diffusers", "onnx", "onnxruntime"),
+}
 PAGES_NOT_RUN = {
     "train paper-feature-pretrained": "a ViT-H",
-    "train photos --out runs/guided": "a network from a hub",
+    **dict.fromkeys(
+        ("train photos --out runs/guided", "probe timm:", "train photos data.root=PHOTOGRAPHS init"), "a hub"
+    ),
 }
+
+
+def write_dino(place: Path) -> Path:
+    """A small DINOv2 of random weights, as transformers saves one."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    transformers.Dinov2Model(config).save_pretrained(place)
+    return place
 
 
 def make(name: str, place: Path) -> Path:
     """What a page of docs/ reads and does not write: pairs, and runs, the plain one as the released file as well."""
     if name == "NYU":
         return write_pairs(place)
+    if name == "NAME.onnx":
+        return write_onnx(place)
+    if name == "DINO_FOLDER":
+        return write_dino(place)
     pairs = place.parents[name.count("/")] / "RGBD"
     if name.endswith(".pth.tar"):
         convert(str(make("runs/released", place.parent / "runs" / "released")), place, "reference")
@@ -296,8 +319,8 @@ def test_commands_of_a_page_run(name: str, readers_folder: Path, call: Call, mon
         pytest.importorskip(module)
     page, ran = ROOT / "docs" / name, 0
     lines = re.findall(r"^ {4}depthjepa (.*)$", page.read_text().replace("\\\n", " "), re.MULTILINE)
-    for needed in ("NYU", "RUN", "runs/mine", "runs/plain", "IN1K-vit.h.14-300e.pth.tar"):
-        if any(f" {needed} " in line for line in lines):
+    for needed in ("NYU", "RUN", "NAME.onnx", "DINO_FOLDER", "runs/mine", "runs/plain", "IN1K-vit.h.14-300e.pth.tar"):
+        if any(re.search(rf"[ =]{re.escape(needed)}(?: |$)", line) for line in lines):
             make(needed, readers_folder / needed)
     for line in map(" ".join, map(str.split, lines)):
         if line.startswith(tuple(PAGES_NOT_RUN)):

@@ -62,6 +62,7 @@ echo "wheel check: missing extras are named"
 mkdir photographs
 python -c "from PIL import Image; Image.new('RGB', (64, 64)).save('photographs/grey.png')"
 misses teachers depthjepa train demo "${small[@]}" guidance.teacher=depthfm-tiny --out taught
+misses loggers depthjepa train demo "${small[@]}" "train.loggers=[mlflow]" --out logged
 misses export depthjepa convert run encoder.onnx --to onnx
 misses tables depthjepa embed run photographs --out embeddings.parquet
 echo "wheel check: passed"

@@ -22,7 +22,7 @@ from depthjepa.faults import BadInput
 from depthjepa.guidance.build import contents_of_teacher, refuse_other_images
 from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.logbook import RunFolder
-from depthjepa.loggers import table
+from depthjepa.loggers.logger import check_libraries
 from depthjepa.masks import sample_masks
 
 
@@ -110,8 +110,7 @@ def refuse_impossible(config: RunConfig, data: Mapping[Split, Source], place: di
     refuse_size_without_cache(config)
     refuse_impossible_batches(config, data["train"], place)
     refuse_single_images(config, place.world)
-    for name in config.train.loggers:
-        table.LOGGERS.load(name)  # says what to install where its library is missing
+    check_libraries(config.train.loggers)
 
 
 def refuse_unusable_validation(config: RunConfig, held_out: Source | None) -> None:

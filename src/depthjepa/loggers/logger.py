@@ -6,11 +6,13 @@ Only the first process has loggers. Every call gets plain numbers, texts and fig
 from __future__ import annotations
 
 import contextlib
+import importlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from depthjepa.distributed import Ranks
 from depthjepa.faults import BadInput
@@ -26,6 +28,8 @@ class Logger(Protocol):
 
     It opens what it needs with the first call: after `begin` in a training, without one where a run is probed later.
     """
+
+    needs: ClassVar[str | None]  # a module that an extra installs
 
     def begin(self, config: Mapping[str, Any], environment: Mapping[str, Any], step: int) -> None:
         """Start, or go on with a run that has done `step` steps: records of later steps are forgotten, or replaced.
@@ -69,12 +73,27 @@ def tell_table(names: Sequence[str], path: Path, name: str, content: Mapping[str
         if each == table.LOGGERS.names[0]:
             continue
         try:
-            table.LOGGERS.load(each)
+            check_libraries([each])
         except BadInput as fault:
             warnings.warn(f"the table {name} is in {path}, and not sent: {fault}", stacklevel=2)
             continue
         with _opened([each], path) as (logger,):
             logger.table(name, content, step)
+
+
+def check_libraries(names: Sequence[str]) -> None:
+    """Raise `BadInput` where the library of one of these loggers is not installed."""
+    for name in names:
+        if (module := table.LOGGERS.load(name).needs) is not None:
+            library(name, module)
+
+
+def library(logger: str, module: str) -> ModuleType:
+    """A module of the library of a logger; `BadInput` says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as missing:
+        raise BadInput(f"train.loggers={logger} needs its library: pip install 'depthjepa[loggers]'") from missing
 
 
 @contextlib.contextmanager

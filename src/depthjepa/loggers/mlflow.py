@@ -12,15 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from depthjepa.faults import BadInput, RunStopped
+from depthjepa.faults import RunStopped
 from depthjepa.logbook import flatten, plain
-from depthjepa.loggers.logger import scalars
+from depthjepa.loggers.logger import library, scalars
 from depthjepa.loggers.sent import FOLDER, Sent
-
-try:
-    import mlflow
-except ImportError as missing:
-    raise BadInput("train.loggers=mlflow needs its library: pip install 'depthjepa[loggers]'") from missing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +27,8 @@ LONGEST_PARAM = 500  # characters
 @contextlib.contextmanager
 def _reached() -> Iterator[None]:
     """Stop a run whose server does not answer: what it lacks it gets once the run goes on."""
+    import mlflow
+
     try:
         yield
     except mlflow.MlflowException as fault:
@@ -42,7 +39,10 @@ def _reached() -> Iterator[None]:
 class MlflowLogger:
     """Metrics by step, parameters, pictures and tables as artifacts. A resumed run goes on under the same ID."""
 
+    needs = "mlflow"
+
     def __init__(self, path: Path) -> None:
+        self._mlflow = library("mlflow", self.needs)
         self._path = path
         self._sent = Sent(path, "mlflow")
         self._opened: Any = None
@@ -54,7 +54,7 @@ class MlflowLogger:
             if address is None:
                 os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # it would rather have a database
                 address = (self._path / FOLDER / "mlflow").resolve().as_uri()
-            self._opened = mlflow.MlflowClient(tracking_uri=address)
+            self._opened = self._mlflow.MlflowClient(tracking_uri=address)
         client = self._opened
         if self._sent.run is None:
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "depthjepa")
@@ -70,7 +70,7 @@ class MlflowLogger:
         client, run = self._open()
         client.set_terminated(run, "RUNNING")
         if first:  # a parameter is given once
-            entity = mlflow.entities.Param
+            entity = self._mlflow.entities.Param
             params = [entity(key, str(value)[:LONGEST_PARAM]) for key, value in flatten(plain(config)).items()]
             for start in range(0, len(params), PARAMS_AT_ONCE):
                 client.log_batch(run, params=params[start : start + PARAMS_AT_ONCE])
@@ -81,7 +81,7 @@ class MlflowLogger:
     def log(self, record: Mapping[str, Any]) -> None:
         if figures := self._sent.new(scalars(record), record["step"]):
             client, run = self._open()
-            now, entity = int(1000 * time.time()), mlflow.entities.Metric
+            now, entity = int(1000 * time.time()), self._mlflow.entities.Metric
             client.log_batch(run, metrics=[entity(key, value, now, record["step"]) for key, value in figures.items()])
             self._sent.keep(figures, record["step"])
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 class RunFolderLogger:
     """Writes what `logbook.RunFolder` reads."""
 
+    needs = None
+
     def __init__(self, path: Path) -> None:
         self.folder = RunFolder(path)
 

@@ -6,18 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from depthjepa.faults import BadInput
 from depthjepa.logbook import to_json, writing
-from depthjepa.loggers.logger import column_keys, scalars
+from depthjepa.loggers.logger import column_keys, library, scalars
 from depthjepa.loggers.sent import FOLDER
-
-try:
-    from torch.utils.tensorboard import SummaryWriter
-except ImportError as missing:
-    raise BadInput("train.loggers=tensorboard needs its library: pip install 'depthjepa[loggers]'") from missing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class TensorBoardLogger:
@@ -27,14 +22,17 @@ class TensorBoardLogger:
     TensorBoard leaves it out (`purge_step`). Every call is on the disk when it returns, so a kill loses nothing.
     """
 
+    needs = "torch.utils.tensorboard"
+
     def __init__(self, path: Path) -> None:
+        self._make = library("tensorboard", self.needs).SummaryWriter
         self._folder = path / FOLDER / "tensorboard"
         self._writer: SummaryWriter | None = None
 
     def _open(self, **options: Any) -> SummaryWriter:
         if self._writer is None:
             with writing(self._folder):
-                self._writer = SummaryWriter(str(self._folder), **options)
+                self._writer = self._make(str(self._folder), **options)
         return self._writer
 
     def begin(self, config: Mapping[str, Any], environment: Mapping[str, Any], step: int) -> None:

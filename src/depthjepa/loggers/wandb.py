@@ -17,13 +17,8 @@ from PIL import Image
 
 from depthjepa.faults import BadInput
 from depthjepa.logbook import RunFolder, plain
-from depthjepa.loggers.logger import column_keys, scalars
+from depthjepa.loggers.logger import column_keys, library, scalars
 from depthjepa.loggers.sent import FOLDER, Sent
-
-try:
-    import wandb
-except ImportError as missing:
-    raise BadInput("train.loggers=wandb needs its library: pip install 'depthjepa[loggers]'") from missing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +33,10 @@ class WandbLogger:
     again from the run folder.
     """
 
+    needs = "wandb"
+
     def __init__(self, path: Path) -> None:
+        self._wandb = library("wandb", self.needs)
         self._path = path
         self._sent = Sent(path, "wandb")
         self._run: Any = None
@@ -52,7 +50,7 @@ class WandbLogger:
             (self._path / FOLDER).mkdir(parents=True, exist_ok=True)
             mode: Any = os.environ.get("WANDB_MODE")  # also where W&B was loaded before it was set
             with _reached():
-                self._run = wandb.init(
+                self._run = self._wandb.init(
                     mode=mode,
                     project=os.environ.get("WANDB_PROJECT", "depthjepa"),
                     id=self._sent.run,
@@ -60,7 +58,7 @@ class WandbLogger:
                     dir=str(self._path / FOLDER),
                     resume="allow",
                     config=None if config is None else plain(config),
-                    settings=wandb.Settings(silent=True, console="off"),
+                    settings=self._wandb.Settings(silent=True, console="off"),
                 )
             if self._training:
                 self._sent.unclosed = self._run.settings.sync_dir
@@ -89,12 +87,12 @@ class WandbLogger:
     def picture(self, name: str, figure: Figure, step: int) -> None:
         drawn = BytesIO()
         figure.savefig(drawn, format="png")
-        self._open().log({name: wandb.Image(Image.open(drawn), caption=f"step {step}")})
+        self._open().log({name: self._wandb.Image(Image.open(drawn), caption=f"step {step}")})
 
     def table(self, name: str, table: Mapping[str, Any], step: int) -> None:
         keys = column_keys(table)
         rows = [[row.get(key) for key in keys] for row in table["rows"]]
-        self._open().log({f"probes/{name}": wandb.Table(columns=[*keys], data=rows)})
+        self._open().log({f"probes/{name}": self._wandb.Table(columns=[*keys], data=rows)})
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         self._open().summary.update(plain(summary))
@@ -109,6 +107,8 @@ class WandbLogger:
 
 @contextlib.contextmanager
 def _reached() -> Iterator[None]:
+    import wandb
+
     try:
         yield
     except wandb.Error as fault:
