@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from depthjepa.columns import Column
 from depthjepa.drawing import charts
 from depthjepa.drawing.panels import Captioned
@@ -68,8 +70,7 @@ def _dots(content: Mapping[str, Any], column: Column) -> Captioned | None:
         row["name"]: row["figures"][key]["mean"] for row in content["baselines"] if row["figures"].get(key) is not None
     }
     label = f"{key.partition('.')[0]}: {column.measure}"
-    means = {arm: content["means"][arm]["figures"].get(key, {"mean": each[0]}) for arm, each in values.items()}
-    intervals = {arm: _interval(figure) for arm, figure in means.items()}
+    intervals = {arm: _interval(each) for arm, each in values.items()}
     figure = charts.arm_dots(values, intervals, baselines, label)
     seen = (
         f"{label} ({column.better or ''} is better). Each dot is a run, its colour the arm; the bar is the "
@@ -79,7 +80,10 @@ def _dots(content: Mapping[str, Any], column: Column) -> Captioned | None:
     return Captioned(figure, seen, "the dots of all arms would lie in one cloud, or left of the yardsticks' lines.")
 
 
-def _interval(figure: Mapping[str, Any]) -> tuple[float, float]:
-    """The ends of the mean's interval; the mean itself where a study has a single seed, or told none."""
-    ends = [figure["mean"] if figure.get(end) is None else figure[end] for end in ("low", "high")]
-    return ends[0], ends[1]
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    """The ends of the mean's 95 % t interval over seeds; the value itself of a single seed, or where all are equal."""
+    from scipy import stats
+
+    error = stats.sem(values) if len(set(values)) > 1 else 0.0
+    low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), error) if error else (values[0],) * 2
+    return float(low), float(high)

@@ -258,8 +258,8 @@ def keep_results(asked: Mapping[str, Any], folder: Path, keep: Path) -> None:
 
     The kept `study.json` has numbers of five digits, each run's depth floor, and the protocol of each probe. What can
     be had from the rest of it is left out: baselines that an earlier run of the same seed has too, figures of a run
-    that are neither losses nor columns of the table, means of what is no column, and those of an arm with one run. The
-    arms' settings say what differs from the configuration that is kept.
+    that are neither losses nor columns of the table, means of what is no column, those of an arm with one run, and the
+    intervals of means. The arms' settings say what differs from the configuration that is kept.
 
     Not kept: weights, losses step by step, figures of single images (a bootstrap over images cannot be drawn again),
     pictures, and of what a run cost all but its steps, seconds and speed.
@@ -299,12 +299,25 @@ def kept_json(content: Mapping[str, Any], folder: Path) -> str:
     means = {
         arm: {
             **each,
-            "figures": {key: figures for key, figures in each["figures"].items() if key in shown and figures["n"] > 1},
+            "figures": {
+                key: _without_interval(figures)
+                for key, figures in each["figures"].items()
+                if key in shown and figures["n"] > 1
+            },
         }
         for arm, each in content["means"].items()
     }
-    kept = {**content, "protocols": protocols, "runs": runs, "means": means}
+    untrained = [
+        {**each, "figures": {key: _without_interval(figures) for key, figures in each["figures"].items()}}
+        for each in content["baselines"]
+    ]
+    kept = {**content, "protocols": protocols, "runs": runs, "means": means, "baselines": untrained}
     return "{\n" + ",\n".join(f" {json.dumps(key)}: {_lines(_brief(value))}" for key, value in kept.items()) + "\n}\n"
+
+
+def _without_interval(mean: Mapping[str, Any]) -> dict[str, Any]:
+    """A mean without its t interval, which follows from its deviation and number of runs."""
+    return {key: value for key, value in mean.items() if key not in ("low", "high")}
 
 
 def _not_before(run: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
