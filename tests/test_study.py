@@ -196,7 +196,7 @@ def test_the_page_has_a_row_for_each_arm_and_a_column_for_each_measure(cut: Cut)
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [row[0] for row in cells] == [
         "",
-        "-" * (len(lines[1].split("|")[1])),
+        "---",
         *GUESSES,
         "guided",
         "unguided",
@@ -698,7 +698,7 @@ def test_a_study_without_finished_runs_has_its_table(pairs: Path, tmp_path: Path
     )
     assert (content["runs"], content["baselines"]) == ([], [])
     text = (tmp_path / "study.md").read_text()
-    assert "| guided   |" in text and "0 of 4 runs finished" in text
+    assert "| guided |" in text and "0 of 4 runs finished" in text
     assert "- guided, seed 1 failed: no memory" in text
 
 

@@ -201,12 +201,9 @@ def markdown(content: Mapping[str, Any]) -> str:
     for column in map(Column.of, content["columns"]):
         head = f"{column.key.partition('.')[0]}: {column.head}"
         columns[head] = _plus_minus([row["figures"].get(column.key) for row in rows.values()])
-    widths = [max(map(len, (head, *cells))) for head, cells in columns.items()]
     grid = [list(columns), *map(list, zip(*columns.values(), strict=True))]
-    lines = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in grid]
-    lines.insert(
-        1, "|" + "|".join(f"{'-' * (width + 1)}:" if n else "-" * (width + 2) for n, width in enumerate(widths)) + "|"
-    )
+    lines = [f"| {' | '.join(line)} |" for line in grid]
+    lines.insert(1, "|".join(["", "---", *("--:" for _ in grid[0][1:]), ""]))
     lost = [f"- {each['arm']}, seed {each['seed']} failed: {each['reason']}" for each in content["failed"]]
     said = "\n".join(content["sentences"])
     printed = f"The source paper printed: {content['printed']}" if content.get("printed") else ""
