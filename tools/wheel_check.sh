@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The wheel by itself: in an environment that holds no extras, outside of the checkout, the commands answer, five steps
-# of training leave a whole run folder, and a missing extra is named in one line.
+# The source archive holds what the wheel is built from, and the wheel stands by itself: in an environment that holds no
+# extras, outside of the checkout, the commands answer, five steps of training leave a whole run folder, and a missing
+# extra is named in one line.
 # usage: tools/wheel_check.sh PYTHON [ENVIRONMENT]     ENVIRONMENT: a folder that is not there yet, and is kept
 set -euo pipefail
 
@@ -13,7 +14,8 @@ checkout=$(cd "$(dirname "$0")/.." && pwd)
 
 "$python" -m venv "$environment"
 environment=$(cd "$environment" && pwd)
-"$environment/bin/python" -m pip wheel --quiet --no-deps --wheel-dir "$work" "$checkout"
+"$environment/bin/python" -m pip install --quiet build
+"$environment/bin/python" -m build --outdir "$work" "$checkout" > "$work/build.txt" 2>&1 || { cat "$work/build.txt"; exit 1; }
 "$environment/bin/python" -m pip install --quiet "$work"/depthjepa-*.whl
 
 PATH=$environment/bin:$PATH
