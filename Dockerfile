@@ -1,11 +1,11 @@
 # depthjepa in a container.
-#   CPU:   docker build -t depthjepa .
-#   CUDA:  docker build -t depthjepa --build-arg TORCH=cu128 .     (run with --gpus all; torch brings CUDA's libraries)
-#   on another base, for instance one with a compiler for CUDA: --build-arg BASE=nvidia/cuda:12.8.1-runtime-ubuntu24.04
-#   docker run --rm -v "$PWD":/work depthjepa train photos data.root=FOLDER --out runs/mine
+#   docker build -t depthjepa .                                       CUDA and CPU: torch brings CUDA's libraries
+#   docker build -t depthjepa --build-arg INDEX=ADDRESS .             CPU alone, a tenth of the size: PyTorch's index of such wheels
+#   docker build -t depthjepa --build-arg BASE=nvidia/cuda:12.8.1-runtime-ubuntu24.04 .      on another base
+#   docker run --rm --gpus all -v "$PWD":/work depthjepa train photos data.root=FOLDER --out runs/mine
 ARG BASE=python:3.12-slim
 FROM ${BASE}
-ARG TORCH=cpu
+ARG INDEX
 ARG EXTRAS=teachers,export,tables,loggers
 
 # CUDA's images of Ubuntu have no Python.
@@ -14,7 +14,7 @@ RUN command -v python3 > /dev/null \
 RUN python3 -m venv /opt/depthjepa
 ENV PATH=/opt/depthjepa/bin:$PATH
 # Before the package, so that a change of its code does not fetch gigabytes again.
-RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/${TORCH} torch torchvision
+RUN pip install --no-cache-dir ${INDEX:+--index-url "$INDEX"} torch torchvision
 COPY pyproject.toml README.md LICENSE /source/
 COPY src /source/src
 RUN pip install --no-cache-dir "/source[${EXTRAS}]" && depthjepa --version
