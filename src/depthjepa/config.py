@@ -53,6 +53,8 @@ class About:
     """What it reaches."""
     source: str = ""
     """Paper or code that its settings are from."""
+    choices: str = ""
+    """Why size, batch and rate are what they are; said before a run."""
 
 
 @configuration
