@@ -13,7 +13,7 @@ from depthjepa.guidance.config import FeatureGuidance, PixelGuidance
 from depthjepa.logbook import flatten
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_method, build_teacher
-from depthjepa.recipe_files import recipe_names, recipe_text
+from depthjepa.recipe_files import of_size, recipe_names, recipe_text
 from tiny_runs import recipes_by_choice
 
 
@@ -223,6 +223,17 @@ def test_a_family_stands_for_every_choice_and_each_is_a_recipe_of_its_own():
     text = recipe_text("paper-pixel-dpt-full-decoder-small")
     assert "family" not in yaml.safe_load(text) and text.startswith("# paper-pixel in minutes")
     assert build_config(yaml.safe_load(text)) == load_config("paper-pixel-dpt-full-decoder-small", ["name=run"])
+
+
+def test_a_recipe_at_a_size_is_a_recipe_of_the_family():
+    for size in ("small", "base", "large"):
+        for recipe in ("photos", "rgbd"):
+            config = load_config(of_size(recipe, size), ["data.root=scenes"])
+            assert config.model.size == size and config.data.size == (224, 224) and config.about.choices
+    with pytest.raises(BadInput, match=r"--size bse \(did you mean 'base'\?\): photos comes as small, base, large"):
+        of_size("photos", "bse")
+    with pytest.raises(BadInput, match="recipe demo has no sizes; photos and rgbd have"):
+        of_size("demo", "base")
 
 
 # resolved configurations ----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from depthjepa import memory
 from depthjepa.config import RunConfig
 from depthjepa.configuring import build_config, load_config
 from depthjepa.cost import size_of
-from depthjepa.method import build_method
+from depthjepa.method import build_method, build_teacher
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "sizing.md"
@@ -39,6 +39,11 @@ tells of steps that were measured on an H100 in float32 (`results/bench-h100.jso
 The table adds a quarter for each image, as the estimate does, and leaves a tenth of the GPU free.
 """
 RULES = """
+- **Recipes for one GPU.** `train photos --size small|base|large` (the recipes `photos-small`, …; `rgbd` has them too)
+  follow these rules: images of 224 px and patches of 16, as most published encoders of these sizes; batches of 256, of
+  128 where a pass for guidance takes as much memory again, fewer where a GPU of 24 GB (`rgbd-large`: 48 GB) does not
+  hold them; a rate of 1e-3 at 512 images and in proportion at others, as `imagenette`; bf16 where the machine has it.
+  None has been run to its end.
 - **Memory.** `train.accumulate=4` computes a step in four parts: a quarter of the images at a time, the same rates. But
   terms that compare the images of a batch (`loss.variance`, `loss.covariance`, `loss.gaussian`) then compare those of a
   part. Guidance by a network that is asked in every step adds the network; from a cache (`depthjepa teach`) next to
@@ -70,7 +75,12 @@ ROWS = (
     Row("4 blocks of 128, patches of 8, 64 px (`photos`)", "photos"),
     Row("ViT-S/8, 128 px (`imagenette`)", "imagenette",
         speed="data.image_size=128 model.patch_size=8 train.batch_size=256"),
-    Row("ViT-S/16, 224 px", "ijepa-base16-in1k", ("model.size=small",)),
+    Row("ViT-S/16, 224 px (`photos-small`)", "photos-small"),
+    Row("ViT-B/16, 224 px (`photos-base`)", "photos-base"),
+    Row("ViT-L/16, 224 px (`photos-large`)", "photos-large"),
+    Row("ViT-S/16, 224 px, guided by depth (`rgbd-small`)", "rgbd-small"),
+    Row("ViT-B/16, 224 px, guided by depth (`rgbd-base`)", "rgbd-base"),
+    Row("ViT-L/16, 224 px, guided by depth (`rgbd-large`)", "rgbd-large"),
     Row("ViT-B/16, 224 px (`ijepa-base16-in1k`)", "ijepa-base16-in1k", speed="model.size=base train.batch_size=256"),
     Row("ViT-L/16, 224 px (`ijepa-large16-in1k`)", "ijepa-large16-in1k",
         speed="model.size=large predictor.depth=12 train.batch_size=128"),
@@ -121,8 +131,9 @@ def line(row: Row, speed: float | None) -> str:
 
 def need(config: RunConfig) -> tuple[int, int, int]:
     """Bytes whatever the batch, bytes for each image, and the number of trained weights."""
-    method = build_method(config, None, classes=0)
-    small, large = (memory.watched(config, method, None, images, torch.device("cpu")) for images in memory.WATCHED)
+    teacher = build_teacher(config, has_depth=True) if config.guidance.kind != "none" else None
+    method = build_method(config, teacher, classes=0)
+    small, large = (memory.watched(config, method, teacher, images, torch.device("cpu")) for images in memory.WATCHED)
     weights = [parameter for parameter in method.parameters() if parameter.requires_grad]
     lasting = sum(parameter.nbytes for parameter in method.parameters())
     lasting += (1 + memory.MOMENTS) * sum(parameter.nbytes for parameter in weights)

@@ -156,11 +156,18 @@ def train(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/RECIPE.", callback=output_folder)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is in the folder.")] = False,
+    size: Annotated[
+        str | None,
+        typer.Option(help="small, base or large: photos and rgbd as recipes for one GPU (the recipe photos-base, …)."),
+    ] = None,
 ) -> None:
     """Pretrain; prints an estimate of time and memory first."""
+    from depthjepa.recipe_files import of_size
     from depthjepa.starting import what_to_run
     from depthjepa.training import train as run
 
+    if size is not None:
+        recipe = of_size(recipe, size)
     config, folder = what_to_run(recipe, overrides or [], out, resume=resume)
     summary = run(config, folder, resume=resume)
     if summary:

@@ -46,6 +46,20 @@ def families() -> dict[str, list[str]]:
     return found
 
 
+def of_size(recipe: str, size: str) -> str:
+    """The name of a shipped recipe at a size (`photos`, `base` -> `photos-base`); raises `BadInput` with the sizes."""
+    sizes = {
+        chosen[0]: name
+        for name, (file, chosen) in _shipped().items()
+        if chosen and _content(file.read_text(), file.name)["family"]["name"] == f"{recipe}-{{}}"
+    }
+    if not sizes:
+        raise BadInput(f"--size: recipe {recipe} has no sizes; photos and rgbd have, others set model.size=NAME")
+    if size not in sizes:
+        raise BadInput(f"--size {size}{nearest(size, sizes)}: {recipe} comes as {', '.join(sizes)}")
+    return sizes[size]
+
+
 def recipe_text(name: str) -> str:
     """Text of a shipped recipe; raises `BadInput` with the nearest name."""
     shipped = _shipped()

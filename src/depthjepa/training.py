@@ -122,6 +122,8 @@ def prepare(
     teacher = build_teacher(config, has_depth=source.has_depth)
     refuse_images_without_latents(config.guidance, source)
     lines = [note for note in (seen_by_teacher(config.guidance, source.name),) if note]  # said once nothing is refused
+    if config.about.choices and not resume:
+        lines.insert(0, f"the recipe's choices: {config.about.choices}")
     if teacher is not None:
         if teacher.describe().needs_depth:
             lines += describe_depth(source, *learned_depths(config.guidance))
