@@ -136,6 +136,7 @@ ELSEWHERE = {
     "choose other fit.scored": "test_fit_teacher.py",
     "Lower fit.lr": "test_fit_teacher.py: a loss that is not finite is planted",
     "fit-teacher needs depth": "test_fit_teacher.py fits on such data",
+    "or give data.depth_scale": "test_depth_files.py",
     "(--raw DIR)": "test_prepare.py",
     "leave out --raw, --split": "test_prepare.py",
     "or give --splits FILE": "test_prepare.py",

@@ -272,8 +272,12 @@ def test_two_photographs_of_one_name_and_other_depth_formats_are_refused(tmp_pat
         PairedFolder(tmp_path / "twice", "train", 1000.0)
     pairs(tmp_path / "tif")
     save(tmp_path / "tif" / "train" / "depth" / "1.tif")
-    with pytest.raises(BadInput, match=r"16-bit \.png files, but .*1\.tif"):
+    with pytest.raises(BadInput, match=r"several formats, \d \.png .* and 1 \.tif \(1\.tif\): keep those of one there"):
         PairedFolder(tmp_path / "tif", "train", 1000.0)
+    pairs(tmp_path / "jpg")
+    save(tmp_path / "jpg" / "train" / "depth" / "1.jpg")
+    with pytest.raises(BadInput, match=r"16-bit \.png files \(or .*\), but .*1\.jpg"):
+        PairedFolder(tmp_path / "jpg", "train", 1000.0)
 
 
 @pytest.mark.parametrize(

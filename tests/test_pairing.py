@@ -68,7 +68,7 @@ def test_what_does_not_pair_is_refused_with_the_nearest_name(
         PairedFolder(pairs(tmp_path, photographs, depths), "train")
 
 
-@pytest.mark.parametrize(("part", "other"), [("rgb", "b.heic"), ("depth", "b.npy")])
+@pytest.mark.parametrize(("part", "other"), [("rgb", "b.heic"), ("depth", "b.pfm")])
 def test_a_file_of_another_format_is_named_as_the_reason(tmp_path: Path, part: str, other: str) -> None:
     root = pairs(tmp_path, ("a.jpg", "b.jpg"), ("a.png", "b.png"))
     next((root / "train" / part).glob("b.*")).rename(root / "train" / part / other)

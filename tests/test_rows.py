@@ -41,6 +41,7 @@ HOMONYMS = {
     ("depth", "configuring.py"): "blocks of a network",
     ("depth", "data/layouts/rgbd.py"): "a folder of depth maps",
     ("depth", "data/pairing.py"): "the same folder",
+    ("depth", "data/depth_files.py"): "a channel of a file",
     ("depth", "evaluation/depth_cells.py"): "what messages call metres",
     ("depth", "formats/timm.py"): "blocks of a network",
     ("depth", "guidance/config.py"): "what a network gives, beside features",

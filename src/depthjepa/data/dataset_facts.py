@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat, field_validator
 from pydantic.dataclasses import dataclass as configuration
@@ -14,6 +14,7 @@ from depthjepa.settings import STRICT, read_json
 
 DATASET = "dataset.json"
 EXACT = ConfigDict(**STRICT, strict=True)  # 2 is no name, and "2" no number
+UNITS = {"metres": 1.0, "centimetres": 100.0, "millimetres": 1000.0}  # file units per metre
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -67,6 +68,8 @@ class DatasetFacts:
 
     name: str | None = None
     depth_scale: PositiveFloat | None = None  # file units per metre; None: what data.depth_scale says
+    # The same in words. Left out of the text that tells whether data have changed: the scale that it means is in there.
+    depth_unit: Literal["metres", "centimetres", "millimetres"] | None = field(default=None, repr=False)
     range: tuple[PositiveFloat, PositiveFloat] | None = None  # nearest and farthest [m]; depth beyond it is invalid
     evaluation_crop: EvaluationCrop | None = None  # depth outside of it is invalid in validation data
     focal_length: PositiveFloat | None = None  # [px] at the full width of the images
@@ -84,12 +87,17 @@ class DatasetFacts:
             raise ValueError("should be [nearest, farthest] in metres with nearest < farthest")
         return value
 
+    @property
+    def units_per_metre(self) -> float | None:
+        """File units per metre, by `depth_scale` or `depth_unit`; None: neither is given."""
+        return self.depth_scale if self.depth_unit is None else UNITS[self.depth_unit]
+
 
 def dataset_facts(root: Path) -> DatasetFacts:
     """What the `dataset.json` of an RGB-D folder says, or several of them together; without one, nothing is said.
 
     Raises `BadInput` for a file that is not JSON, unknown keys and values of another type, with file and key, and for
-    two files that say different things.
+    two files, or two keys, that say different things.
     """
     said: dict[str, tuple[Path, Any]] = {}
     for path in facts_files(root):
@@ -101,7 +109,13 @@ def dataset_facts(root: Path) -> DatasetFacts:
             other, before = said.setdefault(key, (path, value))
             if before != value:
                 raise BadInput(f"{other} and {path} say different things of {key}: give one {DATASET}, in {root}")
-    return DatasetFacts(**{key: value for key, (_, value) in said.items()})
+    facts = DatasetFacts(**{key: value for key, (_, value) in said.items()})
+    if facts.depth_scale not in (None, facts.units_per_metre):
+        raise BadInput(
+            f"{said['depth_unit'][0]}: depth_unit={facts.depth_unit} is depth_scale={facts.units_per_metre:g}, and "
+            f"depth_scale={facts.depth_scale:g} is said as well: leave one of them out"
+        )
+    return facts
 
 
 def facts_files(root: Path) -> list[Path]:

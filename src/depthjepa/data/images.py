@@ -182,15 +182,17 @@ class Listing:
     ignored: Mapping[str, int]
 
 
-def list_images(folder: Path, read: set[Identity] | None = None) -> Listing:
+def list_images(folder: Path, read: set[Identity] | None = None, suffixes: tuple[str, ...] | None = None) -> Listing:
     """The images below `folder` at any depth, and what else is there.
 
-    Files are told by their endings. Hidden ones, and folders of thumbnails, of network drives and of archives are
-    passed over. Each real folder is read once, by its own path where it has one below `folder`, else by the first link
-    to it; a link to a folder above, or to one that was `read` before, is not followed. `read` gets the folders to it.
+    Files are told by their endings, `suffixes` in small letters (by default those of images). Hidden ones, and folders
+    of thumbnails, of network drives and of archives are passed over. Each real folder is read once, by its own path
+    where it has one below `folder`, else by the first link to it; a link to a folder above, or to one that was `read`
+    before, is not followed. `read` gets the folders to it.
 
     Raises `BadInput` where a folder cannot be listed.
     """
+    suffixes = SUFFIXES if suffixes is None else suffixes
     names: list[str] = []
     ignored: Counter[str] = Counter()
     read = set() if read is None else read
@@ -204,7 +206,7 @@ def list_images(folder: Path, read: set[Identity] | None = None) -> Listing:
             continue
         read.add(real_folder(place))
         entries = _entries(place)
-        images = [each.name for each in entries if each.name.lower().endswith(SUFFIXES) and each.name[0] != "."]
+        images = [each.name for each in entries if each.name.lower().endswith(suffixes) and each.name[0] != "."]
         for entry in entries:
             if entry.name.startswith("."):
                 ignored["hidden"] += 1
@@ -215,7 +217,7 @@ def list_images(folder: Path, read: set[Identity] | None = None) -> Listing:
                     (links if entry.is_symlink() else own).append(Path(entry.path))
             elif kind == "other":
                 ignored["pipe, socket or device"] += 1
-            elif entry.name.lower().endswith(SUFFIXES):
+            elif entry.name.lower().endswith(suffixes):
                 names.append((place.relative_to(folder) / entry.name).as_posix())
             else:
                 ignored[ending(entry.name)] += 1

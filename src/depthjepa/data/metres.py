@@ -47,6 +47,7 @@ class DepthFiles(Protocol):
 
     name: str
     depth_scale: float  # file units per metre
+    whole_numbers: bool  # in its files, or floats
     depth_range: Range | None  # of its dataset.json [m]
 
     def __len__(self) -> int: ...
@@ -105,14 +106,14 @@ class _Seen:
     counting: int = 0  # measured, and left by the range
     nearest: float = math.inf  # [m], of what counts
     farthest: float = 0.0
-    largest: int = 0  # file units, of what counts
+    largest: int = 0  # steps (`_steps_of`), of what counts
     at_largest: int = 0
     metres: list[Float32[np.ndarray, " _"]] = field(default_factory=list)  # of some pixels that count
     units: list[Int64[np.ndarray, " _"]] = field(default_factory=list)  # of some that are measured
     below: list[float] = field(default_factory=list)  # how many times farther the lowest third is than the middle one
 
     def add(self, stored: Float32[Tensor, "1 h w"], judged: Float32[Tensor, "1 h w"], scale: float) -> None:
-        """Count a pair: its depth [m] as it stands in the file, and what counts of it; `scale` is units a metre."""
+        """Count a pair: its depth [m] as it stands in the file, and what counts of it; `scale` is steps a metre."""
         counts = valid(judged)[0].numpy()
         depth = judged[0].numpy()
         self.pairs += 1
@@ -138,6 +139,11 @@ class _Seen:
             self.below.append(float(np.median(lowest) / np.median(middle)))
 
 
+def _steps_of(source: DepthFiles) -> float:
+    """In how many steps a metre values are counted: the files' own units, or of floats millimetres."""
+    return source.depth_scale if source.whole_numbers else 1000.0
+
+
 def _look(source: DepthFiles) -> _Seen:
     seen = _Seen()
     places = evenly(PAIRS, len(source))
@@ -146,7 +152,7 @@ def _look(source: DepthFiles) -> _Seen:
             stored, depth = source.measured(int(place))
         except UnreadableImage:  # training counts and names them
             continue
-        seen.add(stored, depth, source.depth_scale)
+        seen.add(stored, depth, _steps_of(source))
     return seen
 
 
@@ -156,7 +162,7 @@ def _look(source: DepthFiles) -> _Seen:
 def _why_none_counts(seen: _Seen, source: DepthFiles) -> str:
     if not seen.measured:
         return f"no pixel of the {seen.pairs} pairs that were looked at is measured: all of them are 0 in the files"
-    held = np.concatenate(seen.units) / source.depth_scale
+    held = np.concatenate(seen.units) / _steps_of(source)
     said = f"; range={_text(source.depth_range)} in its dataset.json" if source.depth_range is not None else ""
     return (
         f"no pixel of the {seen.pairs} pairs that were looked at counts: the files hold {_from_to(held)} m at "
@@ -166,7 +172,7 @@ def _why_none_counts(seen: _Seen, source: DepthFiles) -> str:
 
 def _faults(seen: _Seen, source: DepthFiles) -> list[str]:
     """What looks wrong, each with what mends it; empty for depth like that of usual cameras."""
-    metres, units, scale = np.concatenate(seen.metres), np.concatenate(seen.units), source.depth_scale
+    metres, units, scale = np.concatenate(seen.metres), np.concatenate(seen.units), _steps_of(source)
     faults = []
     if seen.empty:
         faults.append(f"{seen.empty} of {seen.pairs} pairs have no pixel that counts")
@@ -177,9 +183,10 @@ def _faults(seen: _Seen, source: DepthFiles) -> list[str]:
         )
     values = np.unique(units)
     spike = seen.at_largest / seen.counting
-    if spike >= SPIKE[seen.largest == LARGEST] and len(values) > 1:
+    if spike >= SPIKE[source.whole_numbers and seen.largest == LARGEST] and len(values) > 1:
+        stored = f", {seen.largest} in the files" if source.whole_numbers else ""
         faults.append(
-            f"{spike:.1%} of it is {seen.largest / scale:g} m, {seen.largest} in the files, the largest number there: "
+            f"{spike:.1%} of it is {seen.largest / scale:g} m{stored}, the largest number there: "
             f"where that means that nothing was measured, give range=[NEAREST, FARTHEST] in dataset.json"
         )
     median = float(np.median(metres))
@@ -188,7 +195,8 @@ def _faults(seen: _Seen, source: DepthFiles) -> list[str]:
             f"a median of {median:.3g} m is {'nearer' if median < NEAR else 'farther'} than cameras see: "
             f"data.depth_scale says how many units of the files are a metre ({UNITS})"
         )
-    faults += _steps(units, values, scale)
+    if source.whole_numbers:
+        faults += _steps(units, values, scale)
     farther = [ratio > BELOW for ratio in seen.below]
     if len(farther) >= FEW_PAIRS and sum(farther) >= MOST * len(farther):
         faults.append(

@@ -15,11 +15,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from depthjepa.data.images import SUFFIXES, Split, image_names
+from depthjepa.data import depth_files
+from depthjepa.data.images import SUFFIXES, Split, image_names, list_images
 from depthjepa.faults import BadInput, nearest
 
 PHOTOGRAPHS = "rgb"  # the folder that holds them
-SUFFIX = ".png"  # of what lies beside them, in any case of letters
+SUFFIX = ".png"  # of what usually lies beside them, in any case of letters
 ANY = "*"  # at the end of a beginning: it may end within a word
 
 
@@ -31,11 +32,26 @@ class Beside:
     noun: str  # of the layout, as in "RGB-D folder"
     one: str  # "have no depth"
     several: str  # "depth files"
-    rule: str  # "depth must be 16-bit"
+    rule: str  # "label maps must be 8-bit .png files"
+    formats: tuple[tuple[str, ...], ...]  # the endings of each; a folder is of one of them
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """All endings of files that may lie beside photographs, in small letters."""
+        return tuple(suffix for format in self.formats for suffix in format)
 
 
-DEPTH = Beside("depth", "RGB-D folder", "depth", "depth files", "depth must be 16-bit")
-LABELS = Beside("labels", "labelled folder", "label map", "label maps", "label maps must be 8-bit")
+DEPTH = Beside(
+    "depth",
+    "RGB-D folder",
+    "depth",
+    "depth files",
+    "depth must be 16-bit .png files (or .tiff, .exr or .npy files of floats)",
+    ((depth_files.PNG,), depth_files.TIFF, (depth_files.EXR,), (depth_files.NPY,)),
+)
+LABELS = Beside(
+    "labels", "labelled folder", "label map", "label maps", "label maps must be 8-bit .png files", ((SUFFIX,),)
+)
 
 
 def identity(name: str) -> str:
@@ -85,16 +101,20 @@ def place_of(root: Path, split: Split, beside: Beside, *, divided: bool) -> Pure
 def paired(folder: Path, beside: Beside) -> list[tuple[str, str]]:
     """Photographs and what lies beside them, as paths below the two folders, in the order of the photographs.
 
-    Raises `BadInput` for photographs without the other half, halves without a photograph, two files of one ID, and
-    what is no .png beside a photograph.
+    Raises `BadInput` for photographs without the other half, halves without a photograph, two files of one ID, other
+    images among the other halves, and several formats of them.
     """
     place = folder / beside.folder
     photographs = image_names(folder / PHOTOGRAPHS)
     if not photographs:
         raise BadInput(f"{folder / PHOTOGRAPHS} holds no images (accepted: {' '.join(SUFFIXES)})")
-    maps = image_names(place)
-    if others := [name for name in maps if not name.lower().endswith(SUFFIX)]:
-        raise BadInput(f"{beside.rule} {SUFFIX} files, but {place} holds {some_of(others)}")
+    maps = names_beside(place, beside)
+    if others := [name for name in maps if not name.lower().endswith(beside.suffixes)]:
+        raise BadInput(f"{beside.rule}, but {place} holds {some_of(others)}")
+    of_each = [[name for name in maps if name.lower().endswith(format)] for format in beside.formats]
+    if len(kinds := [names for names in of_each if names]) > 1:
+        counted = " and ".join(f"{len(names)} {PurePosixPath(names[0]).suffix} ({names[0]})" for names in kinds)
+        raise BadInput(f"{place} holds {beside.several} of several formats, {counted}: keep those of one there")
     photograph_of = _by_identity(photographs, folder / PHOTOGRAPHS, "photographs")
     map_of = _by_identity(maps, place, beside.several)
     bare = sorted(photograph_of.keys() - map_of.keys())
@@ -108,6 +128,11 @@ def paired(folder: Path, beside: Beside) -> list[tuple[str, str]]:
         hint = _hint(folder, beside, photograph_of, map_of, bare, lonely)
         raise BadInput(f"{folder}: {PHOTOGRAPHS}/ and {beside.folder}/ do not pair up; {'; '.join(faults)}{hint}")
     return [(name, map_of[identity(name)]) for name in photographs]
+
+
+def names_beside(place: Path, beside: Beside) -> list[str]:
+    """What lies in the folder beside the photographs, and images that do not belong there."""
+    return list_images(place, suffixes=tuple(dict.fromkeys((*SUFFIXES, *beside.suffixes)))).names
 
 
 def _by_identity(names: Iterable[str], folder: Path, what: str) -> dict[str, str]:
@@ -129,9 +154,9 @@ def _hint(
 ) -> str:
     """The nearest name of the other half, or the file of that name in a format that is not read."""
     rule = "the files of a pair have one name up to the suffix"
-    for which, part, accepted in ((bare, beside.folder, SUFFIX), (lonely, PHOTOGRAPHS, " ".join(SUFFIXES))):
-        if which and (other := _of_other_format(folder / part, which[0])):
-            return f"; {part}/{other} is there, but of a format that is not read (accepted: {accepted})"
+    for which, part, accepted in ((bare, beside.folder, beside.suffixes), (lonely, PHOTOGRAPHS, SUFFIXES)):
+        if which and (other := _of_other_format(folder / part, which[0], accepted)):
+            return f"; {part}/{other} is there, but of a format that is not read (accepted: {' '.join(accepted)})"
     rgb, maps = PHOTOGRAPHS, beside.folder
     if bare and (near := _nearest(bare[0], lonely or list(map_of))):
         return f"; {rule}: the nearest to {rgb}/{photograph_of[bare[0]]} is {maps}/{map_of[near]}"
@@ -140,10 +165,10 @@ def _hint(
     return ""
 
 
-def _of_other_format(folder: Path, name: str) -> str:
+def _of_other_format(folder: Path, name: str, accepted: tuple[str, ...]) -> str:
     place = folder / name
     found = sorted(path.name for path in place.parent.glob(f"{glob.escape(place.name)}.*") if path.is_file())
-    others = [each for each in found if not each.lower().endswith(SUFFIXES) and identity(each) == place.name]
+    others = [each for each in found if not each.lower().endswith(accepted) and identity(each) == place.name]
     return (PurePosixPath(name).parent / others[0]).as_posix() if others else ""
 
 

@@ -1,8 +1,9 @@
 """Folders of photographs with measured depth: `SPLIT/rgb/ID.*` beside `SPLIT/depth/ID.png`, or both without SPLIT.
 
 A depth file is a 16-bit grey PNG of the same size as the upright photograph; metres along the optical axis
-are its value divided by `depth_scale` (1000: millimetres), and 0 means that nothing was measured. What else a data set
-says of its depth stands in `dataset.json` (`data.dataset_facts`).
+are its value divided by `depth_scale` (1000: millimetres), and 0 means that nothing was measured. Other formats, whose
+unit has to be said, are `data.depth_files`. What else a data set says of its depth stands in `dataset.json`
+(`data.dataset_facts`).
 """
 
 from __future__ import annotations
@@ -21,17 +22,16 @@ from PIL import Image
 from torch import Tensor
 
 from depthjepa.data.config import MILLIMETRES, DataConfig, DepthOrientation
-from depthjepa.data.contents import file_sizes
+from depthjepa.data.contents import file_marks, file_sizes
 from depthjepa.data.dataset_facts import dataset_facts
+from depthjepa.data.depth_files import refuse_missing_reader, refuse_unsaid_unit, states_no_unit, stored_depth
 from depthjepa.data.groups import GroupList, read_groups, told_group
 from depthjepa.data.images import (
     DECODING_FAULTS,
     Split,
     decode_with_tag,
-    fault_line,
     list_images,
     loose_images,
-    orientation,
     packed,
     sub_folders,
     tag_of,
@@ -40,7 +40,7 @@ from depthjepa.data.images import (
 from depthjepa.data.layouts.layout import DataLayout, path_of
 from depthjepa.data.order import evenly
 from depthjepa.data.pairing import DEPTH, PHOTOGRAPHS, held_out, identity, is_undivided, paired, place_of
-from depthjepa.data.samples import Sample, UnreadableImage
+from depthjepa.data.samples import Sample
 from depthjepa.data.two_views import Pose, TwoViews, match_by_depth, partner
 from depthjepa.depth import valid
 from depthjepa.faults import BadInput
@@ -65,8 +65,8 @@ class PairedFolder:
     are upright; where one file of a pair has an EXIF rotation, `depth_orientation` says how depth lies (`map_tag`).
 
     Raises `BadInput` when photographs and depth files do not pair up, when the validation data are unclear, when a
-    rotation is (of some pairs spread evenly, and of each when it is read), and on reading when a depth file has another
-    size or is not 16-bit grey.
+    rotation is (of some pairs spread evenly, and of each when it is read), when nothing says the unit of depth files
+    that are no PNG, and on reading when a depth file has another size or does not hold depth.
     """
 
     classes: tuple[str, ...] = ()
@@ -87,7 +87,7 @@ class PairedFolder:
         self._root = root
         self._facts = dataset_facts(root)
         self.focal_length = self._facts.focal_length
-        stated = self._facts.depth_scale
+        stated = self._facts.units_per_metre
         self.depth_scale = stated if stated is not None and depth_scale == MILLIMETRES else depth_scale
         self.depth_range = self._facts.range
         self._crop = self._facts.evaluation_crop if split == "val" else None
@@ -100,16 +100,25 @@ class PairedFolder:
         self._names = packed(name for name, _ in names)
         self._depth_names = packed(name for _, name in names)
         self._orientation = depth_orientation
+        self.whole_numbers = not (names and states_no_unit(names[0][1]))
+        if not self.whole_numbers:
+            first = root / self._place / DEPTH.folder / names[0][1]
+            refuse_missing_reader(str(first))
+            if stated is None and depth_scale == MILLIMETRES:
+                refuse_unsaid_unit(first, root)
         if depth_orientation is None:
             for index in evenly(LOOKED_AT, len(self)):  # the others are looked at when they are decoded
                 paths = self._paths(int(index))
-                map_tag(paths, (tag_of(paths[0]), tag_of(paths[1])), None)
+                own = 1 if states_no_unit(paths[1].name) else tag_of(paths[1])  # others may have none
+                map_tag(paths, (tag_of(paths[0]), own), None)
 
     @property
     def ignored(self) -> Mapping[str, int]:
         """What lies among photographs and depth files and is neither, listed anew."""
         folder = self._root / self._place
-        return Counter(list_images(folder / "rgb").ignored) + Counter(list_images(folder / "depth").ignored)
+        return Counter(list_images(folder / "rgb").ignored) + Counter(
+            list_images(folder / "depth", suffixes=DEPTH.suffixes).ignored
+        )
 
     @property
     def knows_focal_length(self) -> bool:
@@ -193,11 +202,16 @@ class PairedFolder:
         return (self._place / "rgb" / os.fsdecode(self._names[index])).as_posix()
 
     def stamps(self) -> Int64[np.ndarray, "pairs 3"]:
-        """Bytes of each photograph and its depth file, and a checksum of what `dataset.json` says of all."""
+        """Bytes of each photograph and its depth file, and a checksum of what `dataset.json` says of all.
+
+        Of depth that is no PNG, a checksum of some of its bytes.
+        """
         names, depths = ([os.fsdecode(name) for name in each] for each in (self._names, self._depth_names))
         folder = self._root / self._place
+        # The sizes of files that are not compressed say little.
+        marks = file_sizes if self.whole_numbers else file_marks
         facts = zlib.crc32(repr((self._facts, self.depth_scale)).encode())
-        sizes = [file_sizes(folder / "rgb", names), file_sizes(folder / "depth", depths), np.full(len(names), facts)]
+        sizes = [file_sizes(folder / "rgb", names), marks(folder / "depth", depths), np.full(len(names), facts)]
         return np.stack(sizes, axis=1)
 
     def sample(self, index: int) -> Sample:
@@ -217,7 +231,7 @@ class PairedFolder:
     def _pair(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], int, Float32[Tensor, "1 h w"]]:
         paths = self._paths(index)
         image, tag = decode_with_tag(paths[0])
-        values, own = _stored_depth(paths[1], self.depth_scale)
+        values, own = stored_depth(paths[1], self.depth_scale)
         depth = _upright(values, map_tag(paths, (tag, own), self._orientation))
         refuse_other_size(paths, image, depth, (tag, own))
         return image, tag, depth
@@ -240,27 +254,11 @@ class PairedFolder:
 
 
 def decode_depth(path: Path, depth_scale: float) -> Float32[Tensor, "1 h w"]:
-    """Read a 16-bit grey PNG as depth [m], 0 = invalid, upright by its own tag; `depth_scale` is file units per metre.
+    """Read a depth file as depth [m], 0 = invalid, upright by its own tag; `depth_scale` is file units per metre.
 
     Raises `UnreadableImage` for a damaged file and `BadInput` for one of another kind.
     """
-    return _upright(*_stored_depth(path, depth_scale))
-
-
-def _stored_depth(path: Path, depth_scale: float) -> tuple[Float32[np.ndarray, "h w"], int]:
-    """Depth [m] as it lies in the file, and the file's EXIF orientation."""
-    try:
-        with Image.open(path) as image:
-            mode, values, tag = image.mode, np.array(image), orientation(image)
-    except DECODING_FAULTS as fault:
-        raise UnreadableImage(f"{path}: {fault_line(fault)}") from fault
-    # Pillow calls 16-bit grey I;16; its versions before 11 call it I.
-    if not mode.startswith("I") or image.format != "PNG":
-        raise BadInput(
-            f"{path} is {image.format} of mode {mode}; depth must be a grey PNG of 16 bits, metres x "
-            f"data.depth_scale ({depth_scale:g}), 0 = invalid (in 8 bits the metres are lost)"
-        )
-    return values.astype(np.float32) / np.float32(depth_scale), tag
+    return _upright(*stored_depth(path, depth_scale))
 
 
 def _upright(values: Float32[np.ndarray, "rows cols"], tag: int) -> Float32[Tensor, "1 h w"]:
@@ -349,13 +347,13 @@ def _nearly(root: str) -> str:
 
 
 def _holds_depth(folder: Path) -> bool:
-    """Whether the first image of a folder is of one channel of 16 bits."""
+    """Whether the first image of a folder is of one channel of 16 bits, or of floats."""
     try:
         first = next(iter(loose_images(folder)), None)
         if first is None:
             return False
         with Image.open(folder / first) as image:
-            return image.mode.startswith("I")
+            return image.mode.startswith("I") or image.mode == "F"
     except DECODING_FAULTS:
         return False
 

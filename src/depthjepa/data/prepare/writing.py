@@ -91,7 +91,10 @@ class Pair(Protocol):
 
 def write_all(out: Path, facts: DatasetFacts, pairs: Sequence[Pair]) -> Prepared:
     """Write an RGB-D folder (`write_folder`)."""
-    scale = facts.depth_scale or MILLIMETRES
+    scale = facts.units_per_metre or MILLIMETRES
+    content = asdict(facts)
+    if facts.depth_unit is None:
+        del content["depth_unit"]  # earlier versions, which do not know it, then read the folder as well
 
     def there(folder: Path) -> str | None:
         found = dataset_facts(folder)
@@ -100,7 +103,7 @@ def write_all(out: Path, facts: DatasetFacts, pairs: Sequence[Pair]) -> Prepared
     form = Form(
         name=str(facts.name),
         beside=DEPTH,
-        files={DATASET: to_json(asdict(facts))},
+        files={DATASET: to_json(content)},
         there=there,
         read=lambda path: read_depth(path, scale),
     )
