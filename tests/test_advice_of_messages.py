@@ -137,6 +137,8 @@ ELSEWHERE = {
     "Lower fit.lr": "test_fit_teacher.py: a loss that is not finite is planted",
     "fit-teacher needs depth": "test_fit_teacher.py fits on such data",
     "or give data.depth_scale": "test_depth_files.py",
+    "are less than {} s apart (--max-difference)": "test_recordings.py",
+    "--val names no recording": "test_recordings.py",
     "(--raw DIR)": "test_prepare.py",
     "leave out --raw, --split": "test_prepare.py",
     "or give --splits FILE": "test_prepare.py",

@@ -19,7 +19,7 @@ from scipy.io import savemat
 from depthjepa.data.config import DataConfig
 from depthjepa.data.layouts.rgbd import PairedFolder
 from depthjepa.data.loading import has_validation, open_source
-from depthjepa.data.prepare import nyuv2
+from depthjepa.data.prepare import writing
 from depthjepa.data.prepare.kitti import GARG, prepare_kitti
 from depthjepa.data.prepare.nyuv2 import EIGEN, prepare_nyuv2
 from depthjepa.faults import BadInput
@@ -255,7 +255,7 @@ def test_a_stopped_preparation_goes_on_and_ends_as_if_it_had_not_been(
 ) -> None:
     nyu(tmp_path / "official")
     prepare_nyuv2(tmp_path / "official", tmp_path / "whole")
-    write, written = nyuv2.whole_file, []
+    write, written = writing.whole_file, []
 
     def stop_in_the_third_pair(path: Path) -> Any:
         written.append(path)
@@ -265,7 +265,7 @@ def test_a_stopped_preparation_goes_on_and_ends_as_if_it_had_not_been(
             raise KeyboardInterrupt
         return write(path)
 
-    monkeypatch.setattr(nyuv2, "whole_file", stop_in_the_third_pair)
+    monkeypatch.setattr(writing, "whole_file", stop_in_the_third_pair)
     with pytest.raises(KeyboardInterrupt):
         prepare_nyuv2(tmp_path / "official", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -274,7 +274,7 @@ def test_a_stopped_preparation_goes_on_and_ends_as_if_it_had_not_been(
         prepare_nyuv2(tmp_path / "official", tmp_path / "out", depth="filled")
 
     written.clear()
-    monkeypatch.setattr(nyuv2, "whole_file", lambda path: (written.append(path), write(path))[1])
+    monkeypatch.setattr(writing, "whole_file", lambda path: (written.append(path), write(path))[1])
     again = prepare_nyuv2(tmp_path / "official", tmp_path / "out")
     assert [path.parent.name for path in written] == ["rgb", "depth"] * 2
     assert files(tmp_path / "out") == files(tmp_path / "whole") and not (tmp_path / "out.partial").exists()

@@ -14,6 +14,12 @@ prepare = typer.Typer(
     no_args_is_help=True,
 )
 
+Val = Annotated[
+    str | None,
+    typer.Option(metavar="NAME,NAME", help="Recordings that are validation data; without it all are training data."),
+]
+Every = Annotated[int, typer.Option(min=1, metavar="N", help="Take every N-th frame: those of a second are all alike.")]
+
 
 @prepare.command()
 def nyuv2(
@@ -91,3 +97,19 @@ def cityscapes(
     from depthjepa.data.prepare.cityscapes import prepare_cityscapes as run
 
     print(run(source, out))
+
+
+@prepare.command()
+def tum(
+    source: Annotated[Path, typer.Argument(help="An unpacked recording (rgb.txt, depth.txt), or a folder of them.")],
+    out: Annotated[Path, typer.Option(help="RGB-D folder to write.", callback=output_folder)],
+    val: Val = None,
+    every: Every = 1,
+    max_difference: Annotated[
+        float, typer.Option(min=0.0, metavar="SECONDS", help="Photograph and depth, or pose, are less apart in time.")
+    ] = 0.02,
+) -> None:
+    """Prepare TUM RGB-D: photographs and depth of a Kinect by their times, with poses."""
+    from depthjepa.data.prepare.tum import prepare_tum as run
+
+    print(run(source, out, val=val, every=every, max_difference=max_difference))

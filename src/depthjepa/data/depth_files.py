@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import tokenize
+import warnings
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -94,7 +95,8 @@ def _of_png(path: Path, depth_scale: float) -> tuple[Float32[np.ndarray, "h w"],
 
 def _of_tiff(path: Path) -> np.ndarray:
     try:
-        with Image.open(path) as image:
+        # What Pillow warns of names no file, and the file is read or named as unreadable.
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             mode, tag, pages = image.mode, orientation(image), getattr(image, "n_frames", 1)
             values = np.array(image)
     except DECODING_FAULTS as fault:

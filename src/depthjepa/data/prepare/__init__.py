@@ -1,1 +1,1 @@
-"""Official downloads (NYUv2, KITTI, CamVid, ADE20K, Cityscapes) -> folders that the package reads."""
+"""Official downloads (NYUv2, KITTI, CamVid, ADE20K, Cityscapes), recordings of depth cameras -> folders to read."""

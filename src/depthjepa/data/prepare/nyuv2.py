@@ -12,15 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
-from PIL import Image
 
 from depthjepa.data.config import MILLIMETRES
 from depthjepa.data.dataset_facts import DatasetFacts, EvaluationCrop
 from depthjepa.data.images import Split, fault_line
 from depthjepa.data.pairing import some_of
-from depthjepa.data.prepare.writing import SPLITS, Prepared, write_all
+from depthjepa.data.prepare.writing import SPLITS, Prepared, millimetres, save_png, write_all
 from depthjepa.faults import BadInput
-from depthjepa.logbook import whole_file
 
 # Rows 45 to 470 and columns 41 to 600 of 480 x 640, after Eigen et al. 2014: NYUv2's depth reaches no further.
 EIGEN = EvaluationCrop("eigen", (45 / 480, 41 / 640, 471 / 480, 601 / 640))
@@ -138,10 +136,8 @@ class _Labelled:
     def millimetres(self, index: int) -> UInt16[np.ndarray, "h w"]:
         """Depth of pair `index` in millimetres, 0 = not measured, or not to be written in 16 bits."""
         with self._reading():
-            metres = self._depths[index].T.astype(np.float64)
-        values = np.rint(metres * 1000)
-        known = np.isfinite(values) & (values > 0) & (values <= np.iinfo(np.uint16).max)
-        return np.where(known, values, 0).astype(np.uint16)
+            metres = self._depths[index].T
+        return millimetres(metres)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
@@ -164,14 +160,9 @@ class _NyuPair:
     def write(self, photograph: Path, beside: Path) -> np.ndarray:
         """Write both as PNG files; returns millimetres."""
         values = self.labelled.millimetres(self.number - 1)
-        _save_png(photograph, self.labelled.photograph(self.number - 1))
-        _save_png(beside, values)
+        save_png(photograph, self.labelled.photograph(self.number - 1))
+        save_png(beside, values)
         return values
-
-
-def _save_png(path: Path, pixels: UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w"]) -> None:
-    with whole_file(path) as file:
-        Image.fromarray(pixels).save(file, format="PNG")
 
 
 def _official_split(path: Path, count: int) -> dict[Split, list[int]]:

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8, UInt16
 from PIL import Image
 
 from depthjepa.data.config import MILLIMETRES
@@ -24,7 +24,7 @@ from depthjepa.data.layouts.rgbd import decode_depth
 from depthjepa.data.pairing import DEPTH, PHOTOGRAPHS, SUFFIX, Beside, some_of
 from depthjepa.data.samples import UnreadableImage
 from depthjepa.faults import BadInput, RunStopped
-from depthjepa.logbook import to_json, whole_path, write_whole, writing
+from depthjepa.logbook import to_json, whole_file, whole_path, write_whole, writing
 from depthjepa.progress import track
 from depthjepa.stopping import interruptions
 
@@ -33,12 +33,16 @@ SPLITS: tuple[Split, ...] = ("train", "val")
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What a folder holds: pairs of each split, and the share of their pixels that is `known` (measured), in [0, 1]."""
+    """What a folder holds: pairs of each split, and the share of their pixels that is `known` (measured), in [0, 1].
+
+    `remarks` are what is to be said beside: what was left out, and what is not known.
+    """
 
     folder: Path
     pairs: Mapping[Split, int]
     measured: Mapping[Split, float]
     known: str = "measured"
+    remarks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         words = {"train": "training", "val": "validation"}
@@ -46,7 +50,7 @@ class Prepared:
             f"{count} {words[split]} pairs, {100 * self.measured[split]:.1f} % of their pixels {self.known}"
             for split, count in self.pairs.items()
         )
-        return f"{self.folder}: {'; '.join(parts)}"
+        return "\n".join([f"{self.folder}: {'; '.join(parts)}", *self.remarks])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,8 +93,10 @@ class Pair(Protocol):
         ...
 
 
-def write_all(out: Path, facts: DatasetFacts, pairs: Sequence[Pair]) -> Prepared:
-    """Write an RGB-D folder (`write_folder`)."""
+def write_all(
+    out: Path, facts: DatasetFacts, pairs: Sequence[Pair], files: Mapping[str, str] | None = None
+) -> Prepared:
+    """Write an RGB-D folder (`write_folder`), with other `files` right in it, texts by their names."""
     scale = facts.units_per_metre or MILLIMETRES
     content = asdict(facts)
     if facts.depth_unit is None:
@@ -103,7 +109,7 @@ def write_all(out: Path, facts: DatasetFacts, pairs: Sequence[Pair]) -> Prepared
     form = Form(
         name=str(facts.name),
         beside=DEPTH,
-        files={DATASET: to_json(content)},
+        files={DATASET: to_json(content), **(files or {})},
         there=there,
         read=lambda path: read_depth(path, scale),
     )
@@ -189,6 +195,19 @@ def link(source: Path, target: Path) -> None:
             os.link(source.resolve(), partial)
         except OSError:  # another file system, or one without links: what is wrong with the target, copying tells
             shutil.copyfile(source, partial)
+
+
+def save_png(path: Path, pixels: UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w"]) -> None:
+    """Write a photograph or depth as a PNG file, whole or not at all."""
+    with whole_file(path) as file:
+        Image.fromarray(pixels).save(file, format="PNG")
+
+
+def millimetres(metres: Float[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"]:
+    """Depth in millimetres, 0 = not measured, or not to be written in 16 bits."""
+    values = np.rint(np.asarray(metres, dtype=np.float64) * MILLIMETRES)
+    known = np.isfinite(values) & (values > 0) & (values <= np.iinfo(np.uint16).max)
+    return np.where(known, values, 0).astype(np.uint16)
 
 
 def read_depth(path: Path, scale: float) -> Float[np.ndarray, "1 h w"]:
