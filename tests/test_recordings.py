@@ -173,3 +173,147 @@ def test_faults_of_tum_are_named(tmp_path: Path, spoil: Any, options: tuple, mes
     status, out, said = call("prepare", "tum", place, "--out", tmp_path / "out", *options)
     assert status == 2 and re.search(message, said), said
     assert not (tmp_path / "out").exists() and not out
+
+
+# RealSense
+
+
+def write_realsense(place: Path, frames: int = 3, camera: dict[str, Any] | None = None, scale: float = 1000) -> Path:
+    for frame in range(frames):
+        save(place / "color" / f"{frame:05}.jpg", picture(frame, *SIZE))
+        save(place / "depth" / f"{frame:05}.png", np.rint(scale * metres(frame, NARROW)).astype(np.uint16))
+    facts = {"width": SIZE[1], "height": SIZE[0], "intrinsic_matrix": [615.5, 0, 0, 0, 615.0, 0, 16, 12, 1]}
+    content = facts | {"depth_scale": scale} if camera is None else camera
+    (place / "intrinsic.json").write_text(json.dumps(content))
+    return place
+
+
+def test_realsense_has_the_scale_and_camera_of_its_file(tmp_path: Path, call: Call) -> None:
+    for name in ("desk", "hall"):
+        write_realsense(tmp_path / "in" / name, scale=4000)
+    status, said, wrong = call(
+        "prepare", "realsense", tmp_path / "in", "--out", tmp_path / "out", "--val", "hall", "--every", "2"
+    )
+    assert status == 0 and "2 training pairs, 100.0 %" in said and "2 validation pairs" in said, wrong
+    source, val = sources(tmp_path / "out")
+    assert names(source) == ["desk/00000.jpg", "desk/00002.jpg"] and val.group_of(1) == "hall"
+    np.testing.assert_array_equal(depth(source, 1), (np.rint(4000 * metres(2, NARROW)) / 4000).astype(np.float32))
+    assert source.focal_length == 615.5 and not source.tells_pairs()
+
+
+def test_realsense_of_the_older_recorder_needs_its_scale(tmp_path: Path, call: Call) -> None:
+    place = write_realsense(tmp_path / "in")
+    content = json.loads((place / "intrinsic.json").read_text())
+    del content["depth_scale"]
+    (place / "intrinsic.json").unlink()
+    (place / "camera_intrinsic.json").write_text(json.dumps(content))
+    status, _, said = call("prepare", "realsense", place, "--out", tmp_path / "out")
+    assert status == 2 and "nothing says how many units of depth are a metre in in" in said
+    status, _, said = call("prepare", "realsense", place, "--out", tmp_path / "out", "--depth-scale", "0.001")
+    assert status == 2 and "the other way round: give --depth-scale 1000, units per metre" in said
+    status, _, said = call("prepare", "realsense", place, "--out", tmp_path / "out", "--depth-scale", "1000")
+    assert status == 0, said
+    np.testing.assert_array_equal(
+        depth(train(tmp_path / "out"), 0), (np.rint(1000 * metres(0, NARROW)) / 1000).astype(np.float32)
+    )
+
+
+def drawn(path: Path) -> None:
+    save(path, picture(0, *SIZE))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "message"),
+    [
+        (lambda place: (place / "depth").rename(place / "deep"), (), r"holds no recording: .*color/ beside depth/"),
+        (lambda place: drawn(place / "depth/00000.png"), (), r"mode RGB: depth drawn for people .*RSBagReader"),
+        (
+            lambda place: save(place / "depth/00000.png", np.zeros(SIZE, np.uint8)),
+            (),
+            r"mode L: depth drawn for people in colours or in 8 bits",
+        ),
+        (cut("depth"), (), r"depth/0000\d\.png.*damaged or incomplete"),
+        (replaced("intrinsic.json", "{"), (), r"intrinsic\.json cannot be read: it is not JSON"),
+        (replaced("intrinsic.json", "[]"), (), r"intrinsic\.json should hold \{\.\.\.\}"),
+        (replaced("intrinsic.json", '{"width": 32, "height": 24}'), (), r"should hold width, height, intrinsic_matrix"),
+        (lambda place: write_realsense(place, camera={"width": 640, "height": 480, "depth_scale": 1000,
+            "intrinsic_matrix": [1.5] + [0] * 8}), (), r"is 24 x 32 pixels .* is of 480 x 640"),
+        (lambda place: None, ("--depth-scale", "500"), r"depth scales differ \(500, 1000 units a metre"),
+        (
+            lambda place: [path.rename(path.with_name(f"x{path.name}")) for path in (place / "depth").iterdir()],
+            (),
+            r"no photograph of color/ has depth of its name",
+        ),
+        (lambda place: save(place / "color/00000.png", picture(0, *SIZE)), (), r"two files of one name: 00000\.jpg, 0"),
+    ],
+)  # fmt: skip
+def test_faults_of_realsense_are_named(tmp_path: Path, spoil: Any, options: tuple, message: str, call: Call) -> None:
+    place = write_realsense(tmp_path / "one")
+    spoil(place)
+    status, _, said = call("prepare", "realsense", place, "--out", tmp_path / "out", *options)
+    assert status == 2 and re.search(message, said), said
+    assert not (tmp_path / "out").exists()
+
+
+# ZED
+
+
+def write_zed(place: Path, frames: int = 3, alpha: int | None = 255) -> Path:
+    for frame in range(frames):
+        fourth = np.full((*SIZE, 1), alpha or 0, dtype=np.uint8)
+        photograph = picture(frame, *SIZE)
+        stored = np.rint(1000 * metres(frame, NARROW)).astype(np.uint16)
+        stored[0] = 65535  # infinitely far, where conversion to 16 bits stops at the largest number
+        stored[1] = 0
+        save(
+            place / f"left{frame:06}.png",
+            photograph if alpha is None else np.concatenate([photograph, fourth], axis=-1),
+        )
+        save(place / f"depth{frame:06}.png", stored)
+    return place
+
+
+@pytest.mark.parametrize("alpha", [255, 0, None])
+def test_zed_photographs_lose_the_fourth_channel_and_depth_its_infinities(
+    tmp_path: Path, alpha: int | None, call: Call
+) -> None:
+    place = write_zed(tmp_path / "room", alpha=alpha)
+    status, said, wrong = call("prepare", "zed", place, "--out", tmp_path / "out", "--every", "2")
+    assert status == 0 and "2 training pairs" in said, wrong
+    assert "no focal length is known of room" in said
+    source = train(tmp_path / "out")
+    assert names(source) == ["room/000000.png", "room/000002.png"] and source.group_of(0) == "room"
+    np.testing.assert_array_equal(source.sample(1).image.permute(1, 2, 0).numpy(), picture(2, *SIZE))
+    expected = (np.rint(1000 * metres(2, NARROW)) / 1000).astype(np.float32)
+    expected[:2] = 0
+    np.testing.assert_array_equal(depth(source, 1), expected)
+
+
+def test_zed_takes_a_focal_length(tmp_path: Path, call: Call) -> None:
+    place = write_zed(tmp_path / "room")
+    status, said, _ = call("prepare", "zed", place, "--out", tmp_path / "out", "--focal-length", "700.5")
+    assert status == 0 and "focal length" not in said and train(tmp_path / "out").focal_length == 700.5
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda place: [path.unlink() for path in place.glob("left*")], r"holds no recording: a ZED recording is"),
+        (lambda place: [path.unlink() for path in place.glob("depth*")], r"no depth beside its left .*--mode 4"),
+        (
+            lambda place: drawn(place / "depth000001.png"),
+            r"mode RGB: depth drawn .*export the recording again with --mo",
+        ),
+        (
+            lambda place: save(place / "depth000001.png", np.zeros((*SIZE, 4), np.uint8)),
+            r"mode RGBA: depth drawn for people",
+        ),
+        (lambda place: (place / "left000001.png").write_bytes(b"no"), r"left000001\.png.*damaged or incomplete"),
+        (lambda place: save(place / "depth000001.png", np.ones((4, 4), np.uint16)), r"is 4 x 4 pixels"),
+    ],
+)
+def test_faults_of_zed_are_named(tmp_path: Path, spoil: Any, message: str, call: Call) -> None:
+    place = write_zed(tmp_path / "one")
+    spoil(place)
+    status, _, said = call("prepare", "zed", place, "--out", tmp_path / "out")
+    assert status == 2 and re.search(message, said), said

@@ -20,6 +20,11 @@ Val = Annotated[
 ]
 Every = Annotated[int, typer.Option(min=1, metavar="N", help="Take every N-th frame: those of a second are all alike.")]
 
+Confidence = Annotated[
+    int,
+    typer.Option(min=0, max=2, metavar="N", help="Depth of which the sensor is less sure (0 to 2) is not measured."),
+]
+
 
 @prepare.command()
 def nyuv2(
@@ -113,3 +118,51 @@ def tum(
     from depthjepa.data.prepare.tum import prepare_tum as run
 
     print(run(source, out, val=val, every=every, max_difference=max_difference))
+
+
+@prepare.command()
+def arkitscenes(
+    source: Annotated[
+        Path, typer.Argument(help="A video (lowres_wide, lowres_depth, …), a folder of them, or the download.")
+    ],
+    out: Annotated[Path, typer.Option(help="RGB-D folder to write.", callback=output_folder)],
+    val: Val = None,
+    every: Every = 1,
+    confidence: Confidence = 0,
+) -> None:
+    """Prepare ARKitScenes: rooms seen by iPads with lidar, with poses."""
+    from depthjepa.data.prepare.arkitscenes import prepare_arkitscenes as run
+
+    print(run(source, out, val=val, every=every, confidence=confidence))
+
+
+@prepare.command()
+def realsense(
+    source: Annotated[Path, typer.Argument(help="A recording (color, depth, intrinsic.json), or a folder of them.")],
+    out: Annotated[Path, typer.Option(help="RGB-D folder to write.", callback=output_folder)],
+    val: Val = None,
+    every: Every = 1,
+    depth_scale: Annotated[
+        float | None, typer.Option(metavar="UNITS", help="Units of depth per metre, where no intrinsic.json says it.")
+    ] = None,
+) -> None:
+    """Prepare recordings of RealSense cameras, as Open3D writes them."""
+    from depthjepa.data.prepare.realsense import prepare_realsense as run
+
+    print(run(source, out, val=val, every=every, depth_scale=depth_scale))
+
+
+@prepare.command()
+def zed(
+    source: Annotated[Path, typer.Argument(help="An exported sequence (left000000.png, …), or a folder of them.")],
+    out: Annotated[Path, typer.Option(help="RGB-D folder to write.", callback=output_folder)],
+    val: Val = None,
+    every: Every = 1,
+    focal_length: Annotated[
+        float | None, typer.Option(min=1.0, metavar="PX", help="The left camera's, at the width of the photographs.")
+    ] = None,
+) -> None:
+    """Prepare recordings of ZED cameras, as the SDK's sample exports them."""
+    from depthjepa.data.prepare.zed import prepare_zed as run
+
+    print(run(source, out, val=val, every=every, focal_length=focal_length))

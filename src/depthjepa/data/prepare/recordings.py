@@ -171,12 +171,17 @@ def nearest_moment(moments: Float[np.ndarray, " n"], wanted: float, limit: float
 
 
 def by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Files right in a folder with such endings (in small letters), by their names without them, in their order."""
-    return {
-        path.stem: path
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in suffixes and path.name[0] != "." and path.is_file()
-    }
+    """Files right in a folder with such endings (in small letters), by their names without them, in their order.
+
+    Raises `BadInput` for two files of one name.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in suffixes or path.name[0] == "." or not path.is_file():
+            continue
+        if (other := found.setdefault(path.stem, path)) != path:
+            raise BadInput(f"{folder} holds two files of one name: {other.name}, {path.name}")
+    return found
 
 
 def left_out(recording: str, what: str, count: int) -> list[str]:
