@@ -140,6 +140,7 @@ ELSEWHERE = {
     "are less than {} s apart (--max-difference)": "test_recordings.py",
     "--val names no recording": "test_recordings.py",
     "Training/ and Validation/: leave out --val": "test_phones.py",
+    "leave out --confidence, or export the recording as": "test_phones.py",
     "give --depth-scale": "test_recordings.py",
     "units per metre": "test_recordings.py",
     "export the recording again with --mode 4": "test_recordings.py",

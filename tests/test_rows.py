@@ -44,6 +44,7 @@ HOMONYMS = {
     ("depth", "data/depth_files.py"): "a channel of a file",
     ("depth", "data/prepare/realsense.py"): "a folder of depth maps",
     ("depth", "data/prepare/zed.py"): "the beginning of a file's name",
+    ("depth", "data/prepare/record3d.py"): "a folder of depth maps",
     ("depth", "evaluation/depth_cells.py"): "what messages call metres",
     ("depth", "formats/timm.py"): "blocks of a network",
     ("depth", "guidance/config.py"): "what a network gives, beside features",

@@ -137,6 +137,20 @@ def arkitscenes(
 
 
 @prepare.command()
+def record3d(
+    source: Annotated[Path, typer.Argument(help="A .r3d file, an exported EXR_RGBD folder, or a folder of them.")],
+    out: Annotated[Path, typer.Option(help="RGB-D folder to write.", callback=output_folder)],
+    val: Val = None,
+    every: Every = 1,
+    confidence: Confidence = 0,
+) -> None:
+    """Prepare recordings of the Record3D app on iPhones and iPads, with poses."""
+    from depthjepa.data.prepare.record3d import prepare_record3d as run
+
+    print(run(source, out, val=val, every=every, confidence=confidence))
+
+
+@prepare.command()
 def realsense(
     source: Annotated[Path, typer.Argument(help="A recording (color, depth, intrinsic.json), or a folder of them.")],
     out: Annotated[Path, typer.Option(help="RGB-D folder to write.", callback=output_folder)],

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -223,13 +224,21 @@ def refuse_other_sizes(photograph: Path, depth: Path, values: np.ndarray, source
         )
 
 
-def read_facts(path: Path, what: str) -> dict[str, object]:
+def read_facts(path: Path, what: str) -> dict[str, Any]:
     """An object in a JSON file; raises `BadInput` for a file of another form, of which `what` says where it is from."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as fault:
-        reason = fault.strerror if isinstance(fault, OSError) else "it is not JSON"
-        raise BadInput(f"{path} cannot be read: {reason}; {what}") from fault
-    if not isinstance(content, dict):
-        raise BadInput(f"{path} should hold {{...}}: {what}")
-    return content
+        content = path.read_bytes()
+    except OSError as fault:
+        raise BadInput(f"{path} cannot be read: {fault.strerror}; {what}") from fault
+    return facts_of(content, str(path), what)
+
+
+def facts_of(content: bytes, name: str, what: str) -> dict[str, Any]:
+    """The object that a JSON text of this name holds; raises as `read_facts` does."""
+    try:
+        found = json.loads(content)
+    except ValueError as fault:
+        raise BadInput(f"{name} cannot be read: it is not JSON; {what}") from fault
+    if not isinstance(found, dict):
+        raise BadInput(f"{name} should hold {{...}}: {what}")
+    return found
