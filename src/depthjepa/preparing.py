@@ -14,6 +14,13 @@ prepare = typer.Typer(
     no_args_is_help=True,
 )
 
+
+def _unit(word: str) -> str:
+    from depthjepa.data.dataset_facts import UNITS
+
+    return one_of("unit", *UNITS)(word)
+
+
 Val = Annotated[
     str | None,
     typer.Option(metavar="NAME,NAME", help="Recordings that are validation data; without it all are training data."),
@@ -180,3 +187,40 @@ def zed(
     from depthjepa.data.prepare.zed import prepare_zed as run
 
     print(run(source, out, val=val, every=every, focal_length=focal_length))
+
+
+@prepare.command()
+def lerobot(
+    source: Annotated[Path, typer.Argument(help="A LeRobot data set (meta, data), of version 2.x or 3.0.")],
+    out: Annotated[Path, typer.Option(help="RGB-D folder to write.", callback=output_folder)],
+    val: Val = None,
+    every: Every = 1,
+    depth: Annotated[
+        str | None, typer.Option(metavar="FEATURE", help="The depth camera; default all that are flagged.")
+    ] = None,
+    photographs: Annotated[
+        str | None, typer.Option(metavar="FEATURE", help="Its photographs; default its name without _depth.")
+    ] = None,
+    depth_unit: Annotated[
+        str | None,
+        typer.Option(
+            parser=_unit, metavar="UNIT", help="metres, centimetres or millimetres; where the data set says none."
+        ),
+    ] = None,
+    registered: Annotated[bool, typer.Option("--registered", help="Depth lies on the photographs.")] = False,
+) -> None:
+    """Prepare a LeRobot data set: its depth cameras, episodes as recordings."""
+    from depthjepa.data.prepare.lerobot import prepare_lerobot as run
+
+    print(
+        run(
+            source,
+            out,
+            val=val,
+            every=every,
+            depth=depth,
+            photographs=photographs,
+            depth_unit=depth_unit,
+            registered=registered,
+        )
+    )
