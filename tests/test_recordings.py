@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from depthjepa.data.prepare import recordings
 from depthjepa.data.prepare.recordings import associated
+from depthjepa.data.prepare.tum import prepare_tum
+from depthjepa.data.prepare.writing import link
 from tiny_images import picture, save
 from tiny_recordings import PLACES, SIZE, depth, metres, names, sees_the_wall, sources, train, turn
 from tiny_runs import Call
@@ -115,6 +118,34 @@ def test_association_is_that_of_the_benchmarks_tool(seed: int) -> None:
             right.remove(b)
             expected.append((a, b))
     assert [(first[a], second[b]) for a, b in associated(first, second, 0.02)] == sorted(expected)
+
+
+def test_a_stopped_preparation_goes_on_and_does_not_mix_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
+    place = write_tum(tmp_path / "freiburg1_a", frames=4)
+    prepare_tum(place, tmp_path / "whole")
+    linked: list[Path] = []
+
+    def stop_in_the_third_pair(source: Path, target: Path) -> None:
+        linked.append(target)
+        if len(linked) == 6:
+            raise KeyboardInterrupt
+        link(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recordings, "link", stop_in_the_third_pair)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_tum(place, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and (tmp_path / "out.partial").is_dir()
+    status, _, said = call("prepare", "tum", place, "--out", tmp_path / "out", "--every", "3")
+    assert status == 2 and "holds tum-rgbd of another source or other options, not tum-rgbd: choose another" in said
+    prepare_tum(place, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def eight_bits(place: Path) -> None:

@@ -25,7 +25,6 @@ from depthjepa.faults import BadInput
 PNG = ".png"
 TIFF = (".tif", ".tiff")
 EXR, NPY = ".exr", ".npy"
-SUFFIXES = (PNG, *TIFF, EXR, NPY)
 
 DEPTH_CHANNELS = ("z", "depth")  # of an EXR file that holds others as well; in Blender's, ViewLayer.Depth.Z
 # What numpy is known to raise on a damaged file, beside what all decoders do.

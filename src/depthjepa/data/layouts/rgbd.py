@@ -24,7 +24,7 @@ from torch import Tensor
 from depthjepa.data.config import MILLIMETRES, DataConfig, DepthOrientation
 from depthjepa.data.contents import file_marks, file_sizes
 from depthjepa.data.dataset_facts import dataset_facts
-from depthjepa.data.depth_files import refuse_missing_reader, refuse_unsaid_unit, states_no_unit, stored_depth
+from depthjepa.data.depth_files import EXR, NPY, refuse_missing_reader, refuse_unsaid_unit, states_no_unit, stored_depth
 from depthjepa.data.groups import GroupList, read_groups, told_group
 from depthjepa.data.images import (
     DECODING_FAULTS,
@@ -347,7 +347,9 @@ def _nearly(root: str) -> str:
 
 
 def _holds_depth(folder: Path) -> bool:
-    """Whether the first image of a folder is of one channel of 16 bits, or of floats."""
+    """Whether the first image of a folder is of one channel of 16 bits, or of floats; other formats of depth are."""
+    if any(path.suffix.lower() in (EXR, NPY) for path in folder.iterdir()):
+        return True
     try:
         first = next(iter(loose_images(folder)), None)
         if first is None:

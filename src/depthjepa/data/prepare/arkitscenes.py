@@ -59,7 +59,8 @@ def prepare_arkitscenes(
     places, splits = _videos(source, val)
     remarks: list[str] = []
     recordings = [_recording(name, place, splits[name], every, confidence, remarks) for name, place in places.items()]
-    return write_recordings(out, "arkitscenes", recordings, remarks=remarks)
+    name = f"arkitscenes-confidence{confidence}" if confidence else "arkitscenes"
+    return write_recordings(out, name, recordings, remarks=remarks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,8 @@ def prepare_lerobot(
         recordings.append(Recording(name=name, pairs=pairs))
     if not any(each.pairs for each in recordings):
         raise BadInput(f"{source} holds no frame with photograph and depth ({SOURCE})")
-    return write_recordings(out, "lerobot", [each for each in recordings if each.pairs], remarks=remarks)
+    name = "lerobot" if photographs is None else f"lerobot-{photographs}"
+    return write_recordings(out, name, [each for each in recordings if each.pairs], remarks=remarks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,8 @@ def prepare_record3d(
         _recording(name, _opened(place, confidence), splits[name], every, confidence, remarks)
         for name, place in places.items()
     ]
-    return write_recordings(out, "record3d", recordings, remarks=remarks)
+    name = f"record3d-confidence{confidence}" if confidence else "record3d"
+    return write_recordings(out, name, recordings, remarks=remarks)
 
 
 @runtime_checkable

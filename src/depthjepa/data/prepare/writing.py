@@ -104,7 +104,9 @@ def write_all(
 
     def there(folder: Path) -> str | None:
         found = dataset_facts(folder)
-        return None if found == facts else str(found.name)
+        if found == facts:
+            return None
+        return str(found.name) if found.name != facts.name else f"{found.name} of another source or other options"
 
     form = Form(
         name=str(facts.name),
