@@ -150,6 +150,8 @@ ELSEWHERE = {
     "leave out --depth-unit": "test_lerobot.py",
     "give --val EPISODE,EPISODE": "test_lerobot.py",
     "give --depth-scale": "test_recordings.py",
+    "has no sizes; photos and rgbd have, others set model.size=NAME": "test_config.py",
+    "A run starts from it with": "test_push.py: a card",
     "units per metre": "test_recordings.py",
     "export the recording again with --mode 4": "test_recordings.py",
     "(--raw DIR)": "test_prepare.py",

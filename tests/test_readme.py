@@ -262,7 +262,7 @@ TEACHING = (*TINY, *FEW_STEPS, "train.whitening_images=8")
 RUN_PAGES: dict[str, dict[str, tuple[str, ...]]] = {
     "checkpoints.md": {
         "convert plain.pth.tar": ("masks.bias=unbiased",),
-        **dict.fromkeys(("train", "convert", "embed"), ()),
+        **dict.fromkeys(("train", "convert", "embed", "push"), ()),
     },
     "depth-probes.md": {"probe": ("evaluation.depth_steps=4",)},
     "pixel-guidance.md": {
@@ -279,6 +279,7 @@ EXTRAS = {
 }
 PAGES_NOT_RUN = {
     "train paper-feature-pretrained": "a ViT-H",
+    "push RUN OWNER/NAME --licence apache-2.0 #": "a hub: test_push.py has one",
     **dict.fromkeys(
         ("train photos --out runs/guided", "probe timm:", "train photos data.root=PHOTOGRAPHS init"), "a hub"
     ),

@@ -450,6 +450,28 @@ def convert(
 
 
 @app.command()
+def push(
+    run: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")],
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The model's name on the hub.")],
+    licence: Annotated[
+        str, typer.Option(metavar="ID", help="Licence of the weights, as hubs name them: apache-2.0, cc-by-nc-4.0, …")
+    ],
+    which: Annotated[
+        str, typer.Option(parser=one_of("encoder", "target", "context"), help="The encoder to publish.")
+    ] = "target",
+    private: Annotated[bool, typer.Option("--private", help="Only you see the model, where it is made anew.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write all of it to this folder, and send nothing.", callback=output_folder)
+    ] = None,
+) -> None:
+    """Publish a run's encoder on a hub of models, with a card that the run's own tables fill."""
+    from depthjepa.commands.push import push as publish
+
+    for line in publish(run, repo, licence=licence, which=which, private=private, out=out):  # type: ignore[arg-type]
+        print(line)
+
+
+@app.command()
 def study(
     study: Annotated[
         str, typer.Argument(help="A shipped study, or a YAML file; `recipes --keys study` prints its keys.")
