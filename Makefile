@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 OUT ?= demo
 
-.PHONY: demo test test-all wheel-check check clean
+.PHONY: demo test test-all wheel-check check site clean
 
 demo: .venv/ready
 	$(BIN)/depthjepa demo --out $(OUT)
@@ -26,6 +26,10 @@ check: .venv/ready
 	$(BIN)/ruff check src tests tools
 	$(BIN)/ruff format --check src tests tools
 	$(BIN)/mypy
+
+# The pages as a site in site/, to read with any browser; its search wants a server: `python -m http.server -d site`.
+site: .venv/ready
+	$(BIN)/python -m mkdocs build --strict
 
 .venv/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

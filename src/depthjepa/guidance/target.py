@@ -49,7 +49,9 @@ class Description:
 class Teacher(Protocol):
     """A frozen source of depth latents."""
 
-    def describe(self) -> Description: ...
+    def describe(self) -> Description:
+        """What its latents are."""
+        ...
 
     def to(self, device: torch.device) -> Teacher:
         """Move its networks, if it has any; returns the teacher itself."""
