@@ -43,12 +43,12 @@ def test_the_navigation_names_every_page_once() -> None:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built strictly."""
+    """The site, built strictly; `--quiet` would not count warnings."""
     for needed in ("mkdocs", "material", "mkdocstrings_handlers"):
         if importlib.util.find_spec(needed) is None:
             pytest.skip(f"{needed} is not there: pip install 'depthjepa[site]'")
     place = tmp_path_factory.mktemp("site")
-    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(place)]
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(place)]
     ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr + ended.stdout
     return place
