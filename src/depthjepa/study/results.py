@@ -297,7 +297,7 @@ def kept_json(content: Mapping[str, Any], folder: Path) -> str:
         arm: {
             **each,
             "figures": {
-                key: _without_interval(figures)
+                key: _shortened(figures, each["runs"])
                 for key, figures in each["figures"].items()
                 if key in shown and figures["n"] > 1
             },
@@ -305,16 +305,16 @@ def kept_json(content: Mapping[str, Any], folder: Path) -> str:
         for arm, each in content["means"].items()
     }
     untrained = [
-        {**each, "figures": {key: _without_interval(figures) for key, figures in each["figures"].items()}}
+        {**each, "figures": {key: _shortened(mean, each["runs"]) for key, mean in each["figures"].items()}}
         for each in content["baselines"]
     ]
     kept = {**content, "protocols": protocols, "runs": runs, "means": means, "baselines": untrained}
     return "{\n" + ",\n".join(f" {json.dumps(key)}: {_lines(_brief(value))}" for key, value in kept.items()) + "\n}\n"
 
 
-def _without_interval(mean: Mapping[str, Any]) -> dict[str, Any]:
-    """A mean without its t interval, which follows from its deviation and number of runs."""
-    return {key: value for key, value in mean.items() if key not in ("low", "high")}
+def _shortened(mean: Mapping[str, Any], runs: int) -> dict[str, Any]:
+    """A mean without its t interval, which follows from its deviation and number, and without that where it is usual."""
+    return {key: value for key, value in mean.items() if key not in ("low", "high") and (key, value) != ("n", runs)}
 
 
 def _not_before(run: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
