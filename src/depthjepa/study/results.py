@@ -313,7 +313,7 @@ def kept_json(content: Mapping[str, Any], folder: Path) -> str:
 
 
 def _shortened(mean: Mapping[str, Any], runs: int) -> dict[str, Any]:
-    """A mean without its t interval, which follows from its deviation and number; without that where all runs have it."""
+    """A mean without its t interval, which follows from deviation and number; without that where all runs have it."""
     return {key: value for key, value in mean.items() if key not in ("low", "high") and (key, value) != ("n", runs)}
 
 
