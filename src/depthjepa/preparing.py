@@ -21,6 +21,7 @@ def _unit(word: str) -> str:
     return one_of("unit", *UNITS)(word)
 
 
+Pairs = Annotated[Path, typer.Option(help="RGB-D folder to write.", callback=output_folder)]
 Val = Annotated[
     str | None,
     typer.Option(metavar="NAME,NAME", help="Recordings that are validation data; without it all are training data."),
@@ -36,7 +37,7 @@ Confidence = Annotated[
 @prepare.command()
 def nyuv2(
     source: Annotated[Path, typer.Argument(help="nyu_depth_v2_labeled.mat, or its folder.")],
-    out: Annotated[Path, typer.Option(help="RGB-D folder to write.", callback=output_folder)],
+    out: Pairs,
     splits: Annotated[Path | None, typer.Option(help="The official splits.mat; default beside SOURCE.")] = None,
     depth: Annotated[
         str,
@@ -56,7 +57,7 @@ def nyuv2(
 @prepare.command()
 def kitti(
     source: Annotated[Path, typer.Argument(help="Folder of the annotated depth maps (train, val).")],
-    out: Annotated[Path, typer.Option(help="RGB-D folder to write.", callback=output_folder)],
+    out: Pairs,
     raw: Annotated[Path | None, typer.Option(help="Folder of the raw photographs; default in SOURCE.")] = None,
     split: Annotated[
         Path | None, typer.Option(help="List of validation pairs, in the form of the Eigen split.")
@@ -114,7 +115,7 @@ def cityscapes(
 @prepare.command()
 def tum(
     source: Annotated[Path, typer.Argument(help="An unpacked recording (rgb.txt, depth.txt), or a folder of them.")],
-    out: Annotated[Path, typer.Option(help="RGB-D folder to write.", callback=output_folder)],
+    out: Pairs,
     val: Val = None,
     every: Every = 1,
     max_difference: Annotated[
@@ -132,7 +133,7 @@ def arkitscenes(
     source: Annotated[
         Path, typer.Argument(help="A video (lowres_wide, lowres_depth, …), a folder of them, or the download.")
     ],
-    out: Annotated[Path, typer.Option(help="RGB-D folder to write.", callback=output_folder)],
+    out: Pairs,
     val: Val = None,
     every: Every = 1,
     confidence: Confidence = 0,
@@ -146,7 +147,7 @@ def arkitscenes(
 @prepare.command()
 def record3d(
     source: Annotated[Path, typer.Argument(help="A .r3d file, an exported EXR_RGBD folder, or a folder of them.")],
-    out: Annotated[Path, typer.Option(help="RGB-D folder to write.", callback=output_folder)],
+    out: Pairs,
     val: Val = None,
     every: Every = 1,
     confidence: Confidence = 0,
@@ -160,7 +161,7 @@ def record3d(
 @prepare.command()
 def realsense(
     source: Annotated[Path, typer.Argument(help="A recording (color, depth, intrinsic.json), or a folder of them.")],
-    out: Annotated[Path, typer.Option(help="RGB-D folder to write.", callback=output_folder)],
+    out: Pairs,
     val: Val = None,
     every: Every = 1,
     depth_scale: Annotated[
@@ -176,7 +177,7 @@ def realsense(
 @prepare.command()
 def zed(
     source: Annotated[Path, typer.Argument(help="An exported sequence (left000000.png, …), or a folder of them.")],
-    out: Annotated[Path, typer.Option(help="RGB-D folder to write.", callback=output_folder)],
+    out: Pairs,
     val: Val = None,
     every: Every = 1,
     focal_length: Annotated[
@@ -192,7 +193,7 @@ def zed(
 @prepare.command()
 def lerobot(
     source: Annotated[Path, typer.Argument(help="A LeRobot data set (meta, data), of version 2.x or 3.0.")],
-    out: Annotated[Path, typer.Option(help="RGB-D folder to write.", callback=output_folder)],
+    out: Pairs,
     val: Val = None,
     every: Every = 1,
     depth: Annotated[

@@ -25,6 +25,7 @@ from depthjepa.data.prepare.recordings import (
     by_stem,
     folders_of,
     left_out,
+    lines_of,
     nearest_moment,
     refuse_other_sizes,
     splits_of,
@@ -179,13 +180,8 @@ def _poses(path: Path) -> tuple[Float[np.ndarray, " poses"], list[PoseRows]]:
 
 def _numbers(path: Path, count: int, form: str) -> list[list[float]]:
     """The numbers of each line that holds any."""
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as fault:
-        reason = fault.strerror if isinstance(fault, OSError) else "it is not a text file"
-        raise BadInput(f"{path} cannot be read: {reason}; fetch it again from {SOURCE}") from fault
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines_of(path, SOURCE), start=1):
         try:
             words = [float(word) for word in line.split()]
         except ValueError:

@@ -224,6 +224,15 @@ def refuse_other_sizes(photograph: Path, depth: Path, values: np.ndarray, source
         )
 
 
+def lines_of(path: Path, source: str) -> list[str]:
+    """The lines of a text file; raises `BadInput`, with where to get it from (`source`)."""
+    try:
+        return path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as fault:
+        reason = fault.strerror if isinstance(fault, OSError) else "it is not a text file"
+        raise BadInput(f"{path} cannot be read: {reason}; fetch it again from {source}") from fault
+
+
 def read_facts(path: Path, what: str) -> dict[str, Any]:
     """An object in a JSON file; raises `BadInput` for a file of another form, of which `what` says where it is from."""
     try:

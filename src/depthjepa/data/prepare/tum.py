@@ -23,6 +23,7 @@ from depthjepa.data.prepare.recordings import (
     associated,
     folders_of,
     left_out,
+    lines_of,
     nearest_moment,
     splits_of,
     write_recordings,
@@ -121,13 +122,8 @@ def _poses(path: Path) -> tuple[Float[np.ndarray, " poses"], list[PoseRows]]:
 
 def _rows(path: Path, words: int, form: str) -> list[tuple[float, list[str]]]:
     """The moment [s] and the other words of each line that is no comment; commas and tabulators separate as well."""
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as fault:
-        reason = fault.strerror if isinstance(fault, OSError) else "it is not a text file"
-        raise BadInput(f"{path} cannot be read: {reason}; fetch it again from {SOURCE}") from fault
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines_of(path, SOURCE), start=1):
         parts = line.replace(",", " ").split()
         if not parts or line.startswith("#"):
             continue
