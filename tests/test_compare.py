@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 from collections.abc import Mapping
@@ -18,7 +19,6 @@ from depthjepa.columns import Column
 from depthjepa.evaluation.common_view import OnView, common, nearest_size
 from depthjepa.evaluation.leads import RESAMPLES, Lead, lead
 from depthjepa.evaluation.probes import depth, segment
-from depthjepa.evaluation.probes.task import Probe
 from depthjepa.faults import BadInput
 from depthjepa.grid import to_map, to_tokens
 from depthjepa.method import build_encoder
@@ -88,9 +88,9 @@ def judged(residual: np.ndarray, groups: int) -> dict[str, np.ndarray]:
     return {"within_residual": residual, "within_total": np.ones(count), "group": names}
 
 
-def probe_of(figures: Mapping[str, float]) -> Probe:
+def table_of(figures: Mapping[str, float]) -> dict[str, object]:
     rows = [{"name": name, "r2_within": value} for name, value in figures.items()]
-    return Probe({"task": "depth", "columns": [depth.COLUMNS[0].to_json()], "rows": rows})
+    return {"task": "depth", "columns": [depth.COLUMNS[0].to_json()], "rows": rows}
 
 
 def test_the_interval_is_that_of_resampled_groups() -> None:
@@ -101,7 +101,7 @@ def test_the_interval_is_that_of_resampled_groups() -> None:
     first = second - np.tile(place, 20)  # image i is of place i modulo 12
     arrays = {"a": judged(first, 12), "b": judged(second, 12)}
     figures = {name: 1 - each["within_residual"].mean() for name, each in arrays.items()}
-    found = lead(depth.TASK, probe_of({"mean map": 0.0, **figures}), arrays)
+    found = lead(depth.TASK, table_of({"mean map": 0.0, **figures}), arrays)
     assert found is not None and (found.first, found.second, found.groups) == ("a", "b", 12)
     assert found.difference == pytest.approx(place.mean())
     slow = [draw.choice(place, 12).mean() for _ in range(4 * RESAMPLES)]
@@ -114,7 +114,7 @@ def test_what_cannot_be_told_apart_is_said() -> None:
     noise = np.random.default_rng(1).normal(0, 0.1, 60)
     arrays = {"a": judged(0.5 + noise, 10), "b": judged(0.5 - noise, 10)}
     figures = {name: 1 - float(each["within_residual"].mean()) for name, each in arrays.items()}
-    found = lead(depth.TASK, probe_of(figures), arrays)
+    found = lead(depth.TASK, table_of(figures), arrays)
     assert found is not None and found.low is not None and found.low < 0 < (found.high or 0)
     assert "cannot be told apart" in found.sentence
 
@@ -136,7 +136,7 @@ def test_where_less_is_better_the_lead_is_said_as_far_as_it_goes() -> None:
     ],
 )
 def test_without_enough_groups_there_is_no_interval(changed: dict[str, np.ndarray], why: str) -> None:
-    found = lead(depth.TASK, probe_of({"a": 0.5, "b": 0.4}), {"a": changed, "b": changed})
+    found = lead(depth.TASK, table_of({"a": 0.5, "b": 0.4}), {"a": changed, "b": changed})
     assert found is not None and found.low is None and found.high is None
     assert why in found.sentence and "interval " not in found.sentence.replace("no interval", "")
 
@@ -145,7 +145,7 @@ def test_lower_is_better_where_a_column_says_so_and_one_encoder_leads_nobody() -
     column = Column("mean_angle", "angle", "mean error", "degrees", "lower")
     task = replace(depth.TASK, resampled=None, name="normals")
     rows = [{"name": "a", "mean_angle": 20.0}, {"name": "b", "mean_angle": 15.0}]
-    result = Probe({"task": "normals", "columns": [column.to_json()], "rows": rows})
+    result = {"task": "normals", "columns": [column.to_json()], "rows": rows}
     found = lead(task, result, {"a": {}, "b": {}})
     assert found is not None and (found.first, found.difference) == ("b", -5.0)
     assert lead(task, result, {"a": {}}) is None
@@ -214,7 +214,9 @@ def test_backbones_of_other_patches_are_judged_on_the_same_cells(place: Path, tm
     table = json.loads((out / "coarse" / "probes" / "depth.json").read_text())
     assert [row["name"] for row in table["rows"]][-2:] == ["random encoder", "coarse"]
     page = (out / "report.html").read_text()
-    for text in ("Who leads", "random encoder, fine", "What was compared", "data:image/png;base64"):
+    opening = page.split("<section>")[0]
+    assert html.escape(content["leads"][0]["sentence"]) in opening and opening.count("<img") == 1
+    for text in ("random encoder, fine", "What was compared", "data:image/png;base64"):
         assert text in page
     assert call("report", out, "--out", tmp_path / "again.html")[0] == 0
     assert (tmp_path / "again.html").read_text() == page

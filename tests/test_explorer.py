@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -226,3 +227,43 @@ def test_a_finger_works_as_a_pointer(browser: Any, page_of_two: tuple[Path, dict
     assert image == 1 and abs(right - 43) <= 1 and abs(down - 24) <= 1
     assert faults == []
     page.close()
+
+
+@pytest.mark.slow
+def test_a_picture_is_saved_and_sections_fold(browser: Any, page_of_two: tuple[Path, dict[str, np.ndarray]]) -> None:
+    file, _ = page_of_two
+    page, faults = opened(browser, file)
+    pictures = page.locator("figure img")
+    assert page.locator("figure button").count() == pictures.count() > 0
+    with page.expect_download() as waiting:
+        page.locator("figure button").nth(0).click()
+    shown = base64.b64decode(pictures.nth(0).get_attribute("src").partition(",")[2])
+    assert Path(waiting.value.path()).read_bytes() == shown
+    assert waiting.value.suggested_filename == "fine-and-coarse-1.png"
+    unfolded = "document.querySelectorAll('section > details[open]').length"
+    before = page.evaluate(unfolded)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")  # paper has all
+    assert page.evaluate("document.querySelectorAll('details:not([open])').length") == 0
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(unfolded) == before > 1
+    page.locator(".folding button").click()
+    assert page.evaluate(unfolded) == 0 and page.locator(".folding button").text_content() == "Unfold all"
+    page.locator(".folding button").click()
+    assert page.evaluate(unfolded) == page.locator("section").count()
+    assert faults == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")])
+def test_the_page_fits_wide_and_narrow_windows_in_both_schemes(
+    browser: Any, page_of_two: tuple[Path, dict[str, np.ndarray]], width: int, scheme: str
+) -> None:
+    page, _ = opened(browser, page_of_two[0], color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("h1").bounding_box()["y"] < page.locator(".lead").bounding_box()["y"] < 400
+    ink, paper = page.evaluate(
+        "(({ color, backgroundColor }) => [color, backgroundColor])(getComputedStyle(document.body))"
+    )
+    light = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, paper)]
+    assert (light[0] < light[1]) == (scheme == "light") and abs(light[0] - light[1]) > 400

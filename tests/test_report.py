@@ -18,8 +18,9 @@ from depthjepa.columns import Column, format_column
 from depthjepa.drawing import charts, figures, panels, token_figures
 from depthjepa.evaluation.probes import table as probes
 from depthjepa.faults import BadInput
-from depthjepa.report.page import headline, not_probed, write_report
-from depthjepa.report.tables import best_rows, merge_tables
+from depthjepa.report.first_screen import answer, asked_last
+from depthjepa.report.page import not_probed, write_report
+from depthjepa.report.tables import best_rows, merge_tables, overview
 from depthjepa.runs import Run, read_runs
 
 COLUMNS = [
@@ -108,7 +109,7 @@ def cells(page: str, row: str) -> list[str]:
 def test_page_needs_nothing_but_itself(page: str) -> None:
     assert re.search(r"https?:|<script[^>]* src|<link|@import|url\(", page) is None
     sources = re.findall(r'src="([^"]{0,30})', page)
-    assert len(sources) == 5 and all(source.startswith("data:image/png;base64,") for source in sources)
+    assert len(sources) == 6 and all(source.startswith("data:image/png;base64,") for source in sources)
     assert len(page.encode()) < 6_000_000
 
 
@@ -132,7 +133,7 @@ def test_maps_of_own_heads_and_of_gates_have_sections_of_their_own(
     assert page.count("<img") == before.count("<img") + 2
     for heading in ("Depth as a run&#x27;s own head decodes it", "Why depth decodes or does not"):
         assert heading in page and heading not in before
-    _, decoded, gates = drawn
+    _, _, decoded, gates = drawn
     assert list(decoded) == ["guided", "mean map"] and np.array_equal(decoded["guided"], truth / 2, equal_nan=True)
     assert list(gates) == ["mlp, full", "x"] and np.array_equal(gates["x"], truth / 3, equal_nan=True)
 
@@ -263,12 +264,17 @@ def test_a_study_shows_its_claims_and_its_arms_as_dots(tmp_path: Path, monkeypat
     monkeypatch.setattr(charts, "arm_dots", lambda *given: (intervals.append(given[1]), draw(*given))[1])
     page = written([study], tmp_path / "study.html")
     ends = 0.25 + np.array((-1, 1)) * 12.7062 * 0.05  # Student's t of one degree of freedom, times the error
-    assert intervals == [{"G": pytest.approx(tuple(ends), abs=1e-4), "U": (0.0, 0.0)}]
+    # On the first screen, and among all figures of the study.
+    assert intervals == 2 * [{"G": pytest.approx(tuple(ends), abs=1e-4), "U": (0.0, 0.0)}]
+    opening = page.split("<section>")[0]
+    assert opening.index("G is better than U &amp; more.") < opening.index("<img") < opening.index("<table")
+    assert cells(opening, "G") == ["0.250 ± 0.071"] and cells(opening, "U") == ["0.000"]
+    assert cells(opening, "random encoder") == ["0.050"]
     assert "The source paper printed:</b> less than 10 %" in page
     assert "Study twins" in page and "G is better than U &amp; more." in page and "Depth, or &lt;none&gt;" in page
     assert "G of seed 0" in page and "U of seed 0" in page and "of seed 1" not in page  # pictures of one seed
     without = written([study / "G/seed-0", study / "U/seed-0"], tmp_path / "runs.html")
-    assert page.count("<img") == without.count("<img") + 1
+    assert page.count("<img") == without.count("<img") + 1  # dots twice, but no maps on the first screen
     alone = begin_run(tmp_path / "alone", "alone")
     beside = written([study, alone], tmp_path / "beside.html")
     assert re.search("<h1>study twins, .* and alone</h1>", beside)
@@ -335,31 +341,45 @@ def test_page_closes_what_it_opens(page: str) -> None:
         "div",
         "p",
         "details",
+        "summary",
         "pre",
         "b",
     ):
         assert len(re.findall(rf"<{tag}[ >]", page)) == page.count(f"</{tag}>"), tag
 
 
-def test_pictures_come_before_tables_and_tables_before_settings(page: str) -> None:
-    titles = re.findall("<h2>(.*?)</h2>", page)
+def test_the_first_screen_answers_shows_a_picture_and_a_table(page: str) -> None:
+    first, rest = page.split("<section>", 1)
+    opening = first[first.index("<h1>") :]
+    assert opening.index("is ahead of") < opening.index("<img") < opening.index("<table") < opening.index("2 runs of")
+    assert opening.count("<img") == opening.count("<table") == 1
+    titles = re.findall("<h2>(.*?)</h2>", rest)
     assert titles[0].startswith("Depth") and titles[-2:] == ["In numbers", "What was run"]
-    assert page.rindex("<img") < page.index("<table")
+    assert rest.rindex("<img") < rest.index("<table")
+
+
+def test_sections_fold_and_the_longest_is_folded_from_the_start(page: str) -> None:
+    folds = re.findall(r"<section><details( open)?><summary><h2>(.*?)</h2></summary>", page)
+    assert [title for unfolded, title in folds if not unfolded] == ["What was run"]
+    assert len(folds) == page.count("<section>") > 3
 
 
 def test_baselines_stand_once_and_the_best_of_each_column_is_bold(page: str) -> None:
-    assert cells(page, "mean map") == ["0.000", "1.875"]
-    assert cells(page, "random encoder") == ["0.125", "1.750"]
-    assert cells(page, "guided") == ["*0.438*", "*1.250*"]
-    assert cells(page, "unguided") == ["0.312", "1.500"]
-    assert page.count("<td>random encoder</td>") == 1
-    assert "R² within&nbsp;↑" in page and "RMSE&nbsp;↓<small>m</small>" in page
+    for part in page.split("In numbers"):  # the first screen, and all figures
+        assert cells(part, "mean map") == ["0.000", "1.875"]
+        assert cells(part, "random encoder") == ["0.125", "1.750"]
+        assert cells(part, "guided") == ["*0.438*", "*1.250*"]
+        assert cells(part, "unguided") == ["0.312", "1.500"]
+        assert part.count("<td>random encoder</td>") == 1
+        assert "R² within&nbsp;↑" in part and "RMSE&nbsp;↓<small>m</small>" in part
 
 
 def test_page_says_in_words_what_was_run_and_what_came_out(page: str) -> None:
     text = re.sub("<[^>]*>", "", page)
     assert "2 runs of a tiny vision transformer with patches of 8 pixels for 30 steps" in text
-    assert "guided 0.438, unguided 0.312, random encoder 0.125 and mean map 0.000" in text
+    assert "R² within on scenes:1 (depth): guided is ahead of unguided by 0.125" in text
+    assert "The best without pretraining, random encoder: guided is ahead of random encoder by 0.312" in text
+    assert "One run of each: how much another seed would change is not in these figures." in text
     assert cells(page, "guidance.kind") == ["feature", "none"]
     assert "model.size</td>" not in page  # equal in both runs
     assert "1.5 min" in text and "321" in text and "2.11.0" in text
@@ -393,7 +413,7 @@ def test_missing_parts_are_left_out(tmp_path: Path) -> None:
 
 def test_runs_with_and_without_parts_share_a_page(folders: list[Path], tmp_path: Path) -> None:
     page = written([begin_run(tmp_path / "bare", "bare"), folders[0]], tmp_path / "report.html")
-    assert page.count("<img") == 5 and cells(page, "guided") == ["*0.438*", "*1.250*"]
+    assert page.count("<img") == 6 and cells(page, "guided") == ["*0.438*", "*1.250*"]
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
@@ -401,7 +421,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     (run / "probes").mkdir()
     (run / "probes/depth.json").write_text(json.dumps(depth_result(0.5, 1.0, data='<b x="1">')))
     page = written([run], tmp_path / "report.html")
-    assert "<script" not in page and '<b x="1">' not in page
+    assert "<script>alert" not in page and '<b x="1">' not in page
     assert "&lt;script&gt;alert(&#x27;1&#x27;)&lt;/script&gt; &amp; co" in page
 
 
@@ -655,7 +675,13 @@ def test_figures_are_saved_where_asked_or_refused(tmp_path: Path) -> None:
         panels.save_figure(figure, tmp_path / "batch.pgn")
 
 
-def test_the_headline_ranks_models_and_nothing_else() -> None:
+def said(results: Sequence[dict[str, object]]) -> list[str]:
+    """What the first screen answers of one run without arrays."""
+    asked = asked_last(merge_tables({"run": results}))
+    return [] if asked is None else answer([], asked)
+
+
+def test_the_answer_ranks_models_and_nothing_else() -> None:
     gates = {
         "task": "gates",
         "data": "x",
@@ -663,24 +689,80 @@ def test_the_headline_ranks_models_and_nothing_else() -> None:
         "columns": [{"key": "figure", "label": "figure", "unit": ""}],
         "rows": [{"name": "floor", "figure": 0.5}],
     }
-    assert headline([]) == headline(merge_tables({"run": [gates]})) == ""
-    both = merge_tables({"run": [gates, depth_result(0.25, 1.5) | {"rows": [{"name": "run", "r2_within": 0.25}]}]})
-    assert headline(both) == "R² within on scenes:1 (higher is better): run 0.250."
+    assert said([]) == said([gates]) == []
+    one = depth_result(0.25, 1.5) | {"rows": [{"name": "run", "r2_within": 0.25}]}
+    assert said([gates, one]) == ["R² within on scenes:1 (depth, higher is better): run has 0.250."]
+    rows = [
+        {"name": name, "r2_within": figure} for name, figure in (("mean map", 0.0), ("teacher", 0.75), ("run", 0.5))
+    ]
+    _, beside = said([depth_result(0.0, 0.0) | {"rows": rows}])
+    assert beside.startswith("The best without pretraining, mean map: run is ahead of mean map by 0.5")
+    assert beside.endswith("The teacher has 0.750.")
 
 
-def test_the_headline_is_of_the_measure_that_was_asked_for_last() -> None:
-    def knn(**said: object) -> dict[str, object]:
+def test_the_answer_is_of_the_measure_that_was_asked_for_last() -> None:
+    def knn(**further: object) -> dict[str, object]:
         columns = [{"key": "top1", "label": "accuracy", "unit": "", "better": "higher"}]
-        return {"task": "knn", "data": "scenes:1", "protocol": "", "columns": columns, **said}
+        return {"task": "knn", "data": "scenes:1", "protocol": "", "columns": columns, **further}
 
     depth, labels = {"name": "run", "r2_within": 0.25}, [{"name": "run", "top1": 0.5}]
     early, late = "2026-01-31T23:59:59+00:00", "2026-02-01T00:00:00+00:00"
-    for depths, labelled, said in ((early, late, "accuracy"), (late, early, "R²"), (late, late, "R²"), ("", "", "R²")):
+    for depths, labelled, first in ((early, late, "accuracy"), (late, early, "R²"), (late, late, "R²"), ("", "", "R²")):
         results = [knn(rows=labels, probed=labelled), depth_result(0.25, 1.5) | {"rows": [depth], "probed": depths}]
-        assert headline(merge_tables({"run": results})).startswith(said)
+        assert said(results)[0].startswith(first)
     diagnosis = knn(rows=labels, probed=late) | {"task": "guidance"}
-    assert headline(merge_tables({"run": [diagnosis, knn(rows=labels, probed=early)]})).startswith("accuracy")
-    assert headline(merge_tables({"run": [diagnosis]})) == "accuracy (higher is better): run 0.500."
+    assert said([diagnosis, knn(rows=labels, probed=early)])[0].startswith("accuracy on scenes:1 (knn,")
+    assert said([diagnosis]) == ["accuracy on scenes:1 (guidance, higher is better): run has 0.500."]
+
+
+def test_the_answer_has_intervals_where_figures_of_single_images_are_kept(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    residuals = {"guided": draw.normal(0.5, 0.1, 240), "unguided": draw.normal(0.7, 0.1, 240)}
+    random = draw.normal(0.9, 0.1, 240)
+    paths = []
+    for name, residual in residuals.items():
+        path = whole_run(tmp_path / name, name, "feature", own=1 - float(residual.mean()), rmse=1.0)
+        with np.load(path / "probes/depth.npz") as stored:
+            arrays = dict(stored)
+        groups = np.array([f"place-{number % 12}" for number in range(240)])
+        arrays |= {"within_residual": residual, "within_total": np.ones(240), "group": groups}
+        np.savez(path / "probes/depth.npz", **arrays, random_within_residual=random)
+        paths.append(path)
+
+    def found() -> list[str]:
+        runs = read_runs(paths)
+        table = asked_last(merge_tables({run.name: run.probes for run in runs}))
+        assert table is not None
+        return answer(runs, table)
+
+    first, beside = found()
+    assert re.search(r"guided is ahead of unguided by 0\.\d+ \(95 % interval .* bootstrap over 12 groups\)", first)
+    # The mean map's images are not kept, the random encoder's are.
+    ends = re.search(r"ahead of random encoder by .* \(95 % interval ([\d.]+) to ([\d.]+), bootstrap", beside)
+    assert ends is not None and float(ends[1]) < float((random - residuals["guided"]).mean()) < float(ends[2])
+    with np.load(paths[1] / "probes/depth.npz") as stored:
+        arrays = dict(stored)
+    np.savez(paths[1] / "probes/depth.npz", **arrays | {"group": arrays["group"][::-1]})  # not the same images
+    assert "no interval: figures of single images are not kept" in found()[0]
+
+
+def test_one_table_holds_what_all_tables_rank_by() -> None:
+    accuracy = {"key": "top1", "label": "accuracy", "unit": "%", "better": "higher"}
+    rows = [{"name": "random encoder", "top1": 10.0}, {"name": "encoder", "top1": 20.0}]
+    knn = {"task": "knn", "data": "scenes:1", "protocol": "", "columns": [accuracy], "rows": rows}
+    other = depth_result(0.25, 1.5) | {"protocol": "Another ridge."}
+    found = overview(merge_tables({"a": [depth_result(0.5, 1.0), knn], "b": [depth_result(0.75, 1.5), other]}))
+    assert [column.label for column in found.columns.values()] == [
+        "depth: R² within",
+        "depth: R² within, another protocol",
+        "knn: accuracy",
+    ]
+    assert [row.name for row in found.rows] == ["mean map", "random encoder", "a", "b"]
+    assert [list(row.values.values()) for row in found.rows][2:] == [[0.5, 20.0], [0.75, 0.25]]
+    two = overview(merge_tables({"a": [depth_result(0.5, 1.0), depth_result(0.25, 1.5, data="indoor")]}))
+    assert [column.label for column in two.columns.values()] == [
+        f"depth: {label} on {data}" for data in ("scenes:1", "indoor") for label in ("R² within", "RMSE")
+    ]
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from depthjepa.study.inference import (
     bootstrap_interval,
     equivalence,
     holm,
+    in_sequence,
     non_inferiority,
     paired_interval,
     required_seeds,
@@ -215,6 +216,22 @@ def test_holm_by_hand():
     np.testing.assert_allclose(holm([0.9, 0.5, 0.008]), [1.0, 1.0, 0.024], rtol=1e-12)
     np.testing.assert_array_equal(holm([0.3]), [0.3])
     assert len(holm([])) == 0
+
+
+def test_a_sequence_stops_where_a_test_fails():
+    np.testing.assert_array_equal(in_sequence([0.01, 0.04, 0.03]), [0.01, 0.04, 0.04])
+    np.testing.assert_array_equal(in_sequence([0.9, 0.001]), [0.9, 0.9])  # not tested
+    np.testing.assert_array_equal(in_sequence([0.3]), [0.3])
+    assert len(in_sequence([])) == 0
+
+
+@pytest.mark.parametrize("correct", [holm, in_sequence])
+def test_false_claims_are_as_rare_as_the_level_says(correct):
+    """Of studies without a true difference whose five comparisons share an arm, at most one in twenty claims one."""
+    others, shared = np.random.default_rng(5).normal(size=(3000, 5)), np.random.default_rng(6).normal(size=(3000, 1))
+    p = 2 * stats.norm.sf(np.abs(others + shared) / np.sqrt(2))
+    claimed = np.mean([(correct(row) < 0.05).any() for row in p])
+    assert 0.01 < claimed < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 3000)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -465,6 +482,7 @@ def lonely(known: int, images: int) -> np.ndarray:
         (lambda: bootstrap_interval(lonely(2, 90)), "the seed in row 2 has figures of only 2 of 90 images"),
         (lambda: bootstrap_interval(np.array([[1.0, np.inf], [1.0, 2.0]])), "row 0 on image 1 is infinite"),
         (lambda: holm([0.1, 1.1]), "a p of 1.1"),
+        (lambda: in_sequence([0.1, 1.1]), "a p of 1.1"),
         (lambda: holm([0.1, float("nan")]), "a p of nan"),
         (lambda: equivalence(GOOD, 0.1, 0.5), "level 0.5 of one-sided tests"),
         (lambda: required_seeds(0.0), "an effect of 0.0 deviations of the paired differences: give 0.01 to 10"),

@@ -542,8 +542,7 @@ def at_hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_classes(place / name)
     for name in ("indoor160", "kitti2015", "driving_lidar"):
         write_pairs(place / name)
-    for name in ("driving_frames", "kitti_odometry00"):
-        write_flat(place / name, 4, 48)
+    write_flat(place / "street-photographs", 4, 48)
     write_labelled(place / "camvid-drive")
     network = write_onnx(place / "teachers" / "rt_monodepth_s_ms.onnx", ("depth", "features"))
     (place / "releases").symlink_to(Path(__file__).parents[1] / "releases")
@@ -554,7 +553,7 @@ def at_hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train(load_config("imagenette-small", once), place / "runs" / "imagenette-small", say=lambda _: None)
         streets = ("data.root=scenes:1", "data.scenes_train=4", "data.scenes_val=2")
         teach(build_config({}, [*streets, *settings, "guidance.teacher_steps=1"]), place / "runs" / "streets-latents")
-        driving = ["data.root=driving_frames,kitti_odometry00", "guidance.kind=feature", "guidance.teacher=onnx"]
+        driving = ["data.root=street-photographs", "guidance.kind=feature", "guidance.teacher=onnx"]
         driving += [f"guidance.teacher_checkpoint={network.relative_to(place)}", "guidance.teacher_size=[192,640]"]
         for name, setting in (
             ("latents", "guidance.teacher_unit=metres"),

@@ -129,6 +129,15 @@ def format_column(values: Sequence[Any]) -> list[str]:
     return [_written(value, style) for value in values]
 
 
+def format_spreads(spreads: Sequence[Mapping[str, Any] | None]) -> list[str]:
+    """Write one column of `mean` ± `deviation`; the mean alone where there is no deviation, a dash without either."""
+    means = [each["mean"] if each else None for each in spreads]
+    deviations = [each.get("deviation") if each else None for each in spreads]
+    written = format_column([*means, *deviations])
+    pairs = zip(written[: len(spreads)], written[len(spreads) :], deviations, strict=True)
+    return [mean if deviation is None else f"{mean} ± {text}" for mean, text, deviation in pairs]
+
+
 def _written(value: Any, style: str) -> str:
     if is_number(value):
         return format(value, style).replace("-", "−")

@@ -21,7 +21,10 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a run folder says, without its arrays; `name` tells it from the other runs of the page."""
+    """What a run folder says, without its arrays; `name` tells it from the other runs of the page.
+
+    The `stem` of each of `probes` is that of its file, and of the file of its arrays.
+    """
 
     path: Path
     name: str
@@ -81,7 +84,7 @@ def read_run(path: Path) -> Run:
         environment=read_object(path / "environment.json"),
         summary=summary,
         metrics=metrics,
-        probes=[read_object(file) for file in sorted((path / "probes").glob("*.json"))],
+        probes=[{**read_object(file), "stem": file.stem} for file in sorted((path / "probes").glob("*.json"))],
     )
 
 

@@ -269,7 +269,7 @@ def _content(results: Sequence[Probe], compared: Sequence[Compared], config: Run
             key, label = f"{row.name}.{column.key}", f"{row.name}: {column.label}"
             columns.append({**column.to_json(), "key": key, "label": label})
         arrays = {names[0]: result.arrays, **result.beside}
-        if (found := lead(row, result, arrays)) is not None:
+        if (found := lead(row, result.table, arrays)) is not None:
             leads.append(found)
     ordered = [name for name in rows if name not in names and not is_random(name)]
     ordered += [name for name in rows if is_random(name)] + names

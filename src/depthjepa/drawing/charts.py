@@ -27,6 +27,7 @@ LOSS_TITLES = {
     "loss": "loss",
 }
 LOSSES_A_ROW = 3
+DASHES = ((1, 2), (5, 3), (5, 2, 1, 2), (10, 3), (5, 2, 1, 2, 1, 2))  # of yardsticks: ink and gap, in line widths
 SCHEDULES = {"lr": "learning rate", "momentum": "momentum of the target encoder"}
 
 
@@ -219,7 +220,7 @@ def arm_dots(
         spread = [row + 0.24 * (((7 * place) % 5) / 2 - 1) for place in range(len(found))]
         axis.scatter(found, spread, s=22, color=run_colour(row), edgecolors="white", linewidths=0.6, zorder=3)
     for place, (name, value) in enumerate(baselines.items()):
-        axis.axvline(value, color=INK, linewidth=1.1, linestyle=(0, (5, 3)) if place % 2 else (0, (1, 2)), label=name)
+        axis.axvline(value, color=INK, linewidth=1.1, linestyle=(0, DASHES[place % len(DASHES)]), label=name)
     axis.set_yticks(range(len(values)), list(values))
     axis.set_ylim(len(values) - 0.4, -0.6)
     axis.set_xlabel(label, fontsize=9, color=INK)

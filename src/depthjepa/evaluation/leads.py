@@ -11,7 +11,7 @@ from jaxtyping import Float64
 
 from depthjepa import runtime
 from depthjepa.columns import Column, is_number
-from depthjepa.evaluation.probes.task import Probe, Resampled, Task
+from depthjepa.evaluation.probes.task import Resampled, Task
 
 RESAMPLES = 2000
 SHOWN = 2  # columns of a task in the one table of a comparison
@@ -37,18 +37,23 @@ class Lead:
 
     @property
     def sentence(self) -> str:
-        """What may be said of it."""
+        """What may be said of it, and by which figure."""
+        return f"{self.task}, {self.column.label}: {self.words}."
+
+    @property
+    def words(self) -> str:
+        """What may be said of it, as a clause."""
         unit = {"": "", "%": " points"}.get(self.column.unit, f" {self.column.unit}")
-        named, size = f"{self.task}, {self.column.label}", f"{abs(self.difference):.3g}{unit}"
-        ahead = f"{named}: {self.first} is ahead of {self.second} by {size}"
+        size = f"{abs(self.difference):.3g}{unit}"
+        ahead = f"{self.first} is ahead of {self.second} by {size}"
         if self.low is None or self.high is None:
-            return f"{ahead} ({self.why})."
+            return f"{ahead} ({self.why})"
         # Of how far the first is ahead: where less is better, the difference itself is below 0.
         ends = sorted((self.low, self.high) if self.difference >= 0 else (-self.low, -self.high))
         interval = f"95 % interval {ends[0]:.3g} to {ends[1]:.3g}{unit}, bootstrap over {self.groups} groups"
         if self.low <= 0 <= self.high:
-            return f"{named}: {self.first} and {self.second} cannot be told apart ({size}; {interval})."
-        return f"{ahead} ({interval})."
+            return f"{self.first} and {self.second} cannot be told apart ({size}; {interval})"
+        return f"{ahead} ({interval})"
 
     def to_json(self) -> dict[str, Any]:
         """As `compare.json` keeps it."""
@@ -67,13 +72,13 @@ def shown_of(task: Task, table: Mapping[str, Any]) -> list[Column]:
     return sorted(directed, key=lambda column: column.key != wanted)[:SHOWN]
 
 
-def lead(task: Task, result: Probe, arrays: Mapping[str, Mapping[str, np.ndarray]]) -> Lead | None:
-    """Who leads among the encoders whose arrays are given, by their rows; None where fewer than two have a figure."""
-    columns = shown_of(task, result.table)
+def lead(task: Task, table: Mapping[str, Any], arrays: Mapping[str, Mapping[str, np.ndarray]]) -> Lead | None:
+    """Who leads among the rows whose arrays are given, by their names; None where fewer than two have a figure."""
+    columns = shown_of(task, table)
     if not columns:
         return None
     column = columns[0]
-    rows = {row["name"]: row[column.key] for row in result.table["rows"] if row["name"] in arrays}
+    rows = {row["name"]: row[column.key] for row in table["rows"] if row["name"] in arrays}
     figures = {name: float(value) for name, value in rows.items() if is_number(value)}
     if len(figures) < 2:
         return None
@@ -85,7 +90,7 @@ def lead(task: Task, result: Probe, arrays: Mapping[str, Mapping[str, np.ndarray
 def _interval(
     resampled: Resampled | None, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]
 ) -> tuple[float | None, float | None, int, str]:
-    if resampled is None or "group" not in first:
+    if resampled is None or "group" not in first or "group" not in second:
         return None, None, 0, "no interval: figures of single images are not kept"
     names, of = np.unique(first["group"], return_inverse=True)
     if "" in names:

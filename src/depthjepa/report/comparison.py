@@ -11,6 +11,7 @@ from depthjepa.evaluation.gathering import RANDOM
 from depthjepa.evaluation.probes import table as probes
 from depthjepa.logbook import read_object, write_whole
 from depthjepa.report.explorer import explorer
+from depthjepa.report.first_screen import first_screen, opening_picture
 from depthjepa.report.html import document, embed, record_table, section, text
 from depthjepa.report.tables import READING, Row, Table, is_baseline, table_html
 from depthjepa.runs import listed, read_runs
@@ -31,14 +32,18 @@ def write_comparison(folder: Path, out: Path) -> None:
     drawn = [(task.section.title, task.section.draw(runs)) for task in probes.TASKS if task.section is not None]
     tables = [_table(each, names[0]) for result in content["tables"] for each in (*result.get("sets", ()), result)]
     title = f"{listed(names if len(names) <= 4 else [*names[:3], f'{len(names) - 3} more'])} on {content['data']}"
-    leads = "".join(f"<li>{text(each['sentence'])}</li>" for each in content["leads"])
+    said = [str(each["sentence"]) for each in content["leads"]]
+    ranked = content["leads"][0]["task"] if said else ""
+    more = [
+        table_html(_overview(content), names, brief=True),
+        READING,
+        f"<ul>{''.join(f'<li>{text(each)}</li>' for each in said[1:])}</ul>" if said[1:] else "",
+        f'<p class="soft">{text(_view(content))}</p>',
+    ]
     page = document(
         title,
         [
-            f'<p class="soft">depthjepa comparison</p>\n<h1>{text(title)}</h1>',
-            f'<p class="lead">{text(_view(content))}</p>',
-            section("Who leads", [f"<ul>{leads}</ul>"] if leads else []),
-            section("In one table", [READING, table_html(_overview(content), names)]),
+            first_screen("depthjepa comparison", title, said[:1], opening_picture(runs, ranked), more),
             *(section(heading, [embed(each) for each in pictures]) for heading, pictures in drawn),
             explorer(runs),
             section("In numbers", [READING, *(table_html(each, names) for each in tables)]),

@@ -12,14 +12,13 @@ import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
 
 import numpy as np
 from jaxtyping import Float, Int8
 from matplotlib import colormaps
 from PIL import Image
 
-from depthjepa.report.html import section, text
+from depthjepa.report.html import packaged, section, text
 from depthjepa.report.sections import tokens_of
 from depthjepa.runs import Arrays, Run, same_images
 
@@ -36,8 +35,7 @@ def explorer(runs: Sequence[Run]) -> str:
     parts = [_widget(group, number, ROOM // len(groups)) for number, group in enumerate(groups)]
     if not parts:
         return ""
-    script = resources.files("depthjepa.report").joinpath("explorer.js").read_text()
-    return section("Which patches are alike", [EXPLAINED, *parts, f"<script>{script}</script>"])
+    return section("Which patches are alike", [EXPLAINED, *parts, f"<script>{packaged('explorer.js')}</script>"])
 
 
 EXPLAINED = (

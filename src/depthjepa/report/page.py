@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from depthjepa.columns import format_column, is_number
+from depthjepa.columns import is_number
 from depthjepa.drawing import charts
 from depthjepa.drawing.panels import Captioned
 from depthjepa.evaluation.probes import table as probes
@@ -25,9 +25,10 @@ from depthjepa.faults import BadInput
 from depthjepa.logbook import flatten, write_whole
 from depthjepa.report.comparison import is_comparison, write_comparison
 from depthjepa.report.explorer import explorer
+from depthjepa.report.first_screen import KIND, answer, asked_last, first_screen, opening_picture, opening_table
 from depthjepa.report.html import document, embed, plain_table, record_table, run_label, section, text
 from depthjepa.report.sections import feature_figures, guidance_figures, loss_figure, mask_figures
-from depthjepa.report.studies import first_runs, is_study, read_study, studies_page, study_section
+from depthjepa.report.studies import first_runs, is_study, read_study, studies_page, study_opening, study_section
 from depthjepa.report.tables import READING, Table, merge_tables, table_html
 from depthjepa.runs import Run, listed, read_runs
 
@@ -67,13 +68,12 @@ def render(runs: Sequence[Run], out: Path, studies: Sequence[Mapping[str, Any]] 
     names = [run.name for run in runs]
     shown = [*(f"study {content['name']}" for content in studies), *names]
     title = listed(shown if len(shown) <= 4 else [*shown[:3], f"{len(shown) - 3} more"])
-    result = headline(tables)
     return document(
         title,
         [
-            f'<p class="soft">depthjepa report</p>\n<h1>{text(title)}</h1>',
-            f'<p class="lead">{text(summary_sentence(runs))}</p>',
-            f'<p class="lead">{text(result)}</p>' if result and not studies else "",
+            study_opening(studies[0], title, [_soft(summary_sentence(runs))])
+            if studies
+            else opening(runs, tables, title),
             *(study_section(content) for content in studies),
             *(_drawn(task.section.title, task.section.draw(runs)) for task in probes.TASKS if task.section is not None),
             _drawn("What the features tell apart", feature_figures(runs)),
@@ -85,8 +85,19 @@ def render(runs: Sequence[Run], out: Path, studies: Sequence[Mapping[str, Any]] 
                 "In numbers",
                 [READING * bool(tables), *map(_soft, not_probed(runs)), *(table_html(each, names) for each in tables)],
             ),
-            section("What was run", what_was_run(runs, out)),
+            section("What was run", what_was_run(runs, out), unfolded=False),
         ],
+    )
+
+
+def opening(runs: Sequence[Run], tables: Sequence[Table], title: str) -> str:
+    """The first screen of a page about runs: who is ahead, or what was run where nothing was measured."""
+    names, asked = [run.name for run in runs], asked_last(tables)
+    found = [] if asked is None else answer(runs, asked)
+    ran = summary_sentence(runs)
+    picture = opening_picture(runs, "" if asked is None else asked.task)
+    return first_screen(
+        KIND, title, found or [ran], picture, [opening_table(tables, names), _soft(ran) if found else ""]
     )
 
 
@@ -161,24 +172,6 @@ def _kind(run: Run) -> str:
     beside = [f"{guidance} depth guidance"] * (guidance != "none")
     beside += [f"{name} term" for name in terms if config.get(f"loss.{name}")]
     return f"{method} with {listed(beside)}" if beside else f"{method} alone"
-
-
-def headline(tables: Sequence[Table]) -> str:
-    """Say the measure that was asked for last, the first column of its table, in one sentence; empty without any.
-
-    What diagnoses tell beside is said only where there is no probe; of several probes at once the first is taken.
-    """
-    ranking = [(table, column) for table in tables for column in [*table.columns.values()][:1] if column.better]
-    asked = [pair for pair in ranking if pair[0].task in probes.of_command("probe")] or ranking
-    if not asked:
-        return ""
-    table, column = max(asked, key=lambda pair: pair[0].probed)
-    where = f" on {table.data}" if len({each.data for each in tables}) > 1 else ""
-    figures = table.figures(column.key)
-    written = dict(zip(figures, format_column(list(figures.values())), strict=True))
-    names = sorted(figures, key=lambda name: figures[name], reverse=column.better == "higher")
-    ranked = listed([f"{name} {written[name]}" for name in names])
-    return f"{column.measure}{where} ({column.better} is better): {ranked}."
 
 
 def _shared(runs: Sequence[Run], key: str) -> Any:

@@ -18,9 +18,9 @@ from depthjepa.runs import Arrays, Run, listed, read_arrays, same_images
 PICTURES = {"features": 5, "masks": 3, "guidance": 4}  # rows of a figure
 
 
-def feature_figures(runs: Sequence[Run]) -> list[Captioned]:
-    """Principal colours of the tokens; one figure for each set of equal images."""
-    return [_feature_figure(group) for group in same_images(runs, "figures/features.npz", "tokens")]
+def feature_figures(runs: Sequence[Run], rows: int = PICTURES["features"]) -> list[Captioned]:
+    """Principal colours of the tokens of so many images at most; one figure for each set of equal images."""
+    return [_feature_figure(group, rows) for group in same_images(runs, "figures/features.npz", "tokens")]
 
 
 def tokens_of(group: Sequence[tuple[Run, Arrays]]) -> dict[str, np.ndarray]:
@@ -37,8 +37,8 @@ def tokens_of(group: Sequence[tuple[Run, Arrays]]) -> dict[str, np.ndarray]:
     return tokens
 
 
-def _feature_figure(group: list[tuple[Run, Arrays]]) -> Captioned:
-    images = group[0][1]["images"][: PICTURES["features"]]
+def _feature_figure(group: list[tuple[Run, Arrays]], rows: int) -> Captioned:
+    images = group[0][1]["images"][:rows]
     widths = {arrays["tokens"].shape[-1] for _, arrays in group}
     tokens = tokens_of(group)
     tokens = {name: array[: len(images)] for name, array in tokens.items()}

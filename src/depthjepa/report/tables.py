@@ -15,14 +15,16 @@ from typing import Any, Literal
 
 from depthjepa.columns import Column, format_column, is_number, meaning_of
 from depthjepa.evaluation.gathering import is_random
+from depthjepa.evaluation.leads import shown_of
 from depthjepa.evaluation.probes import table as probes
 from depthjepa.faults import BadInput
 from depthjepa.report.html import run_label, text
 
 READING = (
     '<p class="soft">↑ higher is better, ↓ lower is better; the best figure of a column is bold. Shaded rows '
-    "are yardsticks that took no pretraining: a run has learned only as much as it beats them by.</p>"
+    "are yardsticks: a teacher's own maps, and what took no pretraining, which a run beats by what it has learned.</p>"
 )
+Kind = Literal["baseline", "run"]
 FEW_COLUMNS = 4  # more of them stand close
 FEW = 3  # columns of one meaning that are all named
 
@@ -32,7 +34,7 @@ class Row:
     """One model's figures by column key. A baseline is a yardstick that no run trained."""
 
     name: str
-    kind: Literal["baseline", "run"]
+    kind: Kind
     values: Mapping[str, Any]
 
 
@@ -47,10 +49,22 @@ class Table:
     rows: list[Row] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     probed: str = ""  # older results do not say
+    stems: dict[str, str] = field(default_factory=dict)  # by run: of the files of the table and of its arrays
 
     def figures(self, key: str) -> dict[str, float]:
         """The finite figures of one column by the names of their rows."""
         return {row.name: row.values[key] for row in self.rows if is_number(row.values.get(key))}
+
+    @property
+    def ranked(self) -> list[Column]:
+        """The column that rows are ranked by, and the one beside it; empty of a table that ranks nothing."""
+        task = probes.tasks().get(self.task)
+        return [] if task is None else shown_of(task, self.content())
+
+    def content(self) -> dict[str, Any]:
+        """Columns and rows as run folders keep them."""
+        columns = [column.to_json() for column in self.columns.values()]
+        return {"columns": columns, "rows": [{**row.values, "name": row.name} for row in self.rows]}
 
     def written(self, key: str) -> list[str]:
         """One column as it is displayed, row by row."""
@@ -72,11 +86,35 @@ def merge_tables(probed: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Tabl
             # Each of several data sets by itself, and then all together.
             for each in (*result.get("sets", ()), result):
                 place = (str(each["task"]), str(each.get("data", "")), str(each.get("protocol", "")))
-                _add(tables.setdefault(place, Table(*place)), each, run, set(probed))
+                table = tables.setdefault(place, Table(*place))
+                _add(table, each, run, set(probed))
+                if "stem" in each:
+                    table.stems[run] = each["stem"]
     for table in tables.values():
         table.rows.sort(key=lambda row: row.kind != "baseline")
     order = list(probes.tasks())
     return sorted(tables.values(), key=lambda t: order.index(t.task) if t.task in order else len(order))
+
+
+def overview(tables: Sequence[Table]) -> Table:
+    """The figures that the rows of tables are ranked by, of all tables in one; of one or two also those beside them."""
+    found = Table("overview", "", "")
+    kinds: dict[str, Kind] = {}
+    values: dict[str, dict[str, float]] = {}
+    for number, table in enumerate(tables):
+        several = len({each.data for each in tables if each.task == table.task}) > 1
+        for column in table.ranked[: 2 if len(tables) < FEW else 1]:
+            label = f"{table.task}: {column.label}" if len(tables) > 1 else column.label
+            label += f" on {table.data}" * several
+            label += ", another protocol" * any(each.label == label for each in found.columns.values())
+            key = f"{number}.{column.key}"
+            found.columns[key] = replace(column, key=key, label=label)
+            for row in table.rows:
+                if is_number(figure := row.values.get(column.key)):
+                    kinds.setdefault(row.name, row.kind)
+                    values.setdefault(row.name, {})[key] = figure
+    found.rows = [Row(name, kinds[name], values[name]) for name in sorted(values, key=lambda name: kinds[name])]
+    return found
 
 
 def is_baseline(name: str) -> bool:
@@ -129,9 +167,13 @@ def best_rows(table: Table, key: str) -> set[str]:
     return {name for name in figures if written[name] == written[best]}
 
 
-def table_html(table: Table, runs: Sequence[str]) -> str:
-    """Return a heading, the protocol, the table, and its remarks; `runs` gives the colours of the runs."""
-    header = "".join(map(_head, table.columns.values()))
+def table_html(table: Table, runs: Sequence[str], *, brief: bool = False) -> str:
+    """Return a heading, the protocol, the table, and its remarks; `runs` gives the colours of the runs.
+
+    `brief` is the table alone.
+    """
+    units = any(column.unit for column in table.columns.values())
+    header = "".join(_head(column, units) for column in table.columns.values())
     best = {key: best_rows(table, key) for key in table.columns}
     columns = {key: table.written(key) for key in table.columns}
     lines = []
@@ -143,16 +185,20 @@ def table_html(table: Table, runs: Sequence[str]) -> str:
             cells += f'<td data-column="{text(_heading(table.columns[key]))}">{figure}</td>'
         style = ' class="baseline"' if row.kind == "baseline" else ""
         lines.append(f"<tr{style}><td>{run_label(row.name, runs)}</td>{cells}</tr>")
-    known = probes.tasks().get(table.task)
     kind = "figures wide" if len(table.columns) > FEW_COLUMNS else "figures"
+    grid = (
+        f'<div class="scroll"><table class="{kind}">\n<thead><tr><th></th>{header}</tr></thead>\n<tbody>\n'
+        + "\n".join(lines)
+        + "\n</tbody></table></div>\n"
+    )
+    if brief:
+        return grid
+    known = probes.tasks().get(table.task)
     where = f" on {text(table.data)}" if table.data else ""
     remarks = "".join(f"<li>{text(remark)}</li>" for remark in table.remarks)
     return (
         f"<h3>{text(table.task if known is None else known.title)}{where}</h3>\n"
-        f'<p class="soft">{text(table.protocol)}</p>\n<div class="scroll"><table class="{kind}">\n'
-        f"<thead><tr><th></th>{header}</tr></thead>\n<tbody>\n"
-        + "\n".join(lines)
-        + "\n</tbody></table></div>\n"
+        f'<p class="soft">{text(table.protocol)}</p>\n{grid}'
         + _meanings(table.columns.values())
         + (f"\n<ul>{remarks}</ul>" if remarks else "")
     )
@@ -173,7 +219,8 @@ def _heading(column: Column) -> str:
     return " ".join(filter(None, [column.label, column.arrow, f"[{column.unit}]" if column.unit else ""]))
 
 
-def _head(column: Column) -> str:
+def _head(column: Column, units: bool) -> str:
+    """`units`: whether a column of the table has one."""
     hint = f' title="{column.better} is better"' if column.better else ""
-    unit = f"<small>{text(column.unit)}</small>" if column.unit else "<small>&nbsp;</small>"
+    unit = f"<small>{text(column.unit) or '&nbsp;'}</small>" if units else ""
     return f"<th{hint}>{text(column.label)}&nbsp;{column.arrow}{unit}</th>"

@@ -2,7 +2,7 @@
 
 The arms of a seed share initial weights, order of the data and masks, so what is compared is the difference of two arms
 with the same seed. One comparison has one measure and one arm that stands against several others; its tests are
-corrected together (Holm 1979).
+corrected together (Holm 1979, or in a fixed sequence).
 """
 
 from __future__ import annotations
@@ -17,11 +17,21 @@ from pydantic import Field, PositiveFloat
 
 from depthjepa.faults import nearest
 from depthjepa.settings import configuration
-from depthjepa.study.inference import bootstrap_interval, equivalence, holm, non_inferiority, paired_interval, sign_flip
+from depthjepa.study.inference import (
+    bootstrap_interval,
+    equivalence,
+    holm,
+    in_sequence,
+    non_inferiority,
+    paired_interval,
+    sign_flip,
+)
 from depthjepa.study.results import run_place
 from depthjepa.study.wording import claim
 
 FEWEST = 2  # seeds that a deviation takes
+Correction = Literal["holm", "sequence"]
+CORRECTIONS = {"holm": holm, "sequence": in_sequence}
 SUMS = ("within_residual", "within_total")  # of each image, as the depth probe keeps them
 
 
@@ -37,6 +47,9 @@ class Comparison:
     """Arms that it is compared with, one by one."""
     margin: PositiveFloat
     """Difference, in the figure's unit, that would not matter; fixed before the study runs."""
+    correction: Correction = "holm"
+    """How the tests over the others are corrected: `holm`, or `sequence`: one after another in the order of `against`,
+    each only where all before it hold."""
 
 
 def compare(comparisons: Sequence[Comparison], content: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
@@ -47,9 +60,10 @@ def compare(comparisons: Sequence[Comparison], content: Mapping[str, Any], folde
 def claims_of(comparison: Comparison, content: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
     """One entry for each arm with at least two seeds in common; the others wait for theirs.
 
-    An entry has the differences by seed, their mean, deviation and 95 % t interval, the exact sign-flip p and Holm's,
-    whether the arms are equivalent (and the first not inferior) within the margin, the interval of a bootstrap over
-    seeds and images where the figures of single images are kept, and `sentence`, which says what may be claimed.
+    An entry has the differences by seed, their mean, deviation and 95 % t interval, the exact sign-flip p and the
+    corrected one, whether the arms are equivalent (and the first not inferior) within the margin, the interval of a
+    bootstrap over seeds and images where the figures of single images are kept, and `sentence`, which says what may be
+    claimed.
     """
     columns = {column["key"]: column for column in content["columns"]}
     column = columns.get(comparison.measure, {})
@@ -69,7 +83,8 @@ def claims_of(comparison: Comparison, content: Mapping[str, Any], folder: Path) 
         for arm, seeds in known.items()
     }
     flips = {arm: sign_flip(each) for arm, each in differences.items()}
-    adjusted = dict(zip(flips, holm(list(flips.values())), strict=True)) if flips else {}
+    corrected = CORRECTIONS[comparison.correction](list(flips.values()))
+    adjusted = dict(zip(flips, corrected, strict=True))
     if content["runs"] and not found:
         hint = nearest(comparison.measure, columns)
         sentence = f"Nothing can be claimed of {comparison.measure}: no run has such a figure{hint}."

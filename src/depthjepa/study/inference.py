@@ -3,8 +3,8 @@
 Runs of a seed start from the same weights and see the same images, order and masks in every arm, so that two arms are
 compared by their differences, seed by seed: `differences` are always first arm minus second. A claim rests on the
 t interval of their mean (`paired_interval`), on a test that asks for symmetry alone (`sign_flip`), corrected where
-several arms are compared (`holm`), and on a margin fixed beforehand, within which two arms count as equivalent
-(`equivalence`), so that finding no difference can be a result too. `wording.claim` says it in a sentence.
+several arms are compared (`holm`, `in_sequence`), and on a margin fixed beforehand, within which two arms count as
+equivalent (`equivalence`), so that finding no difference can be a result too. `wording.claim` says it in a sentence.
 """
 
 from __future__ import annotations
@@ -233,6 +233,22 @@ def holm(p_values: Sequence[float] | Float64[np.ndarray, " comparisons"]) -> Flo
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
     return adjusted
+
+
+def in_sequence(p_values: Sequence[float] | Float64[np.ndarray, " comparisons"]) -> Float64[np.ndarray, " comparisons"]:
+    """Adjusted p of comparisons that are tested one after the other, each only where all before it hold.
+
+    The order is fixed before the data are seen (a fixed sequence: Maurer, Hothorn & Lehmacher 1995; Westfall & Krishen
+    2001). The chance of any false claim is kept as by Holm's correction, and the first comparisons pay nothing for the
+    last ones: what is of less weight comes later, and is not tested once one before it fails.
+
+    Raises:
+        BadInput: a p outside [0, 1].
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    for each in p:
+        check_p(float(each))
+    return np.maximum.accumulate(p)
 
 
 # a margin -------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from depthjepa.columns import Column, format_column, is_number
+from depthjepa.columns import Column, format_column, format_spreads, is_number
 from depthjepa.evaluation.probes.table import baselines
 from depthjepa.evaluation.probes.task import Judged
 from depthjepa.faults import BadInput
@@ -197,10 +197,10 @@ def markdown(content: Mapping[str, Any]) -> str:
     rows = {row["name"] + (f" ({_some(row['arms'])})" if several else ""): row for row in untrained} | arms
     columns = {"": list(rows), "runs": [str(row["runs"]) for row in rows.values()]}
     columns["steps"] = format_column([row.get("steps") for row in rows.values()])
-    columns["images/s"] = _plus_minus([row.get("images_per_second") for row in rows.values()])
+    columns["images/s"] = format_spreads([row.get("images_per_second") for row in rows.values()])
     for column in map(Column.of, content["columns"]):
         head = f"{column.key.partition('.')[0]}: {column.head}"
-        columns[head] = _plus_minus([row["figures"].get(column.key) for row in rows.values()])
+        columns[head] = format_spreads([row["figures"].get(column.key) for row in rows.values()])
     grid = [list(columns), *map(list, zip(*columns.values(), strict=True))]
     lines = [f"| {' | '.join(line)} |" for line in grid]
     lines.insert(1, "|".join(["", "---", *("--:" for _ in grid[0][1:]), ""]))
@@ -215,14 +215,6 @@ def markdown(content: Mapping[str, Any]) -> str:
 def _some(arms: Sequence[str]) -> str:
     """A few names, or the first and how many more: the name of a row is to fit into a table."""
     return ", ".join(arms) if len(arms) <= NAMED_ARMS else f"{arms[0]} and {len(arms) - 1} more"
-
-
-def _plus_minus(cells: Sequence[Mapping[str, Any] | None]) -> list[str]:
-    means = [cell["mean"] if cell else None for cell in cells]
-    deviations = [cell["deviation"] if cell else None for cell in cells]
-    written = format_column([*means, *deviations])
-    pairs = zip(written[: len(cells)], written[len(cells) :], deviations, strict=True)
-    return [mean if deviation is None else f"{mean} ± {text}" for mean, text, deviation in pairs]
 
 
 def _sentence(content: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from depthjepa.columns import Column
 from depthjepa.drawing.panels import Captioned
 from depthjepa.evaluation.decoded import decode_tables
 from depthjepa.evaluation.gathering import whole_views_text
-from depthjepa.evaluation.probes.depth import COLUMNS, map_arrays, map_figures, show_maps, tables
+from depthjepa.evaluation.probes.depth import COLUMNS, PICTURES, map_arrays, map_figures, show_maps, tables
 from depthjepa.evaluation.probes.task import DEPTH, Need, OwnTask, Picture, Probe, Section, Subject
 from depthjepa.evaluation.table_rows import MEAN_MAP, SCENE_MAP
 from depthjepa.guidance.config import PixelGuidance
@@ -46,7 +46,7 @@ def run(subject: Subject) -> Iterable[Probe]:
     yield Probe(tables(TASK, protocol, found), map_arrays(found[-1], config.name))
 
 
-def decoded_figures(runs: Sequence[Run]) -> list[Captioned]:
+def decoded_figures(runs: Sequence[Run], images: int = PICTURES) -> list[Captioned]:
     """Ground truth, the map that each pixel-guided run decodes, and the mean map."""
     seen = (
         "Each row is one image that no run was trained on. The ground truth and what each run's own head decodes are "
@@ -55,7 +55,7 @@ def decoded_figures(runs: Sequence[Run]) -> list[Captioned]:
         "grey in the maps is where no training image had a measurement."
     )
     failed = "a run's panels would look like the mean map, the average of the training set, in every row."
-    return map_figures(runs, TASK.name, seen, failed)
+    return map_figures(runs, TASK.name, seen, failed, images=images)
 
 
 def show(runs: Mapping[str, Path], photographs: bool) -> Figure:
@@ -71,7 +71,7 @@ TASK = OwnTask(
     guesses=(MEAN_MAP, SCENE_MAP),
     reads_run=True,
     needs=(DEPTH, PIXEL_HEAD),
-    section=Section("Depth as a run's own head decodes it", decoded_figures),
+    section=Section("Depth as a run's own head decodes it", decoded_figures, maps=True),
     picture=Picture("maps of `probe RUN decode`", show, photographs=True),
     run=run,
 )

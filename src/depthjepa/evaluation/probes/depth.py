@@ -222,7 +222,7 @@ def resampled_within(arrays: Mapping[str, np.ndarray], counts: Float64[np.ndarra
 # drawing --------------------------------------------------------------------------------------------------
 
 
-def depth_figures(runs: Sequence[Run]) -> list[Captioned]:
+def depth_figures(runs: Sequence[Run], images: int = PICTURES) -> list[Captioned]:
     """Ground truth, each run, random encoder and mean map; one figure for each set of equal images."""
     seen = (
         "Each row is one image of the evaluation set. The ground truth and what a readout of each model's "
@@ -236,24 +236,26 @@ def depth_figures(runs: Sequence[Run]) -> list[Captioned]:
         "a model's panels would look like the mean map (it knows where depth usually lies and nothing of "
         "this image), or no better than the random encoder (the readout alone gets as much from the pixels)."
     )
-    return map_figures(runs, TASK.name, seen, failed)
+    return map_figures(runs, TASK.name, seen, failed, images=images)
 
 
-def map_figures(runs: Sequence[Run], task: str, seen: str, failed: str, draw: Draw | None = None) -> list[Captioned]:
+def map_figures(
+    runs: Sequence[Run], task: str, seen: str, failed: str, draw: Draw | None = None, images: int = PICTURES
+) -> list[Captioned]:
     """Figures of the maps that a task stored (see `map_arrays`), one for each set of equal images.
 
-    `draw`: what draws them; None: as disparity.
+    `draw`: what draws them; None: as disparity. `images`: how many at most, one a row.
     """
     return [
-        Captioned(_rows(group, draw or figures.depth_rows), seen, failed)
+        Captioned(_rows(group, draw or figures.depth_rows, images), seen, failed)
         for file in probe_files(runs, f"{task}*.npz")
         for group in same_images(runs, file, "truth", "prediction")
     ]
 
 
-def _rows(group: list[tuple[Run, Arrays]], draw: Draw) -> Figure:
+def _rows(group: list[tuple[Run, Arrays]], draw: Draw, most: int) -> Figure:
     group = [(run, _where_measured(arrays)) for run, arrays in group]
-    images = group[0][1]["images"][:PICTURES]
+    images = group[0][1]["images"][:most]
     truth = max((arrays["truth"] for _, arrays in group), key=np.size)
     maps = {run.name: arrays["prediction"] for run, arrays in group}
     baselines: Arrays = {}
@@ -304,7 +306,7 @@ TASK = OwnTask(
     usual=True,
     guesses=(MEAN_MAP, SCENE_MAP, RAW, READ_OUT, ITSELF),
     needs=(DEPTH,),
-    section=Section("Depth read out of the features", depth_figures),
+    section=Section("Depth read out of the features", depth_figures, maps=True),
     picture=Picture("maps of `probe RUN depth`", show, photographs=True),
     reads=("depth_readout", "cell_share", "teacher_row", "fit_on", "judge_training"),
     resampled=Resampled("r2_within", resampled_within),

@@ -19,7 +19,7 @@ from depthjepa.drawing import figures
 from depthjepa.drawing.panels import Captioned
 from depthjepa.evaluation.gathering import RANDOM, RAW, Views, places_in, raw_patches, views_text
 from depthjepa.evaluation.normal_probe import ANGLES, SUMS, NormalTable, normal_tables
-from depthjepa.evaluation.probes.depth import map_figures, rows_beside, show_maps, tables
+from depthjepa.evaluation.probes.depth import PICTURES, map_figures, rows_beside, show_maps, tables
 from depthjepa.evaluation.probes.task import DEPTH, Need, OwnTask, Picture, Probe, Resampled, Section, Subject
 from depthjepa.evaluation.surface_normals import WithNormals
 from depthjepa.evaluation.table_rows import MEAN_MAP, SCENE_MAP
@@ -135,7 +135,7 @@ def resampled_angle(arrays: Mapping[str, np.ndarray], counts: Float64[np.ndarray
 # drawing --------------------------------------------------------------------------------------------------
 
 
-def normal_figures(runs: Sequence[Run]) -> list[Captioned]:
+def normal_figures(runs: Sequence[Run], images: int = PICTURES) -> list[Captioned]:
     """Ground truth, each run and the baselines; one figure for each set of equal images."""
     seen = (
         "Each row is one image of the evaluation set. Colours say which way a surface faces: redder to the right, "
@@ -147,7 +147,7 @@ def normal_figures(runs: Sequence[Run]) -> list[Captioned]:
         "a model's panels would look like the mean map (it knows which way surfaces mostly face at a place), or no "
         "better than the random encoder and the raw patches."
     )
-    return map_figures(runs, TASK.name, seen, failed, figures.normal_rows)
+    return map_figures(runs, TASK.name, seen, failed, figures.normal_rows, images)
 
 
 def show(runs: Mapping[str, Path], photographs: bool) -> Figure:
@@ -163,7 +163,7 @@ TASK = OwnTask(
     usual=True,
     guesses=(MEAN_MAP, SCENE_MAP, RAW),
     needs=(DEPTH, CAMERA),
-    section=Section("Surface normals read out of the features", normal_figures),
+    section=Section("Surface normals read out of the features", normal_figures, maps=True),
     picture=Picture("maps of `probe RUN normals`", show, photographs=True),
     resampled=Resampled("mean_angle", resampled_angle),
     reads=("cell_share",),

@@ -119,7 +119,7 @@ def resampled_iou(arrays: Mapping[str, np.ndarray], counts: Float64[np.ndarray, 
 # drawing --------------------------------------------------------------------------------------------------
 
 
-def segment_figures(runs: Sequence[Run]) -> list[Captioned]:
+def segment_figures(runs: Sequence[Run], images: int = PICTURES) -> list[Captioned]:
     """Photograph, truth, and what each row's linear readout predicts; one figure for each set of equal images."""
     seen = (
         "Each row is one validation image: its classes as they were labelled (grey is void, which counts nowhere), and "
@@ -131,7 +131,7 @@ def segment_figures(runs: Sequence[Run]) -> list[Captioned]:
         "or of the random encoder."
     )
     return [
-        Captioned(_rows({run.name: arrays for run, arrays in group}), seen, failed)
+        Captioned(_rows({run.name: arrays for run, arrays in group}, images), seen, failed)
         for file in probe_files(runs, f"{TASK.name}*.npz")
         for group in same_images(runs, file, "truth", PREDICTION, "classes", same=("images", "classes"))
     ]
@@ -142,13 +142,13 @@ def show(runs: Mapping[str, Path], photographs: bool) -> Figure:
     return _rows(stored_alike(runs, TASK.name, "images", "classes"), photographs=photographs)
 
 
-def _rows(group: Mapping[str, Arrays], *, photographs: bool = True) -> Figure:
+def _rows(group: Mapping[str, Arrays], most: int = PICTURES, *, photographs: bool = True) -> Figure:
     first = next(iter(group.values()))
     maps = {name: arrays[PREDICTION] for name, arrays in group.items()}
     maps |= {name: first[key] for name, key in reversed(KEYS.items()) if key in first}
-    shown = {name: each[:PICTURES] for name, each in maps.items()}
+    shown = {name: each[:most] for name, each in maps.items()}
     return figures.label_rows(
-        first["images"][:PICTURES], first["truth"][:PICTURES], shown, first["classes"].tolist(), photographs=photographs
+        first["images"][:most], first["truth"][:most], shown, first["classes"].tolist(), photographs=photographs
     )
 
 
@@ -186,7 +186,7 @@ TASK = OwnTask(
     needs=(LABEL_MAPS,),
     reads=("segment_readout", "segment_steps"),
     resampled=Resampled("miou", resampled_iou),
-    section=Section("Segmentation read out of the features", segment_figures),
+    section=Section("Segmentation read out of the features", segment_figures, maps=True),
     picture=Picture("maps of `probe RUN segment`", show, photographs=True),
     variant=Variant(
         lambda config: config.evaluation.segment_readout != KINDS[0],

@@ -32,7 +32,6 @@ from depthjepa.evaluation.readout import DepthReadout
 from depthjepa.faults import BadInput
 from depthjepa.method import build_encoder
 from depthjepa.model.encoder import Encoder
-from depthjepa.runs import Run
 
 Rows = Sequence[Mapping[str, Any]]
 Command = Literal["probe", "diagnose", "diagnose --gates"]
@@ -206,10 +205,14 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A section of the report: pictures of what a task stored in the folders of runs."""
+    """A section of the report: pictures of what a task stored in the folders of runs.
+
+    Of `maps`, one row an image, `draw` also takes how many `images` to draw: the first screen of a page has few.
+    """
 
     title: str
-    draw: Callable[[Sequence[Run]], list[Captioned]]
+    draw: Callable[..., list[Captioned]]  # of runs
+    maps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
