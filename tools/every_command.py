@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -52,10 +53,12 @@ MISSES = {
         ("fit-teacher", "--data", "scenes", "--out", "teacher"),
         ("push", "run", "someone/encoder", "--licence", "apache-2.0"),
         ("compare", "run", "timm:vit_tiny_patch16_224", "--data", "scenes"),
-        ("embed", "photographs.onnx", "photographs", "--out", "other.npz"),
     ),
     "loggers": (("train", "demo", *SMALL, "train.loggers=[mlflow]", "guidance.kind=none", "--out", "logged"),),
-    "export": (("convert", "run", "encoder.onnx", "--to", "onnx"),),
+    "export": (
+        ("convert", "run", "encoder.onnx", "--to", "onnx"),
+        ("embed", "photographs.onnx", "photographs", "--out", "other.npz"),
+    ),
     "tables": (
         ("embed", "run", "photographs", "--out", "embeddings.parquet"),
         ("prepare", "lerobot", "robot", "--registered", "--out", "robots"),
@@ -85,10 +88,14 @@ def write_sources() -> None:
         photograph.save(f"photographs/{number}.png")
         photograph.save(f"recording/color/{number:05}.jpg")
         Image.fromarray(random.integers(500, 5000, (48, 64)).astype(np.uint16)).save(f"recording/depth/{number:05}.png")
-    Path("recording/intrinsic.json").write_text(
-        '{"width": 64, "height": 48, "depth_scale": 1000.0, "intrinsic_matrix": [60, 0, 0, 0, 60, 0, 32, 24, 1]}'
-    )
-    Path("robot/meta/info.json").write_text('{"codebase_version": "v3.0", "features": {}}')
+    camera = {"width": 64, "height": 48, "depth_scale": 1000.0, "intrinsic_matrix": [60, 0, 0, 0, 60, 0, 32, 24, 1]}
+    Path("recording/intrinsic.json").write_text(json.dumps(camera))
+    cameras = {
+        "observation.images.hand": {"dtype": "image"},
+        "observation.images.hand_depth": {"dtype": "image", "info": {"is_depth_map": True, "depth_unit": "mm"}},
+    }
+    robot = {"codebase_version": "v3.0", "features": cameras}
+    Path("robot/meta/info.json").write_text(json.dumps(robot))
     Path("photographs.onnx").write_bytes(b"")
     Path("phone.r3d").write_bytes(b"")
     Path("two.yaml").write_text(STUDY)
