@@ -31,6 +31,8 @@ SHAPES = [
     ("train.objective=supervised", "model.depth=4"),
     (*GUIDED, "train.batch_size=64"),
     ("train.precision=bf16",),
+    ("train.checkpoint_blocks=true", "model.width=96", "model.depth=8", "train.batch_size=256"),
+    ("train.checkpoint_blocks=true", "predictor.blocks=together", "data.image_size=96", "train.precision=bf16"),
 ]
 
 
@@ -120,7 +122,7 @@ def test_too_large_a_batch_is_refused_with_one_that_runs(
     assert call(*arguments, told[1])[0] == 0
 
 
-@pytest.mark.parametrize("shape", SHAPES[:4])
+@pytest.mark.parametrize("shape", [*SHAPES[:4], ("train.checkpoint_blocks=true", "model.depth=12")])
 def test_what_is_tried_is_known_by_arithmetic_before(shape: tuple[str, ...], tmp_path: Path) -> None:
     config = tiny(write_pairs(tmp_path / "pairs"), *shape)
     teacher = build_teacher(config, has_depth=True)

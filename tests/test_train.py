@@ -253,6 +253,14 @@ def test_auto_precision_is_settled_once_and_a_resumed_run_keeps_it(
     assert differences(weights(tmp_path / "whole"), weights(folder)) == []
 
 
+def test_blocks_that_are_computed_again_change_nothing(pairs: Path, tmp_path: Path) -> None:
+    for again in (False, True):
+        settings = (*GUIDED, "guidance.read=both", "train.steps=4", f"train.checkpoint_blocks={again}")
+        run(pairs, tmp_path / str(again), *settings)
+    for part in ("model", "optimizer"):
+        assert differences(*(weights(tmp_path / str(again))[part] for again in (False, True))) == []
+
+
 @pytest.mark.slow
 def test_a_compiled_run_is_the_run_to_rounding(pairs: Path, tmp_path: Path) -> None:
     losses = []

@@ -92,6 +92,8 @@ class TrainConfig:
     """Precision of the networks' arithmetic; auto: what this machine multiplies faster."""
     compile: bool = False
     """Fuse the work within blocks by torch.compile."""
+    checkpoint_blocks: bool = False
+    """Compute blocks again on the way back: a fifth of the memory for each image, for a seventh more operations."""
     log_every: PositiveInt = 10
     """Steps from one logged step to the next."""
     checkpoint_every: PositiveInt = 500

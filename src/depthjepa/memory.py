@@ -24,6 +24,7 @@ from depthjepa.cost import asks_network, example, size_of
 from depthjepa.data.memory import kept_bytes
 from depthjepa.data.samples import Batch, Source
 from depthjepa.faults import BadInput
+from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.guidance.target import Teacher
 from depthjepa.masks import Masks, sample_masks
 from depthjepa.model.jepa import JEPA
@@ -104,6 +105,8 @@ def memory_need(
     refuse_untried(config, place, where)
     small, large = (watched(config, method, teacher, images, where) for images in WATCHED)
     image = (large - small) // (WATCHED[1] - WATCHED[0])
+    if config.train.checkpoint_blocks:  # the way back, which is not watched, has more than the way forward
+        image = max(image, int(SLACK * activation_bytes(config)))
     weights = sum(parameter.nbytes for parameter in method.parameters() if parameter.requires_grad)
     # A gradient for each weight, and where several processes exchange them another copy.
     copies = 1 + (place.world > 1) + (0 if optimizer.state else MOMENTS)
@@ -118,18 +121,30 @@ def memory_need(
 def activation_bytes(config: RunConfig) -> int:
     """About what the way back needs of one image, by arithmetic: 34 numbers for each token, layer and width.
 
-    Korthikanti et al. 2022, equation 1, in bytes at 16 bits: the encoder's visible tokens, the predictor's sequences.
+    Korthikanti et al. 2022, equation 1, in bytes at 16 bits: the encoder's visible tokens, the predictor's sequences, a
+    dense pass. Of blocks that are computed again, their tokens are kept, and one block has the rest.
     """
+    sequences, longer = _sequences(config), 1 if config.train.precision == "bf16" else 2
+    whole = sum(depth * numbers for depth, numbers in sequences)
+    if config.train.checkpoint_blocks:
+        return longer * (2 * whole + 34 * max(numbers for _, numbers in sequences))
+    return longer * 34 * whole
+
+
+def _sequences(config: RunConfig) -> list[tuple[int, int]]:
+    """Blocks that an image goes through with gradient, and the numbers that it has there: tokens times width."""
     shape, cells = config.model.shape, config.grid[0] * config.grid[1]
-    numbers = shape.depth * shape.width * cells
-    if config.train.objective == "jepa":
-        masks = _first(config, 1)
-        if config.predictor.blocks == "together":
-            masks = masks.joined(cells)
-        seen, blocks, hidden = masks.context.shape[1], *masks.targets.shape[1:]
-        numbers = shape.depth * shape.width * seen
-        numbers += config.predictor.depth * config.predictor.width * blocks * (seen + hidden)
-    return numbers * (34 if config.train.precision == "bf16" else 68)
+    if config.train.objective != "jepa":
+        return [(shape.depth, shape.width * cells)]
+    masks = _first(config, 1)
+    if config.predictor.blocks == "together":
+        masks = masks.joined(cells)
+    seen, blocks, hidden = masks.context.shape[1], *masks.targets.shape[1:]
+    predicted = config.predictor.width * blocks * (seen + hidden)
+    found = [(shape.depth, shape.width * seen), (config.predictor.depth, predicted)]
+    if isinstance(config.guidance, FeatureGuidance) and config.guidance.read in ("dense", "both"):
+        found.append((round(config.guidance.layer_share * shape.depth), shape.width * cells))
+    return found
 
 
 def watched(

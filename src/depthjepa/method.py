@@ -59,6 +59,13 @@ def build_method(config: RunConfig, teacher: Teacher | None, classes: int) -> JE
     Encoder, predictor and head are drawn from streams of their own, so a guided run and its unguided twin start
     from the same encoder and predictor.
     """
+    method = _build_method(config, teacher, classes)
+    if config.train.checkpoint_blocks:
+        recompute_blocks(method)
+    return method
+
+
+def _build_method(config: RunConfig, teacher: Teacher | None, classes: int) -> JEPA | Supervised:
     encoder = build_encoder(config)
     channels = None if teacher is None else teacher.describe().channels
     if config.train.objective == "supervised":
@@ -92,6 +99,13 @@ def _build_supervised(config: RunConfig, encoder: VisionTransformer, channels: i
     if classes:
         initialise(method.head["classes"], runtime.generator(config.seed, "classes"))
     return method
+
+
+def recompute_blocks(method: JEPA | Supervised) -> None:
+    """Have every transformer block computed again on the way back, in place of keeping what is inside it."""
+    for module in method.modules():
+        if isinstance(module, Block):
+            module.recomputed = True
 
 
 def compile_blocks(method: JEPA | Supervised) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from depthjepa.faults import BadInput
 from depthjepa.masks import Masks
-from depthjepa.model.vit import Block, Shape, sine_cosine
+from depthjepa.model.vit import Block, Shape, sine_cosine, through
 from depthjepa.settings import configuration
 
 
@@ -96,7 +96,7 @@ class Predictor(nn.Module):
             readable = torch.cat([valid.new_ones(b * m, c), valid], 1)[:, None, None]
         kept: dict[int, Tensor] = {}
         for number, block in enumerate(self.predictor_blocks):
-            tokens = block(tokens, readable)
+            tokens = through(block, tokens, readable)
             if number in levels:
                 kept[number] = self.predictor_norm(tokens[:, c:]).reshape(b, m, k, -1)
         tokens = self.predictor_norm(tokens)

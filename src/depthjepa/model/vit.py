@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from depthjepa.faults import BadInput
 from depthjepa.grid import gather, patchify, to_map, to_tokens
@@ -168,7 +169,7 @@ class VisionTransformer(nn.Module):
         """Tokens [b, n, d] of normalised images, or [b, c, d] of the patches `keep`; see the class."""
         tokens = self.embed(images, keep)
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = through(block, tokens)
         return self.of_patches(tokens)
 
     def embed(
@@ -215,7 +216,7 @@ class VisionTransformer(nn.Module):
             raise BadInput(f"layers {list(layers)} are not all in -{depth}..{depth - 1}")
         tokens, kept = self.embed(images, keep), {}
         for number, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
-            tokens = block(tokens)
+            tokens = through(block, tokens)
             if number in wanted:
                 kept[number] = self.of_patches(tokens)
         return [kept[layer] for layer in wanted]
@@ -247,6 +248,8 @@ class PatchEmbedding(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block; with a layer scale, what each half adds is multiplied channel by channel."""
 
+    recomputed = False  # whether `through` keeps nothing of what is inside for the way back
+
     def __init__(self, width: int, heads: int, hidden: int, traits: Traits = PLAIN) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=traits.eps)
@@ -261,6 +264,20 @@ class Block(nn.Module):
     ) -> Float[Tensor, "b n d"]:
         tokens = tokens + self.ls1(self.attn(self.norm1(tokens), readable))
         return torch.add(tokens, self.ls2(self.mlp(self.norm2(tokens))))
+
+
+def through(
+    block: nn.Module, tokens: Float[Tensor, "b n d"], readable: Bool[Tensor, "b 1 1 n"] | None = None
+) -> Float[Tensor, "b n d"]:
+    """Tokens after a block; one that is `recomputed` is computed again on the way back (Chen et al. 2016).
+
+    Then its tokens alone are kept, a seventeenth of what is inside. The figures are the same to the bit: nothing in a
+    block is drawn.
+    """
+    if block.recomputed and torch.is_grad_enabled():
+        return checkpoint(block, tokens, readable, use_reentrant=False, preserve_rng_state=False)
+    after: Tensor = block(tokens, readable)
+    return after
 
 
 class LayerScale(nn.Module):
