@@ -46,8 +46,8 @@ RULES = """
   None has been run to its end.
 - **Memory.** `train.accumulate=4` computes a step in four parts: a quarter of the images at a time, the same rates. But
   terms that compare the images of a batch (`loss.variance`, `loss.covariance`, `loss.gaussian`) then compare those of a
-  part. `train.checkpoint_blocks=true` computes every block again on the way back: the same figures (on one device to the
-  bit), a fifth of the memory for each image (told at 224 px in bf16: 44 to 9 MB for ViT-S/16, 65 to 13 for ViT-B/16,
+  part. `train.checkpoint_blocks=true` computes every block again on the way back: the same figures to the bit,
+  a fifth of the memory for each image (told at 224 px in bf16: 44 to 9 MB for ViT-S/16, 65 to 13 for ViT-B/16,
   119 to 20 for ViT-L/16) for 12 to 16 % more operations. Guidance by a network that is asked in every step adds the
   network; from a cache (`depthjepa teach`) next to nothing.
 - **Rate.** The released models took 1e-3 at a batch of 2,048. `optim.lr=1e-3 optim.lr_batch=2048` keeps that proportion
