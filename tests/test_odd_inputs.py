@@ -348,6 +348,7 @@ FILES = {
     "train demo --out listed --resume": r"listed/config\.yaml is damaged: it holds no keys and values",
     "train demo --out unsummed --resume": r"unsummed/summary\.json is damaged: Expecting",
     "train demo --out run --resume train.steps=5": r"--resume with changed keys: train\.steps; the run in run has",
+    "train demo --out run --lengthen train.steps=5": "--lengthen is for a run that is there: give --resume as well",
 }
 TEACHERS = {
     "teach": "Missing option '--data'",

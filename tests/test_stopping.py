@@ -20,7 +20,7 @@ from depthjepa.data.reading import read
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import RunFolder
 from depthjepa.model.vit import VisionTransformer
-from depthjepa.stopping import Interrupted, interruptions
+from depthjepa.stopping import SIGNALS, Interrupted, interruptions
 from tiny_images import write_classes, write_pairs
 from tiny_runs import GUIDED, SETTINGS, Call, differences, metrics, run, start, weights
 
@@ -30,7 +30,7 @@ WITHIN = 10.0  # seconds
 # the wish
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_wish_waits_until_it_is_asked_about(number: signal.Signals) -> None:
     with interruptions() as stopping:
         assert not stopping()

@@ -6,9 +6,7 @@ import math
 import os
 import resource
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,19 @@ from depthjepa.logbook import RunFolder
 from depthjepa.losses import Latents
 from depthjepa.starting import parts_note
 from tiny_images import picture, save, write_classes, write_flat, write_pairs
-from tiny_runs import GUIDED, differences, metrics, recipe_file, run, same_losses, start, tiny, weights
+from tiny_runs import (
+    GUIDED,
+    differences,
+    lines,
+    metrics,
+    recipe_file,
+    run,
+    same_losses,
+    start,
+    tiny,
+    wait_for,
+    weights,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -291,18 +301,6 @@ def test_sigterm_to_all_processes_saves_and_ends_resumably(
     assert 8 <= step < 300
 
 
-def lines(file: Path) -> int:
-    return file.read_text().count("\n") if file.exists() else 0
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < end, "nothing happened for two minutes"
-        time.sleep(0.005)
-
-
 def test_resuming_another_configuration_is_refused_and_the_keys_are_named(
     pairs: Path, tmp_path: Path, at_step: Callable[[int, Callable[[], object]], None]
 ) -> None:
@@ -327,6 +325,55 @@ def test_resuming_another_configuration_is_refused_and_the_keys_are_named(
     )
     assert weights(tmp_path / "run")["step"] == 6
     torch.set_num_threads(1)
+
+
+CONSTANT = (
+    "optim.start_lr=1e-3",
+    "optim.lr=1e-3",
+    "optim.final_lr=1e-3",
+    "optim.weight_decay=0.04",
+    "optim.final_weight_decay=0.04",
+    "optim.momentum=0.99",
+    "optim.final_momentum=0.99",
+)
+
+
+def test_a_lengthened_run_goes_on_and_says_how_its_rates_change(
+    pairs: Path, tmp_path: Path, at_step: Callable[[int, Callable[[], object]], None]
+) -> None:
+    said: list[str] = []
+    for folder, settings in (("constant", CONSTANT), ("falling", ())):
+        run(pairs, tmp_path / folder, "train.steps=4", *settings)
+        with pytest.raises(BadInput, match=r"changed keys: train\.steps; .* other values; --lengthen makes it longer"):
+            run(pairs, tmp_path / folder, "train.steps=8", *settings, resume=True)
+        for steps in (3, 4):
+            with pytest.raises(
+                BadInput, match=rf"one of 4 steps, and {steps} are asked for: give more of train\.steps"
+            ):
+                longer(pairs, tmp_path / folder, said.append, f"train.steps={steps}", *settings)
+        assert RunFolder(tmp_path / folder).finished
+        at_step(6, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(RunStopped, match="stopped at step 6 of 8"):
+            longer(pairs, tmp_path / folder, said.append, "train.steps=8", *settings)
+        at_step(6, lambda: None)
+        assert not RunFolder(tmp_path / folder).finished
+        assert run(pairs, tmp_path / folder, "train.steps=8", *settings, resume=True)["steps"] == 8  # no longer longer
+    # Where no rate changes it is the run that was so long from the start; else it has that one's rates from there on.
+    run(pairs, tmp_path / "whole", "train.steps=8", *CONSTANT)
+    for part in ("model", "optimizer"):
+        assert differences(weights(tmp_path / "constant")[part], weights(tmp_path / "whole")[part]) == []
+    run(pairs, tmp_path / "eight", "train.steps=8")
+    rates = [[record["lr"] for record in metrics(tmp_path / name)] for name in ("falling", "eight")]
+    assert rates[0][4:] == rates[1][4:] and rates[0][:4] != rates[1][:4]
+    told = [
+        line for line in said if line.startswith("lengthened from 4 to 8 steps: step 5 has the rates of a run of 8")
+    ]
+    assert len(told) == 2 and "learning rate" in told[1] and "learning rate" not in told[0]
+    assert f"learning rate {rates[0][3]:.3g} to {rates[1][4]:.3g}" in told[1]
+
+
+def longer(root: Path, folder: Path, say: Callable[[str], None], *settings: str) -> None:
+    training.train(tiny(root, *settings), folder, resume=True, lengthen=True, say=say)
 
 
 def test_a_finished_run_resumes_to_its_summary_at_once(

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -118,6 +119,18 @@ def start(*arguments: str | Path, module: Sequence[str] = ("depthjepa",), **opti
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
         **options,
     )
+
+
+def lines(file: Path) -> int:
+    return file.read_text().count("\n") if file.exists() else 0
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end, "nothing happened for two minutes"
+        time.sleep(0.005)
 
 
 # runs of a study or of the demo ------------------------------------------------------------------------------

@@ -156,6 +156,9 @@ def train(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/RECIPE.", callback=output_folder)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is in the folder.")] = False,
+    lengthen: Annotated[
+        bool, typer.Option("--lengthen", help="With --resume and train.steps or train.epochs: make the run longer.")
+    ] = False,
     size: Annotated[
         str | None,
         typer.Option(help="small, base or large: photos and rgbd as recipes for one GPU (the recipe photos-base, …)."),
@@ -168,8 +171,10 @@ def train(
 
     if size is not None:
         recipe = of_size(recipe, size)
+    if lengthen and not resume:
+        raise BadInput("--lengthen is for a run that is there: give --resume as well")
     config, folder = what_to_run(recipe, overrides or [], out, resume=resume)
-    summary = run(config, folder, resume=resume)
+    summary = run(config, folder, resume=resume, lengthen=lengthen)
     if summary:
         losses = ", ".join(f"{key} {value:.4f}" for key, value in summary.items() if key.startswith("loss"))
         print(f"{folder}: {summary['steps']} steps, {losses}, {summary['images_per_second']:.0f} images/s")

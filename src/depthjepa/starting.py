@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from depthjepa import distributed, runtime
+from depthjepa import distributed, optim, runtime
 from depthjepa.config import PLACES, RunConfig, differences, to_mapping
 from depthjepa.configuring import build_config, load_config, read_resolved
 from depthjepa.data.contents import Contents, contents_of, read_contents, refuse_changed
@@ -24,6 +24,8 @@ from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.logbook import RunFolder
 from depthjepa.loggers.logger import check_libraries
 from depthjepa.masks import sample_masks
+
+LENGTHS = ("train.steps", "train.epochs")
 
 
 def what_to_run(recipe: str, overrides: Sequence[str], out: Path | None, *, resume: bool) -> tuple[RunConfig, Path]:
@@ -53,8 +55,11 @@ def _config_there(folder: RunFolder) -> RunConfig:
     return config
 
 
-def refuse_mix_up(config: RunConfig, folder: RunFolder, *, resume: bool) -> None:
-    """Refuse to write over a run or amid other files, and to resume another run than the one that is there."""
+def refuse_mix_up(config: RunConfig, folder: RunFolder, *, resume: bool, lengthen: bool = False) -> None:
+    """Refuse to write over a run or amid other files, and to resume another run than the one that is there.
+
+    One that is lengthened differs from itself in how long it is to be.
+    """
     if not folder.started:
         folder.refuse_other()
         return
@@ -63,8 +68,55 @@ def refuse_mix_up(config: RunConfig, folder: RunFolder, *, resume: bool) -> None
     changed = differences(to_mapping(_config_there(folder)), to_mapping(config))
     if read_contents(folder.path) is not None:
         changed = [key for key in changed if key not in PLACES]  # what lies there decides: see `contents_of_run`
+    if lengthen:
+        changed = [key for key in changed if key not in LENGTHS]
     if changed:
-        raise BadInput(f"--resume with changed keys: {', '.join(changed)}; the run in {folder.path} has other values")
+        longer = "; --lengthen makes it longer" if not lengthen and set(changed) <= set(LENGTHS) else ""
+        raise BadInput(
+            f"--resume with changed keys: {', '.join(changed)}; the run in {folder.path} has other values{longer}"
+        )
+
+
+def steps_before(config: RunConfig, folder: RunFolder, epoch_steps: int) -> int:
+    """The steps that the run in a folder was to have until now.
+
+    Raises `BadInput` where a configuration that lengthens it does not ask for more.
+    """
+    before, now = (each.train.total_steps(epoch_steps) for each in (_config_there(folder), config))
+    if now <= before:
+        raise BadInput(
+            f"--lengthen: the run in {folder.path} is one of {before} steps, and {now} are asked for: give more of "
+            f"train.steps or train.epochs"
+        )
+    return before
+
+
+def rates_change(config: RunConfig, step: int, before: int, now: int, epoch_steps: int) -> str:
+    """What lengthening does to the rates, which are functions of the share of the run that is done, in a sentence.
+
+    Compared are those of the last step that was done and of the next one.
+    """
+    old, new = (
+        optim.rates(
+            config.optim,
+            at,
+            steps=steps,
+            epoch_steps=epoch_steps,
+            batch_size=config.train.batch_size,
+            thaw=(config.init.frozen_steps, config.init.thaw_steps),
+        )
+        for at, steps in ((max(0, step - 1), before), (step, now))
+    )
+    changes = ", ".join(
+        f"{name} {old[key]:.3g} to {new[key]:.3g}"
+        for key, name in (("lr", "learning rate"), ("weight_decay", "weight decay"), ("momentum", "momentum"))
+        if old[key] != new[key]
+    )
+    return (
+        f"lengthened from {before} to {now} steps: step {step + 1} has the rates of a run of {now} steps"
+        + f" ({changes})" * bool(changes)
+        + "; a run that had been so long from its first step would have had them from there"
+    )
 
 
 def open_data(config: RunConfig, folder: RunFolder) -> dict[Split, Source]:

@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM: a wish to stop, granted at once where nothing can be lost, else between two steps.
+"""Ctrl-C, SIGTERM and SIGUSR1: a wish to stop, granted at once where nothing can be lost, else between two steps.
+
+SIGUSR1 is what Slurm is asked to send some minutes before a job's time is over (`--signal`).
 
 The handlers of signals are the process's own, so they are set for the length of a block and put back after it.
 """
@@ -17,8 +19,11 @@ from depthjepa.faults import RunStopped
 SOON = 0.1  # seconds after which a signal comes again that a finaliser has swallowed
 
 
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM came; not an `Exception`, so that nothing which survives faults survives it."""
+    """One of `SIGNALS` came; not an `Exception`, so that nothing which survives faults survives it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -76,13 +81,13 @@ def _granted_again() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interruptions(goes_on: str = "") -> Iterator[Stopping]:
-    """Turn Ctrl-C and SIGTERM into a wish to stop, inside of the block.
+    """Turn `SIGNALS` into a wish to stop, inside of the block.
 
     `goes_on` tells people how to go on with work that can be: then an `Interrupted` leaves the block as `RunStopped`.
     """
     stopping = Stopping()
     try:
-        before = {number: signal.signal(number, stopping.wish) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, stopping.wish) for number in SIGNALS}
     except ValueError:  # not the main thread: signals are somebody else's
         before = {}
     try:

@@ -43,9 +43,11 @@ from depthjepa.starting import (
     is_moved,
     open_data,
     parts_note,
+    rates_change,
     refuse_impossible,
     refuse_mix_up,
     settle_precision,
+    steps_before,
 )
 from depthjepa.stopping import Interrupted, Stopping, interruptions
 from depthjepa.warm_start import start_from
@@ -54,13 +56,19 @@ UNREADABLE_SHARE = 0.01  # more than this share of unreadable images stops a run
 
 
 def train(
-    config: RunConfig, out: str | Path, *, resume: bool = False, say: Callable[[str], None] | None = None
+    config: RunConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    lengthen: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Run a configuration (`load_config`) and return its summary; `out` becomes a run folder.
 
     The summary is that of `summary.json`: `steps`, the last losses (`loss`, `loss_jepa`, …), `images_per_second`,
     `seconds`, `peak_memory_bytes`, …; it is empty in all processes but the first. `resume` continues the run that is
-    there, exactly. `say` gets the lines before the first step (None: they are printed).
+    there, exactly; with `lengthen` it may be asked to be longer, and its rates go on as those of the longer run. `say`
+    gets the lines before the first step (None: they are printed).
 
     Raises `BadInput` before anything is written, also where another process is at work in `out`, and `RunStopped` when
     the run cannot go on; the last checkpoint is whole then.
@@ -68,7 +76,7 @@ def train(
     folder = RunFolder(out)
     place = distributed.ranks()
     where = runtime.device(config.train.device, place)
-    if resume and folder.finished:
+    if resume and folder.finished and not lengthen:
         refuse_mix_up(settle_precision(config, folder, where, place), folder, resume=True)
         if is_moved(config, folder):  # the same data elsewhere, or others
             contents_of_run(config, open_splits(config.data), folder, lambda _: None)
@@ -80,12 +88,18 @@ def train(
         locks.locked(folder.path, place, say=say),
     ):
         config = settle_precision(config, folder, where, place)
-        refuse_mix_up(config, folder, resume=resume)
+        refuse_mix_up(config, folder, resume=resume, lengthen=lengthen)
         data = open_data(config, folder)
         contents: dict[str, Contents] = {}
         first = partial(contents_of_run, config, data, folder, say)
         distributed.first_writes(place, lambda: contents.update(first()))
-        state = prepare(config, folder, data, place, resume=resume, say=say if place.first else lambda _: None)
+        told = say if place.first else lambda _: None
+        state = prepare(config, folder, data, place, resume=resume, say=told)
+        if lengthen:
+            before = steps_before(config, folder, state.epoch_steps)
+            told(rates_change(config, state.step, before, state.steps, state.epoch_steps))
+            if place.first:  # a run that had been finished is not
+                folder.write_summary(so_far(state, folder, len(data["train"])))
         distributed.first_writes(place, lambda: write_contents(folder.path, contents))
         source = data["train"]
         batches = training_batches(state, source)

@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from depthjepa.faults import BadInput, RunStopped
+from depthjepa.stopping import SIGNALS
 
 Answer = TypeVar("Answer")
 
@@ -73,10 +74,10 @@ def _unchanged(answer: Answer) -> Answer:
 
 
 def _end_when_told(no_more: ctypes.c_byte, worker: int) -> None:
-    # Ctrl-C reaches every process of the terminal, SIGTERM of a scheduler every process of the job; the run still
+    # Ctrl-C reaches every process of the terminal, a scheduler's signal every process of the job; the run still
     # needs its batches to end a step in order, and then ends its workers itself: also those that are in the middle of
     # an answer, for which the loader would wait.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_wait, args=(no_more, os.getppid()), daemon=True).start()
 
