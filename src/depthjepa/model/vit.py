@@ -274,9 +274,11 @@ def through(
     Then its tokens alone are kept, a seventeenth of what is inside. The figures are the same to the bit: nothing in a
     block is drawn.
     """
+    after: Tensor
     if block.recomputed and torch.is_grad_enabled():
-        return checkpoint(block, tokens, readable, use_reentrant=False, preserve_rng_state=False)
-    after: Tensor = block(tokens, readable)
+        after = checkpoint(block, tokens, readable, use_reentrant=False, preserve_rng_state=False)
+    else:
+        after = block(tokens, readable)
     return after
 
 
