@@ -1,4 +1,4 @@
-"""The job script of docs/train.sbatch with stand-ins for Slurm's commands: saved in time, queued again, resumed."""
+"""The job script of docs/slurm.sbatch with stand-ins for Slurm's commands: saved in time, queued again, resumed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from depthjepa.logbook import RunFolder
 from tiny_images import write_pairs
 from tiny_runs import GUIDED, differences, lines, recipe_file, wait_for, weights
 
-SCRIPT = Path(__file__).parents[1] / "docs" / "train.sbatch"
+SCRIPT = Path(__file__).parents[1] / "docs" / "slurm.sbatch"
 SCONTROL = """#!/bin/bash
 case $1 in
     show) echo localhost ;;
