@@ -36,7 +36,7 @@ def test_a_study_has_its_table_its_configuration_and_a_figure_of_each_column_for
     assert {(run["arm"], run["seed"]) for run in content["runs"]} == asked
     keys = {column["key"] for column in content["columns"]}
     assert all(set(run["figures"]) & keys for run in content["runs"])
-    assert set(content["protocols"]) == set(content["probes"])
+    assert set(content["protocols"]) == {*content["probes"], *content.get("judged", {})}
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -267,6 +267,24 @@ def test_what_is_kept_has_every_figure_of_every_run_the_table_and_the_configurat
     assert "Study twins" in page and "R² within images" in page and "data:image/png" in page
 
 
+def test_of_a_large_study_the_columns_that_matter_are_kept(
+    cut: Cut, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("depthjepa.study.results.CONFIG_BYTES", 10**6)  # nothing else fits beside so large a one
+    keep_results(plain(asdict(twins(pairs))), cut.folder, tmp_path)
+    kept = json.loads((tmp_path / "study.json").read_text())
+    keys = [column["key"] for column in kept["columns"]]
+    assert keys[:3] == [column["key"] for column in cut.content["columns"]][:3] and "depth.r2_within" in keys
+    assert len(keys) < len(cut.content["columns"])
+    for run, full in zip(kept["runs"], cut.content["runs"], strict=True):
+        assert {key for key in run["figures"] if not key.startswith("loss")} == set(keys)
+        assert all(run["figures"][key] == pytest.approx(full["figures"][key], rel=1e-4) for key in keys)
+    assert kept["sentences"] == cut.content["sentences"]
+    assert (tmp_path / "study.md").read_text() == markdown(cut.content)  # has all
+    write_report([tmp_path], tmp_path / "page.html")
+    assert "R² within images" in (tmp_path / "page.html").read_text()
+
+
 def test_too_much_to_keep_of_a_study_is_refused(
     cut: Cut, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

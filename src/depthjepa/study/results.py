@@ -22,6 +22,8 @@ from depthjepa.logbook import RunFolder, plain, to_json, write_whole
 from depthjepa.study.inference import paired_interval
 
 KEPT_BYTES = 100_000  # of one study, in the repository
+CONFIG_BYTES = 5_000  # of these, for a run's configuration
+KEPT_COLUMNS = 3  # of each probe, where all are too much
 NAMED_ARMS = 3  # in the name of a baseline's row
 
 
@@ -251,13 +253,16 @@ def keep_results(asked: Mapping[str, Any], folder: Path, keep: Path) -> None:
     intervals of means. The arms' settings say what differs from the configuration that is kept.
 
     Not kept: weights, losses step by step, figures of single images (a bootstrap over images cannot be drawn again),
-    pictures, and of what a run cost all but its steps, seconds and speed.
+    pictures, and of what a run cost all but its steps, seconds and speed. Where all this comes to more than 100 kB, the
+    columns that are kept are the first ones of each probe and those of claims; the table still has all.
 
     Raises:
-        BadInput: all this comes to more than 100 kB.
+        BadInput: that comes to more than 100 kB as well.
     """
     content = json.loads((folder / "study.json").read_text())
     files = {"study.json": kept_json(content, folder), "study.md": (folder / "study.md").read_text()}
+    if sum(len(text.encode()) for text in files.values()) > KEPT_BYTES - CONFIG_BYTES:
+        files["study.json"] = kept_json(with_few_columns(content), folder)
     if content["runs"]:
         first = content["runs"][0]
         files["config.yaml"] = (run_place(folder, first["arm"], first["seed"]) / "config.yaml").read_text()
@@ -265,6 +270,35 @@ def keep_results(asked: Mapping[str, Any], folder: Path, keep: Path) -> None:
         raise BadInput(f"study {asked['name']}: {size} bytes to keep, more than {KEPT_BYTES}")
     for name, text in files.items():
         write_whole(keep / name, text)
+
+
+def with_few_columns(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content with the first columns of each probe and those that claims are about, and their figures alone."""
+    by_probe: dict[str, list[str]] = {}
+    for column in content["columns"]:
+        by_probe.setdefault(column["key"].partition(".")[0], []).append(column["key"])
+    kept = {key for keys in by_probe.values() for key in keys[:KEPT_COLUMNS]}
+    kept |= {claim["measure"] for claim in content["claims"]}
+    lost = {column["key"] for column in content["columns"]} - kept
+
+    def few(figures: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in figures.items() if key not in lost}
+
+    runs = [
+        {
+            **run,
+            "figures": few(run["figures"]),
+            "baselines": {name: few(row) for name, row in run["baselines"].items()},
+        }
+        for run in content["runs"]
+    ]
+    return {
+        **content,
+        "columns": [column for column in content["columns"] if column["key"] in kept],
+        "runs": runs,
+        "means": {arm: {**each, "figures": few(each["figures"])} for arm, each in content["means"].items()},
+        "baselines": [{**row, "figures": few(row["figures"])} for row in content["baselines"]],
+    }
 
 
 def kept_json(content: Mapping[str, Any], folder: Path) -> str:
