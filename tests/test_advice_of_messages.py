@@ -120,6 +120,8 @@ ELSEWHERE = {
     "choose another --keep": "test_study.py",
     "share the folder {} (steps.json) with the shards": "test_study.py",
     "runs finished; continue with --resume": "test_study.py",
+    "give --resume as well": "test_train.py lengthens with it",
+    "are asked for: give more of train.steps or train.epochs": "test_train.py",
     "measured; continue with --resume": "test_study.py",
     "stopped at step {} of {}; continue with --resume": "test_train.py",
     "go on with --resume once it answers": "test_logger_services.py",
