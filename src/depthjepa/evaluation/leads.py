@@ -65,9 +65,10 @@ class Lead:
 def shown_of(task: Task, table: Mapping[str, Any]) -> list[Column]:
     """The columns of a table that a comparison shows: that which its rows are ranked by, and the one beside it.
 
-    Ranked by is the task's own choice, else the first column with a direction.
+    Ranked by is the task's own choice, else the first column with a direction; never how well a readout fits what it
+    was fitted on.
     """
-    directed = [column for column in map(Column.of, table["columns"]) if column.better]
+    directed = [column for column in map(Column.of, table["columns"]) if column.better and "train" not in column.key]
     wanted = task.resampled.key if task.resampled is not None else ""
     return sorted(directed, key=lambda column: column.key != wanted)[:SHOWN]
 
