@@ -264,8 +264,7 @@ def test_a_study_shows_its_claims_and_its_arms_as_dots(tmp_path: Path, monkeypat
     monkeypatch.setattr(charts, "arm_dots", lambda *given: (intervals.append(given[1]), draw(*given))[1])
     page = written([study], tmp_path / "study.html")
     ends = 0.25 + np.array((-1, 1)) * 12.7062 * 0.05  # Student's t of one degree of freedom, times the error
-    # On the first screen, and among all figures of the study.
-    assert intervals == 2 * [{"G": pytest.approx(tuple(ends), abs=1e-4), "U": (0.0, 0.0)}]
+    assert intervals == [{"G": pytest.approx(tuple(ends), abs=1e-4), "U": (0.0, 0.0)}]
     opening = page.split("<section>")[0]
     assert opening.index("G is better than U &amp; more.") < opening.index("<img") < opening.index("<table")
     assert cells(opening, "G") == ["0.250 ± 0.071"] and cells(opening, "U") == ["0.000"]
@@ -274,7 +273,7 @@ def test_a_study_shows_its_claims_and_its_arms_as_dots(tmp_path: Path, monkeypat
     assert "Study twins" in page and "G is better than U &amp; more." in page and "Depth, or &lt;none&gt;" in page
     assert "G of seed 0" in page and "U of seed 0" in page and "of seed 1" not in page  # pictures of one seed
     without = written([study / "G/seed-0", study / "U/seed-0"], tmp_path / "runs.html")
-    assert page.count("<img") == without.count("<img") + 1  # dots twice, but no maps on the first screen
+    assert page.count("<img") == without.count("<img")  # dots in the place of maps on the first screen
     alone = begin_run(tmp_path / "alone", "alone")
     beside = written([study, alone], tmp_path / "beside.html")
     assert re.search("<h1>study twins, .* and alone</h1>", beside)

@@ -28,7 +28,7 @@ from depthjepa.report.explorer import explorer
 from depthjepa.report.first_screen import KIND, answer, asked_last, first_screen, opening_picture, opening_table
 from depthjepa.report.html import document, embed, plain_table, record_table, run_label, section, text
 from depthjepa.report.sections import feature_figures, guidance_figures, loss_figure, mask_figures
-from depthjepa.report.studies import first_runs, is_study, read_study, studies_page, study_opening, study_section
+from depthjepa.report.studies import first_runs, is_study, read_study, studies_page, study_opening, study_sections
 from depthjepa.report.tables import READING, Table, merge_tables, table_html
 from depthjepa.runs import Run, listed, read_runs
 
@@ -74,7 +74,7 @@ def render(runs: Sequence[Run], out: Path, studies: Sequence[Mapping[str, Any]] 
             study_opening(studies[0], title, [_soft(summary_sentence(runs))])
             if studies
             else opening(runs, tables, title),
-            *(study_section(content) for content in studies),
+            *study_sections(studies),
             *(_drawn(task.section.title, task.section.draw(runs)) for task in probes.TASKS if task.section is not None),
             _drawn("What the features tell apart", feature_figures(runs)),
             explorer(runs),

@@ -46,20 +46,25 @@ def study_opening(content: Mapping[str, Any], title: str, more: Sequence[str] = 
     return first_screen(KIND, title, said, next(iter(drawn), None), [_table(content), question, *more])
 
 
-def study_section(content: Mapping[str, Any]) -> str:
-    """What the study says: sentences, then dots."""
+def study_section(content: Mapping[str, Any], *, opened: bool = False) -> str:
+    """What the study says: sentences, then dots; without what the first screen has shown of one that is `opened`."""
     said = [line.removeprefix("- ") for line in content.get("sentences", [])]
-    parts = [f"<p>{text(content['about'])}</p>"] if content["about"] else []
+    parts = [f"<p>{text(content['about'])}</p>"] if content["about"] and not opened else []
     parts += [f"<p><b>The source paper printed:</b> {text(content['printed'])}</p>"] if content.get("printed") else []
     parts += [f"<ul>{''.join(f'<li>{text(line)}</li>' for line in said)}</ul>"] if said else []
-    drawn = [_dots(content, column) for column in _shown(content)]
+    drawn = [_dots(content, column) for column in _shown(content)[int(opened) :]]
     return section(f"Study {content['name']}", [*parts, *(embed(each) for each in drawn if each is not None)])
 
 
 def studies_page(studies: Sequence[Mapping[str, Any]]) -> str:
     """The page of studies of which no run folder is kept, as in a repository's results."""
     title = ", ".join(content["name"] for content in studies)
-    return document(title, [study_opening(studies[0], title), *(study_section(content) for content in studies)])
+    return document(title, [study_opening(studies[0], title), *study_sections(studies)])
+
+
+def study_sections(studies: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The sections of studies, the first of which is on the first screen."""
+    return [study_section(content, opened=not number) for number, content in enumerate(studies)]
 
 
 def _shown(content: Mapping[str, Any]) -> list[Column]:
