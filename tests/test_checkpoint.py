@@ -142,9 +142,7 @@ def test_weights_of_another_shape_are_refused_and_the_keys_are_named(folder: Pat
 def write(place: Path, step: int) -> Path:
     """Write a checkpoint of a network that is its own optimiser's only parameter."""
     network = torch.nn.Linear(2, 2)
-    return checkpoint.save(
-        place,
-        "last",
+    content = checkpoint.content(
         step=step,
         epoch=0.0,
         config=tiny(place),
@@ -155,6 +153,9 @@ def write(place: Path, step: int) -> Path:
         floor=None,
         skipped=(),
     )
+    path = place / "checkpoints" / "last.pt"
+    checkpoint.save(path, content)
+    return path
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO])

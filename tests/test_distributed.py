@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -20,22 +19,21 @@ from depthjepa.faults import RunStopped
 from depthjepa.logbook import RunFolder
 from depthjepa.runtime import environment
 from tiny_images import write_pairs
-from tiny_runs import GUIDED, Call, metrics, recipe_file, run, same_losses, start, tiny, weights
+from tiny_runs import (
+    GUIDED,
+    Call,
+    free_port,
+    metrics,
+    recipe_file,
+    run,
+    same_losses,
+    settings,
+    start,
+    tiny,
+    weights,
+)
 
 CPU = torch.device("cpu")
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port: int = free.getsockname()[1]
-    return port
-
-
-def settings(rank: int, world: int, port: int) -> dict[str, str]:
-    """What torchrun would tell a process."""
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    return dict(zip(names, map(str, (rank, rank, world, "localhost", port)), strict=True))
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 6])

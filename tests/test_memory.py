@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from depthjepa import cost, memory, optim, runtime
+from depthjepa import cost, memory, runtime
 from depthjepa.data.loading import open_source
 from depthjepa.data.memory import in_memory, kept_bytes
 from depthjepa.distributed import Ranks
@@ -58,8 +58,7 @@ def test_a_step_takes_what_two_small_batches_say(shape: tuple[str, ...], tmp_pat
     config = tiny(write_pairs(tmp_path / "pairs"), *shape)
     teacher = build_teacher(config, has_depth=True)
     method = build_method(config, teacher, classes=0)
-    optimizer = optim.build_optimizer(method, config.optim)
-    need = memory_need(config, method, optimizer, teacher, open_source(config.data, "train"), Ranks(), CPU)
+    need = memory_need(config, method, teacher, open_source(config.data, "train"), Ranks(), CPU)
     images, masks, latents = cost.example(config, teacher, config.train.batch_size, CPU)
 
     def step() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
@@ -109,16 +110,42 @@ def recipe_file(path: Path, root: Path, *overrides: str) -> Path:
     return path
 
 
-def start(*arguments: str | Path, module: Sequence[str] = ("depthjepa",), **options: Any) -> subprocess.Popen[str]:
-    """Start `python -m MODULE ARGUMENTS` with one thread, outside of this process's settings."""
+def start(
+    *arguments: str | Path,
+    module: Sequence[str] = ("depthjepa",),
+    told: Mapping[str, str] | None = None,
+    **options: Any,
+) -> subprocess.Popen[str]:
+    """Start `python -m MODULE ARGUMENTS` with one thread, outside of this process's settings but for those `told`."""
     return subprocess.Popen(
         [sys.executable, "-m", *module, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **(told or {})},
         **options,
     )
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def settings(rank: int, world: int, port: int) -> dict[str, str]:
+    """What torchrun would tell a process."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return dict(zip(names, map(str, (rank, rank, world, "localhost", port)), strict=True))
+
+
+def start_several(world: int, *arguments: str | Path) -> list[subprocess.Popen[str]]:
+    """Start the processes of one run, or a single one, without a launcher that would end them together."""
+    if world == 1:
+        return [start(*arguments)]
+    port = free_port()
+    return [start(*arguments, told=settings(rank, world, port)) for rank in range(world)]
 
 
 def lines(file: Path) -> int:

@@ -1,8 +1,9 @@
 """Checkpoints: whole or absent, loaded strictly, and enough to go on with exactly the same run.
 
 A file of ours holds tensors and plain values only, so it is read with `weights_only=True`: the networks, the
-optimiser, the step, the configuration, the class names and the teacher's whitening. `load` takes checkpoints of other
-layouts as well (see `formats`) and gives them the configuration that their tensors tell.
+optimiser, the step, the configuration, the class names and the teacher's whitening. Runs whose networks are sharded
+keep the same in parts (`checkpoint_parts`). `load` takes checkpoints of other layouts as well (see `formats`) and
+gives them the configuration that their tensors tell.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from depthjepa import optim
+from depthjepa import checkpoint_parts, optim
 from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import build_config, read_resolved
 from depthjepa.faults import BadInput
@@ -25,7 +26,7 @@ from depthjepa.formats import reference
 from depthjepa.formats.opening import KINDS, open_file, open_folder, open_name
 from depthjepa.formats.weights import Contents, Weights, Which, assemble, beginnings, load_strictly
 from depthjepa.guidance.target import Whitening
-from depthjepa.logbook import plain, whole_file
+from depthjepa.logbook import REST, RunFolder, plain, whole_file
 from depthjepa.method import build_method
 from depthjepa.model.predictor import Predictor
 from depthjepa.model.vit import VisionTransformer
@@ -83,9 +84,7 @@ class Checkpoint:
         return assemble(self.config.model, self.config.grid, weights, self.path)
 
 
-def save(
-    folder: Path,
-    name: str,
+def content(
     *,
     step: int,
     epoch: float,
@@ -97,13 +96,9 @@ def save(
     floor: float | None,
     skipped: tuple[str, ...],
     reference: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write `folder/checkpoints/NAME.pt`: to a neighbour first, flushed to the disk, then renamed.
-
-    `model` and `optimizer` are state dictionaries. Raises `RunStopped` when the disk is full; the checkpoint that was
-    there stays as it was.
-    """
-    content = {
+) -> dict[str, Any]:
+    """What a checkpoint of ours holds, as it is written; `model` and `optimizer` are state dictionaries."""
+    return {
         "format": FORMAT,
         "step": step,
         "epoch": epoch,
@@ -116,29 +111,40 @@ def save(
         "skipped": list(skipped),
         "reference": None if reference is None else dict(reference),
     }
-    path = folder / "checkpoints" / f"{name}.pt"
+
+
+def save(path: Path, held: Mapping[str, Any]) -> None:
+    """Write a `content` into one file: to a neighbour first, flushed to the disk, then renamed.
+
+    Raises `RunStopped` when the disk is full; the checkpoint that was there stays as it was.
+    """
     with whole_file(path) as file:
-        torch.save(content, file)
-    return path
+        torch.save(dict(held), file)
 
 
-def load(checkpoint: str | Path, settings: Sequence[str] = (), like: RunConfig | None = None) -> Checkpoint:
+def load(
+    checkpoint: str | Path,
+    settings: Sequence[str] = (),
+    like: RunConfig | None = None,
+    held: Mapping[str, Tensor] | None = None,
+) -> Checkpoint:
     """Read a checkpoint of any layout; its tensors stay in the file until they are used.
 
     `checkpoint` is a run folder (its newest checkpoint), a file, a Hugging Face or timm folder, a hub id or a timm
     name. `settings` (`model.heads=3`, …) complete the configuration of a foreign layout, which says little of it; what
-    is still not said is taken from `like`.
+    is still not said is taken from `like`. Of a checkpoint in parts a process that has shares of the networks (`held`,
+    their state dictionary) reads its shares alone.
 
     Raises:
         BadInput: nothing is there, a file is truncated, unsafe or of no known layout, or tensors do not fit.
     """
     path, heads = Path(checkpoint), _heads(settings, like)
     if path.is_dir():
-        last = path / "checkpoints" / "last.pt"
-        if last.is_file():
-            return _own(open_file(last), last)
+        last = path if (path / REST).is_file() else RunFolder(path).checkpoint()
+        if last is not None:
+            return _own(checkpoint_parts.read(last, held) if last.is_dir() else open_file(last), last)
         if (path / "config.yaml").exists():
-            raise BadInput(f"{path} holds no checkpoint: {last} is not there")
+            raise BadInput(f"{path} holds no checkpoint: {path / 'checkpoints' / 'last.pt'} is not there")
         return from_contents(open_folder(path, heads=heads), path / "config.json", settings, like)
     if path.is_file():
         found = open_file(path, heads)

@@ -436,9 +436,10 @@ def convert(
     to: Annotated[
         str,
         typer.Option(
-            parser=one_of("layout", "depthjepa", "reference", "hf", "timm", "onnx", "safetensors"),
+            parser=one_of("layout", "depthjepa", "checkpoint", "reference", "hf", "timm", "onnx", "safetensors"),
             metavar="LAYOUT",
-            help="reference (.pth.tar), hf, timm (folders), onnx, safetensors (one encoder), depthjepa (a run folder).",
+            help="reference (.pth.tar), hf, timm (folders), onnx, safetensors (one encoder), depthjepa (a run folder), "
+            "checkpoint (its one file).",
         ),
     ],
     overrides: Overrides = None,

@@ -94,6 +94,8 @@ class TrainConfig:
     """Fuse the work within blocks by torch.compile."""
     checkpoint_blocks: bool = False
     """Compute blocks again on the way back: a fifth of the memory for each image, for a seventh more operations."""
+    parallel: Literal["ddp", "sharded"] = "ddp"
+    """What each of several processes holds: all of the networks, or its share of every parameter (FSDP)."""
     log_every: PositiveInt = 10
     """Steps from one logged step to the next."""
     checkpoint_every: PositiveInt = 500
@@ -260,6 +262,7 @@ CIRCUMSTANCES = (
     "data.workers",
     "data.memory_gib",
     "train.timeout_minutes",
+    "train.parallel",
     "train.loggers",
     *(f"{part}.{key}" for part in ("train", "fit") for key in ("device", "threads")),
 )

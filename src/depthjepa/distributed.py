@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -18,6 +18,9 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from depthjepa.faults import BadInput, RunStopped
@@ -121,6 +124,13 @@ def _of_the_group(fault: RuntimeError) -> bool:
     return isinstance(fault, torch.distributed.DistError) or "/gloo/" in str(fault)
 
 
+def beside_training(place: Ranks, minutes: float) -> Any:
+    """A group of the same processes that may talk in a thread of its own; None for one process."""
+    if place.world == 1:
+        return None
+    return torch.distributed.new_group(backend="gloo", timeout=timedelta(minutes=minutes))
+
+
 # waiting and agreeing -------------------------------------------------------------------------------------
 
 
@@ -221,28 +231,70 @@ class _WithOthers(torch.autograd.Function):
         return gradient[context.own]
 
 
-# gradients and state --------------------------------------------------------------------------------------
+# gradients ------------------------------------------------------------------------------------------------
 
 
 def wrap(method: nn.Module, place: Ranks, where: torch.device) -> nn.Module:
     """The method with gradients that are averaged over all processes as the backward pass makes them.
 
-    Which parameters take part is settled here: wrap anew where others begin to learn.
+    Which parameters take part is settled here: wrap anew where others begin to learn. One that is sharded does so by
+    itself.
     """
-    if place.world == 1:
+    if place.world == 1 or is_sharded(method):
         return method
     devices = [where.index] if where.type == "cuda" else None
     return DistributedDataParallel(method, device_ids=devices, broadcast_buffers=False)
 
 
-def adding_up(wrapped: nn.Module) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def adding_up(wrapped: nn.Module) -> Iterator[None]:
     """Backward passes inside keep their gradients to this process: a later one, outside, averages their sum."""
-    return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else contextlib.nullcontext()
+    if isinstance(wrapped, DistributedDataParallel):
+        with wrapped.no_sync():
+            yield
+    elif isinstance(wrapped, FSDPModule):
+        wrapped.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            wrapped.set_requires_gradient_sync(True)
+    else:
+        yield
 
 
-def whole_state(method: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
-    """State dictionaries of method (not its wrapper) and optimiser as one process would have them.
+# sharding -------------------------------------------------------------------------------------------------
 
-    All processes ask, since parts may lie with others; what the first one gets is whole.
+
+def shard(method: nn.Module, blocks: Iterable[nn.Module], place: Ranks, where: torch.device) -> None:
+    """Leave each process its share of every parameter, in place; a block's are put together where it is computed.
+
+    `blocks` are put together one at a time, and all else for the length of a step. An optimiser is made of the
+    parameters that there are afterwards: their gradients, and so its moments, are shares as well.
     """
-    return method.state_dict(), optimizer.state_dict()
+    mesh = init_device_mesh(where.type, (place.world,))
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(method, mesh=mesh)
+
+
+def is_sharded(method: nn.Module) -> bool:
+    """Whether each process holds a share of every parameter alone."""
+    return isinstance(method, FSDPModule)
+
+
+def own(value: Tensor) -> Tensor:
+    """What this process holds of a tensor, in the tensor's own memory: its share, or all of it."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor put together from the shares of all processes, which all have to ask; itself where it is whole."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def like(value: Tensor, other: Tensor) -> Tensor:
+    """A tensor that all processes have, as this process holds another one of its shape: its share, or all of it."""
+    if not isinstance(other, DTensor) or isinstance(value, DTensor):
+        return value
+    value = value.to(other.device)
+    return distribute_tensor(value, other.device_mesh, other.placements, src_data_rank=None)

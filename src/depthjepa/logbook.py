@@ -42,6 +42,9 @@ PARTS = (
 )
 
 
+REST = "rest.pt"  # of a checkpoint in parts, what is written last
+
+
 class RunFolder:
     """A folder that belongs to one run."""
 
@@ -56,9 +59,19 @@ class RunFolder:
     @property
     def kept(self) -> str:
         """What is left of a run that cannot go on, in words."""
-        if (self.path / "checkpoints" / "last.pt").is_file():
-            return "the last checkpoint is whole"
-        return "there is no checkpoint yet"
+        return "there is no checkpoint yet" if self.checkpoint() is None else "the last checkpoint is whole"
+
+    def checkpoint(self, name: str = "last") -> Path | None:
+        """The newest whole checkpoint of a name: a file, or a folder of parts (`checkpoint_parts`); None without one.
+
+        There is more than one only where a kill came between a new one and the end of the one before it.
+        """
+        folder = self.path / "checkpoints"
+        one = [file for file in (folder / f"{name}.pt",) if file.is_file()]
+        steps = {each: step_of_parts(each) for each in folder.glob(f"{name}-*") if (each / REST).is_file()}
+        parts = sorted((step, each) for each, step in steps.items() if step is not None)
+        found = one + [each for _, each in parts[-1:]]
+        return max(found, key=lambda each: (each / REST if each.is_dir() else each).stat().st_mtime, default=None)
 
     def refuse_other(self, own: Collection[str] = PARTS) -> None:
         """Refuse a place that cannot be written, or holds something else than the parts `own`; hidden files may be."""
@@ -135,6 +148,17 @@ class RunFolder:
         """Write arrays for pictures to `NAME.npz` below the folder."""
         with whole_file(self.path / f"{name}.npz") as file:
             np.savez_compressed(file, allow_pickle=False, **dict(arrays))
+
+
+def parts_at(folder: Path, name: str, step: int) -> Path:
+    """Where a run folder has the checkpoint in parts of a step."""
+    return folder / "checkpoints" / f"{name}-{step:08d}"
+
+
+def step_of_parts(path: Path) -> int | None:
+    """The step in the name of a checkpoint in parts; None for other names."""
+    found = re.fullmatch(r".+-(\d{8,})", path.name)
+    return int(found[1]) if found else None
 
 
 def refuse_unwritable(path: Path, *, folder: bool) -> None:

@@ -92,13 +92,12 @@ def refuse_too_large(config: RunConfig, need: Need, place: distributed.Ranks, wh
 def memory_need(
     config: RunConfig,
     method: JEPA | Supervised,
-    optimizer: torch.optim.Optimizer,
     teacher: Teacher | None,
     source: Source,
     place: distributed.Ranks,
     where: torch.device,
 ) -> Need:
-    """What a process of a run takes at its peak; method and optimiser are as before afterwards.
+    """What a process of a run takes at its peak; the method is whole yet, and as before afterwards.
 
     Raises `BadInput` where two small batches are too much by far.
     """
@@ -108,9 +107,13 @@ def memory_need(
     if config.train.checkpoint_blocks:  # the way back, which is not watched, has more than the way forward
         image = max(image, int(SLACK * activation_bytes(config)))
     weights = sum(parameter.nbytes for parameter in method.parameters() if parameter.requires_grad)
+    held = runtime.held_bytes(where)
+    if sharded := place.world > 1 and config.train.parallel == "sharded":
+        held -= sum(parameter.nbytes for parameter in method.parameters()) * (place.world - 1) // place.world
+        weights //= place.world
     # A gradient for each weight, and where several processes exchange them another copy.
-    copies = 1 + (place.world > 1) + (0 if optimizer.state else MOMENTS)
-    fixed = runtime.held_bytes(where) + max(0, small - WATCHED[0] * image) + copies * weights
+    copies = 1 + (place.world > 1 and not sharded) + MOMENTS
+    fixed = held + max(0, small - WATCHED[0] * image) + copies * weights
     if where.type == "cuda":
         return Need(fixed, image, 0)  # what is read and waits does so in the machine's memory
     height, width = config.data.size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from depthjepa import runtime
+from depthjepa import distributed, runtime
 from depthjepa.config import RunConfig
 from depthjepa.faults import BadInput
 from depthjepa.guidance.build import build_guidance_target, build_guidance_teacher, build_guide
@@ -106,6 +106,11 @@ def recompute_blocks(method: JEPA | Supervised) -> None:
     for module in method.modules():
         if isinstance(module, Block):
             module.recomputed = True
+
+
+def shard_blocks(method: JEPA | Supervised, place: distributed.Ranks, where: torch.device) -> None:
+    """Leave each process its share of the networks, of which it puts together one transformer block at a time."""
+    distributed.shard(method, [module for module in method.modules() if isinstance(module, Block)], place, where)
 
 
 def compile_blocks(method: JEPA | Supervised) -> None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from depthjepa import checkpoint, distributed
 from depthjepa.config import RunConfig
 from depthjepa.data.layouts.layout import path_of
 from depthjepa.data.order import weighted_roots
-from depthjepa.formats.weights import load_strictly
+from depthjepa.formats.weights import assemble, load_strictly
 from depthjepa.guidance.target import Target
+from depthjepa.method import build_method
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.supervised import Supervised
+from depthjepa.model.vit import VisionTransformer
+from depthjepa.saving import Saving
 
 
 @dataclass
@@ -34,19 +38,60 @@ class State:
     epoch_steps: int
     where: torch.device
     place: distributed.Ranks
+    saving: Saving
     skipped: dict[str, None]  # names of unreadable images, in the order they came
     read: str = ""  # which data, in words; of the first process
 
 
 def restore(state: State, folder: Path) -> None:
     """Take step, weights, optimiser and teacher statistics from the newest checkpoint of a run folder."""
-    saved = checkpoint.load(folder)
-    load_strictly(state.method, saved.model, saved.path)
-    state.optimizer.load_state_dict(saved.optimizer)
+    held = state.method.state_dict()
+    saved = checkpoint.load(folder, held=held)
+    model = {name: distributed.like(value, held.get(name, value)) for name, value in saved.model.items()}
+    load_strictly(state.method, model, saved.path)
+    state.optimizer.load_state_dict(_moments(saved.optimizer, held))
     state.step = saved.step
     state.skipped = dict.fromkeys(moved(saved.skipped, saved.config.data.root, state.config.data.root))
     if state.target is not None and saved.whitening is not None:
         state.target.whitening, state.target.floor = saved.whitening.to(state.where), saved.floor
+
+
+def _moments(optimizer: dict[str, Any], held: dict[str, Tensor]) -> dict[str, Any]:
+    """An optimiser's state with moments that are held as their parameters are."""
+    names = {
+        number: name
+        for group in optimizer["param_groups"]
+        for number, name in zip(group["params"], group["param_names"], strict=True)
+    }
+    state = {
+        number: {
+            moment: distributed.like(value, held[names[number]]) if value.shape == held[names[number]].shape else value
+            for moment, value in moments.items()
+        }
+        for number, moments in optimizer["state"].items()
+    }
+    return {**optimizer, "state": state}
+
+
+def whole_encoder(state: State) -> VisionTransformer:
+    """The encoder that is evaluated, which one process computes alone; all processes ask."""
+    if not distributed.is_sharded(state.method):
+        return state.method.encoder
+    weights = {name: distributed.whole(value) for name, value in state.method.encoder.state_dict().items()}
+    return assemble(state.config.model, state.config.grid, weights, "the run")
+
+
+def whole_method(state: State) -> JEPA | Supervised:
+    """The networks, which one process computes alone; all processes ask."""
+    if not distributed.is_sharded(state.method):
+        return state.method
+    weights = {name: distributed.whole(value) for name, value in state.method.state_dict().items()}
+    teacher = None if state.target is None else state.target.teacher
+    method = build_method(state.config, teacher, len(state.classes)).to(state.where)
+    load_strictly(method, weights, "the run")
+    if isinstance(method, Supervised) and isinstance(state.method, Supervised):
+        method.floor = state.method.floor
+    return method
 
 
 def moved(faults: Sequence[str], before: str, now: str) -> list[str]:
@@ -62,23 +107,17 @@ def moved(faults: Sequence[str], before: str, now: str) -> list[str]:
     return said
 
 
-def save(state: State, folder: Path, name: str) -> None:
-    """Write the checkpoint `name` of a run folder: all processes put it together, the first one writes."""
-    model, optimizer = distributed.whole_state(state.method, state.optimizer)
-
-    def write() -> None:
-        checkpoint.save(
-            folder,
-            name,
-            step=state.step,
-            epoch=state.step / state.epoch_steps,
-            config=state.config,
-            classes=state.classes,
-            model=model,
-            optimizer=optimizer,
-            whitening=None if state.target is None else state.target.whitening,
-            floor=None if state.target is None else state.target.floor,
-            skipped=tuple(state.skipped),
-        )
-
-    distributed.first_writes(state.place, write)
+def save(state: State, name: str) -> None:
+    """Write the checkpoint `name` of the run, or begin to: `state.saving.settle()` waits until it is there."""
+    content = checkpoint.content(
+        step=state.step,
+        epoch=state.step / state.epoch_steps,
+        config=state.config,
+        classes=state.classes,
+        model=state.method.state_dict(),
+        optimizer=state.optimizer.state_dict(),
+        whitening=None if state.target is None else state.target.whitening,
+        floor=None if state.target is None else state.target.floor,
+        skipped=tuple(state.skipped),
+    )
+    state.saving.save(name, state.step, content)

@@ -33,11 +33,12 @@ from depthjepa.faults import BadInput, RunStopped
 from depthjepa.guidance.build import learned_depths, refuse_images_without_latents, seen_by_teacher
 from depthjepa.logbook import RunFolder
 from depthjepa.loggers.logger import Logger, open_loggers
-from depthjepa.method import build_method, build_target, build_teacher, compile_blocks
+from depthjepa.method import build_method, build_target, build_teacher, compile_blocks, shard_blocks
 from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import normalise
-from depthjepa.run_state import State, restore, save
+from depthjepa.run_state import State, restore, save, whole_encoder, whole_method
 from depthjepa.run_summary import finish, so_far
+from depthjepa.saving import Saving
 from depthjepa.starting import (
     contents_of_run,
     is_moved,
@@ -103,11 +104,12 @@ def train(
         distributed.first_writes(place, lambda: write_contents(folder.path, contents))
         source = data["train"]
         batches = training_batches(state, source)
-        with open_loggers(config.train.loggers, folder.path, place) as loggers:
+        with state.saving, open_loggers(config.train.loggers, folder.path, place) as loggers:
             for logger in loggers:
                 logger.begin(to_mapping(config), runtime.environment(), state.step)
             with interruptions("continue with --resume") as stopping:
                 loop(state, folder, loggers, batches, stopping)
+                state.method = whole_method(state)  # what follows one process computes alone
                 with stopping.at_once(), progress.task(f"{config.name}: pictures"):
                     summary = finish(state, folder, len(source)) if place.first else {}
             pictures = drawn(folder) if len(loggers) > 1 else {}
@@ -143,20 +145,25 @@ def prepare(
             lines += describe_depth(source, *learned_depths(config.guidance))
         teacher = teacher.to(where)
     method = build_method(config, teacher, len(source.classes))
-    resumed = resume and (folder.path / "checkpoints" / "last.pt").exists()
+    resumed = resume and folder.checkpoint() is not None
     if config.init.checkpoint is not None and not resumed:
         lines.insert(0, start_from(method, config))
     method = method.to(where)
+    need = memory.memory_need(config, method, teacher, source, place, where)
+    taken = memory.refuse_too_large(config, need, place, where)
+    if sharded := place.world > 1 and config.train.parallel == "sharded":
+        shard_blocks(method, place, where)
     optimizer = optim.build_optimizer(method, config.optim)
     target = None if teacher is None else build_target(config, method, teacher)
-    state = State(config, method, method, optimizer, target, source.classes, 0, steps, epoch_steps, where, place, {})
+    saving = Saving(folder, place, config.train.timeout_minutes, parts=sharded)
+    state = State(
+        *(config, method, method, optimizer, target, source.classes, 0, steps, epoch_steps, where, place, saving, {})
+    )
     if place.first:
         state.read = what_is_read(config.data, data)
         lines.append(state.read)
     if resumed:
         restore(state, folder.path)
-    need = memory.memory_need(config, method, optimizer, teacher, source, place, where)
-    taken = memory.refuse_too_large(config, need, place, where)
     for line in (*lines, cost.estimate(config, teacher, steps - state.step, place.world, where, taken)):
         say(line)
     if target is not None and not resumed:
@@ -244,6 +251,7 @@ def loop(
                 count_unreadable(state, skipped, length)
             if stop:
                 keep(state, folder, length)
+                state.saving.settle()
                 raise RunStopped(f"stopped at step {state.step} of {state.steps}; continue with --resume")
 
             try:
@@ -271,6 +279,7 @@ def loop(
                 keep(state, folder, length)
             if probe_is_due(state):
                 probe(state, folder, loggers, stopping)
+    state.saving.settle()
 
 
 def draw(batches: Iterator[Batch], parts: int, stopping: Stopping) -> list[Batch]:
@@ -284,7 +293,7 @@ def draw(batches: Iterator[Batch], parts: int, stopping: Stopping) -> list[Batch
 
 def keep(state: State, folder: RunFolder, images: int) -> None:
     """Write the newest checkpoint, and what the run says of itself so far."""
-    save(state, folder.path, "last")
+    save(state, "last")
     if state.place.first:
         folder.write_summary(so_far(state, folder, images))
 
@@ -322,10 +331,11 @@ def train_step(state: State, parts: list[Batch]) -> dict[str, Any]:
         for name, value in {"loss": losses.total, **losses.parts}.items():
             totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach() / len(parts)
     trained = [parameter for parameter in state.method.parameters() if parameter.grad is not None]
-    gradients = nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+    gradients = distributed.whole(norm)
     refuse_non_finite(state, totals, gradients, parts)
     if config.optim.clip is not None:
-        nn.utils.clip_grads_with_norm_(trained, config.optim.clip, gradients)
+        nn.utils.clip_grads_with_norm_(trained, config.optim.clip, norm)
     state.optimizer.step()
     if step >= config.init.frozen_steps:
         state.method.after_step(rates["momentum"])
@@ -343,7 +353,8 @@ def refuse_non_finite(state: State, totals: dict[str, Tensor], gradients: Tensor
     if wrong:
         images = ", ".join(name for part in parts for name in part.names[:4])
         named = state.method.named_parameters()
-        spoilt = [name for name, each in named if each.grad is not None and not each.grad.isfinite().all()]
+        gradients_of = ((name, distributed.whole(each.grad)) for name, each in named if each.grad is not None)
+        spoilt = [name for name, each in gradients_of if not each.isfinite().all()]
         gradient = f"gradient of {spoilt[-1]} and {len(spoilt) - 1} others; " if spoilt else ""
         raise RunStopped(
             f"step {state.step + 1}: {', '.join(f'{name} is {figures[name]}' for name in wrong)}; {gradient}"
@@ -384,10 +395,10 @@ def probe(state: State, folder: RunFolder, loggers: tuple[Logger, ...], stopping
     scores = (record.get("probe_score", -math.inf) for record in folder.metrics())
     best = distributed.of_first(max(scores, default=-math.inf), state.place)
     with stopping.at_once(), progress.task("probe"):
-        found = probe_during_training(state.method.encoder, state.config, state.where, state.place)
+        found = probe_during_training(whole_encoder(state), state.config, state.where, state.place)
     figures, score = distributed.of_first(found, state.place)
     if score > best:
-        save(state, folder.path, "best")
+        save(state, "best")
     record = {"step": state.step, "epoch": state.step // state.epoch_steps, **figures, "probe_score": score}
     for logger in loggers:
         logger.log(record)

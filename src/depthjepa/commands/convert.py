@@ -22,7 +22,7 @@ from depthjepa.formats.weights import Weights, Which, assemble
 from depthjepa.logbook import RunFolder
 from depthjepa.model.vit import PLAIN, ModelConfig
 
-Layout = Literal["depthjepa", "reference", "hf", "timm", "onnx", "safetensors"]
+Layout = Literal["depthjepa", "checkpoint", "reference", "hf", "timm", "onnx", "safetensors"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
 OPTIMISER = "optimiser"
 
@@ -30,9 +30,10 @@ OPTIMISER = "optimiser"
 def convert(source: str, target: Path, to: str, which: Which = "target", settings: Sequence[str] = ()) -> list[str]:
     """Write `target` in another layout; return in words what was found, assumed, written and left out.
 
-    `to`: `depthjepa` (a run folder, which `train --resume` goes on with), `reference` (`.pth.tar`), `hf` and `timm`
-    (folders), `onnx`, `safetensors` (files). The last four hold one encoder, `which`. `settings` complete what a
-    foreign source does not say (`model.heads=3`, `data.image_size=[64,192]`, for a run folder any key).
+    `to`: `depthjepa` (a run folder, which `train --resume` goes on with), `checkpoint` (the checkpoint of one, in one
+    file), `reference` (`.pth.tar`), `hf` and `timm` (folders), `onnx`, `safetensors` (files). The last four hold one
+    encoder, `which`. `settings` complete what a foreign source does not say (`model.heads=3`,
+    `data.image_size=[64,192]`, for a run folder any key).
 
     Raises:
         BadInput: the source cannot be read, the target exists, or settings are given for a checkpoint of ours.
@@ -54,20 +55,18 @@ def convert(source: str, target: Path, to: str, which: Which = "target", setting
         raise BadInput(
             f"{source} is an encoder of {size[0]} x {size[1]} px: conversion keeps its positions as they are"
         )
-    if to == "depthjepa":
-        return [*said, *_write_run(saved, target)]
+    if to in ("depthjepa", "checkpoint"):
+        return [*said, *_write_own(saved, target, to)]
     if to == "reference":
         return [*said, *_write_reference(saved, target)]
     return [*said, *_write_encoder(saved, target, to, which)]
 
 
-def _write_run(saved: Checkpoint, target: Path) -> list[str]:
+def _write_own(saved: Checkpoint, target: Path, to: str) -> list[str]:
     optimizer, kept = saved.optimizer, saved.reference
     if saved.layout != "depthjepa":
         optimizer, kept = own_training(saved)
-    checkpoint.save(
-        target,
-        "last",
+    held = checkpoint.content(
         step=saved.step,
         epoch=saved.epoch,
         config=saved.config,
@@ -79,8 +78,13 @@ def _write_run(saved: Checkpoint, target: Path) -> list[str]:
         skipped=saved.skipped,
         reference=kept,
     )
-    RunFolder(target).begin(to_mapping(saved.config), runtime.environment())
-    words = [f"{target}: a run folder at step {saved.step}"]
+    if to == "checkpoint":
+        checkpoint.save(target, held)
+        words = [f"{target}: a checkpoint in one file, of step {saved.step}"]
+    else:
+        checkpoint.save(target / "checkpoints" / "last.pt", held)
+        RunFolder(target).begin(to_mapping(saved.config), runtime.environment())
+        words = [f"{target}: a run folder at step {saved.step}"]
     if not optimizer:
         without = "optimiser state" if saved.part("predictor") else "predictor and optimiser state"
         words.append(f"without {without}: start other runs from it (init.checkpoint), it cannot be resumed")

@@ -265,7 +265,7 @@ class JEPA(nn.Module):
     @torch.no_grad()
     def after_step(self, momentum: float) -> None:
         """Move the target encoder towards the context encoder: target = m * target + (1 - m) * context."""
-        target: list[Tensor] = list(self.target_encoder.parameters())
-        context: list[Tensor] = list(self.context_encoder.parameters())
+        target = [distributed.own(parameter) for parameter in self.target_encoder.parameters()]
+        context = [distributed.own(parameter) for parameter in self.context_encoder.parameters()]
         torch._foreach_mul_(target, momentum)
         torch._foreach_add_(target, context, alpha=1 - momentum)

@@ -1,0 +1,74 @@
+"""How a run's checkpoints are written: one file by the first process, or parts by all while training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+from depthjepa import checkpoint, checkpoint_parts, distributed
+from depthjepa.logbook import REST, RunFolder, parts_at
+
+IN_PLACE = StagingOptions(
+    use_pinned_memory=False, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=False
+)
+
+
+class Saving:
+    """Writes the checkpoints of a run, one at a time; all its processes ask for the same.
+
+    Those in parts are written in the background. What is written is a copy, taken when it is asked for: the training
+    goes on to change what it was made of. A write that failed is raised where the next one is asked for, or where
+    `settle` waits for it; at the end of the block that this object is entered for nothing is being written any more.
+    """
+
+    def __init__(self, folder: RunFolder, place: distributed.Ranks, minutes: float, *, parts: bool) -> None:
+        self.folder, self.place, self.parts = folder, place, parts
+        self._group = distributed.beside_training(place, minutes) if parts else None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._last: Future[None] | None = None
+        if parts:  # what kills have left would be taken for parts of what is written next
+            distributed.first_writes(place, lambda: checkpoint_parts.remove_torn(folder.path / "checkpoints"))
+
+    def save(self, name: str, step: int, content: Mapping[str, Any]) -> None:
+        """Write a `checkpoint.content`, or begin to.
+
+        Raises `RunStopped` when a disk is full; the checkpoint that was there stays as it was.
+        """
+        self.settle()
+        if not self.parts:
+            path = self.folder.path / "checkpoints" / f"{name}.pt"
+            distributed.first_writes(self.place, lambda: self._one(path, content))
+            return
+        path = parts_at(self.folder.path, name, step)
+        tensors, rest = checkpoint_parts.split(content)
+        if distributed.of_first((path / REST).is_file(), self.place):  # of this very step: the same shares
+            distributed.first_writes(self.place, lambda: checkpoint_parts.write_rest(path, rest))
+            return
+        copies = DefaultStager(IN_PLACE).stage(tensors)
+        self._last = self._thread.submit(self._in_parts, path, copies, rest)
+
+    def settle(self) -> None:
+        """Wait until what was begun is written; raises what kept it from being so."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def _one(self, path: Path, content: Mapping[str, Any]) -> None:
+        checkpoint.save(path, content)
+        checkpoint_parts.remove_others(path)
+
+    def _in_parts(self, path: Path, tensors: Any, rest: Mapping[str, Any]) -> None:
+        checkpoint_parts.write(path, tensors, rest, self.place, self._group)
+        if self.place.first:
+            checkpoint_parts.remove_others(path)
+
+    def __enter__(self) -> Saving:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, at: TracebackType | None) -> None:
+        self._thread.shutdown(wait=True)
