@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +15,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from depthjepa import cli, cost, runtime
+from depthjepa import cli, cost, memory, runtime
 from depthjepa.commands import bench
 from depthjepa.config import RunConfig
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_teacher
-from tiny_runs import GUIDED, SETTINGS, tiny
+from tiny_images import write_flat
+from tiny_runs import GUIDED, SETTINGS, Call, tiny
 
 
 def linear(tokens: int, inputs: int, outputs: int) -> int:
@@ -163,12 +165,83 @@ def test_bench_writes_rates_and_fractions(
     for key in ("loading_images_per_second", "mask_seconds_per_step", "peak_memory_bytes", "threads", "torch"):
         assert figures[key]
     assert figures["fastest"] == figures["auto"] == "bf16"
+    assert sum(figures["costs"].values()) == pytest.approx(1) and figures["costs"][bench.PRODUCTS] > 0
     printed = capsys.readouterr().out
     assert "fastest: bf16; train.precision=auto takes bf16" in printed
     assert "of the matmul rate" in printed and "GFLOP a step" in printed
     assert {name: figures[f"{name}_seconds"] for name in guidance} == guidance
     told = "guidance: 1.500 times the unguided step; the teacher (in the loop) 10.0 ms, 0.050 of the unguided step"
     assert f"{told}; together 1.550" in printed
+
+
+def test_costs_are_shares_of_the_operations_time() -> None:
+    weight, few = torch.randn(700, 700), torch.randn(50, 50)
+
+    def step() -> None:
+        for _ in range(20):
+            few.exp_().neg_().sigmoid_()
+            torch.nn.functional.linear(weight, weight)
+
+    found = bench.costs(step, torch.device("cpu"))
+    assert next(iter(found)) == bench.PRODUCTS and found[bench.PRODUCTS] > 0.8
+    assert {"exp", "neg", "sigmoid"} <= set(found) and sum(found.values()) == pytest.approx(1)
+    assert not set(found) & bench.NAMES_OF_PRODUCTS  # PyTorch's names for them would say little
+
+
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bench that measures nothing but says what it was asked for."""
+    monkeypatch.setattr(runtime, "matmul_rate", lambda where, dtype, **_: 1e9)
+    monkeypatch.setattr(runtime, "faster_precision", lambda where: "fp32")
+    monkeypatch.setattr(bench, "step_seconds", lambda *given, compiled: (0.5, 3.0))
+    monkeypatch.setattr(bench, "costs", lambda step, where: {bench.PRODUCTS: 1.0})
+
+
+@pytest.mark.parametrize("rooted", [False, True])
+def test_bench_takes_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call, rooted: bool) -> None:
+    quick(monkeypatch)
+    settings = [*SETTINGS, "guidance.kind=none", "data.workers=0", "masks.bias=unbiased"]
+    if rooted:
+        write_flat(tmp_path / "flat", 8)
+        settings.append(f"data.root={tmp_path / 'flat'}")
+    status, said, _ = call("bench", "photos", *settings, "--json", tmp_path / "bench.json")
+    figures = json.loads((tmp_path / "bench.json").read_text())
+    assert status == 0 and figures["configuration"] == " ".join(["photos", *settings])
+    assert figures["batch_size"] == 8 and "largest_batch" not in figures
+    assert ("photos leaves data.root to be said: rendered street scenes take its place" in said) is not rooted
+
+
+def test_a_recipe_that_there_is_not_is_refused(call: Call) -> None:
+    status, _, said = call("bench", "photoz")
+    assert status == 2 and "photos" in said
+
+
+@pytest.mark.parametrize("free", [400, 800])
+def test_the_largest_batch_is_the_one_that_fits(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    quick(monkeypatch)
+    monkeypatch.setattr(runtime, "free_bytes", lambda where: free * 2**20)
+    monkeypatch.setattr(runtime, "settle_cpu", lambda threads: None)
+    # So large that what is left over between two batches is small, so small that a step takes a moment.
+    settings = [*SETTINGS, "data.image_size=96", "model.depth=6", "masks.bias=unbiased", "data.scenes_train=16"]
+    found = bench.bench(None, settings, largest=True)["largest_batch"]
+    assert 0.85 * found["memory_bytes"] < found["told_bytes"] < memory.SURE * found["memory_bytes"]
+    more = bench.bench(None, [*settings, "train.checkpoint_blocks=true"], largest=True)["largest_batch"]
+    assert more["images"] > 2 * found["images"]
+
+
+def test_a_gpu_s_batch_that_did_not_fit_after_all_is_tried_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def step(config: RunConfig, *_: object) -> Callable[[], None]:
+        tried.append(config.train.batch_size)
+        if config.train.batch_size > 80:
+            raise torch.OutOfMemoryError("planted")
+        return lambda: None
+
+    monkeypatch.setattr(bench, "training_step", step)
+    monkeypatch.setattr(memory, "largest_batch", lambda *_: 100)
+    config = tiny(Path("scenes"), "data.scenes_train=16")
+    found = bench.largest_batch_figures(config, None, "fp32", torch.device("cpu"))
+    assert tried == [100, 90, 81, 72] and found["images"] == 72
 
 
 def test_bf16_is_left_out_where_it_is_slower_and_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +252,7 @@ def test_bf16_is_left_out_where_it_is_slower_and_not_asked_for(monkeypatch: pyte
     monkeypatch.setattr(bench, "step_seconds", lambda *given, compiled: (0.5, 3.0))
     for given, expected in (((), {"torch.float32"}), (("train.precision=bf16",), {"torch.float32", "torch.bfloat16"})):
         asked.clear()
-        figures = bench.bench([*SETTINGS, "masks.bias=unbiased", "data.scenes_train=16", *given])
+        figures = bench.bench(None, [*SETTINGS, "masks.bias=unbiased", "data.scenes_train=16", *given])
         assert set(asked) == expected and ("bf16" in figures) is bool(given) and figures["auto"] == "fp32"
 
 

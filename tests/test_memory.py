@@ -115,9 +115,13 @@ def test_too_large_a_batch_is_refused_with_one_that_runs(
     status, output, errors = call(*arguments, "train.batch_size=1000000")
     assert (status, output) == (2, "") and not (tmp_path / "run").exists()
     said = r"depthjepa: train\.batch_size=1000000 takes \d+\.\d GiB of memory, and there are .* on this cpu: the "
-    told = re.match(said + r"largest that fits is about (train\.batch_size=(\d+))$", errors.strip())
+    fits = r"largest that fits is about (train\.batch_size=(\d+))"
+    told = re.match(said + fits + "; train.checkpoint_blocks=true lets more images fit$", errors.strip())
     assert told is not None, errors
     assert int(told[2]) % 2 == 0 and 2 <= int(told[2]) < 1000
+    status, _, errors = call(*arguments, "train.batch_size=1000000", "train.checkpoint_blocks=true")
+    more = re.match(said + fits + "$", errors.strip())
+    assert status == 2 and more is not None and int(more[2]) > int(told[2]), errors
     assert call(*arguments, told[1])[0] == 0
 
 

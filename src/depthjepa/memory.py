@@ -72,21 +72,27 @@ def refuse_too_large(config: RunConfig, need: Need, place: distributed.Ranks, wh
     """
     there = runtime.memory_bytes(where, place)
     parts, ahead = config.train.accumulate, 2 * config.data.workers
-    together = parts * place.world
-    taken = need.of(config.train.batch_size // together, parts, ahead)
+    taken = need.of(config.train.batch_size // (parts * place.world), parts, ahead)
     if taken <= there:
         return taken
+    most = largest_batch(config, need, there, place, where)
+    lighter = "" if config.train.checkpoint_blocks else "; train.checkpoint_blocks=true lets more images fit"
+    raise BadInput(
+        f"train.batch_size={config.train.batch_size} takes {size_of(taken)} of memory, and there are {size_of(there)} "
+        f"on this {where.type}: the largest that fits is about train.batch_size={most}{lighter}"
+    )
+
+
+def largest_batch(config: RunConfig, need: Need, there: int, place: distributed.Ranks, where: torch.device) -> int:
+    """The most images of a step that surely fit into so many bytes; raises `BadInput` where one image does not."""
+    parts, ahead = config.train.accumulate, 2 * config.data.workers
     one = need.of(1, parts, ahead)
     if one > SURE * there:
         raise BadInput(
             f"a step on one image takes {size_of(one)} of memory, and there are {size_of(there)} on this "
             f"{where.type}: take a smaller model or a smaller data.image_size"
         )
-    most = int((SURE * there - need.fixed) / (one - need.fixed)) * together
-    raise BadInput(
-        f"train.batch_size={config.train.batch_size} takes {size_of(taken)} of memory, and there are {size_of(there)} "
-        f"on this {where.type}: the largest that fits is about train.batch_size={most}"
-    )
+    return int((SURE * there - need.fixed) / (one - need.fixed)) * parts * place.world
 
 
 def memory_need(

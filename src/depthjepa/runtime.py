@@ -189,6 +189,17 @@ def _resident_bytes(which: str) -> int:
     return 1024 * int(line.split()[1])
 
 
+def free_bytes(where: torch.device) -> int:
+    """Memory that nobody has taken: of a GPU, else of the machine or of the container that this is."""
+    if where.type == "cuda":
+        return int(torch.cuda.mem_get_info(where)[0])
+    told = Path("/proc/meminfo")
+    if not told.exists():
+        return machine_bytes() - held_bytes(where)
+    line = next(line for line in told.read_text().splitlines() if line.startswith("MemAvailable"))
+    return min(1024 * int(line.split()[1]), machine_bytes() - held_bytes(where))
+
+
 def memory_bytes(where: torch.device, place: Ranks) -> int:
     """Memory that a process may take: its GPU's, else its share of the machine's."""
     if where.type == "cuda":

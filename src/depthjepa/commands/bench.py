@@ -4,10 +4,12 @@ A step is everything that training does: forward and backward passes, optimiser,
 latents are given. The fraction is (operations of the step / seconds) / matmul rate, operations as in `cost`. The ways
 to compute it are measured one after the other, compiled ones where there is a GPU or `train.compile` asks for them.
 What guidance costs is measured against the unguided twin, turn by turn, and so is the teacher, in the loop or cached.
+Where the time of a step goes is asked of PyTorch's profiler, in the fastest precision, without compilation.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,11 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity, profile
 
-from depthjepa import cost, optim, runtime
-from depthjepa.config import RunConfig
-from depthjepa.configuring import build_config
+from depthjepa import cost, memory, optim, runtime
+from depthjepa.config import RunConfig, to_mapping
+from depthjepa.configuring import build_config, load_config
 from depthjepa.data.loading import TrainingBatches, open_source
+from depthjepa.distributed import Ranks
 from depthjepa.guidance.build import asked_directly
 from depthjepa.guidance.config import NoGuidance
 from depthjepa.guidance.target import Teacher, fit_whitening, on_cells
@@ -34,19 +38,35 @@ DEFAULTS: dict[str, Any] = {
     "model": {"size": "small", "patch_size": 16},
     "train": {"batch_size": 16, "steps": 1},
 }
+WITHOUT_DATA = ("data.root=scenes", "data.scenes_train=64")  # for recipes that leave their data to be said
 REPETITIONS = 5
+PRODUCTS = "matrix products"
+# What PyTorch calls them: on a GPU, on a CPU, by way of oneDNN.
+NAMES_OF_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "linear", "mkldnn_linear", "mkldnn::_linear_pointwise"}
+COSTS = 3  # that are printed
+LESS = 0.9  # of a batch that did not fit, tried next
 
 
-def bench(overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Measure and print; `overrides` change the configuration (`train.batch_size=64`, `guidance.kind=feature`, …)."""
-    config = build_config(DEFAULTS, overrides)
+def bench(recipe: str | None = None, overrides: Sequence[str] = (), *, largest: bool = False) -> dict[str, Any]:
+    """Measure and print.
+
+    `recipe`: a shipped one or a YAML file; None: ViT-S/16 at 224 px, batch 16. `overrides` change the configuration
+    (`train.batch_size=64`, `guidance.kind=feature`, …). `largest`: also find the largest batch that fits.
+
+    Raises:
+        BadInput: of the recipe, the settings or the data; one image does not fit into the memory that is free.
+    """
+    config = build_config(DEFAULTS, overrides) if recipe is None else load_config(recipe, overrides)
+    if not config.data.root:
+        config = load_config(recipe or "", [*overrides, *WITHOUT_DATA])
+        print(f"{recipe} leaves data.root to be said: rendered street scenes take its place")
     runtime.settle_cpu(config.train.threads)
     where = runtime.device(config.train.device)
     size = config.train.batch_size
     teacher = build_teacher(config, has_depth=open_source(config.data, "train").has_depth)
     operations = cost.step_flops(config, teacher, size)
     figures: dict[str, Any] = {
-        "configuration": " ".join(overrides) or "defaults",
+        "configuration": " ".join([*([] if recipe is None else [recipe]), *overrides]) or "defaults",
         "image_size": list(config.data.size),
         "batch_size": size,
         "parameters": parameter_count(build_method(config, teacher, classes=0)),
@@ -83,8 +103,12 @@ def bench(overrides: Sequence[str] = ()) -> dict[str, Any]:
         )
     figures["fastest"] = min(ways, key=lambda name: figures[name]["seconds_per_step"])
     print(f"fastest: {figures['fastest']}; train.precision=auto takes {figures['auto']}")
+    precision = figures["fastest"].partition(",")[0]
+    figures["costs"] = costs(training_step(config, teacher, precision, where), where)
+    most = ", ".join(f"{name} {share:.0%}" for name, share in list(figures["costs"].items())[:COSTS])
+    print(f"costs: {most} of the time that PyTorch's operations take ({precision}, not compiled)")
     if teacher is not None and config.train.objective == "jepa":
-        figures |= guidance_figures(config, teacher, figures["fastest"].partition(",")[0], where)
+        figures |= guidance_figures(config, teacher, precision, where)
         step, guided, taught = (figures[f"{name}_seconds"] for name in ("unguided", "guided", "teacher"))
         how = "cached" if config.guidance != asked_directly(config.guidance, control=True) else "in the loop"
         print(
@@ -99,7 +123,68 @@ def bench(overrides: Sequence[str] = ()) -> dict[str, Any]:
         f"{figures['loading_images_per_second']:.0f} images/s; "
         f"peak memory {figures['peak_memory_bytes'] / 2**20:.0f} MiB"
     )
+    if largest:
+        figures["largest_batch"] = largest_batch_figures(config, teacher, precision, where)
+        found = figures["largest_batch"]
+        print(
+            f"largest batch: train.batch_size={found['images']}, {found['images_per_second']:.1f} images/s in "
+            f"{precision}; peak memory {cost.size_of(found['peak_memory_bytes'])} of "
+            f"{cost.size_of(found['memory_bytes'])} ({cost.size_of(found['told_bytes'])} were expected)"
+        )
     return figures
+
+
+def costs(step: Callable[[], None], where: torch.device) -> dict[str, float]:
+    """Shares of a step's time by operation, the largest first; matrix products are one."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # of the profiler, which complains where there is no GPU
+    activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (where.type == "cuda")]
+    step()
+    with profile(activities=activities) as profiler:
+        step()
+        runtime.synchronise(where)
+    times: dict[str, float] = {}
+    for event in profiler.key_averages():
+        if event.device_type.name != "CPU":  # a kernel, whose time its operation has as well
+            continue
+        name = event.key.removeprefix("aten::").removesuffix("_")
+        name = PRODUCTS if name in NAMES_OF_PRODUCTS else name
+        taken = event.self_device_time_total if where.type == "cuda" else event.self_cpu_time_total
+        times[name] = times.get(name, 0.0) + taken
+    total = sum(times.values()) or 1.0
+    return {name: taken / total for name, taken in sorted(times.items(), key=lambda each: -each[1]) if taken}
+
+
+def largest_batch_figures(
+    config: RunConfig, teacher: Teacher | None, precision: str, where: torch.device
+) -> dict[str, Any]:
+    """The largest batch that fits into the memory that is free, found by arithmetic and tried with two steps.
+
+    On a GPU a smaller one is tried where it did not fit after all. (Of a CPU's memory the system takes back what it
+    wants by ending the process: there the arithmetic has to be right.)
+    """
+    config = build_config(to_mapping(config), [f"train.precision={precision}"])
+    method = build_method(config, teacher, classes=0).to(where)
+    need = memory.memory_need(config, method, teacher, open_source(config.data, "train"), Ranks(), where)
+    del method
+    there = runtime.free_bytes(where) + runtime.held_bytes(where)
+    images = memory.largest_batch(config, need, there, Ranks(), where)
+    while True:
+        tried = replace(config, train=replace(config.train, batch_size=images))
+        try:
+            if where.type == "cuda":
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats(where)
+            times = seconds_in_turn([training_step(tried, teacher, precision, where)], where, turns=1)[0]
+        except torch.OutOfMemoryError:
+            images = int(LESS * images)
+        else:
+            return {
+                "images": images,
+                "images_per_second": images / times[-1],
+                "told_bytes": need.of(images, config.train.accumulate, 2 * config.data.workers),
+                "peak_memory_bytes": runtime.peak_memory_bytes(where),
+                "memory_bytes": there,
+            }
 
 
 def step_seconds(
@@ -131,10 +216,12 @@ def training_step(
     return step
 
 
-def seconds_in_turn(works: Sequence[Callable[[], object]], where: torch.device) -> list[list[float]]:
+def seconds_in_turn(
+    works: Sequence[Callable[[], object]], where: torch.device, turns: int = REPETITIONS
+) -> list[list[float]]:
     """Seconds of each of some works, all of them once, then all of them again, and so on; the first turn warms up."""
     times: list[list[float]] = [[] for _ in works]
-    for _ in range(1 + REPETITIONS):
+    for _ in range(1 + turns):
         for work, taken in zip(works, times, strict=True):
             runtime.synchronise(where)
             begin = time.perf_counter()
