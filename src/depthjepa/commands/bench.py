@@ -42,7 +42,7 @@ WITHOUT_DATA = ("data.root=scenes", "data.scenes_train=64")  # for recipes that 
 REPETITIONS = 5
 PRODUCTS = "matrix products"
 # What PyTorch calls them: on a GPU, on a CPU, by way of oneDNN.
-NAMES_OF_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "linear", "mkldnn_linear", "mkldnn::_linear_pointwise"}
+NAMES_OF_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "mkldnn_linear", "mkldnn::_linear_pointwise"}
 COSTS = 3  # that are printed
 LESS = 0.9  # of a batch that did not fit, tried next
 
