@@ -31,7 +31,6 @@ from depthjepa.logbook import REST, step_of_parts, whole_file, writing
 
 MODEL, MOMENT = "model", "optimizer"  # what the names of tensors begin with
 LATE = 60  # seconds that a network file system may take to show a file
-LATE = 60  # seconds
 
 
 def write(

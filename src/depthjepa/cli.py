@@ -495,21 +495,38 @@ def study(
         typer.Option(help="Copy tables and configurations there, over those that are there.", callback=output_folder),
     ] = None,
     shard: Annotated[
-        str, typer.Option(metavar="I/N", help="Do every N-th run from the I-th on (from 0): one machine of N.")
-    ] = "0/1",
+        str | None, typer.Option(metavar="I/N", help="Do every N-th run from the I-th on (from 0): one machine of N.")
+    ] = None,
+    slurm: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Have N jobs of Slurm do it, and return at once.")
+    ] = None,
+    slurm_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="What a job gets, by submitit's names: timeout_min=480, gpus_per_node=1."
+        ),
+    ] = None,
 ) -> None:
     """Train and probe arms with several seeds; write means and deviations, and what may be claimed."""
     from depthjepa.study.plan import load_study
     from depthjepa.study.results import markdown
     from depthjepa.study.running import run_study
+    from depthjepa.study.slurm import submit
 
     asked = load_study(study)
     asked = replace(asked, settings=(*asked.settings, *(overrides or [])))
-    if not (given := re.fullmatch(r"(\d+)/(\d+)", shard)):
+    if not (given := re.fullmatch(r"(\d+)/(\d+)", shard or "0/1")):
         raise BadInput(f"--shard {shard!r}: give I/N, such as 0/4 for the first of four machines")
     part, folder = (int(given[1]), int(given[2])), out or Path("studies") / asked.name
     if resume and not (folder / "study.yaml").is_file():
         raise BadInput(f"--resume: there is no study in {folder}; leave --resume out to start one there")
+    if slurm is None and slurm_option:
+        raise BadInput("--slurm-option is for jobs of Slurm: give --slurm N as well")
+    if slurm is not None and shard is not None:
+        raise BadInput("--shard and --slurm both divide the study: each job of --slurm N does one part of N")
+    if slurm is not None:
+        submit(asked, folder, slurm, slurm_option or [], resume=resume, keep=keep)
+        return
     content = run_study(asked, folder, resume=resume, keep=keep, shard=part)
     print(f"\n{markdown(content)}", end="")
     if content["failed"]:
@@ -518,16 +535,28 @@ def study(
 
 @app.command()
 def bench(
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE] [KEY=VALUE]...",
+            help="A shipped recipe or a YAML file (without one: ViT-S/16 at 224 px, batches of 16), and settings.",
+            callback=once,
+        ),
+    ] = None,
     json: Annotated[
         Path | None, typer.Option(help="Write the figures as JSON, over those that are there.", callback=output_file)
     ] = None,
+    largest: Annotated[
+        bool, typer.Option("--largest-batch", help="Find the largest batch that fits into the memory that is free.")
+    ] = False,
 ) -> None:
     """Measure a training step against the matmul rate of this machine, in the same process."""
     from depthjepa.commands.bench import bench as run
     from depthjepa.logbook import to_json, write_whole
 
-    figures = run(overrides or [])
+    settings = overrides or []
+    recipe = settings[0] if settings and "=" not in settings[0] else None
+    figures = run(recipe, settings[recipe is not None :], largest=largest)
     if json is not None:
         write_whole(json, to_json(figures))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -243,7 +244,9 @@ def wrap(method: nn.Module, place: Ranks, where: torch.device) -> nn.Module:
     if place.world == 1 or is_sharded(method):
         return method
     devices = [where.index] if where.type == "cuda" else None
-    return DistributedDataParallel(method, device_ids=devices, broadcast_buffers=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 has another name for it, 2.11 this one alone
+        return DistributedDataParallel(method, device_ids=devices, broadcast_buffers=False)
 
 
 @contextlib.contextmanager

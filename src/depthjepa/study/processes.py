@@ -38,8 +38,9 @@ def spawn(content: dict[str, Any], place: Path, tasks: Sequence[str | Judged]) -
     with writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
     process = multiprocessing.get_context("spawn").Process(target=work, args=(content, place, tuple(tasks)))
-    # A terminal's Ctrl-C reaches all processes: the study alone answers it, and asks its runs to end by SIGTERM.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # A terminal's Ctrl-C reaches all processes, and so may Slurm's SIGUSR2: the study alone answers them, and asks its
+    # runs to end by SIGTERM.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR2})
     try:
         process.start()
     finally:

@@ -71,8 +71,8 @@ def run_study(
     refuse_other_kept(asked, keep)
     _refuse_shard(study, folder, shard)
     with locks.locked(folder, say=say, name=_lock_name(shard)):
-        _refuse_overlap(folder, shard)
-        _claim(study, configs, folder, resume=resume or shard[1] > 1, say=say)
+        refuse_overlap(folder, shard)
+        claim_folder(study, configs, folder, resume=resume or shard[1] > 1, say=say)
         content = _run_study(study, configs, folder, shard, measure or measure_seconds, say)
     if keep is not None:
         keep_results(asked, folder, Path(keep))
@@ -84,7 +84,7 @@ def _lock_name(shard: tuple[int, int]) -> str:
     return locks.NAME if shard == (0, 1) else f"{locks.NAME}-{shard[0]}-of-{shard[1]}"
 
 
-def _refuse_overlap(folder: Path, shard: tuple[int, int]) -> None:
+def refuse_overlap(folder: Path, shard: tuple[int, int]) -> None:
     """Refuse to run what another process runs as a part of the study in another division: each run belongs to one."""
     alike = {_lock_name((number, shard[1])) for number in range(shard[1])}
     for file in sorted(folder.glob(f"{locks.NAME}*")):
@@ -106,7 +106,7 @@ def _run_study(
     """Do the runs of this part of the study; return the content of `study.json`."""
     asked: dict[str, Any] = plain(asdict(study))
     with interruptions() as stopping:
-        failed = _measure_steps(study, configs, folder, measure, stopping, say)
+        failed = measure_steps(study, configs, folder, measure, stopping, say)
         order = [(arm, seed) for seed in study.seeds for arm in study.arms]
         mine = order[shard[0] :: shard[1]]
         left = [run for run in mine if run[0] not in failed and not is_done(run_place(folder, *run), study.asked)]
@@ -139,7 +139,7 @@ def _refuse_shard(study: Study, folder: Path, shard: tuple[int, int]) -> None:
         )
 
 
-def _claim(
+def claim_folder(
     study: Study, configs: Mapping[str, RunConfig], folder: Path, *, resume: bool, say: Callable[[str], None]
 ) -> None:
     """Write down what the folder is for, or find out that it is for this study."""
@@ -213,7 +213,7 @@ def _run_all(
 # equal time -----------------------------------------------------------------------------------------------
 
 
-def _measure_steps(
+def measure_steps(
     study: Study,
     configs: Mapping[str, RunConfig],
     folder: Path,
