@@ -34,9 +34,10 @@ FLOORS = (
     ("training",),
     ("report",),
     ("study",),
-    ("commands", "arguments"),
-    ("preparing",),
-    ("cli", "__init__", "__main__"),
+    ("commands",),
+    ("__init__",),
+    ("cli",),
+    ("__main__",),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

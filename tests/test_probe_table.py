@@ -14,7 +14,7 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 
-from depthjepa.arguments import ROWS
+from depthjepa.cli.arguments import ROWS
 from depthjepa.columns import Column, columns_of, meaning_of
 from depthjepa.config import RunConfig
 from depthjepa.drawing.panels import Captioned

@@ -184,6 +184,8 @@ def fault_of(words: list[str]) -> str | None:
             build_fit(FIT_DEFAULTS, settings)
         elif name == "teach":
             TEACHERS.check(given["teacher"])
+        elif name == "bench" and settings and "=" not in settings[0]:
+            load_config(settings[0], settings := settings[1:])
         elif name == "recipes" and given["keys"]:
             listings(given["name"], [study_listing()])
         elif name == "recipes" and given["name"]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from depthjepa.arguments import one_of, output_folder
+from depthjepa.cli.arguments import one_of, output_folder
 
 prepare = typer.Typer(
     help="Turn the official files of a data set into a folder that is read; killed, the same command goes on.",

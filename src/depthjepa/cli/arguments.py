@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -122,3 +123,8 @@ def _writable(path: Path | None, *, folder: bool) -> Path | None:
 
 Task = Annotated[str, typer.Argument(parser=_row_of("probe", _tasks), metavar="TASK")]
 Picture = Annotated[str, typer.Argument(parser=_row_of("picture", _pictures), metavar="WHAT")]
+
+
+def note(text: str) -> None:
+    """Say what was found, assumed or left out, beside what a command prints."""
+    print(text, file=sys.stderr)
