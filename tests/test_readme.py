@@ -214,6 +214,7 @@ def test_command_lines_of_a_page_are_the_command_line_s(page: Path, readers_fold
         ("depthjepa probe RUN lnear", "no probe 'lnear'"),
         ("depthjepa probe RUN depth evaluation.far=1", "no keys: evaluation.far=1"),
         ("depthjepa study nothing", "no study 'nothing'"),
+        ("depthjepa bench photo", "no recipe 'photo'"),
         ("depthjepa recipes --keys optm", "no section or key 'optm'"),
         ("depthjepa prepare nyu SOURCE --out x", "no command nyu"),
     ],
