@@ -155,9 +155,20 @@ def prepare(
         shard_blocks(method, place, where)
     optimizer = optim.build_optimizer(method, config.optim)
     target = None if teacher is None else build_target(config, method, teacher)
-    saving = Saving(folder, place, config.train.timeout_minutes, parts=sharded)
     state = State(
-        *(config, method, method, optimizer, target, source.classes, 0, steps, epoch_steps, where, place, saving, {})
+        config=config,
+        method=method,
+        parallel=method,
+        optimizer=optimizer,
+        target=target,
+        classes=source.classes,
+        step=0,
+        steps=steps,
+        epoch_steps=epoch_steps,
+        where=where,
+        place=place,
+        saving=Saving(folder, place, config.train.timeout_minutes, parts=sharded),
+        skipped={},
     )
     if place.first:
         state.read = what_is_read(config.data, data)
