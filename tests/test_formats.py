@@ -13,7 +13,7 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -381,11 +381,10 @@ def halfway(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_pairs(place / "pairs")
     save = checkpoint.save
 
-    def kept(folder: Path, name: str, **content: Any) -> Path:
-        path = save(folder, name, **content)
-        if content["step"] == 3:
+    def kept(path: Path, held: Mapping[str, Any]) -> None:
+        save(path, held)
+        if held["step"] == 3:
             shutil.copy(path, place / "half.pt")
-        return path
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "save", kept)

@@ -74,14 +74,15 @@ def test_parts_hold_what_one_file_does(tmp_path: Path) -> None:
     assert differences(joined(*split(held)), held) == []
     path, held = written(tmp_path)
     assert path == tmp_path / "checkpoints" / "last-00000003" == RunFolder(tmp_path).checkpoint()
-    assert differences(checkpoint_parts.read(path), held) == []
+    assert differences(checkpoint_parts.read(path, moments=True), held) == []
     one = tmp_path / "one.pt"
     checkpoint.save(one, held)
     for place in (path, tmp_path):
-        loaded, expected = checkpoint.load(place), checkpoint.load(one)
+        loaded, expected = checkpoint.load(place, moments=True), checkpoint.load(one)
         assert differences(loaded.model, expected.model) == differences(loaded.optimizer, expected.optimizer) == []
+        assert checkpoint.load(place).optimizer["state"] == {}  # they take memory that who measures has no use for
         assert (loaded.step, loaded.floor, loaded.classes, loaded.skipped) == (3, 0.25, ("a", "b"), ("broken.jpg",))
-    assert checkpoint.load(path).path == path
+    assert checkpoint.load(path).path == checkpoint.load(path / REST).path == path
     shares = load_file(next(path.glob("*.safetensors")))  # anybody's tool reads them
     assert torch.equal(shares["model.1.weight"], held["model"]["1.weight"])
 
@@ -119,6 +120,8 @@ def test_what_a_kill_has_left_counts_for_nothing_and_is_removed(tmp_path: Path) 
     (torn / REST).unlink()
     torn = Path(shutil.move(torn, tmp_path / "checkpoints"))
     assert RunFolder(tmp_path).checkpoint() == whole and checkpoint.load(tmp_path).step == 3
+    with pytest.raises(BadInput, match=r"last-00000005 is what a kill has left of a ch.*: give the run folder"):
+        checkpoint.load(torn)
     with Saving(RunFolder(tmp_path), Ranks(), 1.0, parts=True):
         assert not torn.exists() and whole.exists()
     # A kill may come between a new checkpoint and the end of the one before it: the newer one counts.
@@ -161,7 +164,24 @@ def test_a_full_disk_stops_the_run_at_its_next_checkpoint_and_leaves_the_old_one
         with pytest.raises(RunStopped if number == errno.ENOSPC else OSError, match=r"the disk is full|planted"):
             saving.save("last", 5, content(tmp_path, 5))
     assert RunFolder(tmp_path).checkpoint() == path
-    assert differences(checkpoint_parts.read(path), held) == []
+    assert [each.name for each in path.parent.iterdir()] == [path.name]  # what does not count takes no room
+    assert differences(checkpoint_parts.read(path, moments=True), held) == []
+
+
+def test_a_reader_takes_the_next_checkpoint_where_training_has_removed_the_one_it_was_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path, 3)
+    honest = checkpoint_parts.read_torch
+
+    def slow(path: Path) -> Any:
+        rest = honest(path)
+        if "00000003" in str(path):
+            written(tmp_path, 4)  # meanwhile
+        return rest
+
+    monkeypatch.setattr(checkpoint_parts, "read_torch", slow)
+    assert checkpoint.load(tmp_path).step == 4
 
 
 def test_processes_that_do_not_share_a_disk_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,6 +204,7 @@ def test_convert_makes_one_file_of_parts(tmp_path: Path, call: Call) -> None:
     assert status == 0 and "a checkpoint in one file, of step 2" in said
     found = checkpoint.load(tmp_path / "one.pt")
     assert differences(found.model, whole.model) == differences(found.optimizer, whole.optimizer) == []
+    assert found.optimizer["state"]
     assert call("probe", tmp_path / "run", "depth", "--data", pairs)[0] == 0
     assert run(pairs, tmp_path / "run", *GUIDED, "train.steps=2", "evaluation.pictures=1", resume=True)["finished"]
 
@@ -244,7 +265,7 @@ def farthest(first: Path, second: Path) -> float:
         for left, right in zip(one, other, strict=True)
         for key in left
     ]
-    here, there = checkpoint.load(first), checkpoint.load(second)
+    here, there = (checkpoint.load(run, moments=True) for run in (first, second))
     assert here.step == there.step and here.model.keys() == there.model.keys()
     apart += [float((here.model[name] - there.model[name]).abs().max()) for name in here.model]
     moments = [dict(split({"model": {}, "optimizer": each.optimizer})[0]) for each in (here, there)]
@@ -313,10 +334,13 @@ def test_the_end_of_one_process_ends_the_others_with_a_message(tmp_path: Path) -
 
 
 def same_bits(first: Path, second: Path) -> bool:
-    one, other = checkpoint.load(first), checkpoint.load(second)
-    return metrics(first) == metrics(second) and not differences(
-        [one.step, one.model, one.optimizer], [other.step, other.model, other.optimizer]
-    )
+    one, other = (checkpoint.load(run, moments=True) for run in (first, second))
+    alike = [[each.step, each.model, each.optimizer] for each in (one, other)]
+    best = [RunFolder(run).checkpoint("best") for run in (first, second)]
+    if any(best):
+        assert best[0] is not None and best[1] is not None and best[0].name == best[1].name
+        alike = [[*each, checkpoint.load(path).model] for each, path in zip(alike, best, strict=True)]
+    return metrics(first) == metrics(second) and not differences(*alike)
 
 
 @pytest.mark.slow
@@ -324,7 +348,8 @@ def same_bits(first: Path, second: Path) -> bool:
 def test_twenty_kills_one_after_the_other_leave_no_trace(world: int, tmp_path: Path) -> None:
     """At random moments, also while a checkpoint is written: there is one after every second step."""
     pairs = write_pairs(tmp_path / "pairs", 24, 7)
-    settings = (*GUIDED, SHARDED, "train.steps=400", "train.checkpoint_every=2", "train.timeout_minutes=0.2")
+    often = ("train.checkpoint_every=2", "train.probe_every=20", "train.timeout_minutes=0.2")
+    settings = (*GUIDED, SHARDED, "train.steps=400", *often)
     recipe = recipe_file(tmp_path / "run.yaml", pairs, *settings)
     assert all(not status for status, _ in ended(start_several(world, "train", recipe, "--out", tmp_path / "whole")))
     generator, out, steps = np.random.default_rng(world), tmp_path / "killed", []

@@ -26,7 +26,7 @@ from depthjepa.formats import reference
 from depthjepa.formats.opening import KINDS, open_file, open_folder, open_name
 from depthjepa.formats.weights import Contents, Weights, Which, assemble, beginnings, load_strictly
 from depthjepa.guidance.target import Whitening
-from depthjepa.logbook import REST, RunFolder, plain, whole_file
+from depthjepa.logbook import REST, RunFolder, plain, step_of_parts, whole_file
 from depthjepa.method import build_method
 from depthjepa.model.predictor import Predictor
 from depthjepa.model.vit import VisionTransformer
@@ -126,23 +126,35 @@ def load(
     checkpoint: str | Path,
     settings: Sequence[str] = (),
     like: RunConfig | None = None,
+    *,
+    moments: bool = False,
     held: Mapping[str, Tensor] | None = None,
 ) -> Checkpoint:
     """Read a checkpoint of any layout; its tensors stay in the file until they are used.
 
     `checkpoint` is a run folder (its newest checkpoint), a file, a Hugging Face or timm folder, a hub id or a timm
     name. `settings` (`model.heads=3`, …) complete the configuration of a foreign layout, which says little of it; what
-    is still not said is taken from `like`. Of a checkpoint in parts a process that has shares of the networks (`held`,
-    their state dictionary) reads its shares alone.
+    is still not said is taken from `like`.
+
+    A checkpoint in parts is read into memory, the optimiser's `moments` where they are asked for; a process that has
+    shares of the networks (`held`, their state dictionary) reads its shares alone.
 
     Raises:
         BadInput: nothing is there, a file is truncated, unsafe or of no known layout, or tensors do not fit.
     """
     path, heads = Path(checkpoint), _heads(settings, like)
+    path = path.parent if path.name == REST else path
     if path.is_dir():
         last = path if (path / REST).is_file() else RunFolder(path).checkpoint()
+        if last is not None and last.is_dir():
+            return _own(_parts(path, last, moments, held), last)
         if last is not None:
-            return _own(checkpoint_parts.read(last, held) if last.is_dir() else open_file(last), last)
+            return _own(open_file(last), last)
+        if step_of_parts(path) is not None:
+            raise BadInput(
+                f"{path} is what a kill has left of a checkpoint, {REST} is not there: give the run folder, of which "
+                f"the newest whole one is taken"
+            )
         if (path / "config.yaml").exists():
             raise BadInput(f"{path} holds no checkpoint: {path / 'checkpoints' / 'last.pt'} is not there")
         return from_contents(open_folder(path, heads=heads), path / "config.json", settings, like)
@@ -161,6 +173,17 @@ def refuse_lost(saved: Checkpoint) -> None:
             f"{saved.path} was trained with {', '.join(saved.lost)}, which this version no longer has: its encoder can "
             f"be probed, embedded and converted, but the run cannot go on, nor its own head be asked"
         )
+
+
+def _parts(asked: Path, path: Path, moments: bool, held: Mapping[str, Tensor] | None) -> dict[str, Any]:
+    """The content of a checkpoint in parts; of a run that goes on meanwhile the next one, where this one is gone."""
+    try:
+        return checkpoint_parts.read(path, moments=moments, held=held)
+    except BadInput:
+        newer = RunFolder(asked).checkpoint()
+        if path.exists() or newer is None or not newer.is_dir():
+            raise
+        return checkpoint_parts.read(newer, moments=moments, held=held)
 
 
 def _own(content: Any, path: Path) -> Checkpoint:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
@@ -38,8 +39,8 @@ def write(
 ) -> None:
     """Write the shares of all processes, which all ask in this `group`, and then the rest.
 
-    Raises `RunStopped` when a disk is full, and `BadInput` where not all processes write to the same disk; then there
-    is no checkpoint at `path`.
+    Raises `RunStopped` when a disk is full, on all processes, and `BadInput` where they do not write to the same disk;
+    then there is no checkpoint at `path`.
     """
     with writing(path):
         try:
@@ -47,9 +48,12 @@ def write(
             save(dict(tensors), storage_writer=writer, process_group=group, no_dist=place.world == 1)
         except CheckpointException as fault:  # of any process, on all of them
             raise next(iter(fault.failures.values()))[0] from fault
-    if place.first:
-        wait_until_whole(path, rest["shapes"])
-        write_rest(path, rest)
+    distributed.first_writes(place, lambda: _finish(path, rest), group)
+
+
+def _finish(path: Path, rest: Mapping[str, Any]) -> None:
+    wait_until_whole(path, rest["shapes"])
+    write_rest(path, rest)
 
 
 def write_rest(path: Path, rest: Mapping[str, Any]) -> None:
@@ -65,7 +69,7 @@ def wait_until_whole(path: Path, shapes: Mapping[str, list[int]]) -> None:
         try:
             _types(HuggingFaceStorageReader(str(path)).read_metadata(), shapes)
             return
-        except BadInput as fault:
+        except (BadInput, SafetensorError, OSError) as fault:  # it is not there, or not to its end
             if time.monotonic() > until:
                 raise BadInput(
                     f"{path}: {fault} {LATE} s after all processes have written: put the run (--out) on a disk that "
@@ -111,11 +115,12 @@ def _numbers(groups: list[dict[str, Any]]) -> Iterator[tuple[int, str]]:
         yield from zip(group["params"], group["param_names"], strict=True)
 
 
-def read(path: Path, held: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+def read(path: Path, *, moments: bool, held: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
     """The content of a checkpoint in parts, as a checkpoint in one file has it; whole, on the CPU.
 
-    `held` are the parameters and buffers of a training's networks by their names: what is theirs is read as they are
-    held, of shares no more than this process's.
+    Without `moments` those of the optimiser are not read: they are twice as large as what was trained. `held` are the
+    parameters and buffers of a training's networks by their names: what is theirs is read as they are held, of shares
+    no more than this process's.
 
     Raises:
         BadInput: a part is missing or damaged.
@@ -124,6 +129,7 @@ def read(path: Path, held: Mapping[str, Tensor] | None = None) -> dict[str, Any]
     try:
         reader = HuggingFaceStorageReader(str(path))
         types = _types(reader.read_metadata(), rest["shapes"])
+        types = {name: kind for name, kind in types.items() if moments or not name.startswith(f"{MOMENT}.")}
         tensors = {name: _empty(name, rest["shapes"][name], kind, held or {}) for name, kind in types.items()}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is what is meant
@@ -160,12 +166,12 @@ def _empty(name: str, shape: list[int], kind: torch.dtype, held: Mapping[str, Te
 def remove_others(path: Path) -> None:
     """Remove the checkpoints of the name that a whole one, a file or in parts, takes the place of."""
     name = path.stem if path.suffix == ".pt" else path.name.rpartition("-")[0]
-    for other in (path.with_name(f"{name}.pt"), *path.parent.glob(f"{name}-*")):
-        if other != path and step_of_parts(other) is not None:
-            (other / REST).unlink(missing_ok=True)  # first: what is half removed does not count
-            shutil.rmtree(other)
-        elif other != path and other.suffix == ".pt":
-            other.unlink(missing_ok=True)
+    if (one := path.with_name(f"{name}.pt")) != path:
+        one.unlink(missing_ok=True)
+    for parts in path.parent.glob(f"{name}-*"):
+        if parts != path and step_of_parts(parts) is not None:
+            (parts / REST).unlink(missing_ok=True)  # first: what is half removed does not count
+            shutil.rmtree(parts)
 
 
 def remove_torn(folder: Path) -> None:

@@ -125,7 +125,7 @@ def _of_the_group(fault: RuntimeError) -> bool:
     return isinstance(fault, torch.distributed.DistError) or "/gloo/" in str(fault)
 
 
-def beside_training(place: Ranks, minutes: float) -> Any:
+def background_group(place: Ranks, minutes: float) -> Any:
     """A group of the same processes that may talk in a thread of its own; None for one process."""
     if place.world == 1:
         return None
@@ -141,27 +141,30 @@ def wait_for_all(place: Ranks) -> None:
         torch.distributed.barrier()
 
 
-def first_writes(place: Ranks, write: Callable[[], object]) -> None:
-    """Let the first process write while the others wait; where it cannot, none goes on."""
+def first_writes(place: Ranks, write: Callable[[], object], group: Any = None) -> None:
+    """Let the first process write while the others wait; where it cannot, none goes on.
+
+    `group`: that of a thread which waits apart from the training; None: the training's.
+    """
     fault: Exception | None = None
     if place.first:
         try:
             write()
         except Exception as reason:  # raised again below, once the others know
             fault = reason
-    failed = of_first(fault is not None, place)
+    failed = of_first(fault is not None, place, group)
     if fault is not None:
         raise fault
     if failed:
         raise RunStopped(f"process {place.rank} of {place.world}: the first one could not write, and says why")
 
 
-def of_first(value: T, place: Ranks) -> T:
-    """What the first process has, on all of them; any plain value."""
+def of_first(value: T, place: Ranks, group: Any = None) -> T:
+    """What the first process has, on all of them; any plain value. `group` as of `first_writes`."""
     if place.world == 1:
         return value
     held = [value]
-    torch.distributed.broadcast_object_list(held, src=0)
+    torch.distributed.broadcast_object_list(held, src=0, group=group)
     return held[0]
 
 
@@ -249,20 +252,12 @@ def wrap(method: nn.Module, place: Ranks, where: torch.device) -> nn.Module:
         return DistributedDataParallel(method, device_ids=devices, broadcast_buffers=False)
 
 
-@contextlib.contextmanager
-def adding_up(wrapped: nn.Module) -> Iterator[None]:
-    """Backward passes inside keep their gradients to this process: a later one, outside, averages their sum."""
-    if isinstance(wrapped, DistributedDataParallel):
-        with wrapped.no_sync():
-            yield
-    elif isinstance(wrapped, FSDPModule):
-        wrapped.set_requires_gradient_sync(False)
-        try:
-            yield
-        finally:
-            wrapped.set_requires_gradient_sync(True)
-    else:
-        yield
+def adding_up(wrapped: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Backward passes inside keep their gradients to this process: a later one, outside, averages their sum.
+
+    Where parameters are sharded each pass averages its own: whole gradients are what there is no room for.
+    """
+    return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else contextlib.nullcontext()
 
 
 # sharding -------------------------------------------------------------------------------------------------

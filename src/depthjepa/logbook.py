@@ -67,11 +67,14 @@ class RunFolder:
         There is more than one only where a kill came between a new one and the end of the one before it.
         """
         folder = self.path / "checkpoints"
-        one = [file for file in (folder / f"{name}.pt",) if file.is_file()]
-        steps = {each: step_of_parts(each) for each in folder.glob(f"{name}-*") if (each / REST).is_file()}
-        parts = sorted((step, each) for each, step in steps.items() if step is not None)
-        found = one + [each for _, each in parts[-1:]]
-        return max(found, key=lambda each: (each / REST if each.is_dir() else each).stat().st_mtime, default=None)
+        parts = {step: path / REST for path in folder.glob(f"{name}-*") if (step := step_of_parts(path)) is not None}
+        whole = [step for step, rest in parts.items() if rest.is_file()]
+        times = {}
+        for file in (folder / f"{name}.pt", *(parts[step] for step in sorted(whole)[-1:])):
+            with contextlib.suppress(FileNotFoundError):
+                times[file] = file.stat().st_mtime
+        newest = max(times, key=lambda file: times[file], default=None)
+        return newest.parent if newest is not None and newest.name == REST else newest
 
     def refuse_other(self, own: Collection[str] = PARTS) -> None:
         """Refuse a place that cannot be written, or holds something else than the parts `own`; hidden files may be."""
@@ -130,7 +133,10 @@ class RunFolder:
         write_whole(self.path / "summary.json", to_json(summary))
 
     def summary(self) -> dict[str, Any]:
-        """Read `summary.json`: of the steps up to the last checkpoint (`finished` tells); empty before the first."""
+        """Read `summary.json`: of the steps up to the last checkpoint, or to one that is being written.
+
+        `finished` tells whether these are all; it is empty before the first one.
+        """
         return read_object(self.path / "summary.json")
 
     @property

@@ -128,10 +128,10 @@ def memory_need(
 
 
 def activation_bytes(config: RunConfig) -> int:
-    """About what the way back needs of one image, by arithmetic: 34 numbers for each token, layer and width.
+    """About what the way back needs of one image, by arithmetic: 34 bytes for each token, layer and width.
 
-    Korthikanti et al. 2022, equation 1, in bytes at 16 bits: the encoder's visible tokens, the predictor's sequences, a
-    dense pass. Of blocks that are computed again, their tokens are kept, and one block has the rest.
+    Korthikanti et al. 2022, equation 1, at 16 bits (twice that at 32): the encoder's visible tokens, the predictor's
+    sequences, a dense pass. Of blocks that are computed again, their tokens are kept, and one block has the rest.
     """
     sequences, longer = _sequences(config), 1 if config.train.precision == "bf16" else 2
     whole = sum(depth * numbers for depth, numbers in sequences)

@@ -43,10 +43,10 @@ class State:
     read: str = ""  # which data, in words; of the first process
 
 
-def restore(state: State, folder: Path) -> None:
-    """Take step, weights, optimiser and teacher statistics from the newest checkpoint of a run folder."""
+def restore(state: State, path: Path) -> None:
+    """Take step, weights, optimiser and teacher statistics from a checkpoint of the run, the same in all processes."""
     held = state.method.state_dict()
-    saved = checkpoint.load(folder, held=held)
+    saved = checkpoint.load(path, moments=True, held=held)
     model = {name: distributed.like(value, held.get(name, value)) for name, value in saved.model.items()}
     load_strictly(state.method, model, saved.path)
     state.optimizer.load_state_dict(_moments(saved.optimizer, held))

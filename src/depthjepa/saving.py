@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +14,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from depthjepa import checkpoint, checkpoint_parts, distributed
 from depthjepa.logbook import REST, RunFolder, parts_at
 
-IN_PLACE = StagingOptions(
+PLAIN_COPY = StagingOptions(
     use_pinned_memory=False, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=False
 )
 
@@ -28,7 +29,7 @@ class Saving:
 
     def __init__(self, folder: RunFolder, place: distributed.Ranks, minutes: float, *, parts: bool) -> None:
         self.folder, self.place, self.parts = folder, place, parts
-        self._group = distributed.beside_training(place, minutes) if parts else None
+        self._group = distributed.background_group(place, minutes) if parts else None
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._last: Future[None] | None = None
         if parts:  # what kills have left would be taken for parts of what is written next
@@ -42,14 +43,14 @@ class Saving:
         self.settle()
         if not self.parts:
             path = self.folder.path / "checkpoints" / f"{name}.pt"
-            distributed.first_writes(self.place, lambda: self._one(path, content))
+            self._at_once(path, lambda: checkpoint.save(path, content))
             return
         path = parts_at(self.folder.path, name, step)
         tensors, rest = checkpoint_parts.split(content)
         if distributed.of_first((path / REST).is_file(), self.place):  # of this very step: the same shares
-            distributed.first_writes(self.place, lambda: checkpoint_parts.write_rest(path, rest))
+            self._at_once(path, lambda: checkpoint_parts.write_rest(path, rest))
             return
-        copies = DefaultStager(IN_PLACE).stage(tensors)
+        copies = DefaultStager(PLAIN_COPY).stage(tensors)
         self._last = self._thread.submit(self._in_parts, path, copies, rest)
 
     def settle(self) -> None:
@@ -58,12 +59,20 @@ class Saving:
         if last is not None:
             last.result()
 
-    def _one(self, path: Path, content: Mapping[str, Any]) -> None:
-        checkpoint.save(path, content)
-        checkpoint_parts.remove_others(path)
+    def _at_once(self, path: Path, write: Callable[[], None]) -> None:
+        def whole() -> None:
+            write()
+            checkpoint_parts.remove_others(path)
+
+        distributed.first_writes(self.place, whole)
 
     def _in_parts(self, path: Path, tensors: Any, rest: Mapping[str, Any]) -> None:
-        checkpoint_parts.write(path, tensors, rest, self.place, self._group)
+        try:
+            checkpoint_parts.write(path, tensors, rest, self.place, self._group)
+        except BaseException:
+            if self.place.first:
+                shutil.rmtree(path, ignore_errors=True)  # a disk that is full has no room for what does not count
+            raise
         if self.place.first:
             checkpoint_parts.remove_others(path)
 

@@ -145,8 +145,8 @@ def prepare(
             lines += describe_depth(source, *learned_depths(config.guidance))
         teacher = teacher.to(where)
     method = build_method(config, teacher, len(source.classes))
-    resumed = resume and folder.checkpoint() is not None
-    if config.init.checkpoint is not None and not resumed:
+    newest = distributed.of_first(folder.checkpoint() if resume else None, place)
+    if config.init.checkpoint is not None and newest is None:
         lines.insert(0, start_from(method, config))
     method = method.to(where)
     need = memory.memory_need(config, method, teacher, source, place, where)
@@ -173,11 +173,11 @@ def prepare(
     if place.first:
         state.read = what_is_read(config.data, data)
         lines.append(state.read)
-    if resumed:
-        restore(state, folder.path)
+    if newest is not None:
+        restore(state, newest)
     for line in (*lines, cost.estimate(config, teacher, steps - state.step, place.world, where, taken)):
         say(line)
-    if target is not None and not resumed:
+    if target is not None and newest is None:
         with progress.task(f"what the teacher says of {config.train.whitening_images} crops"):
             target.fit(target_batches(state, source))
         if not target.floor:
@@ -268,6 +268,7 @@ def loop(
             try:
                 figures = train_step(state, parts)
             except RunStopped as fault:
+                state.saving.settle()
                 raise RunStopped(f"{fault} ({folder.kept})") from fault
             state.step += 1
             if state.step == state.config.init.frozen_steps:
@@ -364,8 +365,9 @@ def refuse_non_finite(state: State, totals: dict[str, Tensor], gradients: Tensor
     if wrong:
         images = ", ".join(name for part in parts for name in part.names[:4])
         named = state.method.named_parameters()
-        gradients_of = ((name, distributed.whole(each.grad)) for name, each in named if each.grad is not None)
-        spoilt = [name for name, each in gradients_of if not each.isfinite().all()]
+        # Of the shares of this process: another one may not have come here.
+        shares = ((name, distributed.own(each.grad)) for name, each in named if each.grad is not None)
+        spoilt = [name for name, share in shares if not share.isfinite().all()]
         gradient = f"gradient of {spoilt[-1]} and {len(spoilt) - 1} others; " if spoilt else ""
         raise RunStopped(
             f"step {state.step + 1}: {', '.join(f'{name} is {figures[name]}' for name in wrong)}; {gradient}"
@@ -410,6 +412,7 @@ def probe(state: State, folder: RunFolder, loggers: tuple[Logger, ...], stopping
     figures, score = distributed.of_first(found, state.place)
     if score > best:
         save(state, "best")
+        state.saving.settle()  # the score is logged once it is there: a run that is killed before asks again
     record = {"step": state.step, "epoch": state.step // state.epoch_steps, **figures, "probe_score": score}
     for logger in loggers:
         logger.log(record)

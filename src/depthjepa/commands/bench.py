@@ -157,12 +157,14 @@ def costs(step: Callable[[], None], where: torch.device) -> dict[str, float]:
 def largest_batch_figures(
     config: RunConfig, teacher: Teacher | None, precision: str, where: torch.device
 ) -> dict[str, Any]:
-    """The largest batch that fits into the memory that is free, found by arithmetic and tried with two steps.
+    """The largest batch that fits into the memory that is free in one part, by arithmetic, tried with two steps.
 
     On a GPU a smaller one is tried where it did not fit after all. (Of a CPU's memory the system takes back what it
     wants by ending the process: there the arithmetic has to be right.)
     """
-    config = build_config(to_mapping(config), [f"train.precision={precision}"])
+    config = build_config(to_mapping(config), [f"train.precision={precision}", "train.accumulate=1"])
+    if where.type == "cuda":
+        torch.cuda.empty_cache()  # of what was measured before
     method = build_method(config, teacher, classes=0).to(where)
     need = memory.memory_need(config, method, teacher, open_source(config.data, "train"), Ranks(), where)
     del method
@@ -181,7 +183,7 @@ def largest_batch_figures(
             return {
                 "images": images,
                 "images_per_second": images / times[-1],
-                "told_bytes": need.of(images, config.train.accumulate, 2 * config.data.workers),
+                "told_bytes": need.of(images, ahead=2 * config.data.workers),
                 "peak_memory_bytes": runtime.peak_memory_bytes(where),
                 "memory_bytes": there,
             }

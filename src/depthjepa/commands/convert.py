@@ -42,7 +42,7 @@ def convert(source: str, target: Path, to: str, which: Which = "target", setting
         raise BadInput(f"there is no layout {to!r}{nearest(to, LAYOUTS)}: choose from {', '.join(LAYOUTS)}")
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise BadInput(f"{target} exists already: give a new path")
-    saved = checkpoint.load(source, settings)
+    saved = checkpoint.load(source, settings, moments=True)
     if saved.layout == "depthjepa":
         if settings:
             raise BadInput(f"{source} says all about itself: {settings[0]} is for checkpoints of other layouts")

@@ -78,9 +78,8 @@ def submit(
     configs = resolve(study)
     refuse_other_kept({"name": study.name}, keep)
     often = given.pop("slurm_max_num_timeout", OFTEN)
-    more = {"requeue": True} | (
-        given.pop("slurm_additional_parameters", None) or {}
-    )  # a cluster may forbid it otherwise
+    # Unless it is asked for, a cluster may not queue a job again.
+    more = {"requeue": True} | (given.pop("slurm_additional_parameters", None) or {})
     executor = submitit.AutoExecutor(folder / LOGS, cluster="slurm", slurm_max_num_timeout=often)
     executor.update_parameters(**{"name": study.name} | given, slurm_additional_parameters=more)
     with locks.locked(folder, say=say):  # given back before a job begins
