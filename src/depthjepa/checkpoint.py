@@ -345,8 +345,8 @@ def own_training(saved: Checkpoint) -> tuple[dict[str, Any], dict[str, Any] | No
         group |= {"lr": decayed["lr"], "weight_decay": (decayed if group["decayed"] else kept)["weight_decay"]}
         # On the meta device nothing is fused; runs of ours are.
         group |= {"fused": True}
-        named = zip(group["params"], group["param_names"], strict=True)
-        optimizer["state"] |= {number: states[name] for number, name in named if name in states}
+    named = optim.names_by_number(optimizer).items()
+    optimizer["state"] |= {number: states[name] for number, name in named if name in states}
     settings = [{key: value for key, value in group.items() if key != "params"} for group in opt["param_groups"]]
     counters = {key: value for key, value in training.items() if key != "opt"}
     return optimizer, counters | {"param_groups": settings}
@@ -360,12 +360,8 @@ def reference_training(saved: Checkpoint) -> dict[str, Any]:
         return {}
     order = reference.parameter_order(saved.part("context_encoder"), saved.part("predictor"))
     groups = saved.optimizer["param_groups"]
-    states = {
-        name: saved.optimizer["state"][number]
-        for group in groups
-        for number, name in zip(group["params"], group["param_names"], strict=True)
-        if number in saved.optimizer["state"]
-    }
+    named = optim.names_by_number(saved.optimizer).items()
+    states = {name: saved.optimizer["state"][number] for number, name in named if number in saved.optimizer["state"]}
     if saved.reference is not None:
         settings, rest = saved.reference["param_groups"], saved.reference
         counters = {key: value for key, value in rest.items() if key != "param_groups"}

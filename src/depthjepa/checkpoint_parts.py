@@ -12,7 +12,7 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from depthjepa import distributed
+from depthjepa import distributed, optim
 from depthjepa.faults import BadInput
 from depthjepa.formats.files import read_torch
 from depthjepa.logbook import REST, step_of_parts, whole_file, writing
@@ -82,7 +82,7 @@ def split(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]
     """Networks and moments of a checkpoint's content by one name each, and the rest of it with their shapes."""
     model, optimizer = content["model"], content["optimizer"]
     tensors = {f"{MODEL}.{name}": value for name, value in model.items()}
-    for number, name in _numbers(optimizer["param_groups"]):
+    for number, name in optim.names_by_number(optimizer).items():
         moments = optimizer["state"].get(number, {})
         tensors |= {f"{MOMENT}.{name}.{moment}": value for moment, value in moments.items()}
     rest = {key: value for key, value in content.items() if key not in ("model", "optimizer")}
@@ -95,7 +95,7 @@ def split(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]
 
 def joined(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
     """The content that `split` has split."""
-    numbers = {name: number for number, name in _numbers(rest["param_groups"])}
+    numbers = {name: number for number, name in optim.names_by_number(rest).items()}
     model: dict[str, Tensor] = {}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -107,12 +107,6 @@ def joined(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[str, 
             state.setdefault(numbers[name], {})[moment] = value
     content = {key: value for key, value in rest.items() if key not in ("param_groups", "shapes")}
     return content | {"model": model, "optimizer": {"state": state, "param_groups": rest["param_groups"]}}
-
-
-def _numbers(groups: list[dict[str, Any]]) -> Iterator[tuple[int, str]]:
-    """Numbers and names of an optimiser's parameters."""
-    for group in groups:
-        yield from zip(group["params"], group["param_names"], strict=True)
 
 
 def read(path: Path, *, moments: bool, held: Mapping[str, Tensor] | None = None) -> dict[str, Any]:

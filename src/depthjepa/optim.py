@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
-from typing import Annotated, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -180,6 +180,15 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     fused = next(model.parameters()).device.type in ("cuda", "cpu")
     groups = parameter_groups(model.named_parameters(), config.layer_decay)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def names_by_number(state: Mapping[str, Any]) -> dict[int, str]:
+    """Names of the parameters in an optimiser's state dictionary, by the numbers under which it keeps their moments."""
+    return {
+        number: name
+        for group in state["param_groups"]
+        for number, name in zip(group["params"], group["param_names"], strict=True)
+    }
 
 
 def set_rates(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depthjepa import checkpoint, distributed
+from depthjepa import checkpoint, distributed, optim
 from depthjepa.config import RunConfig
 from depthjepa.data.layouts.layout import path_of
 from depthjepa.data.order import weighted_roots
@@ -58,11 +58,7 @@ def restore(state: State, path: Path) -> None:
 
 def _moments(optimizer: dict[str, Any], held: dict[str, Tensor]) -> dict[str, Any]:
     """An optimiser's state with moments that are held as their parameters are."""
-    names = {
-        number: name
-        for group in optimizer["param_groups"]
-        for number, name in zip(group["params"], group["param_names"], strict=True)
-    }
+    names = optim.names_by_number(optimizer)
     state = {
         number: {
             moment: distributed.like(value, held[names[number]]) if value.shape == held[names[number]].shape else value
