@@ -162,7 +162,7 @@ def test_such_names_can_be_printed_and_written(tmp_path: Path, monkeypatch: pyte
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="utf-8", errors="strict"))
     monkeypatch.setattr(sys, "argv", ["depthjepa", "recipes"])
-    monkeypatch.setattr(cli, "app", lambda **_: print(os.fsdecode(b"caf\xe9"), flush=True))
+    monkeypatch.setattr("depthjepa.cli.program.app", lambda **_: print(os.fsdecode(b"caf\xe9"), flush=True))
     with pytest.raises(SystemExit):
         cli.main()
     assert written.getvalue() == b"caf\\udce9\n"

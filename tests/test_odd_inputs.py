@@ -470,7 +470,7 @@ PAGES = {
     "show features gone --out a.png": NO_CHECKPOINT,
     "show features run run --out a.png": "run: this run is given twice",
     "show depth run --out a.png": r"run/probes/depth\.npz is not there: run `depthjepa probe run depth` first",
-    "convert run new --to keras": "no layout 'keras': choose from depthjepa, reference, hf",
+    "convert run new --to keras": "no layout 'keras': choose from depthjepa, checkpoint, reference, hf",
     "convert run new --to hf --which both": "no encoder 'both': choose from target, context",
     "convert run file --to safetensors": "file exists already: give a new path",
     "convert run mine --to hf": "mine exists already: give a new path",
