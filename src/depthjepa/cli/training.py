@@ -182,7 +182,6 @@ def study(
     from depthjepa.study.plan import load_study
     from depthjepa.study.results import markdown
     from depthjepa.study.running import run_study
-    from depthjepa.study.slurm import submit
 
     asked = load_study(study)
     asked = replace(asked, settings=(*asked.settings, *(overrides or [])))
@@ -196,6 +195,8 @@ def study(
     if slurm is not None and shard is not None:
         raise BadInput("--shard and --slurm both divide the study: each job of --slurm N does one part of N")
     if slurm is not None:
+        from depthjepa.study.slurm import submit
+
         submit(asked, folder, slurm, slurm_option or [], resume=resume, keep=keep)
         return
     content = run_study(asked, folder, resume=resume, keep=keep, shard=part)

@@ -84,22 +84,11 @@ def bench(recipe: str | None = None, overrides: Sequence[str] = (), *, largest: 
     if config.train.compile or where.type == "cuda":
         ways["bf16, compiled"] = ("bf16", True)
     for name, (precision, compiled) in ways.items():
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        # The rate is taken before and after: machines are noisy, and the larger one is the limit.
-        before = runtime.matmul_rate(where, dtype)
-        seconds, wait = step_seconds(config, teacher, precision, where, compiled=compiled)
-        rate = max(before, runtime.matmul_rate(where, dtype))
-        fraction = operations / seconds / rate
-        figures[name] = {
-            "matmul_rate": rate,
-            "seconds_per_step": seconds,
-            "seconds_of_first_step": wait,
-            "images_per_second": size / seconds,
-            "fraction_of_matmul_rate": fraction,
-        }
+        found = figures[name] = way_figures(config, teacher, operations, precision, where, compiled=compiled)
         print(
-            f"{name}: {size / seconds:7.1f} images/s, {seconds:.3f} s a step (the first {wait:.1f} s), "
-            f"{fraction:.2f} of the matmul rate ({rate / 1e9:.0f} GFLOP/s)"
+            f"{name}: {found['images_per_second']:7.1f} images/s, {found['seconds_per_step']:.3f} s a step (the first "
+            f"{found['seconds_of_first_step']:.1f} s), {found['fraction_of_matmul_rate']:.2f} of the matmul rate "
+            f"({found['matmul_rate'] / 1e9:.0f} GFLOP/s)"
         )
     figures["fastest"] = min(ways, key=lambda name: figures[name]["seconds_per_step"])
     print(f"fastest: {figures['fastest']}; train.precision=auto takes {figures['auto']}")
@@ -132,6 +121,24 @@ def bench(recipe: str | None = None, overrides: Sequence[str] = (), *, largest: 
             f"{cost.size_of(found['memory_bytes'])} ({cost.size_of(found['told_bytes'])} were expected)"
         )
     return figures
+
+
+def way_figures(
+    config: RunConfig, teacher: Teacher | None, operations: int, precision: str, where: torch.device, *, compiled: bool
+) -> dict[str, float]:
+    """Seconds of a step computed one way, and the fraction of the matmul rate that its operations come to."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    # The rate is taken before and after: machines are noisy, and the larger one is the limit.
+    before = runtime.matmul_rate(where, dtype)
+    seconds, wait = step_seconds(config, teacher, precision, where, compiled=compiled)
+    rate = max(before, runtime.matmul_rate(where, dtype))
+    return {
+        "matmul_rate": rate,
+        "seconds_per_step": seconds,
+        "seconds_of_first_step": wait,
+        "images_per_second": config.train.batch_size / seconds,
+        "fraction_of_matmul_rate": operations / seconds / rate,
+    }
 
 
 def costs(step: Callable[[], None], where: torch.device) -> dict[str, float]:
