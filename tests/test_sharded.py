@@ -241,6 +241,11 @@ RUNS = {
 }
 
 
+# Where a gradient is hardly more than rounding, AdamW makes a step of the rate's size of it: of one weight of the pixel
+# head 1.1e-5 on four whole processes, when its moments were 1e-6 apart and all losses 2e-7.
+WEIGHTS = {"pixel": 3e-5}
+
+
 def ended(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str]]:
     """Exit status and errors of all processes."""
     try:
@@ -257,22 +262,20 @@ def wait_for_lines(out: Path, count: int, process: subprocess.Popen[str]) -> Non
 
 
 def farthest(first: Path, second: Path) -> tuple[float, float]:
-    """The largest difference of two runs: of any loss; of any other logged figure, relative, any weight or moment."""
+    """The largest differences of two runs: of any logged figure, relative, or moment; and of any weight."""
     one, other = metrics(first), metrics(second)
     assert [list(record) for record in one] == [list(record) for record in other]
-    figures = [
-        (key, abs(left[key] - right[key]) / max(1.0, abs(left[key])))
+    apart = [
+        abs(left[key] - right[key]) / max(1.0, abs(left[key]))
         for left, right in zip(one, other, strict=True)
         for key in left
     ]
-    losses = max(distance for key, distance in figures if key.startswith("loss"))
-    apart = [distance for key, distance in figures if not key.startswith("loss")]
     here, there = (checkpoint.load(run, moments=True) for run in (first, second))
     assert here.step == there.step and here.model.keys() == there.model.keys()
-    apart += [float((here.model[name] - there.model[name]).abs().max()) for name in here.model]
     moments = [dict(split({"model": {}, "optimizer": each.optimizer})[0]) for each in (here, there)]
     assert moments[0].keys() == moments[1].keys()
-    return losses, max(apart + [float((moments[0][key] - moments[1][key]).abs().max()) for key in moments[0]])
+    apart += [float((moments[0][key] - moments[1][key]).abs().max()) for key in moments[0]]
+    return max(apart), max(float((here.model[name] - there.model[name]).abs().max()) for name in here.model)
 
 
 @pytest.mark.slow
@@ -287,8 +290,8 @@ def test_twenty_steps_are_those_of_one_process(kind: str, world: int, tmp_path: 
     for name in ("ddp", "sharded"):
         told = ended(start_several(world, "train", recipe, "--out", tmp_path / name, f"train.parallel={name}"))
         assert [status for status, _ in told] == [0] * world, told
-        losses, rest = farthest(tmp_path / "one", tmp_path / name)
-        assert losses < 1e-5 and rest < 3e-5
+        figures, weights = farthest(tmp_path / "one", tmp_path / name)
+        assert figures < 1e-5 and weights < WEIGHTS.get(kind, 1e-5)
     names = sorted(file.name for file in (tmp_path / "sharded" / "figures").iterdir())
     assert names == sorted(file.name for file in (tmp_path / "one" / "figures").iterdir())
 
@@ -311,8 +314,7 @@ def test_a_run_goes_on_with_any_number_of_processes_whole_or_sharded(tmp_path: P
         assert saved.step > reached and saved.path.is_dir() == (parallel == "sharded" and world > 1)
         reached = saved.step
     assert ended(start_several(1, "train", recipe, "--out", out, "--resume"))[0][0] == 0
-    losses, rest = farthest(tmp_path / "one", out)
-    assert losses < 1e-5 and rest < 3e-5
+    assert max(farthest(tmp_path / "one", out)) < 1e-5
 
 
 @pytest.mark.slow
