@@ -22,6 +22,7 @@ from depthjepa.data.config import DataConfig
 from depthjepa.data.images import image_names, list_images
 from depthjepa.data.layouts import flat, shards
 from depthjepa.data.loading import has_validation, open_source, open_splits
+from depthjepa.data.shards.place import Folder
 from depthjepa.faults import BadInput
 from tiny_images import millimetres, picture, save, write_classes, write_flat, write_pairs
 from tiny_runs import tiny
@@ -310,7 +311,7 @@ def test_links_in_a_tar_are_the_files_they_mean(tmp_path: Path) -> None:
         shard.add(folder / "0000.png", "notes.txt")
 
     path = write_tar(tmp_path / "a.tar", add)
-    source = shards.TarShards(path, "train")
+    source = shards.TarShards(Folder(path), "train")
     read = {source.name_of(index).rpartition("/")[2]: source.sample(index).image for index in range(len(source))}
     assert list(read) == [*(f"000{n}.png" for n in range(4)), "soft0.png", "soft1.png", "twin0.png", "twin1.png"]
     for number in range(2):
@@ -327,7 +328,7 @@ def test_labels_of_dotted_keys_are_read_and_other_members_told(tmp_path: Path) -
                 (folder.parent / name).write_text(str(number % 2))
                 shard.add(folder.parent / name, name)
 
-    source = shards.TarShards(write_tar(tmp_path / "a.tar", add), "train")
+    source = shards.TarShards(Folder(write_tar(tmp_path / "a.tar", add)), "train")
     assert source.labels.tolist() == [0, 1, 0, 1]
     assert source.ignored == {".json": 4}
     assert told(tmp_path / "a.tar").endswith("2 classes (0, 1); ignored: 4 .json")

@@ -261,6 +261,8 @@ FIT_DEFAULTS: Mapping[str, Any] = {"data": {"image_size": 128, "crop_scale": [0.
 CIRCUMSTANCES = (
     "data.workers",
     "data.memory_gib",
+    "data.cache",
+    "data.cache_gib",
     "train.timeout_minutes",
     "train.parallel",
     "train.loggers",

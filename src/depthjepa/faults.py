@@ -18,6 +18,10 @@ class RunStopped(Exception):
     """The run cannot go on (non-finite loss, full disk). The last good checkpoint is whole; exit status 1."""
 
 
+class OutOfReach(RunStopped):
+    """What is read does not answer any more; the run is whole, and goes on from where it is once it does."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return ` (did you mean 'X'?)` for the closest of `choices`, or an empty text."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)

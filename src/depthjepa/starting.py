@@ -18,6 +18,7 @@ from depthjepa.data.layouts.layout import is_named, path_of
 from depthjepa.data.loading import TrainingBatches, open_splits
 from depthjepa.data.order import weighted_roots
 from depthjepa.data.samples import Source
+from depthjepa.data.shards.place import is_address
 from depthjepa.faults import BadInput
 from depthjepa.guidance.build import contents_of_teacher, refuse_other_images
 from depthjepa.guidance.config import FeatureGuidance
@@ -127,7 +128,7 @@ def open_data(config: RunConfig, folder: RunFolder) -> dict[Split, Source]:
         if not folder.started:
             raise
         roots = [root for root, _ in weighted_roots(config.data.root)]
-        moved = any(not is_named(root) and not path_of(root).exists() for root in roots)
+        moved = any(not (is_named(root) or is_address(root) or path_of(root).exists()) for root in roots)
         textures = config.data.scene_textures
         if moved or (textures is not None and not path_of(textures).exists()):
             key = "data.root" if moved else "data.scene_textures"

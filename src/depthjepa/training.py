@@ -29,7 +29,7 @@ from depthjepa.data.order import steps_per_epoch, wrap_note
 from depthjepa.data.samples import Batch, Source
 from depthjepa.evaluation.during_training import probe_during_training
 from depthjepa.evaluation.pictures import drawn
-from depthjepa.faults import BadInput, RunStopped
+from depthjepa.faults import BadInput, OutOfReach, RunStopped
 from depthjepa.guidance.build import learned_depths, refuse_images_without_latents, seen_by_teacher
 from depthjepa.logbook import RunFolder
 from depthjepa.loggers.logger import Logger, open_loggers
@@ -253,17 +253,21 @@ def loop(
     with progress.task(state.config.name, state.steps, state.step) as shown:
         while state.step < state.steps:
             asked = time.perf_counter()
-            parts = draw(batches, train_config.accumulate, stopping)
+            parts, lost = draw(batches, train_config.accumulate, stopping)
             waited += time.perf_counter() - asked
             skipped = [name for part in parts for name in part.skipped]
             # All processes stop before the same step: one that was stopped while it drew its batch has none.
-            stop, unreadable = distributed.any_process((stopping(), bool(skipped)), state.place, state.where)
+            wish = stopping() or lost is not None
+            stop, unreadable = distributed.any_process((wish, bool(skipped)), state.place, state.where)
             if unreadable:
                 count_unreadable(state, skipped, length)
             if stop:
                 keep(state, folder, length)
                 state.saving.settle()
-                raise RunStopped(f"stopped at step {state.step} of {state.steps}; continue with --resume")
+                why = "" if lost is None else f"{lost}; "
+                raise RunStopped(
+                    f"{why}stopped at step {state.step} of {state.steps}; continue with --resume"
+                ) from lost
 
             try:
                 figures = train_step(state, parts)
@@ -294,13 +298,18 @@ def loop(
     state.saving.settle()
 
 
-def draw(batches: Iterator[Batch], parts: int, stopping: Stopping) -> list[Batch]:
-    """The parts of the next step's batch; none where somebody wishes to stop, which is not waited for."""
+def draw(batches: Iterator[Batch], parts: int, stopping: Stopping) -> tuple[list[Batch], OutOfReach | None]:
+    """The parts of the next step's batch; none where somebody wishes to stop, which is not waited for.
+
+    None either where what they are read from does not answer any more: then that comes with them.
+    """
     try:
         with stopping.at_once():
-            return [next(batches) for _ in range(parts)]
+            return [next(batches) for _ in range(parts)], None
     except Interrupted:
-        return []
+        return [], None
+    except OutOfReach as fault:
+        return [], fault
 
 
 def keep(state: State, folder: RunFolder, images: int) -> None:

@@ -225,3 +225,18 @@ def lerobot(
             registered=registered,
         )
     )
+
+
+@prepare.command()
+def index(
+    source: Annotated[
+        str, typer.Argument(metavar="ADDRESS", help="Folder or address (s3://, https://) of tar shards.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="File to write instead of shards.index.npz beside the shards.")
+    ] = None,
+) -> None:
+    """Index tar shards where they lie, so that nobody has to look through them at the start."""
+    from depthjepa.data.prepare.index import prepare_index as run
+
+    print(run(source, out))

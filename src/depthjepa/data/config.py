@@ -64,6 +64,12 @@ class DataConfig:
     """Processes that decode images; 0: the main one."""
     memory_gib: Annotated[float, Field(ge=0)] = 2.0
     """Most memory for decoded images of one size that are kept, in each process [GiB]; 0: keep none."""
+    cache: str | None = None
+    """Folder that keeps pieces of shards at an address; null: shards in the cache folder of depthjepa."""
+    cache_gib: Annotated[float, Field(gt=0)] = 20.0
+    """Most that is kept of shards at an address, by all processes of a machine together [GiB]."""
+    window_gib: Annotated[float, Field(gt=0)] = 1.0
+    """Parts of shards at an address that are shuffled among themselves in an epoch's order [GiB]; other roots: all."""
     scenes_train: Positive = 4096
     """Rendered training images of scenes or rooms."""
     scenes_val: Positive = 1024

@@ -23,8 +23,8 @@ from depthjepa.data.layouts.layout import is_named, layout_of, name_of_root, ope
 from depthjepa.data.layouts.table import LAYOUTS
 from depthjepa.data.memory import first_readable, in_memory
 from depthjepa.data.order import Mixture, draw_keys, epoch_order, evenly, steps_per_epoch, weighted_roots
-from depthjepa.data.reading import read
-from depthjepa.data.samples import Batch, Sample, Segmented, Source, UnreadableImage
+from depthjepa.data.reading import FAULTS, Fault, read
+from depthjepa.data.samples import Batch, Chosen, Sample, Segmented, Source, UnreadableImage, Windowed
 from depthjepa.data.scenes.photographs import covered_name, digest_of
 from depthjepa.data.transforms import (
     CROP_NUMBERS,
@@ -149,14 +149,14 @@ class TrainingBatches:
 
 
 @dataclass(frozen=True, slots=True)
-class _TrainingReader(Dataset[Batch | BadInput]):
+class _TrainingReader(Dataset[Batch | Fault]):
     source: Source
     data: DataConfig
     masks: MaskConfig | None
     grid: Grid
     seed: int
 
-    def __getitem__(self, request: _Request) -> Batch | BadInput:
+    def __getitem__(self, request: _Request) -> Batch | Fault:
         """Decode, crop and mask one micro-batch; a fault of the user comes back as a value (see `reading.read`)."""
         numbers = runtime.uniforms(
             CROP_NUMBERS, seed=self.seed, stream="crop", epoch=request.epoch, indices=request.keys
@@ -171,7 +171,7 @@ class _TrainingReader(Dataset[Batch | BadInput]):
             if self.data.light:
                 found = self._relit(request, found)
             masks = self._masks(request)
-        except BadInput as fault:
+        except FAULTS as fault:
             return fault
         return _batch(found, self.data.size, self.source.has_depth, skipped, masks)
 
@@ -231,6 +231,7 @@ def view_batches(
     Raises `BadInput` when no image can be read (unless that `may_be_empty`), or a file is at fault.
     """
     indices = evenly(len(source) if limit is None else limit, len(source)) if places is None else np.array(places)
+    source = _for_few(source, indices)
     batch_size = 1 if callable(size) else batch_size
     requests = (indices[first : first + batch_size] for first in range(0, len(indices), batch_size))
     skipped: tuple[str, ...] = ()
@@ -252,14 +253,20 @@ def view_batches(
     yield replace(held, skipped=held.skipped + skipped)
 
 
+def _for_few(source: Source, indices: Int64[np.ndarray, " b"]) -> Source:
+    if isinstance(source, Chosen):
+        return replace(source, source=_for_few(source.source, source.numbers[indices]))
+    return source.for_few(indices) if isinstance(source, Windowed) else source
+
+
 @dataclass(frozen=True, slots=True)
-class _ViewReader(Dataset[Batch | BadInput]):
+class _ViewReader(Dataset[Batch | Fault]):
     source: Source
     size: Size | Callable[[int, int], Size]
     view: Literal["whole", "centre"]
     label_maps: bool
 
-    def __getitem__(self, indices: Int64[np.ndarray, " b"]) -> Batch | BadInput:
+    def __getitem__(self, indices: Int64[np.ndarray, " b"]) -> Batch | Fault:
         """Decode one batch of fixed views; a fault of the user comes back as a value (see `reading.read`)."""
         make = whole_view if self.view == "whole" else centre_view
         found: list[tuple[int, Sample, View]] = []
@@ -270,7 +277,7 @@ class _ViewReader(Dataset[Batch | BadInput]):
                 sample = self._sample(int(index))
             except UnreadableImage as fault:
                 skipped.append(str(fault))
-            except BadInput as fault:
+            except FAULTS as fault:
                 return fault
             else:
                 if callable(self.size):

@@ -11,7 +11,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from depthjepa.data.reading import read
+from depthjepa.data.reading import FAULTS, Fault, read
 from depthjepa.data.samples import Sample, Source, UnreadableImage
 from depthjepa.faults import BadInput
 from depthjepa.progress import track
@@ -106,12 +106,12 @@ class _Decoded:
 
 
 @dataclass(frozen=True, slots=True)
-class _Decoder(Dataset[_Decoded | BadInput]):
+class _Decoder(Dataset[_Decoded | Fault]):
     source: Source
     height: int
     width: int
 
-    def __getitem__(self, indices: range) -> _Decoded | BadInput:
+    def __getitem__(self, indices: range) -> _Decoded | Fault:
         """Decode neighbours of a source; a fault of the user comes back as a value (see `reading.read`)."""
         images = torch.empty(len(indices), self.height, self.width, 3, dtype=torch.uint8)
         labels = torch.full((len(indices),), -1)
@@ -122,7 +122,7 @@ class _Decoder(Dataset[_Decoded | BadInput]):
                 sample = self.source.sample(index)
             except UnreadableImage as fault:
                 unreadable[index] = str(fault)
-            except BadInput as fault:
+            except FAULTS as fault:
                 return fault
             else:
                 if sample.image.shape != (3, self.height, self.width):

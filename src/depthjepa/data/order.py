@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import PurePath
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
 from depthjepa import runtime
-from depthjepa.data.samples import Sample, Segmented, Source, segment_classes
+from depthjepa.data.samples import Sample, Segmented, Source, Windowed, segment_classes
 from depthjepa.faults import BadInput
 
 
@@ -76,14 +76,26 @@ class Mixture:
 
     def weighted_order(self, weights: Sequence[float], seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
         """Return one epoch of sample indices in which each source has the share of its weight."""
-        parts = []
         shares = _apportion(len(self), weights)
+        if any(moments(source, seed, epoch) is not None for source in self.sources):
+            return self._weighted_in_windows(shares, seed, epoch)
+        parts = []
         for which, (source, share) in enumerate(zip(self.sources, shares, strict=True)):
             first = int(self._ends[which]) - len(source)
             parts.append(first + _passes(len(source), share, seed, f"order/{which}", epoch))
         together = np.concatenate(parts)
         shuffle = runtime.permutation(len(together), seed=seed, stream="order/mixture", epoch=epoch)
         mixed: Int64[np.ndarray, " n"] = together[shuffle]
+        return mixed
+
+    def _weighted_in_windows(self, shares: Sequence[int], seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
+        """The same with sources that are had by pieces: each keeps its own order, and they are mixed all along."""
+        indices, times = [], []
+        for which, (source, share) in enumerate(zip(self.sources, shares, strict=True)):
+            drawn, when = _passes_in_windows(source, share, seed, f"order/{which}", epoch)
+            indices.append(int(self._ends[which]) - len(source) + drawn)
+            times.append(when)
+        mixed: Int64[np.ndarray, " n"] = np.concatenate(indices)[np.argsort(np.concatenate(times), kind="stable")]
         return mixed
 
 
@@ -94,6 +106,19 @@ def _passes(length: int, count: int, seed: int, stream: str, epoch: int) -> Int6
         for turn in range(-(-count // length))
     ]
     return np.concatenate([np.empty(0, dtype=np.int64), *turns])[:count]
+
+
+def _passes_in_windows(
+    source: Source, count: int, seed: int, stream: str, epoch: int
+) -> tuple[Int64[np.ndarray, " count"], Float64[np.ndarray, " count"]]:
+    """Draw `count` samples as `_passes` does, each with its moment from 0 to 1 (see `moments`)."""
+    indices, times = [], []
+    for turn in range(-(-count // len(source))):
+        when = moments(source, seed, epoch, f"{stream}/{turn}")
+        when = _random(len(source), seed, epoch, f"{stream}/{turn}/moment") if when is None else when
+        indices.append(np.argsort(when, kind="stable"))
+        times.append(turn + when[indices[-1]])
+    return np.concatenate(indices)[:count], np.concatenate(times)[:count] * len(source) / count
 
 
 def _apportion(total: int, weights: Sequence[float]) -> list[int]:
@@ -129,7 +154,42 @@ def epoch_order(source: Source, seed: int, epoch: int) -> Int64[np.ndarray, " n"
     """Return the sample indices of an epoch in the order of training."""
     if isinstance(source, Mixture) and source.weights is not None:
         return source.weighted_order(source.weights, seed, epoch)
+    times = moments(source, seed, epoch)
+    if times is not None:
+        return np.argsort(times, kind="stable")
     return runtime.permutation(len(source), seed=seed, stream="order", epoch=epoch).astype(np.int64)
+
+
+def moments(source: Source, seed: int, epoch: int, stream: str = "order") -> Float64[np.ndarray, " n"] | None:
+    """When in an epoch, from 0 to 1, each sample is drawn; None where that is a plain permutation.
+
+    Pieces of shards that lie elsewhere come in a random order, and the samples of each at random moments of the time in
+    which `window` pieces come: so about as many are in use at any time, and one is fetched after the other. What is
+    mixed with such a source and is at hand comes at any moment.
+    """
+    if isinstance(source, Mixture):
+        parts = [moments(each, seed, epoch, f"{stream}/{number}") for number, each in enumerate(source.sources)]
+        if all(part is None for part in parts):
+            return None
+        return np.concatenate(
+            [
+                _random(len(each), seed, epoch, f"{stream}/{number}/moment") if part is None else part
+                for number, (each, part) in enumerate(zip(source.sources, parts, strict=True))
+            ]
+        )
+    pieces = source.pieces() if isinstance(source, Windowed) else None
+    if pieces is None or not isinstance(source, Windowed):
+        return None
+    count = int(pieces.max()) + 1
+    window = min(source.window, count)
+    turn = runtime.permutation(count, seed=seed, stream=f"{stream}/pieces", epoch=epoch)
+    within = _random(len(source), seed, epoch, f"{stream}/moment")
+    times: Float64[np.ndarray, " n"] = (turn[pieces] + window * within) / (count - 1 + window)
+    return times
+
+
+def _random(length: int, seed: int, epoch: int, stream: str) -> Float64[np.ndarray, " n"]:
+    return (runtime.permutation(length, seed=seed, stream=stream, epoch=epoch) + 0.5) / length
 
 
 def draw_keys(order: Int64[np.ndarray, " n"], length: int, count: int) -> Int64[np.ndarray, " count"]:

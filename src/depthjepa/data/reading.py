@@ -16,22 +16,24 @@ from typing import TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from depthjepa.faults import BadInput, RunStopped
+from depthjepa.faults import BadInput, OutOfReach, RunStopped
 from depthjepa.stopping import SIGNALS
 
 Answer = TypeVar("Answer")
+Fault = BadInput | OutOfReach
+FAULTS = (BadInput, OutOfReach)
 
 LOOK_EVERY = 0.5  # seconds in which a worker finds out that it is to end
 
 
-def read(reader: Dataset[Answer | BadInput], requests: Iterator[object], workers: int) -> Iterator[Answer]:
+def read(reader: Dataset[Answer | Fault], requests: Iterator[object], workers: int) -> Iterator[Answer]:
     """Let workers answer requests, in order and two each ahead; raise their faults here.
 
-    An exception that leaves a worker gets the worker's traceback into its message, so faults of the user
-    travel as values and stay one clear message.
+    An exception that leaves a worker gets the worker's traceback into its message, so faults of the user, and what does
+    not answer any more, travel as values and stay one clear message.
     """
     no_more = _shared_byte() if workers else ctypes.c_byte(0)
-    loader: DataLoader[Answer | BadInput] = DataLoader(
+    loader: DataLoader[Answer | Fault] = DataLoader(
         reader,
         batch_size=None,
         sampler=requests,
@@ -44,7 +46,7 @@ def read(reader: Dataset[Answer | BadInput], requests: Iterator[object], workers
     answers = iter(loader)  # held until the workers are told: where it is dropped, it waits for them
     try:
         for answer in answers:
-            if isinstance(answer, BadInput):
+            if isinstance(answer, FAULTS):
                 raise answer
             yield answer
     except RuntimeError as fault:

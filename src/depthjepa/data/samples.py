@@ -87,6 +87,24 @@ class Stamped(Protocol):
 
 
 @runtime_checkable
+class Windowed(Protocol):
+    """A source whose samples are had by pieces of neighbours, so that an epoch should not jump about between all."""
+
+    def pieces(self) -> Int64[np.ndarray, " images"] | None:
+        """Number of the piece (0, 1, ...) of each sample; None: any sample is had as fast as its neighbour."""
+        ...
+
+    @property
+    def window(self) -> int:
+        """Pieces that are shuffled among themselves."""
+        ...
+
+    def for_few(self, indices: Int64[np.ndarray, " few"]) -> Source:
+        """The same source, to read some samples only: whole pieces are not fetched for a sample of each."""
+        ...
+
+
+@runtime_checkable
 class Selective(Protocol):
     """A source that passed over some of what lies where its samples do."""
 

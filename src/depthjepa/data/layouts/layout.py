@@ -11,6 +11,7 @@ from depthjepa.data.config import DataConfig
 from depthjepa.data.images import Split, sub_folders
 from depthjepa.data.layouts import table
 from depthjepa.data.samples import Source
+from depthjepa.data.shards.place import address_base, is_address
 from depthjepa.faults import BadInput, nearest
 
 PACKED = (".zip", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
@@ -24,6 +25,13 @@ def path_of(root: str) -> Path:
 def path_name(root: str) -> str:
     """The name of a source that is known by its path."""
     return str(path_of(root))
+
+
+def base_of(root: str) -> str:
+    """The folder or address that the names of a root's images are below."""
+    if is_address(root):
+        return address_base(root)
+    return str(path_of(root).parent if root.endswith(".tar") else path_of(root))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

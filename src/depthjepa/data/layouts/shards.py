@@ -11,39 +11,42 @@ The webdataset library reads shards as streams: it can neither resume exactly no
 
 from __future__ import annotations
 
-import functools
+import copy
 import os
-import posixpath
-import re
-import tarfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
+from depthjepa.cache_folder import cache_folder
 from depthjepa.data.config import DataConfig
-from depthjepa.data.images import SUFFIXES, Split, decode_bytes, ending, fault_line, packed
-from depthjepa.data.layouts.layout import DataLayout, path_of
+from depthjepa.data.images import Split, decode_bytes, fault_line
+from depthjepa.data.layouts.layout import DataLayout, path_name, path_of
 from depthjepa.data.samples import Sample, UnreadableImage
+from depthjepa.data.shards.index import ShardIndex, index_of
+from depthjepa.data.shards.pieces import BYTES, PieceCache, divided, each_alone
+from depthjepa.data.shards.place import SPLIT_WORDS, Folder, Place, is_address, of_split, tars_in
+from depthjepa.data.shards.remote import Address
 from depthjepa.faults import BadInput, nearest
 
-_SPLIT_WORDS: dict[Split, set[str]] = {"train": {"train"}, "val": {"val", "valid", "validation"}}
+CLASSES = "classes.txt"
 _COMPRESSED = (".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst")
-_PADDING = 1 << 20  # bytes; a tar ends in zeros up to a whole record, which is hardly ever larger
+_GIB = 1 << 30
+# Images are fetched one by one where fewer than so many of a piece are wanted, of so many times as many bytes.
+_FEW, _SPARSE = 4, 16
+_ROOM = 1.5  # the least that is kept of shards that lie elsewhere, as a multiple of what is shuffled together
 
 
 class TarShards:
-    """The images of one split of a folder of tar shards, or of a single tar, in the order of shards and members.
+    """The images of one split of a place of tar shards, in the order of shards and members.
 
     `classes` takes the first N classes, or the named ones in the order given (without `classes.txt` their names are
     their indices); the classes are those of `train` where there is one, so that labels agree between the splits.
     `images_per_class` takes at most the first N images of each class, of `train` alone.
 
-    Raises `BadInput`, with shard and member, for what the layout forbids: see `_members` and `_class_words`.
+    Raises `BadInput`, with shard and member, for what the layout forbids: see `members.scanned` and `_class_words`.
     """
 
     has_depth = False
@@ -52,228 +55,121 @@ class TarShards:
 
     def __init__(
         self,
-        root: Path,
+        place: Place,
         split: Split,
         classes: int | tuple[str, ...] | None = None,
         images_per_class: int | None = None,
     ) -> None:
-        self.name = str(root)
-        self._folder = root if root.is_dir() else root.parent
-        if not (paths := shard_paths(root, split)):
-            raise BadInput(f"{root} holds no tar shards of {split} ({split}-*.tar, or {split}/*.tar)")
-        index = _indexed(paths)
-        training_paths = shard_paths(root, "train")
-        training = _indexed(training_paths) if training_paths and training_paths != paths else index
-        self.classes = _class_words(self._folder / "classes.txt", training)
+        self.name = place.name
+        self._place, there = place, place.shards()
+        if not (shards := of_split(there, split)):
+            raise BadInput(f"{self.name} holds no tar shards of {split} ({split}-*.tar, or {split}/*.tar)")
+        index = index_of(place, shards)
+        training_shards = of_split(there, "train")
+        training = index_of(place, training_shards) if training_shards and training_shards != shards else index
+        self.classes = _class_words(place, training)
         index = _with_labels_of_training(index, training)
         if classes is not None or images_per_class is not None:
-            chosen = _chosen_classes(root, self.classes, classes)
+            chosen = _chosen_classes(self.name, self.classes, classes)
             index = _subset(index, [self.classes.index(word) for word in chosen], images_per_class, split)
-            if classes is not None and (empty := set(range(len(chosen))) - set(index.labels.tolist())):
-                raise BadInput(f"class {chosen[min(empty)]!r} has no images in the {split} shards of {root}")
+            if classes is not None and (empty := set(range(len(chosen))) - set(index.samples.labels.tolist())):
+                raise BadInput(f"class {chosen[min(empty)]!r} has no images in the {split} shards of {self.name}")
             self.classes = chosen
         self.ignored: Mapping[str, int] = dict(index.ignored)
-        self.labels: Int64[ndarray, " images"] = index.labels
-        self._shards = packed(path.relative_to(self._folder).as_posix() for path in paths)
-        self._names, self._places = index.names, index.places
+        self._samples = index.samples
+        self._shards = shards
+        self._pieces = divided(index.samples)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._samples.labels)
+
+    @property
+    def labels(self) -> Int64[ndarray, " images"]:
+        """Index of the class of each image; -1: unknown."""
+        return self._samples.labels
 
     def name_of(self, index: int) -> str:
         """SHARD:MEMBER of image `index`."""
-        return f"{os.fsdecode(self._shards[self._places[index, 0]])}:{os.fsdecode(self._names[index])}"
+        shard = self._shards[self._samples.places[index, 0]].name
+        return f"{shard}:{os.fsdecode(self._samples.names[index])}"
 
     def stamps(self) -> Int64[ndarray, "images 2"]:
         """Bytes of each image in its shard, and its label: an open index knows both."""
-        return np.stack([self._places[:, 2], self.labels], axis=1)
+        return np.stack([self._samples.places[:, 2], self.labels], axis=1)
+
+    def pieces(self) -> Int64[ndarray, " images"] | None:
+        """The piece of each image (see `Windowed`)."""
+        return None if self._place.window_bytes is None else self._pieces.of_sample
+
+    @property
+    def window(self) -> int:
+        """Pieces that are shuffled among themselves."""
+        return max(1, (self._place.window_bytes or 0) // BYTES)
+
+    def for_few(self, indices: Int64[ndarray, " few"]) -> TarShards:
+        """The same, to read these images alone: each by itself where their pieces hold much more than they are."""
+        if self._place.window_bytes is None or not len(indices):
+            return self
+        pieces = np.unique(self._pieces.of_sample[indices])
+        excess = self._pieces.length[pieces].sum() / self._samples.places[indices, 2].sum()
+        if len(indices) >= _FEW * len(pieces) or excess <= _SPARSE:
+            return self
+        alone = copy.copy(self)
+        alone._pieces = each_alone(self._samples)
+        return alone
 
     def sample(self, index: int) -> Sample:
-        """Decode image `index`, named SHARD:MEMBER; raises `UnreadableImage`.
-
-        The shard is opened for each image: that costs 3 microseconds of some 200, and workers share no open files.
-        """
-        number, offset, size = self._places[index].tolist()
-        shard = os.fsdecode(self._shards[number])
+        """Decode image `index`, named SHARD:MEMBER; raises `UnreadableImage`."""
+        number, first, size = self._samples.places[index].tolist()
         name = self.name_of(index)
         try:
-            opened = os.open(self._folder / shard, os.O_RDONLY)
-            try:
-                content = os.pread(opened, size, offset)
-            finally:
-                os.close(opened)
+            content = self._place.read(self._shards[number], first, size, self._pieces.piece(index))
         except OSError as fault:
-            raise UnreadableImage(f"{self._folder / name}: {fault_line(fault)}") from fault
-        image = decode_bytes(content, f"{self._folder / name}")
+            raise UnreadableImage(f"{self._place.base}/{name}: {fault_line(fault)}") from fault
+        image = decode_bytes(content, f"{self._place.base}/{name}")
         return Sample(image=image, depth=None, label=int(self.labels[index]), name=name)
-
-
-# which shards ---------------------------------------------------------------------------------------------
-
-
-def shard_paths(root: Path, split: Split) -> list[Path]:
-    """Return the shards of a split, sorted; all shards where none tells its split; none where it has none."""
-    if not root.is_dir():
-        return [root]
-    by_split = {known: _shards_of(root, words) for known, words in _SPLIT_WORDS.items()}
-    return by_split[split] if any(by_split.values()) else sorted(_tars(root))
-
-
-def _shards_of(root: Path, words: set[str]) -> list[Path]:
-    beside = [path for path in _tars(root) if words & set(re.split(r"[-_.]", path.stem.lower()))]
-    return sorted([*beside, *(path for word in words for path in _tars(root / word))])
-
-
-def _tars(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("*.tar") if path.is_file() and not path.name.startswith(".")]
-
-
-# what is in them ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Index:
-    """Where the images of several shards are: arrays, which worker processes share."""
-
-    shards: tuple[Path, ...]
-    names: ndarray  # of the members, as bytes
-    places: Int64[ndarray, "images 3"]  # number of the shard, offset and size [byte] of the image in it
-    labels: Int64[ndarray, " images"]  # -1: unknown
-    ignored: Mapping[str, int]  # members that are not read, in words
-
-    def member(self, index: int) -> str:
-        """SHARD:MEMBER, for messages."""
-        return f"{self.shards[self.places[index, 0]]}:{os.fsdecode(self.names[index])}"
-
-
-def _indexed(paths: Sequence[Path]) -> _Index:
-    """Index shards; raises `BadInput` for what `_members` refuses, and where only some images have a label.
-
-    30 microseconds a member, so an index stays for as long as its files are unchanged: training and probes share it.
-    """
-    stats = [path.stat() for path in paths]
-    return _index_of(tuple(paths), tuple((stat.st_size, stat.st_mtime_ns) for stat in stats))
-
-
-@functools.lru_cache(maxsize=8)
-def _index_of(paths: tuple[Path, ...], stamps: tuple[tuple[int, int], ...]) -> _Index:
-    names, places, labels = [], [], []
-    ignored: Counter[str] = Counter()
-    for number, path in enumerate(paths):
-        for name, offset, size, label in _members(path, ignored):
-            names.append(name)
-            places.append((number, offset, size))
-            labels.append(label)
-    index = _Index(paths, packed(names), np.array(places, np.int64), np.array(labels, np.int64), ignored)
-    if (index.labels < 0).any() and (index.labels >= 0).any():
-        without = index.member(int(index.labels.argmin()))
-        raise BadInput(f"{without} has no label, but other images have: give all of them a .cls, or none")
-    return index
-
-
-def _members(path: Path, ignored: Counter[str]) -> list[tuple[str, int, int, int]]:
-    """Name, offset, size and label (-1: none) of the images of one shard, in their order; others are counted.
-
-    A member that is a link to an earlier one has that one's content, as tar writes files that are one on the disk.
-
-    Raises `BadInput` for a file that is no tar or is cut short, a tar without images, a key with two images or two
-    labels, a label without an image, and one that is no number.
-    """
-    images: dict[str, tarfile.TarInfo] = {}
-    labels: dict[str, tarfile.TarInfo] = {}
-    contents: dict[str, bytes] = {}
-    files: dict[str, tarfile.TarInfo] = {}  # by their names, those that links mean too
-    last = None
-    try:
-        with path.open("rb", buffering=0) as file, tarfile.open(path, "r:") as shard:
-            for member in shard:
-                last = member.name
-                folder, _, base = member.name.rpartition("/")
-                stem, _, extension = base.partition(".")
-                if member.isdir():
-                    continue
-                if member.islnk() or member.issym():
-                    meant = member.linkname if member.islnk() else posixpath.join(folder, member.linkname)
-                    if (target := files.get(posixpath.normpath(meant))) is None:
-                        ignored["link to what the tar does not hold before it"] += 1
-                        continue
-                    member.size, member.offset_data = target.size, target.offset_data
-                elif not member.isreg():
-                    ignored["pipe, socket or device"] += 1
-                    continue
-                files[posixpath.normpath(member.name)] = member
-                key = f"{folder}/{stem}"
-                is_label = extension.lower().rpartition(".")[2] == "cls"
-                if not stem or (not is_label and not base.lower().endswith(SUFFIXES)):
-                    ignored[ending(base) if stem else "hidden"] += 1
-                    continue
-                known = labels if is_label else images
-                if key in known:
-                    raise BadInput(
-                        f"{path}: {known[key].name} and {member.name} are two {'labels' if is_label else 'images'} of "
-                        f"one sample (the name up to its first dot is the key of a sample)"
-                    )
-                known[key] = member
-                if is_label:
-                    contents[key] = os.pread(file.fileno(), min(member.size, 99), member.offset_data)
-            last_bytes = os.pread(file.fileno(), _PADDING, shard.offset)
-    except (tarfile.TarError, OSError) as fault:
-        what = "is no uncompressed tar" if last is None else f"is cut short or damaged at {last}"
-        raise BadInput(f"{path} {what}: {fault_line(fault)}") from fault
-    if len(last_bytes) < tarfile.BLOCKSIZE or any(last_bytes):  # tarfile ends at such a place without a word
-        raise BadInput(f"{path} is cut short or damaged after {last}: the tar's end mark is not there")
-    if not images:
-        raise BadInput(f"{path} holds no images (accepted: {' '.join(SUFFIXES)})")
-    if lonely := labels.keys() - images.keys():
-        raise BadInput(f"{path}: {labels[min(lonely)].name} is a label without an image ({' '.join(SUFFIXES)})")
-    values = {key: _label(content, f"{path}: {labels[key].name}") for key, content in contents.items()}
-    return [(member.name, member.offset_data, member.size, values.get(key, -1)) for key, member in images.items()]
-
-
-def _label(content: bytes, name: str) -> int:
-    text = content.decode(errors="replace").strip()
-    if not re.fullmatch("[0-9]{1,9}", text):
-        raise BadInput(f"{name} holds {text[:20]!r}, not the index of a class (0, 1, ...)")
-    return int(text)
 
 
 # classes --------------------------------------------------------------------------------------------------
 
 
-def _class_words(file: Path, training: _Index) -> tuple[str, ...]:
+def _class_words(place: Place, training: ShardIndex) -> tuple[str, ...]:
     """Names of the classes: of `classes.txt`, else their indices; none without labels.
 
     Raises `BadInput` for names that are missing or come twice, and for a label beyond the last name.
     """
-    highest = int(training.labels.max())
+    labels = training.samples.labels
+    highest = int(labels.max())
     if highest < 0:
         return ()
-    if not file.is_file():
+    if (content := place.content(CLASSES)) is None:
         return tuple(str(label) for label in range(highest + 1))
-    lines = file.read_text(encoding="utf-8").strip().splitlines()
+    file = f"{place.base}/{CLASSES}"
+    lines = content.decode().strip().splitlines()
     words = tuple((line.split() or [""])[0] for line in lines)
     if "" in words or len(set(words)) < len(words):
         raise BadInput(f"{file} must name every class once, one a line, in the order of their indices")
     if highest >= len(words):
-        member = training.member(int(training.labels.argmax()))
+        member = training.member(int(labels.argmax()))
         raise BadInput(f"{member} is of class {highest}, but {file} names {len(words)} classes (0 to {len(words) - 1})")
     return words
 
 
-def _with_labels_of_training(index: _Index, training: _Index) -> _Index:
+def _with_labels_of_training(index: ShardIndex, training: ShardIndex) -> ShardIndex:
     """Refuse labels that train has not; where train has none at all, those of validation mean nothing."""
-    if training.labels.max() < 0:
-        return replace(index, labels=np.full_like(index.labels, -1))
-    other = ~np.isin(index.labels, training.labels)
+    labels, known = index.samples.labels, training.samples.labels
+    if known.max() < 0:
+        return replace(index, samples=index.samples._replace(labels=np.full_like(labels, -1)))
+    other = ~np.isin(labels, known)
     if other.any():
         place = int(other.argmax())
-        label = int(index.labels[place])
+        label = int(labels[place])
         has = "no label, but the images of train have" if label < 0 else f"class {label}, which no image of train has"
         raise BadInput(f"{index.member(place)} has {has}")
     return index
 
 
-def _chosen_classes(root: Path, there: tuple[str, ...], classes: int | tuple[str, ...] | None) -> tuple[str, ...]:
+def _chosen_classes(root: str, there: tuple[str, ...], classes: int | tuple[str, ...] | None) -> tuple[str, ...]:
     if not there:
         key = "images_per_class" if classes is None else "classes"
         raise BadInput(f"data.{key} needs labels, and the images in the shards of {root} have no .cls")
@@ -292,25 +188,40 @@ def _chosen_classes(root: Path, there: tuple[str, ...], classes: int | tuple[str
     return classes
 
 
-def _subset(index: _Index, chosen: Sequence[int], images_per_class: int | None, split: Split) -> _Index:
+def _subset(index: ShardIndex, chosen: Sequence[int], images_per_class: int | None, split: Split) -> ShardIndex:
     """The images of the chosen labels, which become 0, 1, ...; they stay in the order of the shards."""
     at_most = images_per_class if split == "train" else None
-    by_class = [np.flatnonzero(index.labels == label)[:at_most] for label in chosen]
-    kept = np.sort(np.concatenate(by_class))
-    renamed = np.empty(max(*chosen, int(index.labels.max())) + 1, dtype=np.int64)
+    labels = index.samples.labels
+    kept = np.sort(np.concatenate([np.flatnonzero(labels == label)[:at_most] for label in chosen]))
+    renamed = np.empty(max(*chosen, int(labels.max())) + 1, dtype=np.int64)
     renamed[chosen] = np.arange(len(chosen))
-    return replace(index, names=index.names[kept], places=index.places[kept], labels=renamed[index.labels[kept]])
+    return replace(index, samples=index.samples.take(kept)._replace(labels=renamed[labels[kept]]))
 
 
 # the row -------------------------------------------------------------------------------------------------
 
 
+def place_of(config: DataConfig, root: str) -> Place:
+    """Where the shards of a root lie."""
+    if not is_address(root):
+        return Folder(path_of(root))
+    if config.cache_gib < _ROOM * config.window_gib:
+        raise BadInput(
+            f"data.cache_gib={config.cache_gib:g} is too little for data.window_gib={config.window_gib:g}: what is "
+            f"shuffled together would be fetched again and again; take data.cache_gib={_ROOM * config.window_gib:g}"
+        )
+    cache = path_of(config.cache) if config.cache else cache_folder() / "shards"
+    return Address(root, PieceCache(cache, int(config.cache_gib * _GIB)), int(config.window_gib * _GIB))
+
+
 def _matches(root: str) -> bool:
+    if is_address(root):
+        return True
     path = path_of(root)
     if path.suffix == ".tar" and path.is_file():
         return True
-    words = [word for each in _SPLIT_WORDS.values() for word in each]
-    return path.is_dir() and any(_tars(place) for place in (path, *(path / word for word in words)))
+    words = [word for each in SPLIT_WORDS.values() for word in each]
+    return path.is_dir() and any(tars_in(place) for place in (path, *(path / word for word in words)))
 
 
 def _nearly(root: str) -> str:
@@ -327,11 +238,11 @@ def _nearly(root: str) -> str:
 
 
 def _open(config: DataConfig, root: str, split: Split) -> TarShards:
-    return TarShards(path_of(root), split, config.classes, config.images_per_class)
+    return TarShards(place_of(config, root), split, config.classes, config.images_per_class)
 
 
 def _has_validation(config: DataConfig, root: str) -> bool:
-    return bool(shard_paths(path_of(root), "val"))
+    return bool(of_split(place_of(config, root).shards(), "val"))
 
 
 LAYOUT = DataLayout(
@@ -341,6 +252,8 @@ LAYOUT = DataLayout(
     open=_open,
     has_validation=_has_validation,
     nearly=_nearly,
+    source_name=lambda root: root if is_address(root) else path_name(root),
+    reads=("cache", "cache_gib", "window_gib"),
     may_have_labels=True,
     takes_subsets=True,
 )
