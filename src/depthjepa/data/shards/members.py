@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import posixpath
 import re
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -41,7 +42,7 @@ def joined(parts: Sequence[Samples]) -> Samples:
     return Samples(*(np.concatenate(columns) for columns in zip(*numbered, strict=True)))
 
 
-def scanned(file: BinaryIO, name: str) -> tuple[Samples, Counter[str]]:
+def scanned(file: io.FileIO | io.BytesIO, name: str) -> tuple[Samples, Counter[str]]:
     """The samples of one shard in the order of its images, and how often other members were passed over.
 
     A member that is a link to an earlier one has that one's content, as tar writes files that are one on the disk.

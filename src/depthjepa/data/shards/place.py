@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from depthjepa.data.images import Split
 from depthjepa.logbook import whole_path
@@ -76,7 +77,7 @@ class Place(Protocol):
         """Write a file beside the shards, whole; says where. Raises `BadInput` where nothing can be written."""
         ...
 
-    def open(self, shard: Shard) -> BinaryIO:
+    def open(self, shard: Shard) -> io.FileIO | io.BytesIO:
         """A shard to be read from its beginning to its end, hardly ever back."""
         ...
 
@@ -124,7 +125,7 @@ class Folder:
             partial.write_bytes(content)
         return str(self._folder / name)
 
-    def open(self, shard: Shard) -> BinaryIO:
+    def open(self, shard: Shard) -> io.FileIO:
         return (self._folder / shard.name).open("rb", buffering=0)
 
     def read(self, shard: Shard, first: int, length: int, piece: Piece) -> bytes:

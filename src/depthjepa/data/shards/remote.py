@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from depthjepa.data.images import fault_line
 from depthjepa.data.shards.pieces import BYTES, PieceCache
@@ -65,7 +65,7 @@ class Address:
             ) from fault
         return address
 
-    def open(self, shard: Shard) -> BinaryIO:
+    def open(self, shard: Shard) -> io.BytesIO:
         return _Stream(lambda first, length: self._fetched(shard, first, length), shard.size)
 
     def read(self, shard: Shard, first: int, length: int, piece: Piece) -> bytes:
@@ -170,13 +170,8 @@ def _tars(address: str) -> list[dict[str, Any]]:
         found = _tried(lambda fs, path: fs.ls(path, detail=True), address)
     except _NotThere:
         return []
-    fs = _file_system(address)[0]
-    files = [each for each in found if each["type"] == "file" and each["name"].endswith(TAR)]
-    return [_as_told(each, fs.unstrip_protocol(each["name"])) for each in files if not _hidden(each["name"])]
-
-
-def _hidden(name: str) -> bool:
-    return PurePosixPath(name).name.startswith(".")
+    files = ((PurePosixPath(each["name"]).name, each) for each in found if each["type"] == "file")
+    return [_as_told(each, f"{address}/{name}") for name, each in files if name.endswith(TAR) and name[0] != "."]
 
 
 def _told(address: str) -> dict[str, Any]:
