@@ -34,7 +34,7 @@ from depthjepa.progress import track
 
 NAME = "shards.index.npz"
 FORMAT = 1
-KEPT_FROM = 1000  # samples; fewer are indexed anew in less than a tenth of a second
+KEPT_FROM = 1000  # samples of a folder; fewer are indexed anew in less than a tenth of a second
 THREADS = 8  # shards that are indexed at a time, where they have to be fetched
 SAVE_EVERY = 60.0  # seconds after which what is indexed is kept, although others are to follow
 
@@ -95,9 +95,9 @@ def indexed(place: Place, shards: Sequence[Shard]) -> Known:
         for shard, one in track(_scanned(place, left), f"indexing shards of {place.name}", len(left)):
             known[shard] = one
             if time.monotonic() - since > SAVE_EVERY:
-                _keep(kept, known)
+                _keep(kept, known, place)
                 since = time.monotonic()
-        _keep(kept, known)
+        _keep(kept, known, place)
     return known
 
 
@@ -149,9 +149,9 @@ def _read(content: bytes) -> dict[Shard, One]:
     }
 
 
-def _keep(file: Path, known: Known) -> None:
+def _keep(file: Path, known: Known, place: Place) -> None:
     """Write the index, where it is worth it; a cache folder that cannot be written to is no fault."""
-    if sum(len(one.samples.labels) for one in known.values()) < KEPT_FROM:
+    if place.window_bytes is None and sum(len(one.samples.labels) for one in known.values()) < KEPT_FROM:
         return
     newest = {shard.name: shard for shard in known}  # what was there before is forgotten
     content = to_bytes({shard: known[shard] for shard in newest.values()})
