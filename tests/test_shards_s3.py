@@ -140,6 +140,7 @@ def test_a_run_from_s3_goes_on_to_the_same_bits_and_asks_for_much_at_a_time(
     assert looked_through <= 1.1 * size
     assert call(*command(tmp_path / "whole", 30))[0] == 0
     cold = len(s3.gets()) - looked_through
+    print("\n".join(s3.log.read_text().splitlines()))
     assert cold == 2 * SHARDS, "each piece once"
     assert cold <= 1.1 * size and size / cold > 1, "megabytes a request"
 
