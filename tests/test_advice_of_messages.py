@@ -109,6 +109,7 @@ CASES = [
 
 # Advice that is run in other tests, or cannot be run here; by words of it.
 ELSEWHERE = {
+    "shuffled together would be fetched again and again; take data.cache_gib={}": "test_shard_addresses.py",
     "data.image_size=[HEIGHT,WIDTH]": "test_formats.py",
     "give model.heads=N": "test_formats.py",
     "a run starts from it where it is in a folder": "test_public_starts.py",
