@@ -29,7 +29,8 @@ from depthjepa.data.config import DataConfig
 from depthjepa.data.images import SUFFIXES, Split, decode_bytes, ending, fault_line, packed
 from depthjepa.data.layouts.layout import DataLayout, path_of
 from depthjepa.data.samples import Sample, UnreadableImage
-from depthjepa.faults import BadInput, nearest
+from depthjepa.data.subsets import chosen_classes, chosen_images
+from depthjepa.faults import BadInput
 
 _SPLIT_WORDS: dict[Split, set[str]] = {"train": {"train"}, "val": {"val", "valid", "validation"}}
 _COMPRESSED = (".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst")
@@ -67,7 +68,10 @@ class TarShards:
         self.classes = _class_words(self._folder / "classes.txt", training)
         index = _with_labels_of_training(index, training)
         if classes is not None or images_per_class is not None:
-            chosen = _chosen_classes(root, self.classes, classes)
+            if not self.classes:
+                key = "images_per_class" if classes is None else "classes"
+                raise BadInput(f"data.{key} needs labels, and the images in the shards of {root} have no .cls")
+            chosen = chosen_classes(self.classes, classes, f"the shards of {root}")
             index = _subset(index, [self.classes.index(word) for word in chosen], images_per_class, split)
             if classes is not None and (empty := set(range(len(chosen))) - set(index.labels.tolist())):
                 raise BadInput(f"class {chosen[min(empty)]!r} has no images in the {split} shards of {root}")
@@ -273,33 +277,10 @@ def _with_labels_of_training(index: _Index, training: _Index) -> _Index:
     return index
 
 
-def _chosen_classes(root: Path, there: tuple[str, ...], classes: int | tuple[str, ...] | None) -> tuple[str, ...]:
-    if not there:
-        key = "images_per_class" if classes is None else "classes"
-        raise BadInput(f"data.{key} needs labels, and the images in the shards of {root} have no .cls")
-    if classes is None:
-        return there
-    if isinstance(classes, int):
-        if classes > len(there):
-            raise BadInput(f"data.classes={classes}, but the shards of {root} have {len(there)} classes")
-        return there[:classes]
-    for word in classes:
-        if word not in there:
-            raise BadInput(
-                f"data.classes: no class {word!r} in the shards of {root}{nearest(word, there)}; "
-                f"they have {len(there)}: {', '.join(there[:5])}{', ...' if len(there) > 5 else ''}"
-            )
-    return classes
-
-
 def _subset(index: _Index, chosen: Sequence[int], images_per_class: int | None, split: Split) -> _Index:
     """The images of the chosen labels, which become 0, 1, ...; they stay in the order of the shards."""
-    at_most = images_per_class if split == "train" else None
-    by_class = [np.flatnonzero(index.labels == label)[:at_most] for label in chosen]
-    kept = np.sort(np.concatenate(by_class))
-    renamed = np.empty(max(*chosen, int(index.labels.max())) + 1, dtype=np.int64)
-    renamed[chosen] = np.arange(len(chosen))
-    return replace(index, names=index.names[kept], places=index.places[kept], labels=renamed[index.labels[kept]])
+    kept, labels = chosen_images(index.labels, chosen, images_per_class if split == "train" else None)
+    return replace(index, names=index.names[kept], places=index.places[kept], labels=labels)
 
 
 # the row -------------------------------------------------------------------------------------------------
