@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from depthjepa import checkpoint, distributed, optim
 from depthjepa.config import RunConfig
-from depthjepa.data.layouts.layout import path_of
+from depthjepa.data.layouts.layout import name_of_root, path_of
 from depthjepa.data.order import weighted_roots
 from depthjepa.formats.weights import assemble, load_strictly
 from depthjepa.guidance.target import Target
@@ -93,7 +93,7 @@ def whole_method(state: State) -> JEPA | Supervised:
 def moved(faults: Sequence[str], before: str, now: str) -> list[str]:
     """What was said of unreadable images, with the roots where the data lie now: an image counts once."""
     roots = [
-        tuple(path_of(root).parent if root.endswith(".tar") else path_of(root) for root, _ in pair)
+        tuple(path_of(root).parent if root.endswith(".tar") else name_of_root(root) for root, _ in pair)
         for pair in zip(weighted_roots(before), weighted_roots(now), strict=True)
     ]
     said = []
