@@ -221,7 +221,7 @@ def test_rgbd_folder_gives_metres(tmp_path: Path) -> None:
         (lambda root: None, {"root": "scene"}, "did you mean 'scenes'"),
         (lambda root: None, {}, "holds no images"),
         (lambda root: (root / "train" / "cat").mkdir(parents=True), {}, "class 'cat' has no images"),
-        (classes, {"classes": 4}, "data.classes=4, but .*train holds 3 classes"),
+        (classes, {"classes": 4}, "data.classes=4, but there are 3 classes in .*train"),
         (classes, {"classes": ("brid",)}, r"no class 'brid' .*did you mean 'bird'\?"),
         (classes, {"kind": "rgbd"}, "has no train/rgb/"),
         (classes, {"kind": "scenes"}, "are no rendered scenes"),

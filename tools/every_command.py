@@ -63,6 +63,7 @@ MISSES = {
         ("embed", "run", "photographs", "--out", "embeddings.parquet"),
         ("prepare", "lerobot", "robot", "--registered", "--out", "robots"),
     ),
+    "hub": (("train", "photos", "data.root=hub:owner/name", "--out", "fetched"),),
     "record3d": (("prepare", "record3d", "phone.r3d", "--out", "phones"),),
 }
 

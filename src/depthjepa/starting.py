@@ -14,11 +14,10 @@ from depthjepa.config import PLACES, RunConfig, differences, to_mapping
 from depthjepa.configuring import build_config, load_config, read_resolved
 from depthjepa.data.contents import Contents, contents_of, read_contents, refuse_changed
 from depthjepa.data.images import Split
-from depthjepa.data.layouts.layout import is_named, path_of
+from depthjepa.data.layouts.layout import path_of, place_of_root
 from depthjepa.data.loading import TrainingBatches, open_splits
 from depthjepa.data.order import weighted_roots
 from depthjepa.data.samples import Source
-from depthjepa.data.shards.place import is_address
 from depthjepa.faults import BadInput
 from depthjepa.guidance.build import contents_of_teacher, refuse_other_images
 from depthjepa.guidance.config import FeatureGuidance
@@ -127,8 +126,8 @@ def open_data(config: RunConfig, folder: RunFolder) -> dict[Split, Source]:
     except BadInput as fault:
         if not folder.started:
             raise
-        roots = [root for root, _ in weighted_roots(config.data.root)]
-        moved = any(not (is_named(root) or is_address(root) or path_of(root).exists()) for root in roots)
+        places = [place_of_root(root) for root, _ in weighted_roots(config.data.root)]
+        moved = any(place is not None and not place.exists() for place in places)
         textures = config.data.scene_textures
         if moved or (textures is not None and not path_of(textures).exists()):
             key = "data.root" if moved else "data.scene_textures"

@@ -20,9 +20,11 @@ Kind = Annotated[str, AfterValidator(check_kind), WithJsonSchema({"enum": kinds(
 Positive = Annotated[int, Field(ge=1)]
 Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 
+HUB_COLUMNS = ("hub_image", "hub_label", "hub_depth")
+
 # What says how the images of one root are divided, picked, named or covered.
 OF_ITS_OWN: dict[str, Any] = dict.fromkeys(
-    ("kind", "classes", "images_per_class", "val_prefixes", "val_list", "scene_textures")
+    ("kind", "classes", "images_per_class", "val_prefixes", "val_list", "scene_textures", *HUB_COLUMNS)
 )
 
 
@@ -37,7 +39,7 @@ class DataConfig:
     kind: Kind | None = None
     """Layout to insist on; null: told apart by what is in root."""
     root: str = DEFAULT_ROOT
-    """Folder, tar or scenes[:SEED]; several comma-separated, each with a weight if need be: A*2,B*1."""
+    """Folder, tar, hub:ID or scenes[:SEED]; several comma-separated, each with a weight if need be: A*2,B*1."""
     depth_scale: Annotated[float, Field(gt=0)] = MILLIMETRES
     """Units of depth files per metre; 1000 leaves it to an RGB-D folder's dataset.json where that says another."""
     depth_orientation: DepthOrientation | None = None
@@ -70,6 +72,12 @@ class DataConfig:
     """Most that is kept of shards at an address, by all processes of a machine together [GiB]."""
     window_gib: Annotated[float, Field(gt=0)] = 1.0
     """Parts of shards at an address that are shuffled among themselves in an epoch's order [GiB]; other roots: all."""
+    hub_image: str | None = None
+    """Column of a hub data set with the images; null: the only one, or the one called image, img, rgb or photo."""
+    hub_label: str | None = None
+    """Column with the classes; null: the only one, or the one called label or labels; none: no labels."""
+    hub_depth: str | None = None
+    """Column with the depth; null: the one called depth or depth_map; none: no depth."""
     scenes_train: Positive = 4096
     """Rendered training images of scenes or rooms."""
     scenes_val: Positive = 1024

@@ -30,7 +30,7 @@ from depthjepa.logbook import read_object, to_json, whole_path, write_whole
 FILE, NAMES = "data.json", "data.npz"
 KEPT = 100_000  # images of a source, up to which all names are kept: about 1 MB
 _TOGETHER, _THREADS = 1024, 16  # files that a thread asks for at a time
-_PIECES, _PIECE = 5, 4096  # of a file that is told by its bytes, spread evenly, and bytes of each
+_PIECES, PIECE = 5, 4096  # of a file that is told by its bytes, spread evenly, and bytes of each
 _WAITING = 5e-5  # seconds a file, above which a file system is another machine's
 
 _known: weakref.WeakKeyDictionary[Stamped, Int64[np.ndarray, "images numbers"]] = weakref.WeakKeyDictionary()
@@ -129,13 +129,16 @@ def _size(path: str) -> int:
 def _mark(path: str) -> int:
     try:
         with open(path, "rb") as file:  # noqa: PTH123
-            size = os.fstat(file.fileno()).st_size
-            mark = zlib.crc32(str(size).encode())
-            for part in range(_PIECES):
-                file.seek(max(0, size - _PIECE) * part // (_PIECES - 1))
-                mark = zlib.crc32(file.read(_PIECE), mark)
+            return mark_of(os.fstat(file.fileno()).st_size, lambda place: os.pread(file.fileno(), PIECE, place))
     except OSError:
         return -1
+
+
+def mark_of(size: int, piece_at: Callable[[int], bytes | memoryview]) -> int:
+    """A number that tells a content of this size [byte] by it and by pieces: `piece_at` a place gives `PIECE` bytes."""
+    mark = zlib.crc32(str(size).encode())
+    for part in range(_PIECES):
+        mark = zlib.crc32(piece_at(max(0, size - PIECE) * part // (_PIECES - 1)), mark)
     return mark
 
 

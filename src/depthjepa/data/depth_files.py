@@ -8,6 +8,7 @@ millimetres alike, and nothing in them says which, so the unit of those is alway
 from __future__ import annotations
 
 import importlib.util
+import io
 import tokenize
 import warnings
 from pathlib import Path, PurePath
@@ -18,12 +19,13 @@ from jaxtyping import Float32
 from PIL import Image
 
 from depthjepa.data.dataset_facts import DATASET, UNITS
-from depthjepa.data.images import DECODING_FAULTS, fault_line, orientation
+from depthjepa.data.images import DECODING_FAULTS, fault_line, orientation, why_unreadable
 from depthjepa.data.samples import UnreadableImage
 from depthjepa.faults import BadInput
 
 PNG = ".png"
 TIFF = (".tif", ".tiff")
+TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes, of large files too
 EXR, NPY = ".exr", ".npy"
 
 DEPTH_CHANNELS = ("z", "depth")  # of an EXR file that holds others as well; in Blender's, ViewLayer.Depth.Z
@@ -44,28 +46,47 @@ def stored_depth(path: Path, depth_scale: float) -> tuple[Float32[np.ndarray, "h
     """
     suffix = path.suffix.lower()
     if suffix == PNG:
-        return _of_png(path, depth_scale)
-    values = _of_npy(path) if suffix == NPY else _of_exr(path) if suffix == EXR else _of_tiff(path)
+        values, tag = _of_png(path, str(path))
+        return values.astype(np.float32) / np.float32(depth_scale), tag
+    values = _of_npy(path) if suffix == NPY else _of_exr(path) if suffix == EXR else _of_tiff(path, str(path))
+    return in_metres(values, depth_scale), 1
+
+
+def units_of_bytes(content: bytes, name: str) -> tuple[np.ndarray, int]:
+    """Depth in units of the file [h, w], whole numbers or floats, and its EXIF orientation, from a file's content.
+
+    A grey PNG of 16 bits, or a TIFF of one channel. `name` is for the messages; raises what `stored_depth` raises.
+    """
+    file = io.BytesIO(content)
+    return (_of_tiff(file, name), 1) if content[:4] in TIFF_MARKS else _of_png(file, name)
+
+
+def in_metres(values: np.ndarray, depth_scale: float) -> Float32[np.ndarray, "h w"]:
+    """Depth [m], 0 = not measured, of an array [h, w] of `depth_scale` units per metre; see `stored_depth`."""
     wide = values.astype(np.result_type(values.dtype.newbyteorder("="), np.float32))
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is not measured
         metres = (wide / wide.dtype.type(depth_scale)).astype(np.float32)
-    return np.where(np.isfinite(metres) & (metres > 0), metres, np.float32(0)), 1
+    return np.where(np.isfinite(metres) & (metres > 0), metres, np.float32(0))
 
 
 def refuse_unsaid_unit(first: Path, root: Path) -> None:
     """Raise `BadInput` for depth files whose unit nothing says; `first` is one of them, for its median in each unit."""
     needed = f'write {{"depth_unit": "metres"}} (or {", ".join(word for word in UNITS if word != "metres")}) into'
     try:
-        metres, _ = stored_depth(first, 1.0)
-        known = metres[metres > 0]
-        medians = [f"{np.median(known) / scale:.3g} m in {word}" for word, scale in UNITS.items()] if known.size else []
+        seen = in_each_unit(stored_depth(first, 1.0)[0], first.name)
     except UnreadableImage:
-        medians = []
-    seen = f"; the median of {first.name} would be {', '.join(medians)}" if medians else ""
+        seen = ""
     raise BadInput(
         f"{first}: nothing says which unit these depth files are in{seen}: {needed} {root / DATASET}, or "
         f"depth_scale there (units per metre), or give data.depth_scale"
     )
+
+
+def in_each_unit(values: Float32[np.ndarray, "h w"], name: str) -> str:
+    """What the median of a map of unknown unit, 0 = not measured, would be in each, for a message; empty for no map."""
+    known = values[values > 0]
+    medians = [f"{np.median(known) / scale:.3g} m in {word}" for word, scale in UNITS.items()] if known.size else []
+    return f"; the median of {name} would be {', '.join(medians)}" if medians else ""
 
 
 def refuse_missing_reader(name: str) -> None:
@@ -77,34 +98,34 @@ def refuse_missing_reader(name: str) -> None:
 # formats --------------------------------------------------------------------------------------------------------
 
 
-def _of_png(path: Path, depth_scale: float) -> tuple[Float32[np.ndarray, "h w"], int]:
+def _of_png(file: Path | io.BytesIO, name: str) -> tuple[np.ndarray, int]:
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             mode, values, tag = image.mode, np.array(image), orientation(image)
     except DECODING_FAULTS as fault:
-        raise UnreadableImage(f"{path}: {fault_line(fault)}") from fault
+        raise UnreadableImage(f"{name}: {why_unreadable(file, fault)}") from fault
     # Pillow calls 16-bit grey I;16; its versions before 11 call it I.
     if not mode.startswith("I") or image.format != "PNG":
         raise BadInput(
-            f"{path} is {image.format} of mode {mode}; depth must be a grey PNG of 16 bits, metres x "
-            f"data.depth_scale ({depth_scale:g}), 0 = invalid (in 8 bits the metres are lost)"
+            f"{name} is {image.format} of mode {mode}; depth must be a grey PNG of 16 bits, metres x "
+            f"data.depth_scale, 0 = invalid (in 8 bits the metres are lost)"
         )
-    return values.astype(np.float32) / np.float32(depth_scale), tag
+    return values, tag
 
 
-def _of_tiff(path: Path) -> np.ndarray:
+def _of_tiff(file: Path | io.BytesIO, name: str) -> np.ndarray:
     try:
         # What Pillow warns of names no file, and the file is read or named as unreadable.
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
             mode, tag, pages = image.mode, orientation(image), getattr(image, "n_frames", 1)
             values = np.array(image)
     except DECODING_FAULTS as fault:
-        raise UnreadableImage(f"{path}: {fault_line(fault)}") from fault
+        raise UnreadableImage(f"{name}: {why_unreadable(file, fault)}") from fault
     if image.format != "TIFF" or not (mode == "F" or mode.startswith("I")):
-        raise BadInput(f"{path} is {image.format} of mode {mode}; depth must be a TIFF of one channel of 32-bit floats")
+        raise BadInput(f"{name} is {image.format} of mode {mode}; depth must be a TIFF of one channel of 32-bit floats")
     if tag > 1 or pages > 1:
         what = f"has an EXIF rotation ({tag})" if tag > 1 else f"holds {pages} pages"
-        raise BadInput(f"{path} {what}: write depth as a TIFF of one page, upright as it lies")
+        raise BadInput(f"{name} {what}: write depth as a TIFF of one page, upright as it lies")
     return values
 
 
@@ -124,7 +145,7 @@ def _of_exr(path: Path) -> np.ndarray:
             f"{path} has the channels {', '.join(sorted(channels))}: depth must be the only one, or the one named Z or "
             f"depth"
         )
-    return _plain(channels[chosen[0]], path, "floats", "f")
+    return _plain(channels[chosen[0]], str(path), "floats", "f")
 
 
 def _of_npy(path: Path) -> np.ndarray:
@@ -132,13 +153,18 @@ def _of_npy(path: Path) -> np.ndarray:
         values = np.load(path, allow_pickle=False)
     except READING_FAULTS as fault:
         raise UnreadableImage(f"{path}: {fault_line(fault)}") from fault
-    return _plain(values, path, "floats or of uint16", "fu2")
+    return depth_array(values, str(path))
 
 
-def _plain(values: Any, path: Path, wanted: str, kinds: str) -> np.ndarray:
+def depth_array(values: Any, name: str) -> np.ndarray:
+    """An array itself where it is [height, width] of floats or of uint16; raises `BadInput` for others."""
+    return _plain(values, name, "floats or of uint16", "fu2")
+
+
+def _plain(values: Any, name: str, wanted: str, kinds: str) -> np.ndarray:
     """An array of rows and columns of the numbers that are `wanted`."""
     numbers = isinstance(values, np.ndarray) and (values.dtype.kind in kinds[:1] or values.dtype.str[1:] in kinds)
     if not isinstance(values, np.ndarray) or not numbers or values.ndim != 2 or not values.size:
         found = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else "no array"
-        raise BadInput(f"{path} holds {found}; depth must be [height, width] of {wanted}")
+        raise BadInput(f"{name} holds {found}; depth must be [height, width] of {wanted}")
     return values

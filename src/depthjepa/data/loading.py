@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from depthjepa import distributed, runtime
 from depthjepa.data.config import DataConfig
 from depthjepa.data.images import Split
-from depthjepa.data.layouts.layout import is_named, layout_of, name_of_root, open_root
+from depthjepa.data.layouts.layout import layout_of, name_of_root, open_root, takes_textures
 from depthjepa.data.layouts.table import LAYOUTS
 from depthjepa.data.memory import first_readable, in_memory
 from depthjepa.data.order import Mixture, draw_keys, epoch_order, evenly, steps_per_epoch, weighted_roots
@@ -68,7 +68,7 @@ def source_name(root: str, textures: str | None = None) -> str:
     """The name that the source of a `data.root` bears, without opening it; `textures` are photographs on scenes."""
     names = ((part, name_of_root(part)) for part, _ in weighted_roots(root))
     digest = "" if textures is None else digest_of(textures)
-    return ",".join(covered_name(name, digest) if is_named(part) else name for part, name in names)
+    return ",".join(covered_name(name, digest) if takes_textures(part) else name for part, name in names)
 
 
 def has_validation(config: DataConfig) -> bool:

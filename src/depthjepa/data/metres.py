@@ -65,7 +65,8 @@ def describe_depth(source: Source, kept: Range | None = None, keys: str = "") ->
     Raises `BadInput` where no pixel that was looked at can be learned from, and what reading a pair raises.
     """
     parts = source.sources if isinstance(source, Mixture) else (source,)
-    return [line for part in parts if isinstance(part, DepthFiles) for line in _describe(part, kept, keys)]
+    files = (part for part in parts if part.has_depth and isinstance(part, DepthFiles))
+    return [line for part in files for line in _describe(part, kept, keys)]
 
 
 def _describe(source: DepthFiles, kept: Range | None, keys: str) -> list[str]:

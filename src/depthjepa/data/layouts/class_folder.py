@@ -27,7 +27,8 @@ from depthjepa.data.images import (
 )
 from depthjepa.data.layouts.layout import DataLayout, path_of
 from depthjepa.data.samples import Sample
-from depthjepa.faults import BadInput, nearest
+from depthjepa.data.subsets import chosen_classes
+from depthjepa.faults import BadInput
 
 
 class ClassFolder:
@@ -60,7 +61,7 @@ class ClassFolder:
                 raise BadInput(f"{root} is a class folder without {needed}/")
         within = root / places[split]
         there = _classes_there(within)
-        self.classes = _chosen_classes(root / places["train"], classes)
+        self.classes = chosen_classes(_classes_there(root / places["train"]), classes, root / places["train"])
         if classes is None and (extra := set(there) - set(self.classes)):
             raise BadInput(f"{within} has classes that train has not: {', '.join(sorted(extra)[:3])}")
         read = {real_folder(within / word) for word in there}
@@ -123,23 +124,6 @@ def _classes_there(place: Path) -> list[str]:
         if other != name:
             raise BadInput(f"classes {other!r} and {name!r} of {place} are one folder: one is a link to it")
     return there
-
-
-def _chosen_classes(place: Path, classes: int | tuple[str, ...] | None) -> tuple[str, ...]:
-    there = _classes_there(place)
-    if classes is None:
-        return tuple(there)
-    if isinstance(classes, int):
-        if classes > len(there):
-            raise BadInput(f"data.classes={classes}, but {place} holds {len(there)} classes")
-        return tuple(there[:classes])
-    for word in classes:
-        if word not in there:
-            raise BadInput(
-                f"data.classes: no class {word!r} in {place}{nearest(word, there)}; "
-                f"it holds {len(there)}: {', '.join(there[:5])}{', ...' if len(there) > 5 else ''}"
-            )
-    return classes
 
 
 def _matches(root: str) -> bool:

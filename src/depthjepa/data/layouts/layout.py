@@ -27,13 +27,6 @@ def path_name(root: str) -> str:
     return str(path_of(root))
 
 
-def base_of(root: str) -> str:
-    """The folder or address that the names of a root's images are below."""
-    if is_address(root):
-        return address_base(root)
-    return str(path_of(root).parent if root.endswith(".tar") else path_of(root))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataLayout:
     """What there is to know of a layout beside its name.
@@ -53,6 +46,7 @@ class DataLayout:
     nearly: Callable[[str], str] = lambda root: ""
     source_name: Callable[[str], str] = path_name  # the name of the source of a root, without opening it
     by_name: bool = False  # a root is the row's name, or NAME:MORE, instead of a path
+    place: Callable[[str], Path | None] = path_of  # where the files of a root lie, or lay; None: at no place of ours
     takes_subsets: bool = False  # whether data.classes and data.images_per_class choose from it
     reads: tuple[str, ...] = ()  # keys of `data` that change how it is read, beside those that are refused elsewhere
     may_have_depth: bool = False
@@ -124,9 +118,21 @@ def name_of_root(root: str) -> str:
     return next((layout.source_name(root) for layout in _layouts().values() if layout.matches(root)), path_name(root))
 
 
-def is_named(root: str) -> bool:
-    """Whether a root is the name of a layout that needs no files."""
-    return any(layout.by_name and layout.matches(root) for layout in _layouts().values())
+def base_of(root: str) -> str:
+    """The folder or address that the names of a root's images are below, whether or not they are still there."""
+    if is_address(root):
+        return address_base(root)
+    return str(path_of(root).parent) if root.endswith(".tar") else name_of_root(root)
+
+
+def place_of_root(root: str) -> Path | None:
+    """Where the files of a root lie, whether or not they are still there; None where no place here is meant."""
+    return next((layout.place(root) for layout in _layouts().values() if layout.matches(root)), path_of(root))
+
+
+def takes_textures(root: str) -> bool:
+    """Whether photographs may cover what a root names: rendered scenes."""
+    return any("scene_textures" in layout.reads and layout.matches(root) for layout in _layouts().values())
 
 
 def layouts_that_read(key: str, roots: Iterable[str]) -> str:
@@ -148,8 +154,8 @@ def _layouts() -> dict[str, DataLayout]:
 def _refuse_subset(config: DataConfig, root: str, layout: DataLayout) -> None:
     for key in ("classes", "images_per_class"):
         if getattr(config, key) is not None:
-            takers = [table.LAYOUTS.row(name).about for name, each in _layouts().items() if each.takes_subsets]
-            raise BadInput(f"data.{key} needs {' or '.join(takers)}, but data.root={root} {layout.states}")
+            takers = _those(lambda each: each.takes_subsets)
+            raise BadInput(f"data.{key} needs {takers}, but data.root={root} {layout.states}")
 
 
 def _refuse_division(config: DataConfig, root: str, layout: DataLayout) -> None:

@@ -160,6 +160,7 @@ def layout_of_scenes(source: type[Scenes], noun: str) -> DataLayout:
         may_have_label_maps=True,
         source_name=lambda root: f"{word}:{seed_of(root)}",
         by_name=True,
+        place=lambda root: None,
     )
 
 

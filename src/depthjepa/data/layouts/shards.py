@@ -29,7 +29,8 @@ from depthjepa.data.shards.index import ShardIndex, index_of
 from depthjepa.data.shards.pieces import BYTES, PieceCache, divided, each_alone
 from depthjepa.data.shards.place import SPLIT_WORDS, Folder, Place, is_address, of_split, tars_in
 from depthjepa.data.shards.remote import Address
-from depthjepa.faults import BadInput, nearest
+from depthjepa.data.subsets import chosen_classes, chosen_images
+from depthjepa.faults import BadInput
 
 CLASSES = "classes.txt"
 _COMPRESSED = (".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst")
@@ -70,7 +71,10 @@ class TarShards:
         self.classes = _class_words(place, training)
         index = _with_labels_of_training(index, training)
         if classes is not None or images_per_class is not None:
-            chosen = _chosen_classes(self.name, self.classes, classes)
+            if not self.classes:
+                key = "images_per_class" if classes is None else "classes"
+                raise BadInput(f"data.{key} needs labels, and the images in the shards of {self.name} have no .cls")
+            chosen = chosen_classes(self.classes, classes, f"the shards of {self.name}")
             index = _subset(index, [self.classes.index(word) for word in chosen], images_per_class, split)
             if classes is not None and (empty := set(range(len(chosen))) - set(index.samples.labels.tolist())):
                 raise BadInput(f"class {chosen[min(empty)]!r} has no images in the {split} shards of {self.name}")
@@ -169,33 +173,11 @@ def _with_labels_of_training(index: ShardIndex, training: ShardIndex) -> ShardIn
     return index
 
 
-def _chosen_classes(root: str, there: tuple[str, ...], classes: int | tuple[str, ...] | None) -> tuple[str, ...]:
-    if not there:
-        key = "images_per_class" if classes is None else "classes"
-        raise BadInput(f"data.{key} needs labels, and the images in the shards of {root} have no .cls")
-    if classes is None:
-        return there
-    if isinstance(classes, int):
-        if classes > len(there):
-            raise BadInput(f"data.classes={classes}, but the shards of {root} have {len(there)} classes")
-        return there[:classes]
-    for word in classes:
-        if word not in there:
-            raise BadInput(
-                f"data.classes: no class {word!r} in the shards of {root}{nearest(word, there)}; "
-                f"they have {len(there)}: {', '.join(there[:5])}{', ...' if len(there) > 5 else ''}"
-            )
-    return classes
-
-
 def _subset(index: ShardIndex, chosen: Sequence[int], images_per_class: int | None, split: Split) -> ShardIndex:
     """The images of the chosen labels, which become 0, 1, ...; they stay in the order of the shards."""
     at_most = images_per_class if split == "train" else None
-    labels = index.samples.labels
-    kept = np.sort(np.concatenate([np.flatnonzero(labels == label)[:at_most] for label in chosen]))
-    renamed = np.empty(max(*chosen, int(labels.max())) + 1, dtype=np.int64)
-    renamed[chosen] = np.arange(len(chosen))
-    return replace(index, samples=index.samples.take(kept)._replace(labels=renamed[labels[kept]]))
+    kept, labels = chosen_images(index.samples.labels, chosen, at_most)
+    return replace(index, samples=index.samples.take(kept)._replace(labels=labels))
 
 
 # the row -------------------------------------------------------------------------------------------------
@@ -253,6 +235,7 @@ LAYOUT = DataLayout(
     has_validation=_has_validation,
     nearly=_nearly,
     source_name=lambda root: root if is_address(root) else path_name(root),
+    place=lambda root: None if is_address(root) else path_of(root),
     reads=("cache", "cache_gib", "window_gib"),
     may_have_labels=True,
     takes_subsets=True,

@@ -14,6 +14,11 @@ LAYOUTS = Table(
         Row("scenes", "rendered streets (scenes or scenes:SEED)", "data.layouts.scenes"),
         Row("rooms", "rendered rooms (rooms or rooms:SEED)", "data.layouts.rooms"),
         Row(
+            "hub",
+            "a data set of the Hugging Face hub (hub:OWNER/NAME, or hub:FOLDER with its files)",
+            "data.layouts.hub",
+        ),
+        Row(
             "labelled",
             "a labelled folder (train/rgb, train/labels, val/rgb, val/labels; or rgb, labels; and classes.txt)",
             "data.layouts.labelled",

@@ -123,7 +123,7 @@ def to_bytes(known: Known) -> bytes:
     counts = [len(one.samples.labels) for one in known.values()]
     told = {
         "format": FORMAT,
-        "shards": [[*shard, count] for shard, count in zip(known, counts, strict=True)],
+        "tars": [[*shard, count] for shard, count in zip(known, counts, strict=True)],
         "ignored": [one.ignored for one in known.values()],
     }
     content = io.BytesIO()
@@ -142,10 +142,10 @@ def _read(content: bytes) -> dict[Shard, One]:
             samples = Samples(*(stored[name] for name in Samples._fields))
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
         return {}
-    ends = np.cumsum([count for *_, count in told["shards"]])
+    ends = np.cumsum([count for *_, count in told["tars"]])
     return {
         Shard(name, size, tag): One(samples.take(slice(end - count, end)), Counter(ignored))
-        for (name, size, tag, count), end, ignored in zip(told["shards"], ends.tolist(), told["ignored"], strict=True)
+        for (name, size, tag, count), end, ignored in zip(told["tars"], ends.tolist(), told["ignored"], strict=True)
     }
 
 
