@@ -8,6 +8,7 @@ whole are the same. A file that was replaced by one of the very same size is not
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import time
 import weakref
@@ -129,13 +130,17 @@ def _size(path: str) -> int:
 def _mark(path: str) -> int:
     try:
         with open(path, "rb") as file:  # noqa: PTH123
-            size = os.fstat(file.fileno()).st_size
-            mark = zlib.crc32(str(size).encode())
-            for part in range(_PIECES):
-                file.seek(max(0, size - _PIECE) * part // (_PIECES - 1))
-                mark = zlib.crc32(file.read(_PIECE), mark)
+            return mark_of(file, os.fstat(file.fileno()).st_size)
     except OSError:
         return -1
+
+
+def mark_of(file: io.FileIO | io.BufferedReader | io.BytesIO, size: int, first: int = 0) -> int:
+    """A number that tells content of this size [byte] by it and by pieces; it begins at `first` of an open file."""
+    mark = zlib.crc32(str(size).encode())
+    for part in range(_PIECES):
+        file.seek(first + max(0, size - _PIECE) * part // (_PIECES - 1))
+        mark = zlib.crc32(file.read(min(_PIECE, size)), mark)
     return mark
 
 

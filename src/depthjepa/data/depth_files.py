@@ -8,6 +8,7 @@ millimetres alike, and nothing in them says which, so the unit of those is alway
 from __future__ import annotations
 
 import importlib.util
+import io
 import tokenize
 import warnings
 from pathlib import Path, PurePath
@@ -18,7 +19,7 @@ from jaxtyping import Float32
 from PIL import Image
 
 from depthjepa.data.dataset_facts import DATASET, UNITS
-from depthjepa.data.images import DECODING_FAULTS, fault_line, orientation
+from depthjepa.data.images import DECODING_FAULTS, fault_line, orientation, why_unreadable
 from depthjepa.data.samples import UnreadableImage
 from depthjepa.faults import BadInput
 
@@ -36,34 +37,46 @@ def states_no_unit(name: str) -> bool:
     return PurePath(name).suffix.lower() != PNG
 
 
-def stored_depth(path: Path, depth_scale: float) -> tuple[Float32[np.ndarray, "h w"], int]:
+def stored_depth(
+    file: Path | io.BytesIO, depth_scale: float, name: str | None = None
+) -> tuple[Float32[np.ndarray, "h w"], int]:
     """Depth [m] as it lies in a file, 0 = not measured, and the file's EXIF orientation.
 
-    `depth_scale` is file units per metre. Numbers that are negative or not finite are not measured. Raises
-    `UnreadableImage` for a damaged file and `BadInput` for one of another kind.
+    `depth_scale` is file units per metre. Content in memory needs a `name`, whose ending tells the format. Numbers that
+    are negative or not finite are not measured. Raises `UnreadableImage` for a damaged file and `BadInput` for one of
+    another kind.
     """
-    suffix = path.suffix.lower()
+    name = str(file) if name is None else name
+    suffix = PurePath(name).suffix.lower()
     if suffix == PNG:
-        return _of_png(path, depth_scale)
-    values = _of_npy(path) if suffix == NPY else _of_exr(path) if suffix == EXR else _of_tiff(path)
+        return _of_png(file, name, depth_scale)
+    if suffix == EXR:
+        assert isinstance(file, Path), "OpenEXR reads no content in memory"
+        values = _of_exr(file)
+    else:
+        values = _of_npy(file, name) if suffix == NPY else _of_tiff(file, name)
     wide = values.astype(np.result_type(values.dtype.newbyteorder("="), np.float32))
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is not measured
         metres = (wide / wide.dtype.type(depth_scale)).astype(np.float32)
     return np.where(np.isfinite(metres) & (metres > 0), metres, np.float32(0)), 1
 
 
-def refuse_unsaid_unit(first: Path, root: Path) -> None:
-    """Raise `BadInput` for depth files whose unit nothing says; `first` is one of them, for its median in each unit."""
+def refuse_unsaid_unit(first: Path | io.BytesIO, root: Path | str, name: str | None = None) -> None:
+    """Raise `BadInput` for depth files whose unit nothing says; `first` is one of them, for its median in each unit.
+
+    Content in memory needs a `name`.
+    """
+    name = str(first) if name is None else name
     needed = f'write {{"depth_unit": "metres"}} (or {", ".join(word for word in UNITS if word != "metres")}) into'
     try:
-        metres, _ = stored_depth(first, 1.0)
+        metres, _ = stored_depth(first, 1.0, name)
         known = metres[metres > 0]
         medians = [f"{np.median(known) / scale:.3g} m in {word}" for word, scale in UNITS.items()] if known.size else []
     except UnreadableImage:
         medians = []
-    seen = f"; the median of {first.name} would be {', '.join(medians)}" if medians else ""
+    seen = f"; the median of {PurePath(name).name} would be {', '.join(medians)}" if medians else ""
     raise BadInput(
-        f"{first}: nothing says which unit these depth files are in{seen}: {needed} {root / DATASET}, or "
+        f"{name}: nothing says which unit these depth files are in{seen}: {needed} {root}/{DATASET}, or "
         f"depth_scale there (units per metre), or give data.depth_scale"
     )
 
@@ -77,34 +90,34 @@ def refuse_missing_reader(name: str) -> None:
 # formats --------------------------------------------------------------------------------------------------------
 
 
-def _of_png(path: Path, depth_scale: float) -> tuple[Float32[np.ndarray, "h w"], int]:
+def _of_png(file: Path | io.BytesIO, name: str, depth_scale: float) -> tuple[Float32[np.ndarray, "h w"], int]:
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             mode, values, tag = image.mode, np.array(image), orientation(image)
     except DECODING_FAULTS as fault:
-        raise UnreadableImage(f"{path}: {fault_line(fault)}") from fault
+        raise UnreadableImage(f"{name}: {why_unreadable(file, fault)}") from fault
     # Pillow calls 16-bit grey I;16; its versions before 11 call it I.
     if not mode.startswith("I") or image.format != "PNG":
         raise BadInput(
-            f"{path} is {image.format} of mode {mode}; depth must be a grey PNG of 16 bits, metres x "
+            f"{name} is {image.format} of mode {mode}; depth must be a grey PNG of 16 bits, metres x "
             f"data.depth_scale ({depth_scale:g}), 0 = invalid (in 8 bits the metres are lost)"
         )
     return values.astype(np.float32) / np.float32(depth_scale), tag
 
 
-def _of_tiff(path: Path) -> np.ndarray:
+def _of_tiff(file: Path | io.BytesIO, name: str) -> np.ndarray:
     try:
         # What Pillow warns of names no file, and the file is read or named as unreadable.
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
             mode, tag, pages = image.mode, orientation(image), getattr(image, "n_frames", 1)
             values = np.array(image)
     except DECODING_FAULTS as fault:
-        raise UnreadableImage(f"{path}: {fault_line(fault)}") from fault
+        raise UnreadableImage(f"{name}: {why_unreadable(file, fault)}") from fault
     if image.format != "TIFF" or not (mode == "F" or mode.startswith("I")):
-        raise BadInput(f"{path} is {image.format} of mode {mode}; depth must be a TIFF of one channel of 32-bit floats")
+        raise BadInput(f"{name} is {image.format} of mode {mode}; depth must be a TIFF of one channel of 32-bit floats")
     if tag > 1 or pages > 1:
         what = f"has an EXIF rotation ({tag})" if tag > 1 else f"holds {pages} pages"
-        raise BadInput(f"{path} {what}: write depth as a TIFF of one page, upright as it lies")
+        raise BadInput(f"{name} {what}: write depth as a TIFF of one page, upright as it lies")
     return values
 
 
@@ -124,21 +137,21 @@ def _of_exr(path: Path) -> np.ndarray:
             f"{path} has the channels {', '.join(sorted(channels))}: depth must be the only one, or the one named Z or "
             f"depth"
         )
-    return _plain(channels[chosen[0]], path, "floats", "f")
+    return _plain(channels[chosen[0]], str(path), "floats", "f")
 
 
-def _of_npy(path: Path) -> np.ndarray:
+def _of_npy(file: Path | io.BytesIO, name: str) -> np.ndarray:
     try:
-        values = np.load(path, allow_pickle=False)
+        values = np.load(file, allow_pickle=False)
     except READING_FAULTS as fault:
-        raise UnreadableImage(f"{path}: {fault_line(fault)}") from fault
-    return _plain(values, path, "floats or of uint16", "fu2")
+        raise UnreadableImage(f"{name}: {fault_line(fault)}") from fault
+    return _plain(values, name, "floats or of uint16", "fu2")
 
 
-def _plain(values: Any, path: Path, wanted: str, kinds: str) -> np.ndarray:
+def _plain(values: Any, name: str, wanted: str, kinds: str) -> np.ndarray:
     """An array of rows and columns of the numbers that are `wanted`."""
     numbers = isinstance(values, np.ndarray) and (values.dtype.kind in kinds[:1] or values.dtype.str[1:] in kinds)
     if not isinstance(values, np.ndarray) or not numbers or values.ndim != 2 or not values.size:
         found = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else "no array"
-        raise BadInput(f"{path} holds {found}; depth must be [height, width] of {wanted}")
+        raise BadInput(f"{name} holds {found}; depth must be [height, width] of {wanted}")
     return values

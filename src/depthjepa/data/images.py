@@ -74,7 +74,12 @@ def decode_with_tag(path: Path) -> tuple[UInt8[Tensor, "3 h w"], int]:
 
 def decode_bytes(content: bytes, name: str) -> UInt8[Tensor, "3 h w"]:
     """Read the content of an image file like `decode`; `name` is for the message of `UnreadableImage`."""
-    return _decoded(io.BytesIO(content), name)[0]
+    return decode_bytes_with_tag(content, name)[0]
+
+
+def decode_bytes_with_tag(content: bytes, name: str) -> tuple[UInt8[Tensor, "3 h w"], int]:
+    """Read the content of an image file like `decode_with_tag`."""
+    return _decoded(io.BytesIO(content), name)
 
 
 def _decoded(file: Path | io.BytesIO, name: str) -> tuple[UInt8[Tensor, "3 h w"], int]:
@@ -85,12 +90,8 @@ def _decoded(file: Path | io.BytesIO, name: str) -> tuple[UInt8[Tensor, "3 h w"]
             # By hand: `ImageOps.exif_transpose` writes the rest of EXIF anew, which fails where that is broken.
             stored = np.array(image if image.mode == "RGB" else _as_rgb(image))
             pixels = np.ascontiguousarray(upright(stored, orientation(image)))
-    except UnidentifiedImageError as fault:  # whose message names an object in memory, another one each time
-        empty = not (file.stat().st_size if isinstance(file, Path) else file.getbuffer().nbytes)
-        reason = "it is empty, 0 bytes" if empty else "it is no image, or of an unknown format"
-        raise UnreadableImage(f"{name}: {reason}") from fault
     except DECODING_FAULTS as fault:
-        raise UnreadableImage(f"{name}: {fault_line(fault)}") from fault
+        raise UnreadableImage(f"{name}: {why_unreadable(file, fault)}") from fault
     return torch.from_numpy(pixels).permute(2, 0, 1), tag  # a view: colours side by side are resized faster
 
 
@@ -99,10 +100,10 @@ def orientation(image: Image.Image) -> int:
     return _told(image.getexif)
 
 
-def tag_of(path: Path) -> int:
-    """EXIF orientation told from the head of a file alone; 1 where it cannot be."""
+def tag_of(file: Path | io.BytesIO, name: str | None = None) -> int:
+    """EXIF orientation told from the head of a file, or of content of that `name`, alone; 1 where it cannot be."""
     try:
-        with _quietly(), _open(path, path.name) as image:
+        with _quietly(), _open(file, str(file) if name is None else name) as image:
             return _told(partial(Image.Image.getexif, image))  # PNG's own reads the whole file for a tag at its end
     except DECODING_FAULTS:
         return 1
@@ -146,6 +147,15 @@ def upright_size(path: Path) -> tuple[int, int] | None:
     except DECODING_FAULTS:
         return None
     return (width, height) if on_its_side else (height, width)
+
+
+def why_unreadable(file: Path | io.BytesIO, fault: BaseException) -> str:
+    """Why Pillow could not read an image file."""
+    if not isinstance(fault, UnidentifiedImageError):
+        return fault_line(fault)
+    # Its message names an object in memory, another one each time.
+    empty = not (file.stat().st_size if isinstance(file, Path) else file.getbuffer().nbytes)
+    return "it is empty, 0 bytes" if empty else "it is no image, or of an unknown format"
 
 
 def fault_line(fault: BaseException) -> str:
