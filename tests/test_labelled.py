@@ -75,7 +75,7 @@ def test_training_does_not_open_label_maps(tmp_path: Path) -> None:
     assert [(len(batch.skipped), batch.label_map) for batch in batches] == [(0, None)] * 4
     (batch,) = view_batches(source, (16, 16))
     assert batch.label_map is None and len(batch.index) == 3
-    with pytest.raises(BadInput, match=r"none of the 3 images .* first fault: .*0000\.png: cannot identify"):
+    with pytest.raises(BadInput, match=r"none of the 3 images .* first fault: .*0000\.png: it is no image"):
         list(view_batches(source, (16, 16), label_maps=True))
 
 

@@ -41,23 +41,27 @@ def are_sides(value: object) -> bool:
 
 
 def read_json(file: Path, kind: type[Kind], form: str = "") -> Kind:
-    """What a JSON file says, as a declared class; `form` says in a message what it should look like.
+    """What a JSON file says, as a declared class; raises what `parse_json` raises."""
+    return parse_json(file.read_bytes(), str(file), kind, form)
 
-    Raises `BadInput` for a file that is not JSON, unknown keys and values of another type, with file and key.
+
+def parse_json(content: bytes, name: str, kind: type[Kind], form: str = "") -> Kind:
+    """What the content of a JSON file says, as a declared class; `form` says in a message what it should look like.
+
+    Raises `BadInput` for content that is not JSON, unknown keys and values of another type, with `name` and key.
     """
-    content = file.read_bytes()
     ending = f"; {form}" if form else ""
     try:
         text = content.decode(json.detect_encoding(content))  # of editors that begin a file with a mark, without it
         return TypeAdapter(kind).validate_json(text)
     except UnicodeDecodeError as fault:
-        raise BadInput(f"{file}: it is not text") from fault
+        raise BadInput(f"{name}: it is not text") from fault
     except ValidationError as error:
         schema = TypeAdapter(kind).json_schema()
         parts = [schema, *schema.get("$defs", {}).values()]
-        known = [name for part in parts for name in part.get("properties", ())]
+        known = [each for part in parts for each in part.get("properties", ())]
         faults = "; ".join(_explain(fault, known) for fault in error.errors())
-        raise BadInput(f"{file}: {faults}{ending}") from error
+        raise BadInput(f"{name}: {faults}{ending}") from error
 
 
 def _explain(fault: Mapping[str, Any], known: list[str]) -> str:

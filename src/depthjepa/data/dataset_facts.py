@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat, field_val
 from pydantic.dataclasses import dataclass as configuration
 
 from depthjepa.faults import BadInput
-from depthjepa.settings import STRICT, read_json
+from depthjepa.settings import STRICT, parse_json
 
 DATASET = "dataset.json"
 EXACT = ConfigDict(**STRICT, strict=True)  # 2 is no name, and "2" no number
@@ -99,9 +100,14 @@ def dataset_facts(root: Path) -> DatasetFacts:
     Raises `BadInput` for a file that is not JSON, unknown keys and values of another type, with file and key, and for
     two files, or two keys, that say different things.
     """
-    said: dict[str, tuple[Path, Any]] = {}
-    for path in facts_files(root):
-        facts = read_json(path, DatasetFacts)
+    return facts_told([(str(path), path.read_bytes()) for path in facts_files(root)], str(root))
+
+
+def facts_told(files: Iterable[tuple[str, bytes]], root: str) -> DatasetFacts:
+    """What several `dataset.json` (name, content) of a data set say together; raises what `dataset_facts` raises."""
+    said: dict[str, tuple[str, Any]] = {}
+    for path, content in files:
+        facts = parse_json(content, path, DatasetFacts)
         for key in facts.__dataclass_fields__:
             value = getattr(facts, key)
             if value is None:

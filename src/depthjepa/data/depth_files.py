@@ -38,17 +38,25 @@ def states_no_unit(name: str) -> bool:
     return PurePath(name).suffix.lower() != PNG
 
 
-def stored_depth(path: Path, depth_scale: float) -> tuple[Float32[np.ndarray, "h w"], int]:
+def stored_depth(
+    file: Path | io.BytesIO, depth_scale: float, name: str | None = None
+) -> tuple[Float32[np.ndarray, "h w"], int]:
     """Depth [m] as it lies in a file, 0 = not measured, and the file's EXIF orientation.
 
-    `depth_scale` is file units per metre. Numbers that are negative or not finite are not measured. Raises
-    `UnreadableImage` for a damaged file and `BadInput` for one of another kind.
+    `depth_scale` is file units per metre. Content in memory needs a `name`, whose ending tells the format. Numbers that
+    are negative or not finite are not measured. Raises `UnreadableImage` for a damaged file and `BadInput` for one of
+    another kind.
     """
-    suffix = path.suffix.lower()
+    name = str(file) if name is None else name
+    suffix = PurePath(name).suffix.lower()
     if suffix == PNG:
-        values, tag = _of_png(path, str(path))
+        values, tag = _of_png(file, name)
         return values.astype(np.float32) / np.float32(depth_scale), tag
-    values = _of_npy(path) if suffix == NPY else _of_exr(path) if suffix == EXR else _of_tiff(path, str(path))
+    if suffix == EXR:
+        assert isinstance(file, Path), "OpenEXR reads no content in memory"
+        values = _of_exr(file)
+    else:
+        values = _of_npy(file, name) if suffix == NPY else _of_tiff(file, name)
     return in_metres(values, depth_scale), 1
 
 
@@ -69,15 +77,19 @@ def in_metres(values: np.ndarray, depth_scale: float) -> Float32[np.ndarray, "h 
     return np.where(np.isfinite(metres) & (metres > 0), metres, np.float32(0))
 
 
-def refuse_unsaid_unit(first: Path, root: Path) -> None:
-    """Raise `BadInput` for depth files whose unit nothing says; `first` is one of them, for its median in each unit."""
+def refuse_unsaid_unit(first: Path | io.BytesIO, root: Path | str, name: str | None = None) -> None:
+    """Raise `BadInput` for depth files whose unit nothing says; `first` is one of them, for its median in each unit.
+
+    Content in memory needs a `name`.
+    """
+    name = str(first) if name is None else name
     needed = f'write {{"depth_unit": "metres"}} (or {", ".join(word for word in UNITS if word != "metres")}) into'
     try:
-        seen = in_each_unit(stored_depth(first, 1.0)[0], first.name)
+        seen = in_each_unit(stored_depth(first, 1.0, name)[0], PurePath(name).name)
     except UnreadableImage:
         seen = ""
     raise BadInput(
-        f"{first}: nothing says which unit these depth files are in{seen}: {needed} {root / DATASET}, or "
+        f"{name}: nothing says which unit these depth files are in{seen}: {needed} {root}/{DATASET}, or "
         f"depth_scale there (units per metre), or give data.depth_scale"
     )
 
@@ -148,12 +160,12 @@ def _of_exr(path: Path) -> np.ndarray:
     return _plain(channels[chosen[0]], str(path), "floats", "f")
 
 
-def _of_npy(path: Path) -> np.ndarray:
+def _of_npy(file: Path | io.BytesIO, name: str) -> np.ndarray:
     try:
-        values = np.load(path, allow_pickle=False)
+        values = np.load(file, allow_pickle=False)
     except READING_FAULTS as fault:
-        raise UnreadableImage(f"{path}: {fault_line(fault)}") from fault
-    return depth_array(values, str(path))
+        raise UnreadableImage(f"{name}: {fault_line(fault)}") from fault
+    return depth_array(values, name)
 
 
 def depth_array(values: Any, name: str) -> np.ndarray:

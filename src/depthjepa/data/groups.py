@@ -22,7 +22,7 @@ from pydantic.dataclasses import dataclass as configuration
 from depthjepa.data.order import Mixture
 from depthjepa.data.samples import Chosen, Source
 from depthjepa.faults import BadInput
-from depthjepa.settings import STRICT, read_json
+from depthjepa.settings import STRICT, parse_json
 
 GROUPS = "groups.json"
 FOLDS = 5
@@ -58,10 +58,20 @@ class GroupList:
 def read_groups(root: Path) -> GroupList | None:
     """What `groups.json` in a folder says; None without one. Raises `BadInput` for a file of another form."""
     file = root / GROUPS
-    if not file.is_file():
-        return None
+    return group_list(file.read_bytes(), str(file)) if file.is_file() else None
+
+
+def group_list(content: bytes, name: str) -> GroupList:
+    """What the content of a `groups.json` of that name says. Raises `BadInput` for one of another form."""
     form = 'it holds {"groups": [["beginning of IDs", "group"], …]} and may hold '
-    return read_json(file, GroupList, form + '"focal_length_px": [["beginning of IDs", 525.0], …]')
+    return parse_json(content, name, GroupList, form + '"focal_length_px": [["beginning of IDs", 525.0], …]')
+
+
+def with_groups(listed: GroupList | None, groups: tuple[tuple[str, str], ...] | None) -> GroupList | None:
+    """A list with other groups, those of `dataset.json`, where there are any."""
+    if groups is None:
+        return listed
+    return GroupList(groups, listed.focal_length_px if listed else ())
 
 
 def group_by_name(identity: str) -> str | None:

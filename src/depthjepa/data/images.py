@@ -100,10 +100,10 @@ def orientation(image: Image.Image) -> int:
     return _told(image.getexif)
 
 
-def tag_of(path: Path) -> int:
-    """EXIF orientation told from the head of a file alone; 1 where it cannot be."""
+def tag_of(file: Path | io.BytesIO, name: str | None = None) -> int:
+    """EXIF orientation told from the head of a file, or of content of that `name`, alone; 1 where it cannot be."""
     try:
-        with _quietly(), _open(path, path.name) as image:
+        with _quietly(), _open(file, str(file) if name is None else name) as image:
             return _told(partial(Image.Image.getexif, image))  # PNG's own reads the whole file for a tag at its end
     except DECODING_FAULTS:
         return 1

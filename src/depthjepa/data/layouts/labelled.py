@@ -8,6 +8,8 @@ training does not need them.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,6 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import torch
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
@@ -27,14 +28,13 @@ from depthjepa.data.images import (
     DECODING_FAULTS,
     Split,
     decode_with_tag,
-    fault_line,
     list_images,
     orientation,
     packed,
-    upright,
+    why_unreadable,
 )
 from depthjepa.data.layouts.layout import DataLayout, path_of
-from depthjepa.data.layouts.rgbd import PairedFolder, map_tag, refuse_other_size
+from depthjepa.data.layouts.rgbd import PairedFolder, fitted_map
 from depthjepa.data.pairing import (
     DEPTH,
     LABELS,
@@ -82,7 +82,7 @@ class LabelledFolder:
         val_list: str | Path | None = None,
     ) -> None:
         self.name = str(root)
-        self.segment_classes = class_names(root)
+        self.segment_classes, self._listed_in = class_names(root), str(root / CLASSES)
         divided = val_prefixes is not None or val_list is not None
         place = place_of(root, split, LABELS, divided=divided)
         names = paired(root / place, LABELS)
@@ -139,15 +139,8 @@ class LabelledFolder:
         path = self._place / os.fsdecode(self._names[index])
         paths = self._root / sample.name, path
         values, own = stored_labels(path)
-        if (beyond := values[(values >= len(self.segment_classes)) & (values != VOID)]).size:
-            raise BadInput(
-                f"{path} holds the value {int(beyond[0])} in {beyond.size} of {values.size} pixels, but "
-                f"{self._root / CLASSES} names {len(self.segment_classes)} classes: a label map holds their indices, "
-                f"0 to {len(self.segment_classes) - 1}, and {VOID} for void"
-            )
-        turned = upright(values, map_tag(paths, (tag, own), self._orientation, LABELS.one))
-        label_map = torch.from_numpy(np.ascontiguousarray(turned))[None]
-        refuse_other_size(paths, sample.image, label_map, (tag, own), LABELS.one)
+        refuse_unnamed(values, str(path), self.segment_classes, self._listed_in)
+        label_map = fitted_map(paths, sample.image, values, (tag, own), self._orientation, LABELS.one)
         return replace(sample, label_map=label_map)
 
 
@@ -195,15 +188,23 @@ def class_names(root: Path) -> tuple[str, ...]:
     """
     path = root / CLASSES
     try:
-        text = path.read_text(encoding="utf-8-sig")  # editors of some systems begin a file with a mark
+        content = path.read_bytes()
     except FileNotFoundError as fault:
         raise BadInput(
             f"{root} is read as a {LABELS.noun}, but has no {CLASSES}: write the names of the classes there, one a "
             f"line, in the order of the indices in {LABELS.folder}/"
         ) from fault
-    except (OSError, UnicodeDecodeError) as fault:
-        reason = fault.strerror if isinstance(fault, OSError) else "it is not a text file"
-        raise BadInput(f"{path} cannot be read: {reason}") from fault
+    except OSError as fault:
+        raise BadInput(f"{path} cannot be read: {fault.strerror}") from fault
+    return listed_classes(content, str(path))
+
+
+def listed_classes(content: bytes, path: str) -> tuple[str, ...]:
+    """The names in the content of a `classes.txt`; raises `BadInput` as `class_names` does, with its `path`."""
+    try:
+        text = content.decode("utf-8-sig")  # editors of some systems begin a file with a mark
+    except UnicodeDecodeError as fault:
+        raise BadInput(f"{path} cannot be read: it is not a text file") from fault
     names = [line.strip() for line in text.rstrip().splitlines()]
     if not names:
         raise BadInput(f"{path} is empty: it has the name of a class on each line")
@@ -216,26 +217,37 @@ def class_names(root: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def stored_labels(path: Path) -> tuple[UInt8[np.ndarray, "rows cols"], int]:
+def refuse_unnamed(values: UInt8[np.ndarray, "rows cols"], name: str, classes: Sequence[str], listed_in: str) -> None:
+    """Raise `BadInput` for a label map, of that `name`, with an index for which there is no class."""
+    if (beyond := values[(values >= len(classes)) & (values != VOID)]).size:
+        raise BadInput(
+            f"{name} holds the value {int(beyond[0])} in {beyond.size} of {values.size} pixels, but {listed_in} names "
+            f"{len(classes)} classes: a label map holds their indices, 0 to {len(classes) - 1}, and {VOID} for void"
+        )
+
+
+def stored_labels(file: Path | io.BytesIO, name: str | None = None) -> tuple[UInt8[np.ndarray, "rows cols"], int]:
     """The indices in a label map as they lie in the file, and the file's EXIF orientation.
 
-    Raises `UnreadableImage` for a damaged file and `BadInput` for one that does not hold indices of 8 bits.
+    Content in memory needs a `name`, for messages. Raises `UnreadableImage` for a damaged file and `BadInput` for one
+    that does not hold indices of 8 bits.
     """
+    name = str(file) if name is None else name
     try:
-        with path.open("rb") as file:
-            head = file.read(HEAD)
+        with file.open("rb") if isinstance(file, Path) else contextlib.nullcontext(file) as opened:
+            head = opened.read(HEAD)
             bits, stored = (head[24], head[25]) if head[1:4] == b"PNG" and len(head) == HEAD else (0, -1)
             # Pillow multiplies grey values of fewer than 8 bits, so that their indices would be others.
             held = stored == PALETTE or (stored == GREY and bits == 8)
-            with Image.open(file) as image:
+            with Image.open(opened) as image:
                 kind = image.format or ""
                 values, tag = (np.array(image) if held else None), orientation(image)
     except DECODING_FAULTS as fault:
-        raise UnreadableImage(f"{path}: {fault_line(fault)}") from fault
+        raise UnreadableImage(f"{name}: {why_unreadable(file, fault)}") from fault
     if values is None:
         what = f"{STORED[stored]} of {bits} bits" if stored in STORED else f"no PNG but {kind}"
         raise BadInput(
-            f"{path} is {what}; a label map is a PNG of 8-bit grey or a palette whose values are the indices of the "
+            f"{name} is {what}; a label map is a PNG of 8-bit grey or a palette whose values are the indices of the "
             f"lines of {CLASSES}, {VOID} = void (of colours, nothing tells which class each is)"
         )
     return values, tag

@@ -13,19 +13,19 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float32, Int64, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
 from depthjepa.data.config import MILLIMETRES, DataConfig, DepthOrientation
 from depthjepa.data.contents import file_marks, file_sizes
-from depthjepa.data.dataset_facts import dataset_facts
+from depthjepa.data.dataset_facts import DatasetFacts, EvaluationCrop, dataset_facts
 from depthjepa.data.depth_files import EXR, NPY, refuse_missing_reader, refuse_unsaid_unit, states_no_unit, stored_depth
-from depthjepa.data.groups import GroupList, read_groups, told_group
+from depthjepa.data.groups import GroupList, read_groups, told_group, with_groups
 from depthjepa.data.images import (
     DECODING_FAULTS,
     Split,
@@ -44,6 +44,8 @@ from depthjepa.data.samples import Sample
 from depthjepa.data.two_views import Pose, TwoViews, match_by_depth, partner
 from depthjepa.depth import valid
 from depthjepa.faults import BadInput
+
+Name = Path | str  # of a file, or of what stands for one in a message
 
 LOOKED_AT = 256  # pairs of whose files the heads are read when a folder is opened
 
@@ -87,8 +89,7 @@ class PairedFolder:
         self._root = root
         self._facts = dataset_facts(root)
         self.focal_length = self._facts.focal_length
-        stated = self._facts.units_per_metre
-        self.depth_scale = stated if stated is not None and depth_scale == MILLIMETRES else depth_scale
+        self.depth_scale = units_per_metre(self._facts, depth_scale)
         self.depth_range = self._facts.range
         self._crop = self._facts.evaluation_crop if split == "val" else None
         divided = val_prefixes is not None or val_list is not None
@@ -104,7 +105,7 @@ class PairedFolder:
         if not self.whole_numbers:
             first = root / self._place / DEPTH.folder / names[0][1]
             refuse_missing_reader(str(first))
-            if stated is None and depth_scale == MILLIMETRES:
+            if is_unit_unsaid(self._facts, depth_scale):
                 refuse_unsaid_unit(first, root)
         if depth_orientation is None:
             for index in evenly(LOOKED_AT, len(self)):  # the others are looked at when they are decoded
@@ -192,10 +193,7 @@ class PairedFolder:
     @cached_property
     def _listed(self) -> GroupList | None:
         """Groups and focal lengths beside the data."""
-        found = read_groups(self._root)
-        if self._facts.groups is None:
-            return found
-        return GroupList(self._facts.groups, found.focal_length_px if found else ())
+        return with_groups(read_groups(self._root), self._facts.groups)
 
     def name_of(self, index: int) -> str:
         """Path of photograph `index` below the folder."""
@@ -210,8 +208,8 @@ class PairedFolder:
         folder = self._root / self._place
         # The sizes of files that are not compressed say little.
         marks = file_sizes if self.whole_numbers else file_marks
-        facts = zlib.crc32(repr((self._facts, self.depth_scale)).encode())
-        sizes = [file_sizes(folder / "rgb", names), marks(folder / "depth", depths), np.full(len(names), facts)]
+        facts = np.full(len(names), facts_mark(self._facts, self.depth_scale))
+        sizes = [file_sizes(folder / "rgb", names), marks(folder / "depth", depths), facts]
         return np.stack(sizes, axis=1)
 
     def sample(self, index: int) -> Sample:
@@ -232,9 +230,7 @@ class PairedFolder:
         paths = self._paths(index)
         image, tag = decode_with_tag(paths[0])
         values, own = stored_depth(paths[1], self.depth_scale)
-        depth = _upright(values, map_tag(paths, (tag, own), self._orientation))
-        refuse_other_size(paths, image, depth, (tag, own))
-        return image, tag, depth
+        return image, tag, fitted_map(paths, image, values, (tag, own), self._orientation)
 
     def _paths(self, index: int) -> tuple[Path, Path]:
         """The photograph and the depth file of pair `index`."""
@@ -243,14 +239,37 @@ class PairedFolder:
         return place / "rgb" / names[0], place / "depth" / names[1]
 
     def _judged(self, depth: Float32[Tensor, "1 h w"]) -> Float32[Tensor, "1 h w"]:
-        if self._facts.range is not None:
-            depth = torch.where(valid(depth, *self._facts.range), depth, 0)
-        if self._crop is None:
-            return depth
-        rows, columns = self._crop.pixels(*depth.shape[1:])
-        inside = torch.zeros_like(depth)
-        inside[:, rows, columns] = depth[:, rows, columns]
-        return inside
+        return judged_depth(depth, self._facts.range, self._crop)
+
+
+def units_per_metre(facts: DatasetFacts, asked: float) -> float:
+    """File units per metre: those that `data.depth_scale` insists on, or what `dataset.json` says, or millimetres."""
+    stated = facts.units_per_metre
+    return stated if stated is not None and asked == MILLIMETRES else asked
+
+
+def is_unit_unsaid(facts: DatasetFacts, asked: float) -> bool:
+    """Whether neither `dataset.json` nor `data.depth_scale` says in which unit depth files are."""
+    return facts.units_per_metre is None and asked == MILLIMETRES
+
+
+def facts_mark(facts: DatasetFacts, depth_scale: float) -> int:
+    """A checksum of what `dataset.json` says that changes what is learned."""
+    return zlib.crc32(repr((facts, depth_scale)).encode())
+
+
+def judged_depth(
+    depth: Float32[Tensor, "1 h w"], limits: tuple[float, float] | None, crop: EvaluationCrop | None
+) -> Float32[Tensor, "1 h w"]:
+    """Depth [m] with 0 in the place of what is not within `limits` [m] or `crop`."""
+    if limits is not None:
+        depth = torch.where(valid(depth, *limits), depth, 0)
+    if crop is None:
+        return depth
+    rows, columns = crop.pixels(*depth.shape[1:])
+    inside = torch.zeros_like(depth)
+    inside[:, rows, columns] = depth[:, rows, columns]
+    return inside
 
 
 def decode_depth(path: Path, depth_scale: float) -> Float32[Tensor, "1 h w"]:
@@ -261,11 +280,28 @@ def decode_depth(path: Path, depth_scale: float) -> Float32[Tensor, "1 h w"]:
     return _upright(*stored_depth(path, depth_scale))
 
 
-def _upright(values: Float32[np.ndarray, "rows cols"], tag: int) -> Float32[Tensor, "1 h w"]:
+def _upright(values: Shaped[np.ndarray, "rows cols"], tag: int) -> Shaped[Tensor, "1 h w"]:
     return torch.from_numpy(np.ascontiguousarray(upright(values, tag)))[None]
 
 
-def map_tag(paths: tuple[Path, Path], tags: tuple[int, int], said: DepthOrientation | None, what: str = "depth") -> int:
+def fitted_map(
+    paths: tuple[Name, Name],
+    image: UInt8[Tensor, "3 h w"],
+    values: Shaped[np.ndarray, "rows cols"],
+    tags: tuple[int, int],
+    said: DepthOrientation | None,
+    what: str = "depth",
+) -> Shaped[Tensor, "1 h w"]:
+    """A map as it lies in its file, turned to its upright photograph (see `map_tag`).
+
+    Raises `BadInput` where nothing says how it lies, or the two are not of one size.
+    """
+    turned = _upright(values, map_tag(paths, tags, said, what))
+    refuse_other_size(paths, image, turned, tags, what)
+    return turned
+
+
+def map_tag(paths: tuple[Name, Name], tags: tuple[int, int], said: DepthOrientation | None, what: str = "depth") -> int:
     """By which EXIF orientation the map of a pair (photograph, map) with these tags is to be turned.
 
     Where both have one, each is turned by its own. Where one has, `said` tells how the map lies: `stored`, as the
@@ -286,14 +322,14 @@ def map_tag(paths: tuple[Path, Path], tags: tuple[int, int], said: DepthOrientat
 
 
 def refuse_other_size(
-    paths: tuple[Path, Path], image: Tensor, values: Tensor, tags: tuple[int, int], what: str = "depth"
+    paths: tuple[Name, Name], image: Tensor, values: Tensor, tags: tuple[int, int], what: str = "depth"
 ) -> None:
     """Raise `BadInput` where a map [1, h, w] is not of the size of its photograph [3, h, w], both upright."""
     if values.shape[1:] == image.shape[1:]:
         return
     photograph, path = paths
     raise BadInput(
-        f"{path} is {_size_text(values)} pixels (height x width), its photograph {photograph.name} is "
+        f"{path} is {_size_text(values)} pixels (height x width), its photograph {PurePath(photograph).name} is "
         f"{_size_text(image)}: they must have the same size"
         f"{_why_on_its_side(tags, what) if values.shape[1:] == image.shape[:0:-1] else ''}"
     )

@@ -26,14 +26,15 @@ from pathlib import Path
 import numpy as np
 
 from depthjepa.cache_folder import cache_folder
-from depthjepa.data.shards.members import Samples, joined, scanned
+from depthjepa.data.pairing import DEPTH, LABELS
+from depthjepa.data.shards.members import MAP_END, READABLE, Maps, Samples, joined, scanned
 from depthjepa.data.shards.place import Piece, Place, Shard
 from depthjepa.faults import BadInput
 from depthjepa.logbook import whole_path
 from depthjepa.progress import track
 
 NAME = "shards.index.npz"
-FORMAT = 1
+FORMAT = 2
 KEPT_FROM = 1000  # samples of a folder; fewer are indexed anew in less than a tenth of a second
 THREADS = 8  # shards that are indexed at a time, where they have to be fetched
 SAVE_EVERY = 60.0  # seconds after which what is indexed is kept, although others are to follow
@@ -69,15 +70,19 @@ class ShardIndex:
 def index_of(place: Place, shards: tuple[Shard, ...]) -> ShardIndex:
     """Index shards, or find what is known of them; it stays for as long as they are as they were.
 
-    Raises `BadInput` for what `members.scanned` refuses, and where only some images have a label.
+    Raises `BadInput` for what `members.scanned` refuses, and where only some images have a label, depth or a label map.
     """
     known = indexed(place, shards)
     ignored = sum((known[shard].ignored for shard in shards), Counter[str]())
     index = ShardIndex(place.base, shards, joined([known[shard].samples for shard in shards]), ignored)
-    labels = index.samples.labels
-    if (labels < 0).any() and (labels >= 0).any():
-        without = index.member(int(labels.argmin()))
-        raise BadInput(f"{without} has no label, but other images have: give all of them a .cls, or none")
+    there = {"label": (index.samples.labels >= 0, ".cls")}
+    if (maps := index.samples.maps) is not None:
+        depth = f".{READABLE[0]} (or another format of depth)"
+        there |= {DEPTH.one: (maps.depths[:, 0] > 0, depth), LABELS.one: (maps.label_maps[:, 0] > 0, f".{MAP_END}")}
+    for what, (has, member) in there.items():
+        if has.any() and not has.all():
+            without = index.member(int(has.argmin()))
+            raise BadInput(f"{without} has no {what}, but other images have: give all of them a {member}, or none")
     return index
 
 
@@ -127,7 +132,8 @@ def to_bytes(known: Known) -> bytes:
         "ignored": [one.ignored for one in known.values()],
     }
     content = io.BytesIO()
-    arrays = joined([one.samples for one in known.values()])._asdict()
+    names, places, labels, maps = joined([one.samples for one in known.values()])
+    arrays = {"names": names, "places": places, "labels": labels} | ({} if maps is None else maps._asdict())
     np.savez(content, allow_pickle=False, about=np.array(json.dumps(told)), **arrays)
     return content.getvalue()
 
@@ -139,7 +145,8 @@ def _read(content: bytes) -> dict[Shard, One]:
             told = json.loads(str(stored["about"]))
             if told["format"] != FORMAT:
                 return {}
-            samples = Samples(*(stored[name] for name in Samples._fields))
+            maps = Maps(*(stored[name] for name in Maps._fields)) if Maps._fields[0] in stored else None
+            samples = Samples(stored["names"], stored["places"], stored["labels"], maps)
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
         return {}
     ends = np.cumsum([count for *_, count in told["tars"]])

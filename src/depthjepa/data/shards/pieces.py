@@ -43,21 +43,21 @@ class Pieces:
 
 
 def divided(samples: Samples) -> Pieces:
-    """Divide samples into runs of neighbours: those whose images begin within the same `BYTES` of a shard."""
-    shard, first, size = samples.places.T
-    cells = np.stack([shard, first // BYTES], axis=1)
+    """Divide samples into runs of neighbours: those that begin within the same `BYTES` of a shard, with all members."""
+    first, last = samples.extents()
+    cells = np.stack([samples.places[:, 0], first // BYTES], axis=1)
     _, of_sample = np.unique(cells, axis=0, return_inverse=True)
     begin = np.full(of_sample.max() + 1, np.iinfo(np.int64).max)
     end = np.zeros_like(begin)
     np.minimum.at(begin, of_sample, first)
-    np.maximum.at(end, of_sample, first + size)
+    np.maximum.at(end, of_sample, last)
     return Pieces(begin, end - begin, of_sample.astype(np.int64))
 
 
 def each_alone(samples: Samples) -> Pieces:
-    """Every image as a piece of its own."""
-    _, first, size = samples.places.T
-    return Pieces(first, size, np.arange(len(first)))
+    """Every sample as a piece of its own."""
+    first, end = samples.extents()
+    return Pieces(first, end - first, np.arange(len(first)))
 
 
 # the folder of pieces -------------------------------------------------------------------------------------
