@@ -50,7 +50,7 @@ from depthjepa.data.pairing import DEPTH, LABELS
 from depthjepa.data.samples import Sample, UnreadableImage
 from depthjepa.data.shards.index import ShardIndex, index_of
 from depthjepa.data.shards.members import MAP_END, NO_MAPS, Maps, key_of
-from depthjepa.data.shards.pieces import BYTES, PieceCache, divided, each_alone
+from depthjepa.data.shards.pieces import BYTES, PieceCache, Pieces, divided, each_alone
 from depthjepa.data.shards.place import SPLIT_WORDS, Folder, Place, is_address, of_split, tars_in
 from depthjepa.data.shards.remote import Address
 from depthjepa.data.subsets import chosen_classes, chosen_images
@@ -108,6 +108,7 @@ class TarShards:
         self._samples = index.samples
         self._shards = shards
         self._pieces = divided(index.samples)
+        self._alone: Pieces | None = None  # what is fetched in place of pieces that are not at hand
 
     def __len__(self) -> int:
         return len(self._samples.labels)
@@ -144,7 +145,7 @@ class TarShards:
         if len(indices) >= _FEW * len(pieces) or excess <= _SPARSE:
             return self
         alone = copy.copy(self)
-        alone._pieces = each_alone(self._samples)
+        alone._alone = each_alone(self._samples)
         return alone
 
     def sample(self, index: int) -> Sample:
@@ -168,8 +169,11 @@ class TarShards:
         """A member of sample `index` by its offset and size, or its first `most` bytes; raises `UnreadableImage`."""
         first, size = place.tolist()
         shard, length = self._shards[self._samples.places[index, 0]], size if most is None else min(size, most)
+        piece = self._pieces.piece(index)
+        if self._alone is not None and not self._place.holds(shard, piece):
+            piece = self._alone.piece(index)
         try:
-            return self._place.read(shard, first, length, self._pieces.piece(index))
+            return self._place.read(shard, first, length, piece)
         except OSError as fault:
             raise UnreadableImage(f"{name}: {fault_line(fault)}") from fault
 

@@ -72,11 +72,16 @@ class PieceCache:
     folder: Path
     most_bytes: int
 
+    def path(self, address: str, shard: Shard, piece: Piece) -> Path:
+        """Where a piece is kept; other content of a shard's name has another folder."""
+        told = repr((address, *shard)).encode(errors="surrogateescape")
+        return self.folder / hashlib.blake2b(told, digest_size=12).hexdigest() / f"{piece.first}-{piece.length}"
+
     def read(
         self, address: str, shard: Shard, piece: Piece, first: int, length: int, fetch: Callable[[], bytes]
     ) -> bytes:
         """Some bytes of a piece, which `fetch` gets where it is not there; by others it may be removed at any time."""
-        path = self.folder / _folder_of(address, shard) / f"{piece.first}-{piece.length}"
+        path = self.path(address, shard, piece)
         while True:
             try:
                 content = read_at(path, first - piece.first, length)
@@ -88,12 +93,6 @@ class PieceCache:
                 with contextlib.suppress(FileNotFoundError):
                     os.utime(path)
             return content
-
-    def put(self, address: str, shard: Shard, piece: Piece, content: bytes) -> None:
-        """Keep a piece that is at hand."""
-        path = self.folder / _folder_of(address, shard) / f"{piece.first}-{piece.length}"
-        if not path.exists():
-            self._get(path, lambda: content)
 
     def _get(self, path: Path, fetch: Callable[[], bytes]) -> None:
         """Fetch a piece, once for all processes of this machine: who comes second waits for the first."""
@@ -155,8 +154,3 @@ def _is_at(opened: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(opened), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _folder_of(address: str, shard: Shard) -> str:
-    """Name of the folder of a shard's pieces: other content has another one."""
-    return hashlib.blake2b(repr((address, *shard)).encode(errors="surrogateescape"), digest_size=12).hexdigest()

@@ -81,6 +81,10 @@ class Place(Protocol):
         """A shard to be read from its beginning to its end, hardly ever back."""
         ...
 
+    def holds(self, shard: Shard, piece: Piece) -> bool:
+        """Whether a piece is at hand."""
+        ...
+
     def read(self, shard: Shard, first: int, length: int, piece: Piece) -> bytes:
         """Some bytes of a shard; `piece` holds them. Raises `OSError` for a file that cannot be read any more."""
         ...
@@ -127,6 +131,9 @@ class Folder:
 
     def open(self, shard: Shard) -> io.FileIO:
         return (self._folder / shard.name).open("rb", buffering=0)
+
+    def holds(self, shard: Shard, piece: Piece) -> bool:
+        return True
 
     def read(self, shard: Shard, first: int, length: int, piece: Piece) -> bytes:
         """The file is opened for each: that costs 3 microseconds of some 200, and workers share no open files."""

@@ -68,6 +68,9 @@ class Address:
     def open(self, shard: Shard) -> io.BytesIO:
         return _Stream(lambda first, length: self._fetched(shard, first, length), shard.size)
 
+    def holds(self, shard: Shard, piece: Piece) -> bool:
+        return self.cache.path(self.base, shard, piece).exists()
+
     def read(self, shard: Shard, first: int, length: int, piece: Piece) -> bytes:
         if not piece.length:
             return self._fetched(shard, first, length)
