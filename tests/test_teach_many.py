@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -378,6 +379,25 @@ def test_a_part_that_was_removed_is_computed_again(config: RunConfig, tmp_path: 
         open_cache(folder).read(names)
     teach(config, folder)
     assert content(folder) == before and open_cache(folder).read(names).isfinite().all()
+
+
+def test_a_part_that_is_there_is_not_replaced(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes late, after a claim was taken over, may have other rounding. Also on a disk without links."""
+    teach(config, tmp_path / "cache")
+    before = content(tmp_path / "cache")
+    late = np.zeros((8, 3, 8, 8), dtype=np.float16)
+    cache_files.write_part(tmp_path / "cache", 1, late)
+    monkeypatch.setattr("os.link", refused)
+    cache_files.write_part(tmp_path / "cache", 1, late)
+    assert content(tmp_path / "cache") == before and not list(tmp_path.glob("cache/parts/*.partial"))
+    teach(config, tmp_path / "without")
+    assert content(tmp_path / "without") == before
+
+
+def refused(*_: object) -> None:
+    raise OSError(errno.EOPNOTSUPP, "no links here")
 
 
 def test_an_opened_cache_reads_no_part_and_keeps_no_file_open(

@@ -1,9 +1,9 @@
 """Work that many processes share without talking to each other: a piece that somebody does is claimed by a file.
 
-A claim saves work, it guards nothing: pieces are such that two who do the same write the same, each whole, by a rename.
-So one may be taken from a process that is gone. While it works, a process renews the time of its claim's file; one that
-has not been renewed for `STALE` seconds, by the clock of the file server, was left behind, and so was one of a process
-of this machine that has ended. Whoever takes over errs at worst in doing what is done a second time.
+A claim saves work, it guards nothing: a result is put in its place whole, the first one stays, and a second is as good.
+So a claim may be taken from a process that is gone. While it works, a process renews the time of its claim's file; one
+that has not been renewed for `STALE` seconds, by the clock of the file server, was left behind, and so was one of a
+process of this machine that has ended. Whoever takes over errs at worst in doing what is done a second time.
 """
 
 from __future__ import annotations

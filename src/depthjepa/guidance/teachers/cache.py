@@ -9,7 +9,7 @@ parts/000123.bin  float16 [together, channels, rows, columns] of images that fol
                   (not-a-number: the image cannot be read), and 8 bytes: their checksum x 2 + 1
 parts.bin         those 8 bytes of every part, written when all are there: with it the cache is complete
 
-All files are written whole and none is changed but `cache.json`, which gets the comparison with the teacher at the
+All files are written whole, and the first one stays; `cache.json` alone gets the comparison with the teacher at the
 end. So any number of processes, on any machines that see the folder, compute parts without talking to each other (see
 `shared_work`). Format 1, of earlier versions, had all latents in one file, `latents.bin`; it is read as ever.
 

@@ -1,6 +1,6 @@
 """The files of a cache of latents, by themselves: what describes it, its parts, and the list of their checksums.
 
-`cache` tells the layout. A part is written once, whole; who finds the file has all of it.
+`cache` tells the layout. A part is written once, whole: whoever finds the file has all of it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 
 from depthjepa.faults import BadInput
-from depthjepa.logbook import whole_path
+from depthjepa.logbook import whole_path, write_new
 from depthjepa.shared_work import SUFFIX
 
 FORMAT = 2
@@ -129,11 +129,12 @@ def parts_there(folder: Path) -> tuple[set[int], set[int]]:
 
 
 def write_part(folder: Path, part: int, values: Float[np.ndarray, "n c rows cols"]) -> None:
-    """Write the latents (float16) of a part and their checksum, whole; others may write the same at the same time."""
-    values = np.ascontiguousarray(values)
-    with whole_path(part_file(folder, part), shared=True) as partial, partial.open("wb") as file:
-        file.write(values.data)
-        file.write(np.array(checksum(values) << 1 | DONE, dtype=_CHECKSUM).tobytes())
+    """Write the latents (float16) of a part and their checksum, whole, where they are not there yet.
+
+    Others may do so at the same time, with other rounding on another processor: the list is of those that came first.
+    """
+    end = np.array(checksum(values) << 1 | DONE, dtype=_CHECKSUM)
+    write_new(part_file(folder, part), values.tobytes() + end.tobytes())
 
 
 def mapped_part(folder: Path, facts: Facts, part: int) -> Float[np.ndarray, "n c rows cols"]:
