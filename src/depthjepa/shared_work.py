@@ -21,7 +21,7 @@ from pathlib import Path
 
 from depthjepa.faults import BadInput
 from depthjepa.locks import Holder
-from depthjepa.logbook import writing
+from depthjepa.logbook import write_new, writing
 
 SUFFIX = ".claim"
 RENEWED = 30.0  # seconds after which a claim is renewed
@@ -39,17 +39,15 @@ def claimed(file: Path) -> Iterator[bool]:
 
     The claim is `file`, whose folder is there. Raises what `logbook.writing` raises.
     """
-    own = _this()
-    if not (_made(file, own) or _taken_over(file, own)):
-        yield False
-        return
-    ended = threading.Event()
-    threading.Thread(target=_renew, args=(file, ended), daemon=True).start()
-    try:
-        yield True
+    own, ended, mine = _this(), threading.Event(), True
+    try:  # from here on: a signal may come anywhere, and what is claimed is given back
+        mine = _taken(file, own)
+        if mine:
+            threading.Thread(target=_renew, args=(file, ended), daemon=True).start()
+        yield mine
     finally:
         ended.set()
-        if (last := _read(file)) is not None and last[0] == own:
+        if mine and (last := _read(file)) is not None and last[0] == own:
             file.unlink(missing_ok=True)
 
 
@@ -81,34 +79,19 @@ def _processes() -> str:
     return str(table.readlink()) if table.is_symlink() else ""
 
 
-def _made(file: Path, own: bytes) -> bool:
-    with writing(file):
-        try:
-            opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileExistsError:
-            return False
-        try:
-            with os.fdopen(opened, "wb") as content:
-                content.write(own)
-        except BaseException:
-            file.unlink(missing_ok=True)
-            raise
-    return True
+def _taken(file: Path, own: bytes) -> bool:
+    """Put this process's claim where there is none, or in the place of one that was left behind; whether it did.
 
-
-def _taken_over(file: Path, own: bytes) -> bool:
-    """Put this process's claim in the place of one that was left behind; whether there was such a one.
-
-    Many may find the same one at once. Whoever is first to make a file that is named after it replaces it: the new
+    Many may find the same old one at once. Whoever is first to make a file that is named after it replaces it: the new
     claim has another name, so nobody takes it for the old one.
     """
     if (found := _read(file)) is None:
-        return _made(file, own)
+        return write_new(file, own)
     if not _left_behind(found, file.parent):
         return False
     name = hashlib.blake2b(b"%b %d" % found, digest_size=8).hexdigest()
     next_one = file.with_name(f"{file.name}.{name}.partial")
-    if not _made(next_one, own):
+    if not write_new(next_one, own):
         if (other := _read(next_one)) is not None and _left_behind(other, file.parent):
             next_one.unlink(missing_ok=True)
         return False
@@ -153,7 +136,7 @@ def _has_ended(said: bytes) -> bool:
     try:
         content = json.loads(said)
         holder, processes = Holder(**content["holder"]), content["processes"]
-    except (ValueError, TypeError, KeyError):  # its maker was killed as it wrote
+    except (ValueError, TypeError, KeyError):  # no claim, but a file that somebody was writing
         return False
     this = Holder.this()
     return (holder.host, holder.boot, processes) == (this.host, this.boot, _processes()) and holder.alive is False
