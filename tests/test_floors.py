@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "depthjepa"
 FLOORS = (
     ("faults", "kinds", "settings", "cache_folder"),
     ("grid", "depth", "distributed", "runtime", "optim", "logbook", "recipe_files", "progress", "stopping", "locks"),
-    ("masks", "losses", "fitting", "columns", "runs", "loggers", "drawing"),
+    ("masks", "losses", "fitting", "columns", "runs", "loggers", "drawing", "shared_work"),
     ("data", "model"),
     ("formats",),
     ("guidance",),

@@ -20,15 +20,8 @@ from depthjepa.guidance.build import build_guidance_teacher, seen_by_teacher
 from depthjepa.guidance.config import FeatureGuidance, PixelGuidance, share_of_weight
 from depthjepa.guidance.feature import FeatureGuide
 from depthjepa.guidance.target import Target, on_cells
-from depthjepa.guidance.teachers.cache import (
-    DONE,
-    CachedTeacher,
-    Facts,
-    checksum,
-    create_cache,
-    open_cache,
-    seen_in_crops,
-)
+from depthjepa.guidance.teachers.cache import CachedTeacher, create_cache, open_cache, seen_in_crops
+from depthjepa.guidance.teachers.cache_files import Facts, write_list, write_part
 from depthjepa.guidance.teachers.controls import ImageItself, SideBySide
 from depthjepa.guidance.teachers.depthfm.tiny import FITTED_ON
 from depthjepa.guidance.teachers.ground_truth import DepthTeacher
@@ -311,9 +304,8 @@ def test_a_cache_is_cut_with_the_zoom_of_the_crop(zoomed: str, factor: float, tm
     told = {**asdict(DepthTeacher().describe()), "channels": 1, "zoomed": zoomed}
     facts = Facts({"teacher": "planted"}, told, "photos", 1, (1, 8, 8))
     create_cache(tmp_path / "latents", facts, ["a"], np.zeros(1, dtype=np.int64))
-    filling = open_cache(tmp_path / "latents", finished=False, mode="r+")
-    filling.latents[:] = 0.25
-    filling.parts[0] = checksum(filling.latents[:]) << 1 | DONE
+    write_part(tmp_path / "latents", 0, np.full((1, 1, 8, 8), 0.25, dtype=np.float16))
+    write_list(tmp_path / "latents", facts)
     batch = replace(
         scene_batch(1),
         zoom=torch.tensor([2.0]),

@@ -124,7 +124,7 @@ def content(command: str, out: Path) -> Any:
     if command == "train":
         return fingerprint(weights(out)), metrics(out)
     if command == "teach":
-        return {name: digest(out / name) for name in ("latents.bin", "parts.bin", "names.bin")}
+        return {file.relative_to(out).as_posix(): digest(file) for file in [out / "cache.json", *out.rglob("*.bin")]}
     if command == "fit-teacher":
         return fingerprint(torch.load(out / "teacher.ckpt", weights_only=True)), RunFolder(out).summary()
     if command == "study":

@@ -256,7 +256,7 @@ def test_a_driving_network_teaches_photographs_of_several_cameras(tmp_path: Path
     assert "crops cut from the cache, against the teacher's own latents" in said
     latents = open_cache(tmp_path / "latents")
     assert latents.facts.shape == (1, 30, 40) and latents.facts.teacher["zoomed"] == "log added"
-    metres = np.exp(-latents.latents.astype(np.float32)[:, 0])
+    metres = np.exp(-latents.part(0).astype(np.float32)[:, 0])
     assert metres[:, 24:].mean() < 15 < metres[:, :6].mean()  # the road before the car is near, the sky is not
     run = (
         "train", "photos", f"data.root={tmp_path / 'frames'}", "--out", tmp_path / "run", "guidance.kind=feature",

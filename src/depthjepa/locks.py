@@ -1,4 +1,4 @@
-"""One process at a time writes in a folder: runs, caches, fits and studies are locked while somebody works there.
+"""One process at a time writes in a folder: runs, fits and studies are locked while somebody works there.
 
 The lock is a file in the folder, `.lock`, that says who holds it: host, process, since when, command. The operating
 system's lock on that file decides: it ends with its process, also with one that is killed. What stands in the file
@@ -194,6 +194,13 @@ def holder_of(file: Path) -> Holder | None:
     finally:
         os.close(opened)
     return None if found is None or found.alive is False else found
+
+
+def refuse_held(folder: str | Path) -> None:
+    """Raise `BadInput` where somebody has a folder to himself; for work that many share (`shared_work`)."""
+    lock = Lock(folder)
+    if (holder := holder_of(lock.file)) is not None:
+        raise lock._held_by(holder)
 
 
 def _read(opened: int, wait: float = 0.0) -> Holder | None:

@@ -28,6 +28,7 @@ from depthjepa.faults import BadInput, RunStopped
 
 DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 NO_SUCH_PLACE = (errno.EEXIST, errno.ENOTDIR)
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)  # of file systems without a second name
 REFUSED = (*NO_SUCH_PLACE, errno.ENOENT, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 FOLDERS = ("checkpoints", "figures", "probes")
 PARTS = (
@@ -278,6 +279,33 @@ def write_whole(path: Path, text: str) -> None:
     """
     with whole_path(path, shared=True) as partial:
         partial.write_bytes(text.encode(errors="backslashreplace"))
+
+
+def write_new(path: Path, content: bytes | memoryview) -> bool:
+    """Write a file whole where there is none, also where others do the same now: whether it is this process's.
+
+    One that is there stays as it is. Makes the folders above it; raises what `writing` raises.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.urandom(4).hex()}.partial")
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(partial, path)  # unlike a rename it does not replace what is there
+        except FileExistsError:
+            return False
+        except OSError as fault:
+            if fault.errno not in NO_LINKS:
+                raise
+            if path.exists():
+                return False
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    return True
 
 
 def to_json(content: Mapping[str, Any]) -> str:

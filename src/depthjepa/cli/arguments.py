@@ -56,6 +56,13 @@ def said_elsewhere(overrides: list[str] | None, places: Mapping[str, str]) -> No
             raise BadInput(f"{key} is given by {places[key]}, not by a setting as well")
 
 
+def shard_of(text: str | None) -> tuple[int, int]:
+    """The number of a machine, from 0, and how many there are, of --shard I/N; one alone without it."""
+    if not (given := re.fullmatch(r"(\d+)/(\d+)", text or "0/1")):
+        raise BadInput(f"--shard {text!r}: give I/N, such as 0/4 for the first of four machines")
+    return int(given[1]), int(given[2])
+
+
 def one_of(what: str, *choices: str) -> Callable[[str], str]:
     """Parse a word that is one of some choices, with the nearest one for any other; `what` they are, in messages."""
 

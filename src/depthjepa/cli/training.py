@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +14,7 @@ from depthjepa.cli.arguments import (
     output_file,
     output_folder,
     said_elsewhere,
+    shard_of,
 )
 from depthjepa.data.layouts.table import LAYOUTS
 from depthjepa.faults import BadInput, RunStopped
@@ -79,8 +79,14 @@ def teach(
         ),
     ],
     overrides: Overrides = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N", help="Do the I-th (from 0) of N shares first, then help with the others: one machine of N."
+        ),
+    ] = None,
 ) -> None:
-    """Compute a teacher's latents of all images once; killed, it goes on where it stopped."""
+    """Compute a teacher's latents of all images once, by one process or many; killed, it goes on where it stopped."""
     from depthjepa.commands.teach import refuse_unread
     from depthjepa.commands.teach import teach as run
     from depthjepa.configuring import build_config
@@ -88,7 +94,8 @@ def teach(
     settings = [f"data.root={data}", f"guidance.teacher={teacher}", "guidance.kind=feature"]
     said_elsewhere(overrides, {"data.root": "--data", "guidance.teacher": "--teacher", "guidance.kind": "the command"})
     refuse_unread([text.partition("=")[0] for text in overrides or []])
-    run(build_config({"name": "teach"}, [*settings, *(overrides or [])]), out)
+    part = shard_of(shard)
+    run(build_config({"name": "teach"}, [*settings, *(overrides or [])]), out, shard=part)
 
 
 @commands.command()
@@ -185,9 +192,7 @@ def study(
 
     asked = load_study(study)
     asked = replace(asked, settings=(*asked.settings, *(overrides or [])))
-    if not (given := re.fullmatch(r"(\d+)/(\d+)", shard or "0/1")):
-        raise BadInput(f"--shard {shard!r}: give I/N, such as 0/4 for the first of four machines")
-    part, folder = (int(given[1]), int(given[2])), out or Path("studies") / asked.name
+    part, folder = shard_of(shard), out or Path("studies") / asked.name
     if resume and not (folder / "study.yaml").is_file():
         raise BadInput(f"--resume: there is no study in {folder}; leave --resume out to start one there")
     if slurm is None and slurm_option:

@@ -1,13 +1,17 @@
 """Compute a teacher's latents once: every image of every split, resumable, by one process or many.
 
-Each process computes parts of its own and writes them where they belong, so nothing is gathered; a part is done when
-its checksum stands in `parts.bin`, after its latents. At the end the first process measures how latents that are cut
-from the cache differ from the teacher's own of the same crops.
+Processes come and go, each with the same command, and do not talk to each other: each goes through its own share of the
+parts and then helps with what others have not finished, one part at a time that nobody else has claimed. At the end
+whichever comes first lists the parts and measures how latents that are cut from the cache differ from the teacher's own
+of the same crops.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -24,15 +28,18 @@ from depthjepa.data.loading import TrainingBatches, open_splits, view_batches
 from depthjepa.data.memory import first_readable
 from depthjepa.data.order import evenly
 from depthjepa.data.samples import Batch, Chosen, Source
-from depthjepa.faults import BadInput
+from depthjepa.faults import BadInput, RunStopped
 from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.guidance.target import Teacher, on_cells
 from depthjepa.guidance.teachers import cache
-from depthjepa.guidance.teachers.cache import DONE, TOGETHER, CachedTeacher, Facts
+from depthjepa.guidance.teachers import cache_files as files
+from depthjepa.guidance.teachers.cache import CachedTeacher
+from depthjepa.guidance.teachers.cache_files import Facts
 from depthjepa.guidance.teachers.loading import teacher_kind
 from depthjepa.guidance.teachers.whole_images import latents_of_whole, of_one_size, resampled
-from depthjepa.logbook import to_json, write_whole
-from depthjepa.progress import task, track
+from depthjepa.logbook import refuse_unwritable, to_json, write_whole, writing
+from depthjepa.progress import task
+from depthjepa.shared_work import SUFFIX, claimed, refuse_shard, sweep
 from depthjepa.stopping import interruptions
 
 Places = dict[str, tuple[int, int]]
@@ -40,13 +47,16 @@ Places = dict[str, tuple[int, int]]
 LOOKED_AT = 16  # images whose latents say how large those of all are kept
 CROPS = 64  # on which the cache is compared with the teacher
 
+PAUSES = (0.5, 15.0)  # seconds between two looks at what others do, the first and the longest
+LOOKED_AFTER = 16  # claims of others that a look is at: whether they were left behind
+
 CLOSE, HALF = 0.75, 0.5  # shares of variance at which the verdict on a cache changes
 
 
 # Beginnings of the keys that latents, their comparison and their place depend on.
 READ = (
     "data.", "guidance.teacher", "evaluation.batch_size", "model.patch_size", "seed", "name", "train.device",
-    "train.threads", "train.timeout_minutes",
+    "train.threads",
 )  # fmt: skip
 
 
@@ -59,54 +69,65 @@ def refuse_unread(given: Sequence[str]) -> None:
         )
 
 
-def teach(config: RunConfig, out: str | Path, *, say: Callable[[str], None] | None = None) -> Facts:
+def teach(
+    config: RunConfig,
+    out: str | Path,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    say: Callable[[str], None] | None = None,
+) -> Facts:
     """Compute the latents of all images of `config.data` with the teacher of `config.guidance`; goes on after a kill.
 
-    Raises `BadInput` where the teacher or the data cannot be had, or `out` holds something else or is in use.
+    Any number of processes may do so at once in the same folder; with `shard` = (i, n) this one does the i-th of n
+    shares of the parts first. Returns when all parts are done, whoever did them.
+
+    Raises:
+        BadInput: the teacher or the data cannot be had, or `out` holds something else, or is in use by another command.
+        RunStopped: the disk is full; Ctrl-C or SIGTERM; the same command goes on.
     """
+    refuse_shard(shard)
     folder, place = Path(out), distributed.ranks()
     say = (say or (lambda text: print(text, flush=True))) if place.first else lambda _: None
+    share = (shard[0] * place.world + place.rank, shard[1] * place.world)
+    refuse_unwritable(folder, folder=True)
+    locks.refuse_held(folder)
+    cache.refuse_other(folder)
     runtime.settle_cpu(config.train.threads)
     where = runtime.device(config.train.device, place)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    data = open_splits(config.data)
+    sources = list(data.values())
+    teacher = load_network(asked_of(config)).to(where)
+    if place.first:
+        say(what_is_read(config.data, data))
+    places = places_of(sources)
+    stamps = _stamps(sources, places)
+    if not (folder / "cache.json").exists():
+        facts = _facts(config, teacher, sources[0], len(places), where)
+        _refuse_small_disk(folder, facts)
+        cache.create_cache(folder, facts, list(places), stamps)
+    cache.refuse_other_cache(folder, cache.made_of(asked_of(config)), list(places), stamps, say)
+    facts = files.read_facts(folder)
+    if facts.format == 1 and files.lacking(folder, facts):
+        raise BadInput(
+            f"{folder} is a cache of format 1 that was not finished, and this version writes format {files.FORMAT}: "
+            f"choose another folder, or remove this one; finished ones of format 1 are read as before"
+        )
+    say(f"{len(places)} images, {size_of(files.size_of(facts))} in {folder}")
     with (
-        distributed.process_group(place, where, config.train.timeout_minutes),
-        locks.locked(folder, place, say=say),
+        interruptions(f"what is in {folder} is kept, and the same command goes on") as stopping,
+        stopping.at_once(),
     ):
-        cache.refuse_other(folder)
-        data = open_splits(config.data)
-        sources = list(data.values())
-        teacher = load_network(asked_of(config)).to(where)
-        if place.first:
-            say(what_is_read(config.data, data))
-        places = places_of(sources)
-        distributed.first_writes(
-            place,
-            lambda: cache.create_cache(
-                folder,
-                _facts(config, teacher, sources[0], len(places), where),
-                list(places),
-                _stamps(sources, places),
-                say,
-            ),
-        )
-        facts = cache.read_facts(folder)
-        say(f"{len(places)} images, {size_of(cache.size_of(facts))} in {folder}")
-        with (
-            interruptions(f"what is in {folder} is kept, and the same command goes on") as stopping,
-            stopping.at_once(),
-        ):
-            fill_cache(folder, teacher, sources, places, config, place, where)
-            distributed.wait_for_all(place)
-            if place.first and facts.crops is None:
-                with task("comparing the cache with the teacher"):
-                    facts = replace(facts, crops=_compare(folder, teacher, sources[0], config, where))
-                write_whole(folder / "cache.json", to_json(asdict(facts)))
-    if facts.crops is not None:
-        say(
-            f"{facts.crops['crops']:.0f} crops cut from the cache, against the teacher's own latents: correlation "
-            f"{facts.crops['correlation']:.3f}, root mean square difference {facts.crops['difference']:.3f} deviations"
-            f"; {verdict(facts.crops['correlation'])}"
-        )
+        if facts.format != 1:
+            fill_cache(folder, teacher, sources, places, config, share, where)
+        facts = finish_cache(folder, teacher, sources[0], config, where)
+    assert facts.crops is not None
+    say(
+        f"{facts.crops['crops']:.0f} crops cut from the cache, against the teacher's own latents: correlation "
+        f"{facts.crops['correlation']:.3f}, root mean square difference {facts.crops['difference']:.3f} deviations"
+        f"; {verdict(facts.crops['correlation'])}"
+    )
     return facts
 
 
@@ -154,14 +175,26 @@ def _facts(config: RunConfig, teacher: Teacher, source: Source, images: int, whe
         sizes.setdefault((batch.images.shape[-2], batch.images.shape[-1]), batch)
     shapes = [tuple(latents_of_whole(teacher, batch.to(where)).shape[1:]) for batch in sizes.values()]
     channels, rows, columns = (max(sides) for sides in zip(*shapes, strict=True))
+    shape = (channels, rows, columns)
     return Facts(
         cache.made_of(asked_of(config)),
         asdict(teacher.describe()),
         source.name,
         images,
-        (channels, rows, columns),
-        together=TOGETHER,
+        shape,
+        together=files.together_of(images, shape),
     )
+
+
+def _refuse_small_disk(folder: Path, facts: Facts) -> None:
+    """Find out before the first part whether there is room for all of them, as far as the file system tells."""
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    needed, free = files.size_of(facts), shutil.disk_usage(there).free
+    if free < needed:
+        raise RunStopped(
+            f"the disk is too full: the latents take {size_of(needed)}, and {there} has {size_of(free)} free; make "
+            f"room and give the command again"
+        )
 
 
 def fill_cache(
@@ -170,24 +203,84 @@ def fill_cache(
     sources: list[Source],
     places: Places,
     config: RunConfig,
-    place: distributed.Ranks,
+    share: tuple[int, int],
     where: torch.device,
 ) -> None:
-    """Compute the parts of this process that are not done."""
-    files = cache.open_cache(folder, finished=False, mode="r+")
-    left = [part for part in place.share(len(files.parts)) if not files.parts[part] & DONE]
-    listed, together = list(places), files.facts.together
-    for part in track(left, f"parts of {together} latents", len(left)):
-        rows = range(part * together, min((part + 1) * together, len(listed)))
-        values = np.full((len(rows), *files.facts.shape), np.nan, dtype=np.float16)
-        for number, source in enumerate(sources):
-            chosen = [(row, places[listed[row]][1]) for row in rows if places[listed[row]][0] == number]
-            for row, latent in _latents(teacher, source, chosen, config, files.facts.shape[1:], where):
-                values[row - rows.start] = latent
-        files.latents[rows.start : rows.stop] = values
-        files.latents.flush()  # type: ignore[attr-defined]
-        files.parts[part] = cache.checksum(values) << 1 | DONE
-        files.parts.flush()  # type: ignore[attr-defined]
+    """Compute parts that are not done, a share first, until all are there; `share` = (i, n): the i-th of n."""
+    facts, listed = files.read_facts(folder), list(places)
+    with contextlib.closing(_parts_to_do(folder, facts, share)) as parts:  # a claim is given back whatever happens
+        for part in parts:
+            rows = facts.rows_of(part)
+            values = np.full((len(rows), *facts.shape), np.nan, dtype=np.float16)
+            for number, source in enumerate(sources):
+                chosen = [(row, places[listed[row]][1]) for row in rows if places[listed[row]][0] == number]
+                for row, latent in _latents(teacher, source, chosen, config, facts.shape[1:], where):
+                    values[row - rows.start] = latent
+            files.write_part(folder, part, values)
+
+
+def _parts_to_do(folder: Path, facts: Facts, share: tuple[int, int]) -> Generator[int]:
+    """Parts for this process to compute, each claimed until the next one is asked for; ends when all parts are there.
+
+    Where all that is left is claimed by others it waits, for their parts or for claims that were left behind.
+    """
+    with writing(folder):
+        (folder / "parts").mkdir(exist_ok=True)
+    done, begun = files.parts_there(folder)
+    pause = PAUSES[0]
+    with task(f"parts of {facts.together} latents", facts.parts, len(done)) as shown:
+        while left := in_turn(facts.parts, done, share):
+            others, worked = [part for part in left if part in begun], False
+            for part in (*(part for part in left if part not in begun), *others[:LOOKED_AFTER]):
+                file = files.part_file(folder, part)
+                if file.exists():
+                    continue
+                with claimed(files.claim_file(folder, part)) as mine:
+                    if mine and not file.exists():
+                        (folder / files.LIST).unlink(missing_ok=True)  # of a cache that a damaged part was taken from
+                        yield part
+                        worked = True
+                        shown.done += 1
+            if not worked:
+                time.sleep(pause)
+            pause = PAUSES[0] if worked else min(2 * pause, PAUSES[1])
+            done, begun = files.parts_there(folder)
+            shown.done = len(done)
+
+
+def in_turn(parts: int, done: Collection[int], share: tuple[int, int]) -> list[int]:
+    """The parts that are not done, in the order in which a process takes them: its own share, then those of others.
+
+    Shares are runs of parts. Whoever helps begins at the end of a share, the next one's first, and meets its owner.
+    """
+    number, count = share
+    shares = [range(each * parts // count, (each + 1) * parts // count) for each in range(count)]
+    helped = [part for each in (*shares[number + 1 :], *shares[:number]) for part in reversed(each)]
+    return [part for part in (*shares[number], *helped) if part not in done]
+
+
+def finish_cache(folder: Path, teacher: Teacher, source: Source, config: RunConfig, where: torch.device) -> Facts:
+    """List the parts and compare crops with the teacher: one process does, others wait for it; then tidy up."""
+    pause = PAUSES[0]
+    while True:
+        facts = files.read_facts(folder)
+        if facts.crops is not None and not files.lacking(folder, facts):
+            break
+        with claimed(folder / f"end{SUFFIX}") as mine:
+            facts = files.read_facts(folder)
+            if mine and files.lacking(folder, facts):
+                files.write_list(folder, facts)
+            if mine and facts.crops is None:
+                with task("comparing the cache with the teacher"):
+                    facts = replace(facts, crops=_compare(folder, teacher, source, config, where))
+                write_whole(folder / "cache.json", to_json(asdict(facts)))
+        if not mine:
+            time.sleep(pause)
+            pause = min(2 * pause, PAUSES[1])
+    for each in (folder, folder / "parts"):
+        if each.is_dir():
+            sweep(each)
+    return facts
 
 
 def places_of(sources: list[Source]) -> Places:

@@ -33,6 +33,7 @@ from depthjepa.faults import BadInput, RunStopped
 from depthjepa.guidance.build import contents_of_teacher
 from depthjepa.logbook import plain, to_json, write_whole
 from depthjepa.progress import task
+from depthjepa.shared_work import refuse_shard
 from depthjepa.stopping import interruptions
 from depthjepa.study.claims import compare, lines
 from depthjepa.study.plan import Study, of_length, resolve
@@ -127,12 +128,8 @@ def _run_study(
 
 
 def _refuse_shard(study: Study, folder: Path, shard: tuple[int, int]) -> None:
-    number, count = shard
-    if not 0 <= number < count:
-        raise BadInput(
-            f"--shard {number}/{count}: the first of {count} parts is 0/{count}, the last {count - 1}/{count}"
-        )
-    if count > 1 and study.minutes is not None and not set(study.arms) <= set(known_steps(folder)):
+    refuse_shard(shard)
+    if shard[1] > 1 and study.minutes is not None and not set(study.arms) <= set(known_steps(folder)):
         raise BadInput(
             f"arms of equal time ({study.minutes:g} min) have as many steps as one machine measures: start the study "
             f"on one machine, stop it when it trains, and share the folder {folder} (steps.json) with the shards"

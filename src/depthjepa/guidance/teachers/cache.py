@@ -2,11 +2,16 @@
 
 A folder that describes itself:
 
-cache.json    which teacher, with which weights and settings, of which size; what its latents are
-names.bin     8 bytes an image: a hash of its name, by which it is found (order and subsets of the data do not matter)
-latents.bin   float16 [images, channels, rows, columns], read where it lies; not-a-number: the image cannot be read
-stamps.bin    8 bytes an image: the bytes of its file, by which one that was replaced is noticed
-parts.bin     8 bytes for each 64 images: done or not, and a checksum of their latents
+cache.json        which teacher, with which weights and settings, of which size; what its latents are
+names.bin         8 bytes an image: a hash of its name, by which it is found: order and subsets do not matter
+stamps.bin        8 bytes an image: the bytes of its file, by which one that was replaced is noticed
+parts/000123.bin  float16 [together, channels, rows, columns] of images that follow one another, read where they lie
+                  (not-a-number: the image cannot be read), and 8 bytes: their checksum x 2 + 1
+parts.bin         those 8 bytes of every part, written when all are there: with it the cache is complete
+
+All files are written whole, and the first one stays; `cache.json` alone gets the comparison with the teacher at the
+end. So any number of processes, on any machines that see the folder, compute parts without talking to each other (see
+`shared_work`). Format 1, of earlier versions, had all latents in one file, `latents.bin`; it is read as ever.
 
 The latent of a crop is cut out of its image's by RoI-align (He et al. 2017). A network sees more in the whole image
 than in a crop of it, and may scale what it sees otherwise: `teach` measures by how much the two differ.
@@ -16,8 +21,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt64
+from jaxtyping import Float, Float16, Int64, UInt64
 from torch import Tensor
 from torchvision.ops import roi_align
 
@@ -35,37 +38,26 @@ from depthjepa.data.samples import Batch, Source
 from depthjepa.faults import BadInput
 from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.guidance.target import Description, Zoomed
+from depthjepa.guidance.teachers.cache_files import (
+    LIST,
+    Facts,
+    lacking,
+    mapped,
+    mapped_part,
+    read_facts,
+    refuse_damaged,
+)
 from depthjepa.guidance.teachers.loading import teacher_kind
 from depthjepa.locks import is_free_of_files
-from depthjepa.logbook import to_json, write_whole, writing
+from depthjepa.logbook import to_json, write_new
 from depthjepa.losses import Latents
 
 Say = Callable[[str], None]
 
-FORMAT = 1
-TOGETHER = 64  # images of a part: what is computed, checked and, after a kill, repeated together
-DONE = 1
+BEGINNING = ("names.bin", "stamps.bin")  # what is there before cache.json
+MAPPED = 8192  # parts that a process has in memory at once; the system allows some 65 000 mapped files
 _SAMPLED = 64  # blocks of a file of weights that its fingerprint reads
 _BLOCK = 1 << 16  # bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What stands in `cache.json`. `made_of` decides whether a run may use the cache; the rest describes it."""
-
-    made_of: Mapping[str, Any]  # teacher, fingerprints of its weights, its settings, size of the whole images [px]
-    teacher: Mapping[str, Any]  # its `Description`
-    data: str
-    images: int
-    shape: tuple[int, int, int]  # channels, rows, columns
-    format: int = FORMAT
-    together: int = TOGETHER  # images of a part
-    crops: Mapping[str, float] | None = None  # how latents of crops differ from the teacher's own, once measured
-
-    @property
-    def parts(self) -> int:
-        """Number of parts."""
-        return -(-self.images // self.together)
 
 
 @dataclass(frozen=True)
@@ -74,12 +66,13 @@ class LatentCache:
 
     folder: Path
     facts: Facts
-    latents: Float[np.ndarray, "images c rows cols"]
     names: UInt64[np.ndarray, " images"]
     stamps: Int64[np.ndarray, " images"] | None  # None: of an earlier version
     parts: UInt64[np.ndarray, " parts"]  # checksum x 2 + done
     _order: Int64[np.ndarray, " images"] = field(repr=False)
     _checked: np.ndarray = field(repr=False)
+    _single: Float16[np.ndarray, "images c rows cols"] | None = field(repr=False)  # all latents, of format 1
+    _held: dict[int, np.ndarray] = field(repr=False, default_factory=dict)
 
     def rows(self, names: Sequence[str]) -> Int64[np.ndarray, " k"]:
         """Where the latents of named images are; raises `BadInput` for one that is not there."""
@@ -115,22 +108,31 @@ class LatentCache:
     def read(self, names: Sequence[str]) -> Float[Tensor, "k c rows cols"]:
         """Latents of named images, float32; raises `BadInput` for what is missing or damaged."""
         rows = self.rows(names)
-        for part in np.unique(rows // self.facts.together):
-            self._check(int(part))
-        return torch.from_numpy(self.latents[rows].astype(np.float32))
+        found = np.empty((len(rows), *self.facts.shape), dtype=np.float32)
+        for number, row in enumerate(rows.tolist()):
+            part, place = divmod(row, self.facts.together)
+            found[number] = self.part(part)[place]
+        return torch.from_numpy(found)
 
-    def _check(self, part: int) -> None:
-        """Compare a part with its checksum when it is first read: a file of a hundred GB is not read beforehand."""
-        if self._checked[part]:
-            return
-        first = part * self.facts.together
-        values = self.latents[first : first + self.facts.together]
-        if checksum(values) << 1 | DONE != int(self.parts[part]):
-            raise BadInput(
-                f"the cache {self.folder} is damaged: images {first} to {first + len(values) - 1} "
-                f"do not have the checksum that was written; compute it again"
-            )
-        self._checked[part] = True
+    def part(self, part: int) -> Float16[np.ndarray, "n c rows cols"]:
+        """The latents of a part as they lie; raises `BadInput` where it is gone or damaged.
+
+        It is compared with its checksum when it is first read: a cache of a hundred GB is not read beforehand.
+        """
+        values = self._held.get(part)
+        if values is None:
+            rows = self.facts.rows_of(part)
+            if self._single is None:
+                values = mapped_part(self.folder, self.facts, part)
+            else:
+                values = self._single[rows.start : rows.stop]
+            if not self._checked[part]:
+                refuse_damaged(self.folder, self.facts, part, values, int(self.parts[part]))
+                self._checked[part] = True
+            self._held[part] = values
+            if len(self._held) > MAPPED:
+                self._held.pop(next(iter(self._held)))  # the one that came first
+        return values
 
 
 class CachedTeacher:
@@ -246,47 +248,54 @@ def names_of(source: Source) -> list[str]:
     return [source.name_of(index) for index in range(len(source))]
 
 
-# files ----------------------------------------------------------------------------------------------------
+# making and opening ---------------------------------------------------------------------------------------
 
 
 def refuse_other(folder: Path) -> None:
-    """Refuse a folder that holds something else than a cache; raises `BadInput`."""
+    """Refuse a folder that holds something else than a cache, or the beginning of one; raises `BadInput`."""
     there = (folder / "cache.json").exists() or not folder.exists()
-    if not there and not (folder.is_dir() and is_free_of_files(folder)):
+    if not there and not (folder.is_dir() and is_free_of_files(folder, BEGINNING)):
         raise BadInput(f"{folder} is there already and holds no cache: choose another folder")
 
 
-def create_cache(
-    folder: Path, facts: Facts, names: Sequence[str], stamps: Int64[np.ndarray, " images"], say: Say = lambda _: None
-) -> None:
-    """Make the files of a cache in which nothing is computed yet, or find those of the very same.
+def create_cache(folder: Path, facts: Facts, names: Sequence[str], stamps: Int64[np.ndarray, " images"]) -> None:
+    """Make a cache in which nothing is computed yet, where there is none; several may do so at once, one succeeds.
 
-    `stamps`: see `data.contents.stamps_of`. Raises `BadInput` where another one is there, and where the disk has no
-    room for it.
+    Whether the one that is there then is the same, `refuse_other_cache` tells. `stamps`: see `data.contents.stamps_of`.
+    Raises `BadInput` where the folder holds something else.
     """
-    known = hashes(names)
-    if (folder / "cache.json").exists():
-        there = read_facts(folder)
-        if differing := different(there.made_of, facts.made_of):
-            raise BadInput(f"{folder} holds latents of another teacher or size: {differing}; choose another folder")
-        before = _mapped(folder / "names.bin", np.uint64, (there.images,))
-        if not np.array_equal(before, known):
-            raise BadInput(
-                f"{folder} holds latents of other images ({there.data}): {_renamed(before, known, names)}; choose "
-                f"another folder"
-            )
-        if note := open_cache(folder, finished=False).refuse_other_images(names, stamps):
-            say(note)
-        return
     refuse_other(folder)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        known.tofile(folder / "names.bin")
-        stamps.tofile(folder / "stamps.bin")
-        np.zeros(facts.parts, dtype=np.uint64).tofile(folder / "parts.bin")
-        with (folder / "latents.bin").open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size_of(facts))  # a disk that is too small says so now
-    write_whole(folder / "cache.json", to_json(asdict(facts)))  # last: with it the folder is a cache
+    for name, content in zip(BEGINNING, (hashes(names), stamps), strict=True):
+        file = folder / name
+        if write_new(file, content.tobytes()) or (folder / "cache.json").exists():
+            continue
+        if not np.array_equal(np.fromfile(file, dtype=content.dtype), content):  # left by a kill, or made right now
+            raise BadInput(
+                f"{folder} holds the beginning of a cache of other images ({name}): choose another folder, or remove "
+                f"it if nobody works there"
+            )
+    write_new(folder / "cache.json", to_json(asdict(facts)).encode())  # last: with it the folder is a cache
+
+
+def refuse_other_cache(
+    folder: Path,
+    made: Mapping[str, Any],
+    names: Sequence[str],
+    stamps: Int64[np.ndarray, " images"],
+    say: Say = lambda _: None,
+) -> None:
+    """Raise `BadInput` where a cache was made of something else than `made` (see `made_of`), or of other images."""
+    there, known = read_facts(folder), hashes(names)
+    if differing := different(there.made_of, made):
+        raise BadInput(f"{folder} holds latents of another teacher or size: {differing}; choose another folder")
+    before = mapped(folder / "names.bin", np.uint64, (there.images,))
+    if not np.array_equal(before, known):
+        raise BadInput(
+            f"{folder} holds latents of other images ({there.data}): {_renamed(before, known, names)}; choose "
+            f"another folder"
+        )
+    if note := open_cache(folder, finished=False).refuse_other_images(names, stamps):
+        say(note)
 
 
 def _renamed(before: UInt64[np.ndarray, " n"], now: UInt64[np.ndarray, " k"], names: Sequence[str]) -> str:
@@ -297,59 +306,26 @@ def _renamed(before: UInt64[np.ndarray, " n"], now: UInt64[np.ndarray, " k"], na
     return ", ".join(said) or "in another order"
 
 
-def open_cache(folder: Path, *, finished: bool = True, mode: str = "r") -> LatentCache:
+def open_cache(folder: Path, *, finished: bool = True) -> LatentCache:
     """Map a cache into memory; raises `BadInput` for what is no cache, truncated, or (if `finished`) incomplete."""
     facts = read_facts(folder)
-    names = _mapped(folder / "names.bin", np.uint64, (facts.images,))
-    parts = _mapped(folder / "parts.bin", np.uint64, (facts.parts,), mode)
-    latents = _mapped(folder / "latents.bin", np.float16, (facts.images, *facts.shape), mode)
-    if finished and (left := int((parts & DONE == 0).sum())):
+    names = mapped(folder / "names.bin", np.uint64, (facts.images,))
+    single = mapped(folder / "latents.bin", np.float16, (facts.images, *facts.shape)) if facts.format == 1 else None
+    if (left := lacking(folder, facts)) and finished:
         raise BadInput(
-            f"the cache {folder} is not complete: {left} of {len(parts)} parts are to be computed yet; "
-            f"run the same `depthjepa teach` again, it goes on where it stopped"
+            f"the cache {folder} is not complete: {left}; run the same `depthjepa teach` again, it goes on where it "
+            f"stopped"
         )
+    listed = facts.format == 1 or not left
+    parts = mapped(folder / LIST, np.uint64, (facts.parts,)) if listed else np.zeros(facts.parts, dtype=np.uint64)
     stamps = None
     if (folder / "stamps.bin").exists():
-        stamps = _mapped(folder / "stamps.bin", np.int64, (facts.images,))
+        stamps = mapped(folder / "stamps.bin", np.int64, (facts.images,))
     order = np.argsort(names, kind="stable")
-    return LatentCache(folder, facts, latents, names, stamps, parts, order, np.zeros(len(parts), dtype=bool))
-
-
-def read_facts(folder: Path) -> Facts:
-    """Read `cache.json`; raises `BadInput`."""
-    file = folder / "cache.json"
-    if not file.is_file():
-        raise BadInput(f"{folder} is no cache of latents: cache.json is not there (`depthjepa teach` makes one)")
-    try:
-        content = json.loads(file.read_text())
-        content["shape"] = tuple(content["shape"])
-        facts = Facts(**content)
-    except (ValueError, TypeError, KeyError) as fault:
-        raise BadInput(f"{file} does not describe a cache of latents: {fault}") from fault
-    if facts.format != FORMAT:
-        raise BadInput(f"{folder} is a cache of format {facts.format}, this version reads {FORMAT}: compute it again")
-    return facts
+    return LatentCache(folder, facts, names, stamps, parts, order, np.zeros(len(parts), dtype=bool), single)
 
 
 def different(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """What two caches are made of differently, in words; empty where they are the same."""
     keys = [key for key in dict.fromkeys((*there, *here)) if there.get(key) != here.get(key)]
     return ", ".join(f"{key}={there.get(key)} there and {here.get(key)} here" for key in keys)
-
-
-def checksum(values: np.ndarray) -> int:
-    """CRC-32 of an array's bytes."""
-    return zlib.crc32(np.ascontiguousarray(values).tobytes())
-
-
-def size_of(facts: Facts) -> int:
-    """Bytes of `latents.bin`."""
-    return 2 * facts.images * int(np.prod(facts.shape))
-
-
-def _mapped(file: Path, dtype: Any, shape: tuple[int, ...], mode: str = "r") -> np.ndarray:
-    expected = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    found = file.stat().st_size if file.is_file() else 0
-    if found != expected:
-        raise BadInput(f"{file} has {found} of {expected} bytes: the cache is truncated, compute it again")
-    return np.memmap(file, dtype=dtype, mode=mode, shape=shape)  # type: ignore[call-overload, no-any-return]

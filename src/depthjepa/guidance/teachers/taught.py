@@ -20,7 +20,8 @@ from depthjepa.data.groups import group_in
 from depthjepa.data.loading import open_source
 from depthjepa.data.samples import Sample, Source, UnreadableImage
 from depthjepa.faults import BadInput
-from depthjepa.guidance.teachers.cache import LatentCache, names_of, open_cache, read_facts
+from depthjepa.guidance.teachers.cache import LatentCache, names_of, open_cache
+from depthjepa.guidance.teachers.cache_files import read_facts
 
 
 class TaughtDepth:
