@@ -38,6 +38,14 @@ def parity() -> Path:
     return place("parity")
 
 
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cache folder: one of this test's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("DEPTHJEPA_CACHE", str(folder))
+    return folder
+
+
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Run a command in this process; its exit status, standard output and standard error."""

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "depthjepa"
 
 # Names of files and of folders (rooms) directly below the package, from the ground up.
 FLOORS = (
-    ("faults", "kinds", "settings"),
+    ("faults", "kinds", "settings", "cache_folder"),
     ("grid", "depth", "distributed", "runtime", "optim", "logbook", "recipe_files", "progress", "stopping", "locks"),
     ("masks", "losses", "fitting", "columns", "runs", "loggers", "drawing"),
     ("data", "model"),
