@@ -26,7 +26,7 @@ from jaxtyping import Int64
 from numpy import ndarray
 
 from depthjepa.data.config import DataConfig
-from depthjepa.data.images import SUFFIXES, Split, decode_bytes, ending, fault_line, packed
+from depthjepa.data.images import SUFFIXES, Split, decode_bytes, ending, fault_line, loose_files, packed
 from depthjepa.data.layouts.layout import DataLayout, path_of
 from depthjepa.data.samples import Sample, UnreadableImage
 from depthjepa.faults import BadInput, nearest
@@ -125,7 +125,8 @@ def _shards_of(root: Path, words: set[str]) -> list[Path]:
 
 
 def _tars(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("*.tar") if path.is_file() and not path.name.startswith(".")]
+    names = loose_files(folder, (".tar",)) if folder.is_dir() else []
+    return [path for name in names if name.endswith(".tar") and (path := folder / name).is_file()]
 
 
 # what is in them ------------------------------------------------------------------------------------------
@@ -317,12 +318,11 @@ def _nearly(root: str) -> str:
     """What to say of a folder of compressed tars."""
     path = path_of(root)
     places = (path, path / "train", path / "val") if path.is_dir() else ()
-    for name in sorted(each.name for place in places for each in place.glob("*.t*") if each.is_file()):
-        if name.lower().endswith(_COMPRESSED):
-            return (
-                f"{path} holds {name}, a compressed tar: images are read in place, so unpack it to a plain .tar first "
-                f"(gunzip, unxz, bunzip2 or unzstd), or into a folder"
-            )
+    for name in sorted(name for place in places if place.is_dir() for name in loose_files(place, _COMPRESSED)):
+        return (
+            f"{path} holds {name}, a compressed tar: images are read in place, so unpack it to a plain .tar first "
+            f"(gunzip, unxz, bunzip2 or unzstd), or into a folder"
+        )
     return ""
 
 
