@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from depthjepa.data.config import DataConfig
 from depthjepa.data.images import Split, in_words
-from depthjepa.data.layouts.layout import layout_of
+from depthjepa.data.kept_folders import kept
+from depthjepa.data.layouts.layout import layout_of, path_of
 from depthjepa.data.order import Mixture, weighted_roots
 from depthjepa.data.samples import Selective, Source, segment_classes
 
@@ -19,9 +20,13 @@ def what_is_read(config: DataConfig, data: Mapping[Split, Source]) -> str:
 
     As `data: photos is a class folder: train 24 images, val 8; 2 classes (blue, red); ignored: 2 .txt, 1 hidden`.
     """
-    source, held_out = data["train"], data.get("val")
     roots = [root for root, _ in weighted_roots(config.root)]
-    layouts = [layout_of(config, root).states for root in roots]
+    with kept(*map(path_of, roots)):
+        return _told(data, [layout_of(config, root).states for root in roots])
+
+
+def _told(data: Mapping[Split, Source], layouts: Sequence[str]) -> str:
+    source, held_out = data["train"], data.get("val")
     names = [each.name for each in (source.sources if isinstance(source, Mixture) else (source,))]
     what = ", ".join(f"{name} {states}" for name, states in zip(names, layouts, strict=True))
     counts = f"train {len(source)} images" + (f", val {len(held_out)}" if held_out is not None else ", no val")

@@ -12,14 +12,15 @@ import importlib
 import importlib.util
 import io
 import os
+import stat
 import struct
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -28,11 +29,11 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 from torch import Tensor
 
+from depthjepa.data.kept_folders import Entries, Identity, entries_of, kept, names_in, real_folder
 from depthjepa.data.samples import UnreadableImage
 from depthjepa.faults import BadInput
 
 Split = Literal["train", "val"]
-Identity = tuple[int, int]  # device and number of a real folder
 
 HEIC = (".heic", ".heif")  # what iPhones write; Pillow reads them with a plug-in
 SUFFIXES = (
@@ -198,41 +199,53 @@ def list_images(folder: Path, read: set[Identity] | None = None, suffixes: tuple
     Files are told by their endings, `suffixes` in small letters (by default those of images). Hidden ones, and folders
     of thumbnails, of network drives and of archives are passed over. Each real folder is read once, by its own path
     where it has one below `folder`, else by the first link to it; a link to a folder above, or to one that was `read`
-    before, is not followed. `read` gets the folders to it.
+    before, is not followed. `read`, which has those above as well unless `folder` is a link, gets the folders to it.
+    What a large folder holds is kept (`kept_folders`).
 
     Raises `BadInput` where a folder cannot be listed.
     """
     suffixes = SUFFIXES if suffixes is None else suffixes
     names: list[str] = []
     ignored: Counter[str] = Counter()
+    above = folders_above(folder) if read is None or folder.is_symlink() else set()
     read = set() if read is None else read
-    read |= {real_folder(each) for each in folder.resolve().parents}
+    read |= above
     own, links = [folder], list[Path]()
-    while own or links:
-        if own:
-            place = own.pop()
-        elif real_folder(place := links.pop(0)) in read:
-            ignored["link to a folder that is read already, or lies above"] += 1
-            continue
-        read.add(real_folder(place))
-        entries = _entries(place)
-        images = [each.name for each in entries if each.name.lower().endswith(suffixes) and each.name[0] != "."]
-        for entry in entries:
-            if entry.name.startswith("."):
-                ignored["hidden"] += 1
-            elif (kind := _kind(entry)) == "folder":
-                if entry.name.lower() in (*LEFT_BY_SYSTEMS, *(THUMBNAILS if images else ())):
-                    ignored[f"{entry.name}/"] += 1
-                else:
-                    (links if entry.is_symlink() else own).append(Path(entry.path))
-            elif kind == "other":
-                ignored["pipe, socket or device"] += 1
-            elif entry.name.lower().endswith(suffixes):
-                names.append((place.relative_to(folder) / entry.name).as_posix())
-            else:
-                ignored[ending(entry.name)] += 1
-        links.sort()
+    with kept(folder):
+        while own or links:
+            if own:
+                place = own.pop()
+            elif real_folder(place := links.pop(0)) in read:
+                ignored["link to a folder that is read already, or lies above"] += 1
+                continue
+            identity, entries = entries_of(place)
+            read.add(identity)
+            found = _visible(place, entries)
+            if found.hidden:
+                ignored["hidden"] += found.hidden
+            if found.others:
+                ignored["pipe, socket or device"] += len(found.others)
+            images = [name for name in found.files if name.lower().endswith(suffixes)]
+            if len(images) < len(found.files):
+                ignored.update(ending(name) for name in found.files if not name.lower().endswith(suffixes))
+            below = "" if place == folder else f"{place.relative_to(folder).as_posix()}/"
+            names += [below + name for name in images]
+            beside = any(name.lower().endswith(suffixes) for name in (*found.folders, *found.linked, *found.others))
+            passed_over = (*LEFT_BY_SYSTEMS, *(THUMBNAILS if images or beside else ()))
+            for several, there in ((own, found.folders), (links, found.linked)):
+                for name in there:
+                    if name.lower() in passed_over:
+                        ignored[f"{name}/"] += 1
+                    else:
+                        several.append(place / name)
+            if found.linked:
+                links.sort()
     return Listing(sorted(names), ignored)
+
+
+def folders_above(folder: Path) -> set[Identity]:
+    """The real folders that a folder lies in; raises `BadInput` where one cannot be looked at."""
+    return {real_folder(each) for each in Path(os.path.realpath(folder)).parents}
 
 
 def image_names(folder: Path) -> list[str]:
@@ -242,7 +255,8 @@ def image_names(folder: Path) -> list[str]:
 
 def ending(name: str) -> str:
     """How a file that is no image to us is told: by its ending, and what would read it."""
-    suffix = PurePath(name).suffix.lower()
+    stem, _, last = name.rpartition(".")
+    suffix = f".{last.lower()}" if stem and last else ""
     if suffix in HEIC:
         return f"{suffix} (pip install 'depthjepa[heic]' reads them)"
     if suffix in (".avif", ".jp2"):
@@ -270,7 +284,7 @@ def split_folders(root: Path) -> dict[str, str]:
     Raises `BadInput` where two are called as one split, or `root` cannot be listed.
     """
     found: dict[str, str] = {}
-    for name in sub_folders(root):
+    for name in sub_folders(root, [word for words in SPLIT_WORDS.values() for word in words]):
         for split, words in SPLIT_WORDS.items():
             if name.lower() in words and found.setdefault(split, name) != name:
                 raise BadInput(f"{root} holds both {found[split]}/ and {name}/: join them, or rename one")
@@ -286,52 +300,74 @@ def beside_splits(root: Path, places: Mapping[str, str]) -> dict[str, int]:
     return found
 
 
-def sub_folders(folder: Path) -> list[str]:
+def sub_folders(folder: Path, called: Collection[str] | None = None) -> list[str]:
     """Sorted names of the folders right below `folder`, without hidden ones and those that systems leave.
 
-    Raises `BadInput` where it cannot be listed.
+    `called`: only those whose names are among these, in small letters. Raises `BadInput` where it cannot be listed.
     """
-    return [
-        entry.name
-        for entry in _entries(folder)
-        if entry.name[0] != "." and entry.name.lower() not in LEFT_BY_SYSTEMS and _kind(entry) == "folder"
-    ]
+    found = _right_in(folder, "folder", lambda name: called is None or name.lower() in called)
+    return [name for name in found if name.lower() not in LEFT_BY_SYSTEMS]
 
 
 def loose_images(folder: Path) -> list[str]:
     """Sorted names of the images right in `folder`; raises `BadInput` where it cannot be listed."""
-    files = [entry for entry in _entries(folder) if entry.name[0] != "." and entry.name.lower().endswith(SUFFIXES)]
-    return [entry.name for entry in files if _kind(entry) == "file"]
+    return loose_files(folder, SUFFIXES)
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def loose_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+    """Sorted names of the files right in `folder` with these endings, which are in small letters, but hidden ones.
+
+    Raises `BadInput` where it cannot be listed.
+    """
+    return _right_in(folder, "file", lambda name: name.lower().endswith(suffixes))
+
+
+def _right_in(folder: Path, kind: Literal["folder", "file"], wanted: Callable[[str], bool]) -> list[str]:
+    _, entries = entries_of(folder)
+    own = entries.folders if kind == "folder" else entries.files
+    found = [name for name in names_in(own) if wanted(name)]
+    found += [name for name in names_in(entries.links) if wanted(name) and _leads_to(f"{folder}/{name}") == kind]
+    return sorted(name for name in found if name[0] != ".")
+
+
+@dataclass(frozen=True, slots=True)
+class _Visible:
+    """What a folder holds, by what it is or leads to now, and how much of it is hidden."""
+
+    files: list[str]  # broken links too: an image that then cannot be read is told
+    folders: list[str]
+    linked: list[str]  # links to folders
+    others: list[str]
+    hidden: int
+
+
+def _visible(place: Path, entries: Entries) -> _Visible:
+    every = [names_in(joined) for joined in entries]
+    files, folders, links, others = ([name for name in names if name[0] != "."] for names in every)
+    hidden = sum(map(len, every)) - sum(map(len, (files, folders, links, others)))
+    linked: list[str] = []
+    for name in links:
+        {"file": files, "folder": linked, "other": others}[_leads_to(f"{place}/{name}")].append(name)
+    return _Visible(files, folders, linked, others, hidden)
+
+
+def _leads_to(link: str) -> Literal["file", "folder", "other"]:
     try:
-        with os.scandir(folder) as found:
-            return sorted(found, key=lambda entry: entry.name)
-    except OSError as fault:
-        raise BadInput(f"{folder} cannot be listed: {fault.strerror}") from fault
-
-
-def real_folder(folder: Path) -> Identity:
-    """What tells a real folder from others, by whatever path; raises `BadInput` where it cannot be looked at."""
-    try:
-        stat = folder.stat()
-    except OSError as fault:
-        raise BadInput(f"{folder} cannot be listed: {fault.strerror}") from fault
-    return stat.st_dev, stat.st_ino
-
-
-def _kind(entry: os.DirEntry[str]) -> Literal["folder", "file", "other"]:
-    """What an entry is, or leads to. A broken link counts as a file: an image that then cannot be read is told."""
-    try:
-        if entry.is_dir():
-            return "folder"
-        broken = entry.is_symlink() and not Path(entry.path).exists()
-        return "file" if entry.is_file() or broken else "other"
-    except OSError:  # links in a circle
+        mode = os.stat(link).st_mode  # noqa: PTH116
+    except OSError:  # it is broken, or one of a circle
         return "file"
+    return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
 
 
 def packed(names: Iterable[str]) -> np.ndarray:
     """Put file names in one array of bytes: workers share it, where a list would be copied page by page."""
-    return np.array([os.fsencode(name) for name in names])
+    several = list(names)
+    found = os.fsencode("\0".join(several)).split(b"\0")  # at once: they may be millions
+    if len(found) != len(several):  # there are none, or a tar has a name with that sign in it
+        found = [os.fsencode(name) for name in several]
+    return np.array(found, dtype=np.bytes_)
+
+
+def unpacked(names: np.ndarray) -> list[str]:
+    """The file names that `packed` put together."""
+    return os.fsdecode(b"\0".join(names.tolist())).split("\0") if len(names) else []

@@ -19,7 +19,15 @@ from torch.utils.data import Dataset
 from depthjepa import distributed, runtime
 from depthjepa.data.config import DataConfig
 from depthjepa.data.images import Split
-from depthjepa.data.layouts.layout import layout_of, name_of_root, open_root, takes_textures
+from depthjepa.data.kept_folders import kept
+from depthjepa.data.layouts.layout import (
+    DataLayout,
+    layout_of,
+    name_of_root,
+    open_root,
+    path_of,
+    takes_textures,
+)
 from depthjepa.data.layouts.table import LAYOUTS
 from depthjepa.data.memory import first_readable, in_memory
 from depthjepa.data.order import Mixture, draw_keys, epoch_order, evenly, steps_per_epoch, weighted_roots
@@ -46,22 +54,38 @@ from depthjepa.progress import task
 
 def open_source(config: DataConfig, split: Split) -> Source:
     """Open what `data.root` names; raises `BadInput` for what is missing, empty or contradictory."""
+    parts = _parts(config)
+    with kept(*(path_of(root) for root, _ in parts)):
+        return _opened(config, parts, [layout_of(config, root) for root, _ in parts], split)
+
+
+def open_splits(config: DataConfig) -> dict[Split, Source]:
+    """Open the training data, and the validation data where there are any: listing a large folder takes a while."""
+    parts = _parts(config)
+    with kept(*(path_of(root) for root, _ in parts)):
+        layouts = [layout_of(config, root) for root, _ in parts]
+        found: dict[Split, Source] = {"train": _opened(config, parts, layouts, "train")}
+        if all(layout.has_validation(config, root) for (root, _), layout in zip(parts, layouts, strict=True)):
+            found["val"] = _opened(config, parts, layouts, "val")
+        return found
+
+
+def _parts(config: DataConfig) -> list[tuple[str, float | None]]:
     if not config.root:
         raise BadInput(f"data.root is empty: say which data (data.root=, or --data): {LAYOUTS.listed()}")
-    parts = weighted_roots(config.root)
-    sources = [open_root(config, root, split) for root, _ in parts]
+    return weighted_roots(config.root)
+
+
+def _opened(
+    config: DataConfig, parts: Sequence[tuple[str, float | None]], layouts: Sequence[DataLayout], split: Split
+) -> Source:
+    sources = [open_root(config, root, layout, split) for (root, _), layout in zip(parts, layouts, strict=True)]
     if len(sources) == 1:
         return sources[0]
     weights = [weight for _, weight in parts]
     if all(weight is None for weight in weights):
         return Mixture(sources)
     return Mixture(sources, [1.0 if weight is None else weight for weight in weights])
-
-
-def open_splits(config: DataConfig) -> dict[Split, Source]:
-    """Open the training data, and the validation data where there are any: listing a large folder takes a while."""
-    found: dict[Split, Source] = {"train": open_source(config, "train")}
-    return found | ({"val": open_source(config, "val")} if has_validation(config) else {})
 
 
 def source_name(root: str, textures: str | None = None) -> str:
@@ -73,7 +97,9 @@ def source_name(root: str, textures: str | None = None) -> str:
 
 def has_validation(config: DataConfig) -> bool:
     """Whether every root has validation data; each layout says what that takes."""
-    return all(layout_of(config, root).has_validation(config, root) for root, _ in weighted_roots(config.root))
+    roots = [root for root, _ in weighted_roots(config.root)]
+    with kept(*map(path_of, roots)):
+        return all(layout_of(config, root).has_validation(config, root) for root in roots)
 
 
 # training -------------------------------------------------------------------------------------------------

@@ -17,14 +17,16 @@ from depthjepa.data.images import (
     Split,
     beside_splits,
     decode,
+    folders_above,
     in_words,
     list_images,
     loose_images,
     packed,
-    real_folder,
     split_folders,
     sub_folders,
+    unpacked,
 )
+from depthjepa.data.kept_folders import Identity, real_folder
 from depthjepa.data.layouts.layout import DataLayout, path_of
 from depthjepa.data.samples import Sample
 from depthjepa.data.subsets import chosen_classes
@@ -61,10 +63,11 @@ class ClassFolder:
                 raise BadInput(f"{root} is a class folder without {needed}/")
         within = root / places[split]
         there = _classes_there(within)
-        self.classes = chosen_classes(_classes_there(root / places["train"]), classes, root / places["train"])
+        training = there if split == "train" else _classes_there(root / places["train"])
+        self.classes = chosen_classes(list(training), classes, root / places["train"])
         if classes is None and (extra := set(there) - set(self.classes)):
             raise BadInput(f"{within} has classes that train has not: {', '.join(sorted(extra)[:3])}")
-        read = {real_folder(within / word) for word in there}
+        read = {*there.values(), real_folder(within), *folders_above(within)}
         ignored = Counter(beside_splits(root, places) if split == "train" else {})
         if loose := loose_images(within):
             ignored[f"images right in {within.name}/"] += len(loose)
@@ -99,7 +102,7 @@ class ClassFolder:
 
     def stamps(self) -> Int64[np.ndarray, "images 1"]:
         """Bytes of each image's file."""
-        return file_sizes(self._root, [os.fsdecode(name) for name in self._names])[:, None]
+        return file_sizes(self._root, unpacked(self._names))[:, None]
 
     def sample(self, index: int) -> Sample:
         """Decode image `index`; raises `UnreadableImage`."""
@@ -108,8 +111,8 @@ class ClassFolder:
         return Sample(image=image, depth=None, label=int(self.labels[index]), name=name)
 
 
-def _classes_there(place: Path) -> list[str]:
-    """Names of the class folders of a split; raises `BadInput` where it has none, or two are one folder."""
+def _classes_there(place: Path) -> dict[str, Identity]:
+    """The class folders of a split by their names; raises `BadInput` where it has none, or two are one folder."""
     there = sub_folders(place)
     if not there:
         loose = loose_images(place)
@@ -118,12 +121,12 @@ def _classes_there(place: Path) -> list[str]:
             f"{place} has no class folders; {lie}: sort them into {place.name}/CLASS/ by the data set's list "
             f"of labels, or move {place.name}/ away to train without validation data"
         )
-    folders: dict[Path, str] = {}
+    folders: dict[Identity, str] = {}
     for name in there:
-        other = folders.setdefault((place / name).resolve(), name)
+        other = folders.setdefault(real_folder(place / name), name)
         if other != name:
             raise BadInput(f"classes {other!r} and {name!r} of {place} are one folder: one is a link to it")
-    return there
+    return {name: folder for folder, name in folders.items()}
 
 
 def _matches(root: str) -> bool:

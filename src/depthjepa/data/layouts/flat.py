@@ -20,6 +20,7 @@ from depthjepa.data.images import (
     list_images,
     packed,
     split_folders,
+    unpacked,
 )
 from depthjepa.data.layouts.layout import DataLayout, path_of
 from depthjepa.data.samples import Sample
@@ -57,7 +58,8 @@ class FlatFolder:
             **listing.ignored,
             **(beside_splits(root, places) if split == "train" and places else {}),
         }
-        self._names = packed((within / name).relative_to(root).as_posix() for name in listing.names)
+        below = "" if within == root else f"{within.name}/"
+        self._names = packed(below + name for name in listing.names)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -68,7 +70,7 @@ class FlatFolder:
 
     def stamps(self) -> Int64[np.ndarray, "images 1"]:
         """Bytes of each image's file."""
-        return file_sizes(self._root, [os.fsdecode(name) for name in self._names])[:, None]
+        return file_sizes(self._root, unpacked(self._names))[:, None]
 
     def sample(self, index: int) -> Sample:
         """Decode image `index`; raises `UnreadableImage`."""

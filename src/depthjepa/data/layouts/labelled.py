@@ -152,6 +152,7 @@ class _Photographs:
 
     def __init__(self, root: Path, place: PurePosixPath, names: Sequence[str]) -> None:
         self._root, self._place = root, place
+        self._below = f"{(place / PHOTOGRAPHS).as_posix()}/"
         self._names = packed(names)
 
     @property
@@ -159,7 +160,7 @@ class _Photographs:
         return list_images(self._root / self._place / PHOTOGRAPHS).ignored
 
     def name_of(self, index: int) -> str:
-        return (self._place / PHOTOGRAPHS / os.fsdecode(self._names[index])).as_posix()
+        return f"{self._below}{os.fsdecode(self._names[index])}"
 
     def group_of(self, index: int) -> str | None:
         return told_group(identity(os.fsdecode(self._names[index])), self._listed, str(self._root))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from depthjepa.data.config import DataConfig
 from depthjepa.data.images import Split, sub_folders
+from depthjepa.data.kept_folders import kept
 from depthjepa.data.layouts import table
 from depthjepa.data.samples import Source
 from depthjepa.data.shards.place import address_base, is_address
@@ -82,9 +83,8 @@ def layout_of(config: DataConfig, root: str) -> DataLayout:
     return layouts[found]
 
 
-def open_root(config: DataConfig, root: str, split: Split) -> Source:
-    """Open one root; raises `BadInput`, also for keys that its layout has no use for."""
-    layout = layout_of(config, root)
+def open_root(config: DataConfig, root: str, layout: DataLayout, split: Split) -> Source:
+    """Open one root of this layout; raises `BadInput`, also for keys that its layout has no use for."""
     if not layout.takes_subsets:
         _refuse_subset(config, root, layout)
     if not layout.pairs:
@@ -115,7 +115,13 @@ def _those(chosen: Callable[[DataLayout], bool]) -> str:
 
 def name_of_root(root: str) -> str:
     """The name that the source of one root bears, without opening it, and whether or not its files are still there."""
-    return next((layout.source_name(root) for layout in _layouts().values() if layout.matches(root)), path_name(root))
+    layout = _first_match(root)
+    return path_name(root) if layout is None else layout.source_name(root)
+
+
+def _first_match(root: str) -> DataLayout | None:
+    with kept(path_of(root)):
+        return next((layout for layout in _layouts().values() if layout.matches(root)), None)
 
 
 def base_of(root: str) -> str:
@@ -127,7 +133,8 @@ def base_of(root: str) -> str:
 
 def place_of_root(root: str) -> Path | None:
     """Where the files of a root lie, whether or not they are still there; None where no place here is meant."""
-    return next((layout.place(root) for layout in _layouts().values() if layout.matches(root)), path_of(root))
+    layout = _first_match(root)
+    return path_of(root) if layout is None else layout.place(root)
 
 
 def takes_textures(root: str) -> bool:
@@ -141,8 +148,10 @@ def layouts_that_read(key: str, roots: Iterable[str]) -> str:
     A root of which nothing is known yet might have any.
     """
     readers = {name: layout for name, layout in _layouts().items() if key in layout.reads}
-    found = [next((layout for layout in _layouts().values() if layout.matches(each)), None) for each in roots]
-    if not readers or None in found or any(layout in readers.values() for layout in found):
+    if not readers:
+        return ""
+    found = [_first_match(each) for each in roots]
+    if None in found or any(layout in readers.values() for layout in found):
         return ""
     return " or ".join(table.LAYOUTS.row(name).about for name in readers)
 

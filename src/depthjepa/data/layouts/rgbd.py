@@ -35,6 +35,7 @@ from depthjepa.data.images import (
     packed,
     sub_folders,
     tag_of,
+    unpacked,
     upright,
 )
 from depthjepa.data.layouts.layout import DataLayout, path_of
@@ -94,6 +95,7 @@ class PairedFolder:
         self._crop = self._facts.evaluation_crop if split == "val" else None
         divided = val_prefixes is not None or val_list is not None
         self._place = place_of(root, split, DEPTH, divided=divided)
+        self._below = f"{(self._place / PHOTOGRAPHS).as_posix()}/"
         names = paired(root / self._place, DEPTH)
         if divided:
             validation = held_out((identity(name) for name, _ in names), root, val_prefixes, val_list)
@@ -197,14 +199,14 @@ class PairedFolder:
 
     def name_of(self, index: int) -> str:
         """Path of photograph `index` below the folder."""
-        return (self._place / "rgb" / os.fsdecode(self._names[index])).as_posix()
+        return f"{self._below}{os.fsdecode(self._names[index])}"
 
     def stamps(self) -> Int64[np.ndarray, "pairs 3"]:
         """Bytes of each photograph and its depth file, and a checksum of what `dataset.json` says of all.
 
         Of depth that is no PNG, a checksum of some of its bytes.
         """
-        names, depths = ([os.fsdecode(name) for name in each] for each in (self._names, self._depth_names))
+        names, depths = unpacked(self._names), unpacked(self._depth_names)
         folder = self._root / self._place
         # The sizes of files that are not compressed say little.
         marks = file_sizes if self.whole_numbers else file_marks
@@ -364,7 +366,8 @@ def _nearly(root: str) -> str:
         return ""
     below = [top / name for name in sub_folders(top)]
     for place in (top, *below, *(folder / name for folder in below for name in sub_folders(folder))):
-        beside = sub_folders(place) if any((place / word).is_dir() for word in DEPTH_WORDS) else []
+        there = any(os.path.isdir(f"{place}/{word}") for word in DEPTH_WORDS)  # noqa: PTH112 (classes are thousands)
+        beside = sub_folders(place) if there else []
         maps = next((name for name in beside if name in DEPTH_WORDS), "")
         others = [name for name in beside if name.lower() in COLOUR_WORDS]
         if maps and (others or _holds_depth(place / maps)):

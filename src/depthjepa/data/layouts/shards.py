@@ -33,7 +33,7 @@ from depthjepa.data.config import MILLIMETRES, DataConfig, DepthOrientation
 from depthjepa.data.dataset_facts import DATASET, DatasetFacts, facts_told
 from depthjepa.data.depth_files import refuse_unsaid_unit, states_no_unit, stored_depth
 from depthjepa.data.groups import GROUPS, group_list, told_group, with_groups
-from depthjepa.data.images import Split, decode_bytes_with_tag, fault_line, tag_of
+from depthjepa.data.images import Split, decode_bytes_with_tag, fault_line, loose_files, tag_of
 from depthjepa.data.layouts.labelled import CLASSES, listed_classes, refuse_unnamed, stored_labels
 from depthjepa.data.layouts.layout import DataLayout, path_name, path_of
 from depthjepa.data.layouts.rgbd import (
@@ -447,12 +447,11 @@ def _nearly(root: str) -> str:
     """What to say of a folder of compressed tars."""
     path = path_of(root)
     places = (path, path / "train", path / "val") if path.is_dir() else ()
-    for name in sorted(each.name for place in places for each in place.glob("*.t*") if each.is_file()):
-        if name.lower().endswith(_COMPRESSED):
-            return (
-                f"{path} holds {name}, a compressed tar: images are read in place, so unpack it to a plain .tar first "
-                f"(gunzip, unxz, bunzip2 or unzstd), or into a folder"
-            )
+    for name in sorted(name for place in places if place.is_dir() for name in loose_files(place, _COMPRESSED)):
+        return (
+            f"{path} holds {name}, a compressed tar: images are read in place, so unpack it to a plain .tar first "
+            f"(gunzip, unxz, bunzip2 or unzstd), or into a folder"
+        )
     return ""
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from depthjepa.data.images import Split
+from depthjepa.data.images import Split, loose_files
 from depthjepa.logbook import whole_path
 
 TAR = ".tar"
@@ -151,7 +151,8 @@ def read_at(path: Path, first: int, length: int) -> bytes:
 
 def tars_in(folder: Path) -> list[Path]:
     """The tars right in a folder."""
-    return [path for path in folder.glob("*.tar") if path.is_file() and not path.name.startswith(".")]
+    names = loose_files(folder, (TAR,)) if folder.is_dir() else []
+    return [path for name in names if name.endswith(TAR) and (path := folder / name).is_file()]
 
 
 def of_split(shards: Sequence[Shard], split: Split) -> tuple[Shard, ...]:
