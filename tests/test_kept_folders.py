@@ -17,8 +17,8 @@ from depthjepa.data import kept_folders
 from depthjepa.data.account import what_is_read
 from depthjepa.data.config import DataConfig
 from depthjepa.data.images import Listing, list_images
-from depthjepa.data.layouts import shards
 from depthjepa.data.loading import open_splits
+from depthjepa.data.shards.place import Folder
 from tiny_images import write_classes, write_flat, write_labelled, write_pairs
 from tiny_runs import tiny
 
@@ -352,4 +352,4 @@ def test_shards_beside_many_images_are_found(tmp_path: Path, at_once: None) -> N
     root = files(tmp_path / "photos", "a.tar", ".b.tar", "c.TAR", "d.png")
     (root / "e.tar").symlink_to("nowhere")
     (root / "f.tar").symlink_to("a.tar")
-    assert [path.name for path in shards.shard_paths(root, "train")] == ["a.tar", "f.tar"]
+    assert [shard.name for shard in Folder(root).shards()] == ["a.tar", "f.tar"]
