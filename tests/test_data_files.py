@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
+from depthjepa.data import images
 from depthjepa.data.config import DataConfig
 from depthjepa.data.images import decode
 from depthjepa.data.layouts.class_folder import ClassFolder
@@ -346,3 +349,76 @@ def test_real_folders_are_read(real_data: Path, folder: str, train: int, val: in
         assert sample.image.shape[0] == 3 and sample.label == words - 1
         if depth:
             assert 0 < sample.depth[sample.depth > 0].median() < 80
+
+
+# JPEGs by torchcodec
+
+
+def jpegs() -> Iterator[tuple[str, bytes]]:
+    """Photographs of all kinds of JPEG, and damaged ones."""
+    rng = np.random.default_rng(0)
+    smooth = np.asarray(Image.fromarray(rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)).resize((97, 71)))
+    for mode in ("RGB", "L", "CMYK"):
+        for subsampling in (0, 1, 2):
+            for progressive in (False, True):
+                content = io.BytesIO()
+                options = {} if mode == "L" else {"subsampling": subsampling}
+                Image.fromarray(smooth).convert(mode).save(content, "JPEG", progressive=progressive, **options)
+                yield f"{mode} {subsampling} {progressive}", content.getvalue()
+    for tag in range(1, 10):
+        exif, content = Image.Exif(), io.BytesIO()
+        exif[ExifTags.Base.Orientation] = tag
+        Image.fromarray(smooth).save(content, "JPEG", exif=exif)
+        yield f"orientation {tag}", content.getvalue()
+    for share in (0.02, 0.5, 0.98):
+        yield f"cut to {share}", content.getvalue()[: int(share * len(content.getvalue()))]
+    for number in range(40):
+        damaged = bytearray(content.getvalue())
+        for place in rng.integers(150, len(damaged), 3):
+            damaged[place] ^= int(rng.integers(1, 256))
+        yield f"damaged {number}", bytes(damaged)
+
+
+def read(content: bytes, name: str) -> torch.Tensor | str:
+    try:
+        return images.decode_bytes(content, name)
+    except UnreadableImage as fault:
+        return str(fault)
+
+
+def test_torchcodec_and_pillow_read_the_same_pixels_and_refuse_the_same_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("torchcodec")
+    assert images._jpeg_decoder() is not None
+    fast = {name: read(content, name) for name, content in jpegs()}
+    for name, content in jpegs():
+        (tmp_path / f"{name}.jpg").write_bytes(content)
+        if not isinstance(fast[name], str):
+            assert torch.equal(images.decode(tmp_path / f"{name}.jpg"), fast[name])
+    monkeypatch.setattr(images, "_jpeg_decoder", lambda: None)
+    slow = {name: read(content, name) for name, content in jpegs()}
+    assert sum(isinstance(each, str) for each in slow.values()) > 4
+    for name, pixels in slow.items():
+        assert type(fast[name]) is type(pixels), name
+        if isinstance(pixels, str):
+            assert fast[name] == pixels
+        else:
+            assert torch.equal(fast[name], pixels) and fast[name].stride() == pixels.stride(), name
+
+
+def test_torchcodec_of_another_torch_is_said_and_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchcodec")
+
+    def broken(name: str) -> None:
+        raise OSError("undefined symbol: _ZN3c10\nand more")
+
+    monkeypatch.setattr(images.importlib, "import_module", broken)
+    images._jpeg_decoder.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="torchcodec is not used, it cannot be loaded: undefined symbol: _ZN3c10$"):
+            assert images._jpeg_decoder() is None
+        name, content = next(jpegs())
+        assert isinstance(read(content, name), torch.Tensor)
+    finally:
+        images._jpeg_decoder.cache_clear()
