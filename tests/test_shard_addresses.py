@@ -30,7 +30,7 @@ from depthjepa.data.samples import Source
 from depthjepa.data.shards import index, pieces, remote
 from depthjepa.data.shards.place import Folder, Piece, Shard
 from depthjepa.distributed import Ranks
-from depthjepa.faults import BadInput, OutOfReach, RunStopped
+from depthjepa.faults import BadInput, OutOfReach
 from depthjepa.masks import MaskConfig
 
 PIECE = 8192  # bytes, in these tests: two or three samples
@@ -414,7 +414,7 @@ def test_a_disk_that_is_full_costs_older_pieces_and_then_stops_the_run(
     monkeypatch.setattr(Path, "write_bytes", limited)
     for number in range(4):
         assert cache.read("s3://b", shard, Piece(100 * number, 100), 100 * number, 2, lambda: bytes(100)) == bytes(2)
-    with pytest.raises(RunStopped, match=r"the disk is full: .*kept"):
+    with pytest.raises(OutOfReach, match=r"no room for 0 MB in .*kept: make some, or name another folder"):
         cache.read("s3://b", shard, Piece(0, 300), 0, 1, lambda: bytes(300))
 
 
@@ -526,3 +526,19 @@ def test_a_shard_that_became_shorter_is_named(memory: str) -> None:
 
 def test_a_folder_and_its_address_are_told_apart() -> None:
     assert Folder(Path("a")) != Folder(Path("b")) and hash(Folder(Path("a"))) == hash(Folder(Path("a")))
+
+
+# a teacher
+
+
+def test_a_teacher_reads_shards_at_an_address(
+    tmp_path: Path, memory: str, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    for name, root in (("near", str(tmp_path / "shards")), ("far", memory)):
+        out = ("--teacher", "depthfm-tiny", "guidance.teacher_size=32", "data.image_size=32", "--out", tmp_path / name)
+        status, said, errors = call("teach", "--data", root, *out)
+        assert status == 0, errors
+        assert "89 images" in said
+    near, far = (sorted(path for path in (tmp_path / name).rglob("*.bin")) for name in ("near", "far"))
+    assert [path.name for path in near] == [path.name for path in far] and len(near) > 3
+    assert [path.read_bytes() for path in near] == [path.read_bytes() for path in far]

@@ -21,7 +21,7 @@ from numpy import ndarray
 
 from depthjepa.data.shards.members import Samples
 from depthjepa.data.shards.place import Piece, Shard, read_at
-from depthjepa.faults import RunStopped
+from depthjepa.faults import OutOfReach, RunStopped
 from depthjepa.logbook import whole_path
 
 BYTES = 16 << 20  # of a piece, as far as samples are divided so: one request for it takes as long as 20 for nothing
@@ -106,9 +106,12 @@ class PieceCache:
                     with whole_path(path) as partial:
                         partial.write_bytes(content)
                     return
-                except RunStopped:  # the disk is full before the bound is reached
+                except RunStopped as fault:  # the disk is full before the bound is reached
                     if not self._make_room(len(content), whatever_the_bound=True):
-                        raise
+                        raise OutOfReach(
+                            f"there is no room for {len(content) / 1e6:.0f} MB in {self.folder}: make some, or name "
+                            f"another folder (data.cache)"
+                        ) from fault
 
     def _make_room(self, needed: int, *, whatever_the_bound: bool = False) -> bool:
         """Remove pieces, those that were not used for longest first, until another one of `needed` bytes fits.
