@@ -575,6 +575,7 @@ def read(roots: Sequence[str], **told: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_an_id_is_fetched_kept_and_read_offline(tmp_path: Path) -> None:
     write_labelled(tmp_path / "served" / "datasets" / "owner" / "name")
     home = str(tmp_path / "home")

@@ -158,6 +158,7 @@ def test_a_run_from_s3_goes_on_to_the_same_bits_and_asks_for_much_at_a_time(
         )
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone_stops_a_run_where_it_is(
     s3: S3, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:

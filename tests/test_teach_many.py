@@ -365,6 +365,7 @@ def test_a_beginning_that_was_cut_short_is_gone_on_with(config: RunConfig, tmp_p
         teach(tiny(write_flat(tmp_path / "other", 20), *SETTINGS), two)
 
 
+@pytest.mark.slow
 def test_a_signal_gives_the_claim_back_wherever_it_comes(config: RunConfig, tmp_path: Path) -> None:
     for turn in range(10):
         process = start(config, tmp_path / f"{turn}", seconds=0.3)

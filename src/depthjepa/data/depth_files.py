@@ -50,7 +50,7 @@ def stored_depth(
     name = str(file) if name is None else name
     suffix = PurePath(name).suffix.lower()
     if suffix == PNG:
-        values, tag = _of_png(file, name)
+        values, tag = _of_png(file, name, f"data.depth_scale ({depth_scale:g})")
         return values.astype(np.float32) / np.float32(depth_scale), tag
     if suffix == EXR:
         assert isinstance(file, Path), "OpenEXR reads no content in memory"
@@ -110,7 +110,7 @@ def refuse_missing_reader(name: str) -> None:
 # formats --------------------------------------------------------------------------------------------------------
 
 
-def _of_png(file: Path | io.BytesIO, name: str) -> tuple[np.ndarray, int]:
+def _of_png(file: Path | io.BytesIO, name: str, units: str = "data.depth_scale") -> tuple[np.ndarray, int]:
     try:
         with Image.open(file) as image:
             mode, values, tag = image.mode, np.array(image), orientation(image)
@@ -120,7 +120,7 @@ def _of_png(file: Path | io.BytesIO, name: str) -> tuple[np.ndarray, int]:
     if not mode.startswith("I") or image.format != "PNG":
         raise BadInput(
             f"{name} is {image.format} of mode {mode}; depth must be a grey PNG of 16 bits, metres x "
-            f"data.depth_scale, 0 = invalid (in 8 bits the metres are lost)"
+            f"{units}, 0 = invalid (in 8 bits the metres are lost)"
         )
     return values, tag
 
