@@ -215,7 +215,7 @@ def test_a_recipe_that_there_is_not_is_refused(call: Call) -> None:
     assert status == 2 and "photos" in said
 
 
-@pytest.mark.parametrize("free", [400, 800])
+@pytest.mark.parametrize("free", [400, pytest.param(800, marks=pytest.mark.slow)])
 def test_the_largest_batch_is_the_one_that_fits(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     quick(monkeypatch)
     monkeypatch.setattr(runtime, "free_bytes", lambda where: free * 2**20)

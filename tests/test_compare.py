@@ -191,6 +191,7 @@ def test_one_backbone_at_its_own_size_has_the_figures_of_its_probe(place: Path) 
     assert found["leads"] == []
 
 
+@pytest.mark.slow
 def test_backbones_of_other_patches_are_judged_on_the_same_cells(place: Path, tmp_path: Path, call: Call) -> None:
     out = tmp_path / "out"
     status, said, errors = call(

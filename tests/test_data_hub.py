@@ -527,6 +527,7 @@ def test_a_run_learns_from_labelled_images_goes_on_and_is_probed(
     assert len(one) == 4 and one == other
 
 
+@pytest.mark.slow
 def test_a_run_learns_from_depth_and_the_depth_probe_judges_it(tmp_path: Path, call: Call) -> None:
     root, out = Path(f"hub:{write_depth(tmp_path / 'set')}"), tmp_path / "run"
     recipe = recipe_file(tmp_path / "tiny.yaml", root, *GUIDED, "data.workers=2", "train.steps=2")

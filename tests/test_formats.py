@@ -546,7 +546,7 @@ def test_a_foreign_encoder_has_no_predictor_and_no_optimiser_and_that_is_said(
     assert not checkpoint.load(folder).optimizer
 
 
-@pytest.mark.parametrize("layout", ["hf", "timm", "safetensors", "onnx"])
+@pytest.mark.parametrize("layout", ["hf", "timm", "safetensors", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_a_layout_of_one_encoder_says_what_it_leaves_out(small: Path, tmp_path: Path, layout: str) -> None:
     _, said = written_and_said(small, tmp_path / "one", layout)
     assert said[-1] == "left out: context encoder, predictor, optimiser"

@@ -121,7 +121,9 @@ def same(found: Rows, expected: Rows) -> None:
             assert [value for _, value in found[key]] == pytest.approx([value for _, value in rows], rel=1e-6), key
 
 
-@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize(
+    "service", [pytest.param(each, marks=pytest.mark.slow if each == "wandb" else ()) for each in SERVICES]
+)
 def test_a_stopped_and_resumed_run_has_no_gap_and_no_double(
     service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
 ) -> None:

@@ -94,7 +94,8 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize(
-    "command", [pytest.param(name, marks=pytest.mark.slow if name in ("probe", "teach") else ()) for name in COMMANDS]
+    "command",
+    [pytest.param(name, marks=pytest.mark.slow if name in ("probe", "teach", "train") else ()) for name in COMMANDS],
 )
 def test_commands_whose_output_goes_to_a_file_tell_how_far_they_are(
     command: str, often: None, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch

@@ -188,6 +188,7 @@ def test_a_run_starts_from_it_and_goes_back(tmp_path: Path, name: str, call: Cal
     _there_and_back(tmp_path, name, call)
 
 
+@pytest.mark.slow
 def test_one_with_registers_starts_a_run_and_goes_back(tmp_path: Path, call: Call) -> None:
     _there_and_back(tmp_path, "timm DINOv2 with registers", call)
 

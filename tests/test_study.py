@@ -742,6 +742,7 @@ def test_the_figures_of_single_images_add_up_to_the_difference(cut: Cut) -> None
     assert values.mean(1) == pytest.approx(cut.content["claimed"][0]["differences"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_runs_are_probed_on_other_data_as_well(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fitted on their own data, judged on all images of another set, and claimed of by its places."""
     for place in ("north", "south", "west"):

@@ -16,7 +16,8 @@ checkout=$(cd "$(dirname "$0")/.." && pwd)
 environment=$(cd "$environment" && pwd)
 "$environment/bin/python" -m pip install --quiet build
 "$environment/bin/python" -m build --outdir "$work" "$checkout" > "$work/build.txt" 2>&1 || { cat "$work/build.txt"; exit 1; }
-"$environment/bin/python" -m pip install --quiet "$work"/depthjepa-*.whl
+# Compiling what is installed takes a minute; what is imported is compiled then.
+"$environment/bin/python" -m pip install --quiet --no-compile "$work"/depthjepa-*.whl
 
 PATH=$environment/bin:$PATH
 unset PYTHONPATH
