@@ -45,8 +45,8 @@ class Pieces:
 def divided(samples: Samples) -> Pieces:
     """Divide samples into runs of neighbours: those that begin within the same `BYTES` of a shard, with all members."""
     first, last = samples.extents()
-    cells = np.stack([samples.places[:, 0], first // BYTES], axis=1)
-    _, of_sample = np.unique(cells, axis=0, return_inverse=True)
+    cell = first // BYTES
+    _, of_sample = np.unique(samples.places[:, 0] * (cell.max() + 1) + cell, return_inverse=True)
     begin = np.full(of_sample.max() + 1, np.iinfo(np.int64).max)
     end = np.zeros_like(begin)
     np.minimum.at(begin, of_sample, first)
