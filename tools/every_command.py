@@ -64,6 +64,7 @@ MISSES = {
         ("prepare", "lerobot", "robot", "--registered", "--out", "robots"),
     ),
     "hub": (("train", "photos", "data.root=hub:owner/name", "--out", "fetched"),),
+    "remote": (("train", "photos", "data.root=s3://bucket/photos", "--out", "fetched"),),
     "record3d": (("prepare", "record3d", "phone.r3d", "--out", "phones"),),
 }
 

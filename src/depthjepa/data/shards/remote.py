@@ -218,7 +218,7 @@ def _file_system(address: str) -> tuple[Any, str]:
 
         return fsspec.core.url_to_fs(address)  # type: ignore[no-any-return]
     except ImportError as fault:
-        raise BadInput(f"{address} is read by fsspec, and {fault}: pip install 'depthjepa[remote]'") from fault
+        raise BadInput(f"{address} is read by fsspec ({fault_line(fault)}): pip install 'depthjepa[remote]'") from fault
     except ValueError as fault:
         raise BadInput(f"data.root={address}: {fault_line(fault)}") from fault
 
