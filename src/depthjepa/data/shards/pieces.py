@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from depthjepa.faults import OutOfReach, RunStopped
 from depthjepa.logbook import whole_path
 
 BYTES = 16 << 20  # of a piece, as far as samples are divided so: one request for it takes as long as 20 for nothing
+SLACK = 64  # share of the bound that is made room for at once, so that not every fetch has to look for the oldest
 TOUCH_EVERY = 30.0  # seconds after which a process says again that it uses a piece
 
 
@@ -62,6 +64,7 @@ def each_alone(samples: Samples) -> Pieces:
 
 # the folder of pieces -------------------------------------------------------------------------------------
 
+_NAME = re.compile(r"\d+-(\d+)(\.partial)?")  # of a piece, and of one that is being written, or was when it was killed
 _touched: dict[Path, float] = {}  # when this process said last that it uses a piece
 
 
@@ -118,22 +121,31 @@ class PieceCache:
 
         Returns whether there was any to remove.
         """
-        there = []
+        there: list[tuple[int, str]] = []  # with their bytes, which names tell: a large cache holds 100,000 of them
         for folder in os.scandir(self.folder):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 for entry in os.scandir(folder):
-                    with contextlib.suppress(FileNotFoundError):
-                        stat = entry.stat()
-                        there.append((stat.st_mtime, stat.st_size, entry.path))
-        excess = needed if whatever_the_bound else sum(size for _, size, _ in there) + needed - self.most_bytes
+                    if (found := _NAME.fullmatch(entry.name)) is not None:
+                        there.append((int(found[1]), entry.path))
+        excess = sum(size for size, _ in there) + needed - self.most_bytes
+        if whatever_the_bound:
+            excess = needed
+        elif excess > 0:
+            excess += self.most_bytes // SLACK
         removed = False
-        for _, size, path in sorted(there):
+        for size, path in sorted(there, key=lambda each: _last_use(each[1])) if excess > 0 else ():
             if excess <= 0:
                 break
-            if not path.endswith(".lock"):
-                Path(path).unlink(missing_ok=True)
-                excess, removed = excess - size, True
+            Path(path).unlink(missing_ok=True)
+            excess, removed = excess - size, True
         return removed
+
+
+def _last_use(path: str) -> float:
+    try:
+        return os.stat(path).st_mtime  # noqa: PTH116
+    except FileNotFoundError:  # another process has removed it
+        return 0.0
 
 
 @contextlib.contextmanager

@@ -136,21 +136,20 @@ class _Stream(io.BytesIO):
 def listed(address: str) -> tuple[Shard, ...]:
     """The shards at an address, by their names; a process lists it once. Raises `BadInput` where there are none."""
     _file_system(address)[0].invalidate_cache()
+    base = address_base(address)
+    told: dict[str, Mapping[str, Any] | None]
     if "{" in address or address.endswith(TAR):
-        paths = list(_numbered(address))
-        with ThreadPoolExecutor(ASKED_TOGETHER) as threads:
-            told = list(threads.map(_told, paths))
+        told = dict.fromkeys(_numbered(address))
     else:
-        base = address_base(address)
         folders = [base, *(f"{base}/{word}" for words in SPLIT_WORDS.values() for word in words)]
-        told = [each for folder in folders for each in _tars(folder)]
+        told = {each: info for folder in folders for each, info in _tars(folder).items()}
         if not told:
             raise BadInput(
                 f"data.root={address} lists no tar shards; name them, as in {base}/train-{{000..099}}.tar, where its "
                 f"server gives no lists"
             )
-    base = address_base(address)
-    shards = [Shard(each["address"].removeprefix(f"{base}/"), each["size"], each["tag"]) for each in told]
+    with ThreadPoolExecutor(ASKED_TOGETHER) as threads:  # lists of web servers have no lengths: each shard is asked for
+        shards = list(threads.map(lambda each: _shard(each, base, told[each]), told))
     return tuple(sorted(shards, key=lambda shard: PurePosixPath(shard.name).parts))
 
 
@@ -167,33 +166,27 @@ def _numbered(address: str) -> Iterator[str]:
         yield from _numbered(f"{address[: found.start()]}{number:0{len(first)}d}{address[found.end() :]}")
 
 
-def _tars(address: str) -> list[dict[str, Any]]:
-    """The tars right at an address; none where nothing is."""
+def _tars(address: str) -> dict[str, Mapping[str, Any] | None]:
+    """The tars right at an address, with what a list tells of them; none where nothing is."""
     try:
         found = _tried(lambda fs, path: fs.ls(path, detail=True), address)
     except _NotThere:
-        return []
+        return {}
     files = ((PurePosixPath(each["name"]).name, each) for each in found if each["type"] == "file")
-    return [_as_told(each, f"{address}/{name}") for name, each in files if name.endswith(TAR) and name[0] != "."]
+    return {f"{address}/{name}": each for name, each in files if name.endswith(TAR) and name[0] != "."}
 
 
-def _told(address: str) -> dict[str, Any]:
-    """Length and tag of one file; raises `BadInput` where it is not there."""
-    try:
-        return _as_told(_tried(lambda fs, path: fs.info(path), address), address)
-    except _NotThere as fault:
-        raise BadInput(f"data.root: there is no {address}: {fault_line(fault)}") from fault
-
-
-def _as_told(info: Mapping[str, Any], address: str) -> dict[str, Any]:
-    size = info.get("size")
-    if size is None:
-        full = _tried(lambda fs, path: fs.info(path), address)
-        if (size := full.get("size")) is None:
-            raise BadInput(f"{address}: its server does not tell how long it is (Content-Length): copy it to a disk")
-        info = full
+def _shard(address: str, base: str, info: Mapping[str, Any] | None) -> Shard:
+    """One shard by what is known of it, else by what its server tells; raises `BadInput` where it is not there."""
+    if info is None or info.get("size") is None:
+        try:
+            info = _tried(lambda fs, path: fs.info(path), address)
+        except _NotThere as fault:
+            raise BadInput(f"data.root: there is no {address}: {fault_line(fault)}") from fault
+    if info.get("size") is None:
+        raise BadInput(f"{address}: its server does not tell how long it is (Content-Length): copy it to a disk")
     tags = (info.get(key) for key in ("ETag", "etag", "Last-Modified", "LastModified", "mtime", "created"))
-    return {"address": address, "size": int(size), "tag": str(next((tag for tag in tags if tag), ""))}
+    return Shard(address.removeprefix(f"{base}/"), int(info["size"]), str(next((tag for tag in tags if tag), "")))
 
 
 def _content(address: str) -> bytes | None:
