@@ -142,10 +142,17 @@ SMALL = ("guidance.kind=none", "loss.variance=0.05", "loss.covariance=0.003", "l
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [2, 4])
-def test_the_small_data_default_learns_the_same_on_several_processes(world: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("world", "spread"), [(2, "images"), (2, "tokens"), (4, "both")])
+def test_the_small_data_default_learns_the_same_on_several_processes(world: int, spread: str, tmp_path: Path) -> None:
     """Its terms compare the images of a batch: of the whole batch, however many processes share it."""
-    settings = (*SMALL, "train.steps=60", "optim.warmup_steps=5", "optim.lr=2e-3", "evaluation.pictures=1")
+    settings = (
+        *SMALL,
+        f"loss.spread={spread}",
+        "train.steps=60",
+        "optim.warmup_steps=5",
+        "optim.lr=2e-3",
+        "evaluation.pictures=1",
+    )
     recipe = recipe_file(tmp_path / "small.yaml", write_pairs(tmp_path / "pairs", 24, 0), *settings)
     launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(world), "-m", "depthjepa")
     several = start("train", recipe, "--out", tmp_path / "several", module=launcher)

@@ -47,6 +47,7 @@ TRAINED = [
     ("loss.visible_from=0", (), ("loss.visible=1", "loss.visible_full=1"), "loss.visible above 0"),
     ("loss.visible_full=0.25", (), ("loss.visible=1", "loss.visible_from=0"), "loss.visible above 0"),
     ("loss.gaussian_directions=8", (), ("loss.gaussian=1",), "loss.gaussian above 0"),
+    ("loss.spread=tokens", (), ("loss.variance=1",), "loss.variance, loss.covariance or loss.gaussian above 0"),
     (
         "guidance.fill=learned",
         (*CNN, "guidance.read=dense"),

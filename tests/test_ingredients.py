@@ -16,7 +16,7 @@ from depthjepa import runtime
 from depthjepa.configuring import build_config
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.grid import distance_to_nearest, gather, patchify
-from depthjepa.losses import covariance_loss, gaussian_loss, pixel_loss, variance_loss, visible_loss
+from depthjepa.losses import covariance_loss, gaussian_loss, pixel_loss, position_free, variance_loss, visible_loss
 from depthjepa.masks import MaskConfig, Masks, sample_masks
 from depthjepa.method import build_method
 from depthjepa.model.jepa import JEPA, LossConfig
@@ -186,21 +186,92 @@ def test_the_total_is_the_weighted_sum() -> None:
 
 def test_terms_against_collapse_are_computed_in_float32_whatever_the_precision() -> None:
     """The covariances of bf16 products would be off by a percent, and jump from step to step."""
-    model, context = method(*ALL), noise(0, 16, 9, 32)
-    plain = model.spread_terms(context, None)
+    model, context = method(*ALL, "loss.spread=both"), noise(0, 16, 9, 32)
+    index = torch.arange(9).expand(16, -1)
+    plain = model.spread_terms(context, index, None)
     with runtime.precision("bf16", context.device):
-        assert {name: float(value) for name, (_, value) in model.spread_terms(context, None).items()} == {
+        assert {name: float(value) for name, (_, value) in model.spread_terms(context, index, None).items()} == {
             name: float(value) for name, (_, value) in plain.items()
         }
 
 
 def test_directions_of_sigreg_are_those_of_the_generator() -> None:
-    model, context = method("loss.gaussian=1"), noise(0, 16, 9, 32)
+    model, context, index = method("loss.gaussian=1"), noise(0, 16, 9, 32), torch.arange(9).expand(16, -1)
 
     def loss(seed: int) -> float:
-        return float(model.spread_terms(context, torch.Generator().manual_seed(seed))["loss_gaussian"][1])
+        return float(model.spread_terms(context, index, torch.Generator().manual_seed(seed))["loss_gaussian"][1])
 
     assert loss(1) == loss(1) != loss(2)
+
+
+# what the terms against collapse act on -------------------------------------------------------------------
+
+
+def spread_terms(model: JEPA, context: torch.Tensor, index: torch.Tensor) -> dict[str, float]:
+    return {name: float(value) for name, (_, value) in model.spread_terms(context, index, None).items()}
+
+
+def shuffled(images: int, kept: int, cells: int) -> torch.Tensor:
+    """Patches of each image in raster order, others in each."""
+    order = noise(7, images, cells).argsort(1)[:, :kept]
+    return order.sort(1).values
+
+
+def test_tokens_less_their_positions_mean_are_those_of_a_loop() -> None:
+    tokens, present = noise(0, 6, 5, 3).double(), noise(1, 6, 5) > -0.3
+    found = position_free(tokens, present)
+    free = torch.zeros(6, 5, 3, dtype=torch.double)
+    for position in range(5):
+        there = present[:, position]
+        free[there, position] = tokens[there, position] - tokens[there, position].mean(0)
+    expected = free[present]
+    degrees = int(present.sum()) - int(present.any(0).sum())
+    torch.testing.assert_close(found.var(0), expected.square().sum(0) / degrees)
+    torch.testing.assert_close(found / found.std(), expected / expected.std())
+
+
+def test_what_is_absent_may_be_anything() -> None:
+    tokens, present = noise(0, 6, 5, 3), noise(1, 6, 5) > -0.3
+    spoilt = torch.where(present[..., None], tokens, torch.nan).requires_grad_()
+    found = position_free(spoilt, present)
+    torch.testing.assert_close(found, position_free(tokens, present))
+    found.square().sum().backward()
+    assert spoilt.grad is not None and spoilt.grad.isfinite().all()
+
+
+def test_a_code_of_the_position_is_spread_for_the_terms_on_no_tokens() -> None:
+    """Tokens that tell where they are and nothing of the image: as collapsed as constant ones."""
+    model, index = method("loss.variance=1", "loss.spread=tokens"), shuffled(32, 20, 36)
+    codes = 5 * noise(1, 36, 32)
+    assert spread_terms(model, codes[index], index)["loss_variance"] == pytest.approx(0.99, abs=1e-3)
+    assert spread_terms(model, codes[index] + 2 * noise(2, 32, 20, 32), index)["loss_variance"] == 0
+
+
+def test_tokens_that_differ_within_an_image_are_spread_though_its_mean_is_not() -> None:
+    """What the terms on means do not see: images whose tokens differ, and cancel in the mean."""
+    index = shuffled(32, 20, 36)
+    half = 2 * noise(1, 32, 10, 32)
+    context = torch.cat([half, -half], 1)
+    of = {name: spread_terms(method("loss.variance=1", f"loss.spread={name}"), context, index)["loss_variance"]
+          for name in ("images", "tokens", "both")}  # fmt: skip
+    assert of["tokens"] == 0 and of["images"] == pytest.approx(0.99, abs=1e-3)
+    assert of["both"] == pytest.approx(of["images"] / 2)
+
+
+def test_sigreg_on_tokens_weighs_what_it_weighs_on_means() -> None:
+    """Its statistic grows with the number of vectors: one weight serves both, where both are as far from normal."""
+    context = 3 * noise(1, 64, 20, 32)
+    index = torch.arange(20).expand(64, -1)
+    tokens = spread_terms(method("loss.gaussian=1", "loss.spread=tokens"), context, index)["loss_gaussian"]
+    means = spread_terms(method("loss.gaussian=1"), 20**0.5 * context, index)["loss_gaussian"]
+    assert tokens == pytest.approx(means, rel=0.1)
+
+
+def test_images_that_share_no_patch_have_no_spread_to_judge() -> None:
+    """Nothing varies at a position that one image shows: the term is whole, and no number breaks."""
+    model = method("loss.variance=1", "loss.covariance=1", "loss.spread=tokens")
+    terms = spread_terms(model, noise(1, 2, 3, 32), torch.tensor([[0, 1, 2], [3, 4, 5]]))
+    assert terms == {"loss_variance": pytest.approx(0.99, abs=1e-6), "loss_covariance": 0}
 
 
 def test_pixels_are_predicted_of_the_target_patches() -> None:

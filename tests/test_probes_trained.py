@@ -87,6 +87,17 @@ def test_the_head_is_followed_by_the_epoch_and_reads_the_last_layer() -> None:
     assert by_heart.train_accuracy[-1] > 0.5 and by_heart.val_accuracy[-1] < 0.45
 
 
+def test_a_head_that_reads_features_as_they_are_learns_nothing_of_small_differences() -> None:
+    """What a collapsed encoder leaves: one constant and a thousandth that tells the classes."""
+    train, test = (blobs(300, seed, slice(0, WIDTH)) for seed in (0, 1))
+    faint = [pooled(1 + 1e-3 * each.values[:, :WIDTH], each.labels) for each in (train, test)]
+    raw = mlp(*faint, WIDTH, epochs=12, standardised=False)
+    assert mlp(*faint, WIDTH, epochs=12).train_accuracy[-1] > 0.9
+    assert raw.train_accuracy[-1] < 0.5
+    plain = [pooled(each.values[:, :WIDTH], each.labels) for each in (train, test)]
+    assert mlp(*plain, WIDTH, epochs=12, standardised=False).val_accuracy[-1] > 0.9
+
+
 def test_too_few_images_are_refused() -> None:
     few = pooled(noise(0, 4, WIDTH), torch.tensor([0, 1, 0, 1]))
     for probe in (mlp, sweep):
@@ -104,9 +115,11 @@ def test_through_the_command_line(tmp_path: Path, call: Call) -> None:
     assert "3 epochs" in table["protocol"]
     with np.load(tmp_path / "run" / "probes" / "mlp.npz") as arrays:
         assert {name: array.shape for name, array in arrays.items()} == dict.fromkeys(
-            ("train", "val", "random_train", "random_val"), (3,)
+            (f"{row}{raw}{split}" for row in ("", "random_") for raw in ("", "raw_") for split in ("train", "val")),
+            (3,),
         )
         assert 100 * arrays["val"][-1] == pytest.approx(table["rows"][2]["val_accuracy"])
+        assert 100 * arrays["raw_train"][-1] == pytest.approx(table["rows"][2]["raw_train_accuracy"])
     status, output, _ = call(
         "probe", tmp_path / "run", "linear", "evaluation.linear_protocol=sweep", "evaluation.probe_epochs=3"
     )

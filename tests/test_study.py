@@ -558,7 +558,7 @@ def at_hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("at_hand")
     for name in ("imagenette", "imagenette128", "imagenet100"):
         write_classes(place / name)
-    for name in ("indoor160", "kitti2015", "driving_lidar"):
+    for name in ("indoor160", "indoor_many", "kitti2015", "driving_lidar"):
         write_pairs(place / name)
     write_flat(place / "street-photographs", 4, 48)
     write_labelled(place / "camvid-drive")

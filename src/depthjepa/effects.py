@@ -58,6 +58,8 @@ RULES = (
     Rule(("model.size",), _size_is_named, "model.width or model.depth to be null"),
     Rule(("loss.visible_from", "loss.visible_full"), lambda config: config.loss.visible > 0, "loss.visible above 0"),
     Rule(("loss.gaussian_directions",), lambda config: config.loss.gaussian > 0, "loss.gaussian above 0"),
+    Rule(("loss.spread",), lambda config: max(config.loss.variance, config.loss.covariance, config.loss.gaussian) > 0,
+         "loss.variance, loss.covariance or loss.gaussian above 0"),
     Rule(("loss.target_layers",), lambda config: config.loss.latent > 0, "loss.latent above 0"),
     Rule(("guidance.fill",), lambda config: isinstance(config.guidance, NoGuidance) or config.guidance.reads_holes,
          "a head that reads beside a patch (conv; of pixels cnn, deep-cnn or dpt, and guidance.read=predicted or "

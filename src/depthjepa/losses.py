@@ -94,13 +94,18 @@ def covariance_loss(vectors: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
 
 
 def gaussian_loss(
-    vectors: Float[Tensor, "b d"], directions: Float[Tensor, "d slices"], points: int = 17, reach: float = 5.0
+    vectors: Float[Tensor, "b d"],
+    directions: Float[Tensor, "d slices"],
+    images: int | None = None,
+    points: int = 17,
+    reach: float = 5.0,
 ) -> Float[Tensor, ""]:
     """How far the batch is from an isotropic standard normal, seen along directions of length 1 (SIGReg).
 
     The Epps-Pulley statistic of each projection: the squared distance between the empirical characteristic function
     and exp(-t^2 / 2), weighted by exp(-t^2 / 2) and integrated over [-reach, reach] by the trapezoid rule; the mean
-    over directions, times the number of vectors (Balestriero and LeCun 2025, LeJEPA; written from its equations).
+    over directions, times the number of vectors (Balestriero and LeCun 2025, LeJEPA; written from its equations), or
+    of the `images` that they are of, so that one weight serves few vectors and many.
     """
     projected = vectors @ directions
     place = torch.linspace(-reach, reach, points, device=vectors.device, dtype=vectors.dtype)
@@ -108,7 +113,21 @@ def gaussian_loss(
     angles = projected[..., None] * place
     real, imaginary = angles.cos().mean(0), angles.sin().mean(0)
     distance = ((real - normal).square() + imaginary.square()) * normal
-    return len(vectors) * torch.trapezoid(distance, place, dim=-1).mean()
+    return (len(vectors) if images is None else images) * torch.trapezoid(distance, place, dim=-1).mean()
+
+
+def position_free(tokens: Float[Tensor, "b n d"], present: Bool[Tensor, "b n"]) -> Float[Tensor, "k d"]:
+    """The tokens that are there, one after the other, less the mean over the batch of what stands at their position.
+
+    A code of the position alone is nothing then, and the same tokens all over an image are as good as different ones.
+    They are stretched so that their variance is the unbiased one within positions; one that stands alone at its
+    position is 0.
+    """
+    shown = present.sum(0)
+    mean = torch.where(present[..., None], tokens, 0.0).sum(0) / shown.clamp(min=1)[:, None]
+    rows = (tokens - mean)[present]
+    freedom = (len(rows) - (shown > 0).sum()).clamp(min=1)
+    return rows * ((len(rows) - 1) / freedom).sqrt()
 
 
 def feature_depth_loss(

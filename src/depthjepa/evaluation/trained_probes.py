@@ -7,7 +7,8 @@ AdamW on batches of 256 in place of LARS on 16,384, the batch norm has the train
 setting is chosen on a fifth of the training images (not on the images that are reported) and trained again on all.
 
 `mlp` is the source paper's lightweight head (section 5.2, figure 4): two layers on the pooled last layer, its accuracy
-after each of 100 epochs. The paper shows that on training data alone; ours has the validation images beside it.
+after each of 100 epochs. The paper shows that on training data alone; ours has the validation images beside it. Nothing
+is said there of what the head reads: features as they come, or standardised as the I-JEPA protocol's batch norm does.
 """
 
 from __future__ import annotations
@@ -134,13 +135,21 @@ class HeadResult:
     val_accuracy: Float[np.ndarray, " epochs"]
 
 
-def mlp(train: Pooled, test: Pooled, width: int, *, epochs: int = 100, seed: int = 0) -> HeadResult:
-    """Train the paper's head on the last layer of pooled features (the last `width` channels); see the module."""
+def mlp(
+    train: Pooled, test: Pooled, width: int, *, epochs: int = 100, seed: int = 0, standardised: bool = True
+) -> HeadResult:
+    """Train the paper's head on the last layer of pooled features (the last `width` channels); see the module.
+
+    The features are standardised by the training images, or read as they are: a head of one rate then learns little
+    of features that hardly differ from image to image, however much these differences would tell.
+    """
     classes = classes_of(train, test)
     _refuse_few(train)
     where = train.values.device
-    standard, labels = Standardiser.of(train.values[:, -width:]), train.labels.to(where)
-    features, unseen = (standard(each.values[:, -width:].to(where)) for each in (train, test))
+    labels = train.labels.to(where)
+    features, unseen = (each.values[:, -width:].to(where) for each in (train, test))
+    if standardised:
+        features, unseen = map(Standardiser.of(features), (features, unseen))
     with runtime.seeded(seed, "mlp probe"):
         head = nn.Sequential(nn.Linear(width, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, classes)).to(where)
     optimizer = torch.optim.AdamW(head.parameters(), lr=HEAD_RATE)

@@ -9,24 +9,25 @@ is its own affair (`guidance`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 
 from depthjepa import distributed, runtime
-from depthjepa.grid import distance_to_nearest, gather, patchify
+from depthjepa.grid import distance_to_nearest, gather, patchify, reassemble
 from depthjepa.losses import (
     Latents,
     covariance_loss,
     gaussian_loss,
     latent_loss,
     pixel_loss,
+    position_free,
     variance_loss,
     visible_loss,
 )
@@ -46,8 +47,7 @@ class LossConfig:
     """Weights of the terms beside guidance; the defaults are I-JEPA's: the latent loss alone, of the last layer.
 
     `visible` grows from 0 at the share `visible_from` of the run to its weight at `visible_full`. `variance`,
-    `covariance` and `gaussian` act on the mean of each image's context tokens, in the part of the batch that a process
-    holds.
+    `covariance` and `gaussian` act on what `spread` names, over the images of all processes (of one accumulated part).
     """
 
     latent: NonNegativeFloat = 1.0
@@ -63,13 +63,15 @@ class LossConfig:
     visible_full: Share = 0.5
     """Share of the run from which visible has its whole weight."""
     variance: NonNegativeFloat = 0.0
-    """Weight of the variance term against collapse (VICReg), on the mean of an image's context tokens."""
+    """Weight of the variance term against collapse (VICReg)."""
     covariance: NonNegativeFloat = 0.0
-    """Weight of the covariance term against collapse (VICReg), on the same."""
+    """Weight of the covariance term against collapse (VICReg)."""
     gaussian: NonNegativeFloat = 0.0
-    """Weight of the distance from a normal distribution (SIGReg), on the same."""
+    """Weight of the distance from a normal distribution against collapse (SIGReg)."""
     gaussian_directions: PositiveInt = 256
     """Random directions along which that distance is taken in a step."""
+    spread: Literal["images", "tokens", "both"] = "images"
+    """What these terms spread: means of images' context tokens, single tokens less their position's mean, or both."""
 
     @field_validator("target_layers")
     @classmethod
@@ -193,7 +195,7 @@ class JEPA(nn.Module):
         levels, predicted, masks = self.predict(images, masks)
         terms = self.latent_terms(images, predicted, masks, self.loss.visible_weight(progress))
         terms |= self.pixel_term(images, predicted, masks)
-        terms |= self.spread_terms(levels[-1], generator)
+        terms |= self.spread_terms(levels[-1], masks.context, generator)
         if self.guide is not None and target is not None:
             depth = self.guide.loss(self.context_encoder, images, levels, predicted, masks, target)
             terms["loss_depth"] = self.guide.weight_at(progress), depth
@@ -236,8 +238,13 @@ class JEPA(nn.Module):
         patches = patches.view(*masks.targets.shape, -1)
         return {"loss_pixel": (self.loss.pixel, pixel_loss(predicted.pixels.float(), patches, masks.valid))}
 
-    def spread_terms(self, context: Float[Tensor, "b c d"], generator: torch.Generator | None) -> Terms:
-        """Terms against collapse, on the mean of each image's context tokens: those of all processes of a step."""
+    def spread_terms(
+        self, context: Float[Tensor, "b c d"], index: Int64[Tensor, "b c"], generator: torch.Generator | None
+    ) -> Terms:
+        """Terms against collapse, on the context tokens at the patches `index`: those of all processes of a step.
+
+        Where they act on means and on single tokens, each is the mean of both.
+        """
         config = self.loss
         terms: Terms = {}
         if not (config.variance or config.covariance or config.gaussian):
@@ -245,16 +252,28 @@ class JEPA(nn.Module):
         # In float32: what a batch's deviations fall short of is less than bf16 can tell.
         with runtime.precision("fp32", context.device):
             pooled = distributed.with_others(context.float().mean(1))
+            spread = [pooled] if config.spread != "tokens" else []
+            if config.spread != "images":
+                spread.append(self.single_tokens(context.float(), index))
             if config.variance:
-                terms["loss_variance"] = config.variance, variance_loss(pooled)
+                terms["loss_variance"] = config.variance, _mean(map(variance_loss, spread))
             if config.covariance:
-                terms["loss_covariance"] = config.covariance, covariance_loss(pooled)
+                terms["loss_covariance"] = config.covariance, _mean(map(covariance_loss, spread))
             if config.gaussian:
                 generator = generator or torch.Generator().manual_seed(0)
-                random = torch.randn(pooled.shape[1], config.gaussian_directions, generator=generator)
-                directions = F.normalize(random.to(pooled.device), dim=0)
-                terms["loss_gaussian"] = config.gaussian, gaussian_loss(pooled, directions)
+                random = torch.randn(context.shape[-1], config.gaussian_directions, generator=generator)
+                directions = F.normalize(random.to(context.device), dim=0)
+                each = (gaussian_loss(vectors, directions, len(pooled)) for vectors in spread)
+                terms["loss_gaussian"] = config.gaussian, _mean(each)
         return terms
+
+    def single_tokens(self, context: Float[Tensor, "b c d"], index: Int64[Tensor, "b c"]) -> Float[Tensor, "k d"]:
+        """The context tokens of all processes, each less the mean of its position."""
+        # On the whole grid, which all processes have alike, however many context tokens each has.
+        cells = self.context_encoder.grid[0] * self.context_encoder.grid[1]
+        tokens, coverage = reassemble(context, index, cells)
+        everywhere = distributed.with_others(tokens.flatten(1)).view(-1, *tokens.shape[1:])
+        return position_free(everywhere, distributed.with_others(coverage) > 0)
 
     @torch.no_grad()
     def targets(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n layers_d"]:
@@ -269,3 +288,7 @@ class JEPA(nn.Module):
         context = [distributed.own(parameter) for parameter in self.context_encoder.parameters()]
         torch._foreach_mul_(target, momentum)
         torch._foreach_add_(target, context, alpha=1 - momentum)
+
+
+def _mean(values: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(values)).mean()

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from depthjepa.columns import Column
 from depthjepa.config import RunConfig
 from depthjepa.data.images import Split
 from depthjepa.drawing import charts
@@ -17,27 +18,44 @@ from depthjepa.evaluation.probes.task import LABELS, Measured, Rows, Section, Se
 from depthjepa.evaluation.trained_probes import HIDDEN, mlp
 from depthjepa.runs import Run, probe_files, read_arrays
 
+ALL_COLUMNS = (
+    *COLUMNS,
+    Column(
+        "raw_train_accuracy",
+        "training accuracy, raw",
+        "the same of a head that reads the features as they are; far lower where they hardly differ between images",
+        "%",
+        "higher",
+    ),
+    Column(
+        "raw_val_accuracy",
+        "validation accuracy, raw",
+        "the same of a head that reads the features as they are",
+        "%",
+        "higher",
+    ),
+)
+
 
 def measure(config: RunConfig, seen: Mapping[Split, Seen]) -> Measured:
     """Accuracies [%] after the last epoch beside chance, and the curves of all epochs, in [0, 1]."""
     train, val = seen["train"].features.pooled, seen["val"].features.pooled
-    width = train.values.shape[1]
-    curves = mlp(train, val, width, epochs=config.evaluation.probe_epochs, seed=config.seed)
-    return Measured(
-        {
-            "train_accuracy": 100 * float(curves.train_accuracy[-1]),
-            "val_accuracy": 100 * float(curves.val_accuracy[-1]),
-        },
-        {"chance": {"val_accuracy": 100 * chance(train, val)}},
-        {"train": curves.train_accuracy, "val": curves.val_accuracy},
-    )
+    width, figures, curves = train.values.shape[1], dict[str, float](), dict[str, np.ndarray]()
+    for prefix, standardised in (("", True), ("raw_", False)):
+        epochs, seed = config.evaluation.probe_epochs, config.seed
+        found = mlp(train, val, width, epochs=epochs, seed=seed, standardised=standardised)
+        curves |= {f"{prefix}train": found.train_accuracy, f"{prefix}val": found.val_accuracy}
+        figures |= {f"{name}_accuracy": 100 * float(curves[name][-1]) for name in (f"{prefix}train", f"{prefix}val")}
+    guess = 100 * chance(train, val)
+    return Measured(figures, {"chance": {"val_accuracy": guess, "raw_val_accuracy": guess}}, curves)
 
 
 def protocol(config: RunConfig, views: Mapping[Split, Views], rows: Rows) -> str:
     """What the figures are of."""
     return (
-        f"two layers ({HIDDEN} hidden) on standardised mean-pooled tokens of the frozen {config.evaluation.which} "
-        f"encoder, {config.evaluation.probe_epochs} epochs; {views_text(views['train'], views['val'])}"
+        f"two layers ({HIDDEN} hidden) on standardised (raw: as they are) mean-pooled tokens of the frozen "
+        f"{config.evaluation.which} encoder, {config.evaluation.probe_epochs} epochs; "
+        f"{views_text(views['train'], views['val'])}"
     )
 
 
@@ -68,7 +86,7 @@ TASK = SharedTask(
     name="mlp",
     title="Classification with two layers",
     about="classes by the source paper's head of two layers",
-    columns=COLUMNS,
+    columns=ALL_COLUMNS,
     guesses=("chance",),
     needs=(LABELS,),
     reads=("probe_epochs",),
