@@ -23,8 +23,9 @@ from PIL import Image
 from depthjepa.data.account import what_is_read
 from depthjepa.data.config import DataConfig
 from depthjepa.data.contents import contents_of
+from depthjepa.data.hub.address import address_of
 from depthjepa.data.images import decode
-from depthjepa.data.layouts.hub import HubImages, address_of
+from depthjepa.data.layouts.hub import HubImages
 from depthjepa.data.layouts.rgbd import decode_depth
 from depthjepa.data.loading import has_validation, open_source, open_splits, source_name, view_batches
 from depthjepa.data.metres import describe_depth

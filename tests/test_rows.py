@@ -40,7 +40,7 @@ HOMONYMS = {
     ("depth", "cli/preparing.py"): "metres in a file",
     ("depth", "configuring.py"): "blocks of a network",
     ("depth", "data/layouts/rgbd.py"): "a folder of depth maps",
-    ("depth", "data/layouts/hub.py"): "a column of a table",
+    ("depth", "data/hub/table.py"): "a column of a table",
     ("depth", "data/pairing.py"): "the same folder",
     ("depth", "data/depth_files.py"): "a channel of a file",
     ("depth", "data/prepare/realsense.py"): "a folder of depth maps",

@@ -20,7 +20,7 @@ import copy
 import io
 import os
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -34,7 +34,7 @@ from depthjepa.data.dataset_facts import DATASET, DatasetFacts, facts_told
 from depthjepa.data.depth_files import refuse_unsaid_unit, states_no_unit, stored_depth
 from depthjepa.data.groups import GROUPS, group_list, told_group, with_groups
 from depthjepa.data.images import Split, decode_bytes_with_tag, fault_line, loose_files, tag_of
-from depthjepa.data.layouts.labelled import CLASSES, listed_classes, refuse_unnamed, stored_labels
+from depthjepa.data.layouts.labelled import CLASSES, refuse_unnamed, stored_labels
 from depthjepa.data.layouts.layout import DataLayout, path_name, path_of
 from depthjepa.data.layouts.rgbd import (
     LOOKED_AT,
@@ -48,12 +48,19 @@ from depthjepa.data.layouts.rgbd import (
 from depthjepa.data.order import evenly
 from depthjepa.data.pairing import DEPTH, LABELS
 from depthjepa.data.samples import Sample, UnreadableImage
-from depthjepa.data.shards.index import ShardIndex, index_of
-from depthjepa.data.shards.members import MAP_END, NO_MAPS, Maps, key_of
+from depthjepa.data.shards.classes import (
+    class_words,
+    map_classes,
+    of_classes,
+    refuse_other_maps,
+    with_labels_of_training,
+)
+from depthjepa.data.shards.index import index_of
+from depthjepa.data.shards.members import Maps, key_of
 from depthjepa.data.shards.pieces import BYTES, PieceCache, Pieces, divided, each_alone
 from depthjepa.data.shards.place import SPLIT_WORDS, Folder, Place, is_address, of_split, tars_in
 from depthjepa.data.shards.remote import Address
-from depthjepa.data.subsets import chosen_classes, chosen_images
+from depthjepa.data.subsets import chosen_classes
 from depthjepa.faults import BadInput
 
 _COMPRESSED = (".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst")
@@ -71,7 +78,7 @@ class TarShards:
     their indices); the classes are those of `train` where there is one, so that labels agree between the splits.
     `images_per_class` takes at most the first N images of each class, of `train` alone.
 
-    Raises `BadInput`, with shard and member, for what the layout forbids: see `members.scanned` and `_class_words`.
+    Raises `BadInput`, with shard and member, for what the layout forbids: see `members.scanned` and `shards.classes`.
     """
 
     has_depth = False
@@ -92,15 +99,15 @@ class TarShards:
         index = index_of(place, shards)
         training_shards = of_split(there, "train")
         training = index_of(place, training_shards) if training_shards and training_shards != shards else index
-        _refuse_other_maps(index, training)
-        self.classes = _class_words(place, training)
-        index = _with_labels_of_training(index, training)
+        refuse_other_maps(index, training)
+        self.classes = class_words(place, training)
+        index = with_labels_of_training(index, training)
         if classes is not None or images_per_class is not None:
             if not self.classes:
                 key = "images_per_class" if classes is None else "classes"
                 raise BadInput(f"data.{key} needs labels, and the images in the shards of {self.name} have no .cls")
             chosen = chosen_classes(self.classes, classes, f"the shards of {self.name}")
-            index = _subset(index, [self.classes.index(word) for word in chosen], images_per_class, split)
+            index = of_classes(index, [self.classes.index(word) for word in chosen], images_per_class, split)
             if classes is not None and (empty := set(range(len(chosen))) - set(index.samples.labels.tolist())):
                 raise BadInput(f"class {chosen[min(empty)]!r} has no images in the {split} shards of {self.name}")
             self.classes = chosen
@@ -197,7 +204,7 @@ class MappedShards(TarShards):
     ) -> None:
         super().__init__(place, split, classes, images_per_class)
         self._orientation, self._listed_in = depth_orientation, f"{place.base}/{CLASSES}"
-        self.segment_classes = _map_classes(place) if self._maps.have_label_maps else ()
+        self.segment_classes = map_classes(place) if self._maps.have_label_maps else ()
         self._facts = _facts(place)
         groups = place.content(GROUPS)
         listed = None if groups is None else group_list(groups, f"{place.base}/{GROUPS}")
@@ -342,79 +349,6 @@ def _facts(place: Place) -> DatasetFacts:
     contents = {name: place.content(name) for name in (posixpath.join(folder, DATASET) for folder in folders)}
     told = [(f"{place.base}/{name}", content) for name, content in contents.items() if content is not None]
     return facts_told(told, place.base)
-
-
-def _map_classes(place: Place) -> tuple[str, ...]:
-    """Names of the classes of pixels; raises `BadInput` where `classes.txt` is missing or wrong."""
-    if (content := place.content(CLASSES)) is None:
-        raise BadInput(
-            f"{place.base} holds label maps (.{MAP_END}), but no {CLASSES}: write the names of the classes there, one "
-            f"a line, in the order of the indices in the maps"
-        )
-    return listed_classes(content, f"{place.base}/{CLASSES}")
-
-
-# classes --------------------------------------------------------------------------------------------------
-
-
-def _class_words(place: Place, training: ShardIndex) -> tuple[str, ...]:
-    """Names of the classes: of `classes.txt`, else their indices; none without labels.
-
-    Where there are label maps, `classes.txt` is theirs.
-    Raises `BadInput` for names that are missing or come twice, and for a label beyond the last name.
-    """
-    labels = training.samples.labels
-    highest = int(labels.max())
-    if highest < 0:
-        return ()
-    maps = training.samples.maps
-    if (maps is not None and maps.have_label_maps) or (content := place.content(CLASSES)) is None:
-        return tuple(str(label) for label in range(highest + 1))
-    file = f"{place.base}/{CLASSES}"
-    lines = content.decode().strip().splitlines()
-    words = tuple((line.split() or [""])[0] for line in lines)
-    if "" in words or len(set(words)) < len(words):
-        raise BadInput(f"{file} must name every class once, one a line, in the order of their indices")
-    if highest >= len(words):
-        member = training.member(int(labels.argmax()))
-        raise BadInput(f"{member} is of class {highest}, but {file} names {len(words)} classes (0 to {len(words) - 1})")
-    return words
-
-
-def _refuse_other_maps(index: ShardIndex, training: ShardIndex) -> None:
-    """Refuse a split that has depth or label maps where train has none, or the other way."""
-    own, known = (each.samples.maps or NO_MAPS for each in (index, training))
-    for what, has, other in (
-        (DEPTH.one, own.have_depth, known.have_depth),
-        (LABELS.one, own.have_label_maps, known.have_label_maps),
-    ):
-        if has != other:
-            lacks, having = (training, index) if has else (index, training)
-            raise BadInput(
-                f"{lacks.member(0)} has no {what}, but the images of {having.shards[0].name} have: both train and val "
-                f"need it, or neither"
-            )
-
-
-def _with_labels_of_training(index: ShardIndex, training: ShardIndex) -> ShardIndex:
-    """Refuse labels that train has not; where train has none at all, those of validation mean nothing."""
-    labels, known = index.samples.labels, training.samples.labels
-    if known.max() < 0:
-        return replace(index, samples=index.samples._replace(labels=np.full_like(labels, -1)))
-    other = ~np.isin(labels, known)
-    if other.any():
-        place = int(other.argmax())
-        label = int(labels[place])
-        has = "no label, but the images of train have" if label < 0 else f"class {label}, which no image of train has"
-        raise BadInput(f"{index.member(place)} has {has}")
-    return index
-
-
-def _subset(index: ShardIndex, chosen: Sequence[int], images_per_class: int | None, split: Split) -> ShardIndex:
-    """The images of the chosen labels, which become 0, 1, ...; they stay in the order of the shards."""
-    at_most = images_per_class if split == "train" else None
-    kept, labels = chosen_images(index.samples.labels, chosen, at_most)
-    return replace(index, samples=index.samples.take(kept)._replace(labels=labels))
 
 
 # the row -------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ ALL_COLUMNS = (
 def measure(config: RunConfig, seen: Mapping[Split, Seen]) -> Measured:
     """Accuracies [%] after the last epoch beside chance, and the curves of all epochs, in [0, 1]."""
     train, val = seen["train"].features.pooled, seen["val"].features.pooled
-    width, figures, curves = train.values.shape[1], dict[str, float](), dict[str, np.ndarray]()
+    width, figures, curves = train.values.shape[1], dict[str, float | str](), dict[str, np.ndarray]()
     for prefix, standardised in (("", True), ("raw_", False)):
         epochs, seed = config.evaluation.probe_epochs, config.seed
         found = mlp(train, val, width, epochs=epochs, seed=seed, standardised=standardised)
