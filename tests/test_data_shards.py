@@ -124,6 +124,7 @@ def test_one_key_in_two_folders_or_shards_is_two_samples(tmp_path: Path) -> None
         (["photos-train-0.tar", "photos-validation-0.tar"], ["photos-train-0.tar"], ["photos-validation-0.tar"]),
         (["a.tar", "trained.tar"], ["a.tar", "trained.tar"], ["a.tar", "trained.tar"]),
         (["train-0.tar"], ["train-0.tar"], []),
+        (["training-0.tar", "valid-0.tar", "test-0.tar"], ["training-0.tar"], ["valid-0.tar"]),
     ],
 )
 def test_splits_are_told_by_words_of_the_name_or_the_folder(

@@ -46,6 +46,16 @@ class Brightness:
         return Latents(values, torch.ones_like(values, dtype=torch.bool))
 
 
+class Roofed(Brightness):
+    """It says nothing of the upper half, as a network whose sky is infinitely far."""
+
+    def batch_latents(self, batch: Batch, cells: tuple[int, int]) -> Latents:
+        found = super().batch_latents(batch, cells)
+        valid = found.valid.clone()
+        valid[..., : cells[0] // 2, :] = False
+        return Latents(torch.where(valid, found.values, 0.0), valid)
+
+
 @pytest.fixture
 def taught(monkeypatch: pytest.MonkeyPatch) -> Any:
     def taught(root: Path, out: Path, teacher: Brightness | None = None) -> Path:
@@ -151,3 +161,21 @@ def test_a_photograph_that_nothing_was_told_of_is_left_out(tmp_path: Path, taugh
     source = open_taught(cache, DataConfig())
     with pytest.raises(UnreadableImage, match=r"0004\.png: .* has no latents of it"):
         source.sample(4)
+
+
+def test_where_a_teacher_said_nothing_is_no_depth(tmp_path: Path, taught: Any) -> None:
+    """Half of each image is told: that half counts, and the image does not go missing for the other one."""
+    root = write_flat(tmp_path / "photographs", 4, 64)
+    config = DataConfig(root=str(root), image_size=(64, 64))
+    depths = [
+        open_taught(taught(root, tmp_path / name, teacher), config).sample(0).depth
+        for name, teacher in (("whole", Brightness()), ("half", Roofed()))
+    ]
+    whole, half = depths
+    assert whole is not None and half is not None
+    assert (half[0, :24] == 0).all() and (whole > 0).all()
+    torch.testing.assert_close(half[0, 40:], whole[0, 40:])
+    cache = open_cache(tmp_path / "half")
+    assert np.isnan(cache.part(0)[:, :, :4]).all() and np.isfinite(cache.part(0)[:, :, 4:]).all()
+    crops = cache.facts.crops
+    assert crops is not None and np.isfinite(crops["correlation"])

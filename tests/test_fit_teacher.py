@@ -662,7 +662,7 @@ def test_a_flow_that_goes_on_has_its_latents_already(
 
 def test_weights_that_are_not_finite_are_never_saved(data: Path, tmp_path: Path, watch: Watch, unpainted: None) -> None:
     watch.deeds["autoencoder", 3] = lambda value: value * math.nan
-    with pytest.raises(RunStopped, match=r"autoencoder, step 4: the loss is nan; .* Lower fit\.lr"):
+    with pytest.raises(RunStopped, match=r"autoencoder, step 4: the loss is nan, .* Lower fit\.lr"):
         fitted_to(data, tmp_path / "fit")
     saved = torch.load(tmp_path / "fit" / "progress.pt", weights_only=True)
     assert saved["step"] == 2 and all(weight.isfinite().all() for weight in saved["network"].values())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from depthjepa.faults import RunStopped
 from depthjepa.fitting import update, walks
 
 TARGET = torch.tensor([3.0, -4.0])
@@ -52,6 +53,14 @@ def test_clipping_bounds_the_norm_of_the_whole_gradient() -> None:
     moved = torch.cat([each.detach() for each in parameters]) - before
     assert float(moved.norm()) == pytest.approx(0.1, rel=1e-4)
     assert (moved / moved.norm()).tolist() == pytest.approx([each / 54**0.5 for each in (3, -4, 2, -5)], rel=1e-4)
+
+
+def test_a_gradient_that_is_not_finite_changes_no_weight() -> None:
+    """The root at 0: its value is a number, its slope is none."""
+    parameters = lines()
+    with pytest.raises(RunStopped, match=r"the loss is 1\.41, and the norm of its gradient (inf|nan)"):
+        update(descent(parameters), (each.square().sum().sqrt() for each in parameters), 1.0, clip=0.1)
+    assert [each.tolist() for each in parameters] == [each.tolist() for each in lines()]
 
 
 def test_a_graph_is_gone_before_the_next_loss_is_asked_for() -> None:

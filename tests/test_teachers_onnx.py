@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput
 from depthjepa.guidance.config import FeatureGuidance
+from depthjepa.guidance.target import on_cells
 from depthjepa.guidance.teachers.cache import made_of, open_cache
 from depthjepa.guidance.teachers.loading import load_teacher
 from depthjepa.guidance.teachers.onnx_depth import OnnxDepth, build, load_onnx
@@ -128,6 +130,20 @@ def test_cells_that_are_no_number_do_not_count(write: Write) -> None:
     batch.images[0, :, :4, :4] = torch.nan
     latents = teacher.batch_latents(batch, (4, 4))
     assert not latents.valid[0, 0, 0, 0] and latents.valid[1].all() and latents.values.isfinite().all()
+
+
+def test_what_a_network_leaves_out_is_no_depth_on_other_cells(write: Write) -> None:
+    """An infinite depth of the sky: not 0, which as the logarithm of metres is one metre."""
+    teacher = load_onnx(write(), unit="metres")
+    batch = batch_of(images(32, 32))
+    batch.images[0, :, :16] = torch.inf
+    fine, coarse = on_cells(teacher, batch, (16, 16)), on_cells(teacher, batch, (4, 4))
+    for found in (fine, coarse):
+        rows = found.values.shape[-2]
+        assert not found.valid[0, 0, : rows // 2].any() and found.valid[0, 0, rows // 2 :].all()
+        assert found.valid[1].all() and found.values.isfinite().all()
+    below = -F.adaptive_avg_pool2d(pooled(batch.images[:1, :, 16:]).log(), (2, 4))[0, 0]
+    assert (coarse.values[0, 0, 2:] - below).abs().max() < 0.2 < below.abs().min()
 
 
 def batch_of(pixels: torch.Tensor) -> Batch:

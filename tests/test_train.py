@@ -533,6 +533,7 @@ def test_many_unreadable_images_stop_the_run(
     [message] = capsys.readouterr().err.splitlines()
     assert "2 of 120 images cannot be read, more than 1 %" in message
     assert "0007.png" in message and "0050.png" in message
+    assert message.endswith("(there is no checkpoint yet)")
 
 
 def test_fewer_images_than_a_batch_wrap_round_with_a_note(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from depthjepa.faults import RunStopped
 from depthjepa.runtime import permutation
 
 
@@ -21,7 +22,7 @@ def update(
 
     `losses` are asked for one by one, and each one's graph is gone before the next is asked for: an iterator of many
     holds the memory of one. `rates` are the learning rates of the optimiser's groups, one each or one for all; `clip`
-    is the largest norm of the whole gradient.
+    is the largest norm of the whole gradient. Where that is not finite no weight changes, and `RunStopped` is raised.
     """
     groups = optimizer.param_groups
     for group, rate in zip(groups, [rates] * len(groups) if isinstance(rates, float) else rates, strict=True):
@@ -32,10 +33,13 @@ def update(
         for loss in losses:
             torch.autograd.backward(loss)
             taken.append(loss.detach())
+    total = torch.stack(taken).sum()
     if clip is not None:
-        nn.utils.clip_grad_norm_([parameter for group in groups for parameter in group["params"]], clip)
+        norm = nn.utils.clip_grad_norm_([parameter for group in groups for parameter in group["params"]], clip)
+        if not norm.isfinite():
+            raise RunStopped(f"the loss is {total.item():.3g}, and the norm of its gradient {norm.item():.3g}")
     optimizer.step()
-    return torch.stack(taken).sum()
+    return total
 
 
 def walks(

@@ -71,8 +71,8 @@ def train(
     there, exactly; with `lengthen` it may be asked to be longer, and its rates go on as those of the longer run. `say`
     gets the lines before the first step (None: they are printed).
 
-    Raises `BadInput` before anything is written, also where another process is at work in `out`, and `RunStopped` when
-    the run cannot go on; the last checkpoint is whole then.
+    Raises `BadInput` before anything is written, also where another process is at work in `out`, and later for data of
+    which too much cannot be read; `RunStopped` when the run cannot go on. The last checkpoint is whole then.
     """
     folder = RunFolder(out)
     place = distributed.ranks()
@@ -260,7 +260,7 @@ def loop(
             wish = stopping() or lost is not None
             stop, unreadable = distributed.any_process((wish, bool(skipped)), state.place, state.where)
             if unreadable:
-                count_unreadable(state, skipped, length)
+                count_unreadable(state, folder, skipped, length)
             if stop:
                 keep(state, folder, length)
                 state.saving.settle()
@@ -384,13 +384,15 @@ def refuse_non_finite(state: State, totals: dict[str, Tensor], gradients: Tensor
         )
 
 
-def count_unreadable(state: State, skipped: list[str], length: int) -> None:
+def count_unreadable(state: State, folder: RunFolder, skipped: list[str], length: int) -> None:
     """Remember which images could not be read by any process; stop when they are more than 1 % of the source."""
     state.skipped |= dict.fromkeys(distributed.gather(skipped, state.place))
     if len(state.skipped) > UNREADABLE_SHARE * length:
+        state.saving.settle()
         names = ", ".join(list(state.skipped)[:5])
         raise BadInput(
-            f"{len(state.skipped)} of {length} images cannot be read, more than 1 %: {names}; repair or remove them"
+            f"{len(state.skipped)} of {length} images cannot be read, more than 1 %: {names}; repair or remove them "
+            f"({folder.kept})"
         )
 
 

@@ -268,12 +268,12 @@ def _learn(
                 raise RunStopped(
                     f"stopped at step {learner.step} of {learner.steps} of the {part}; the same command goes on"
                 ) from asked
-            if not value.isfinite():
+            try:
+                learner.update(value)
+            except RunStopped as fault:
                 raise RunStopped(
-                    f"{part}, step {learner.step + 1}: the loss is {value.item()}; what was saved before is whole. "
-                    f"Lower fit.lr"
-                )
-            learner.update(value)
+                    f"{part}, step {learner.step + 1}: {fault}; what was saved before is whole. Lower fit.lr"
+                ) from fault
             shown.done = learner.step
             if learner.step % LOG_EVERY == 0:
                 mean = learner.mean_loss()

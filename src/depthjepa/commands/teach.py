@@ -30,13 +30,13 @@ from depthjepa.data.order import evenly
 from depthjepa.data.samples import Batch, Chosen, Source
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.guidance.config import FeatureGuidance
-from depthjepa.guidance.target import Teacher, on_cells
+from depthjepa.guidance.target import Teacher, on_cells, resized
 from depthjepa.guidance.teachers import cache
 from depthjepa.guidance.teachers import cache_files as files
 from depthjepa.guidance.teachers.cache import CachedTeacher
 from depthjepa.guidance.teachers.cache_files import Facts
 from depthjepa.guidance.teachers.loading import teacher_kind
-from depthjepa.guidance.teachers.whole_images import latents_of_whole, of_one_size, resampled
+from depthjepa.guidance.teachers.whole_images import latents_of_whole, of_one_size
 from depthjepa.logbook import refuse_unwritable, to_json, write_whole, writing
 from depthjepa.progress import task
 from depthjepa.shared_work import SUFFIX, claimed, refuse_shard, sweep
@@ -173,7 +173,7 @@ def _facts(config: RunConfig, teacher: Teacher, source: Source, images: int, whe
     sizes: dict[tuple[int, int], Batch] = {}
     for batch in batches:
         sizes.setdefault((batch.images.shape[-2], batch.images.shape[-1]), batch)
-    shapes = [tuple(latents_of_whole(teacher, batch.to(where)).shape[1:]) for batch in sizes.values()]
+    shapes = [tuple(latents_of_whole(teacher, batch.to(where)).values.shape[1:]) for batch in sizes.values()]
     channels, rows, columns = (max(sides) for sides in zip(*shapes, strict=True))
     shape = (channels, rows, columns)
     return Facts(
@@ -313,8 +313,9 @@ def _latents(
     size = asked_of(config).whole_size
     batches = view_batches(Chosen(source, indices), size, workers=config.data.workers, may_be_empty=True)
     for batch in of_one_size(batches, config.evaluation.batch_size):
-        values = latents_of_whole(teacher, batch.to(where))
-        values = resampled(values, shape)  # of an image of other proportions than those that set the shape
+        # Resized: an image may have other proportions than those that set the shape.
+        latents = resized(latents_of_whole(teacher, batch.to(where)), shape)
+        values = torch.where(latents.valid, latents.values, torch.nan)
         for number, latent in zip(batch.index.tolist(), values.half().cpu().numpy(), strict=True):
             yield chosen[number][0], latent
 
@@ -328,9 +329,9 @@ def _compare(
         source=source, data=config.data, masks=None, grid=config.grid, seed=config.seed, batch_size=count, steps=1
     )
     batch = next(iter(batches)).to(where)
-    own = on_cells(teacher, batch, config.target_cells).values
-    ours = on_cells(CachedTeacher(cache.open_cache(folder)), batch, config.target_cells).values
-    own, ours = (values.transpose(0, 1).flatten(1).double() for values in (own, ours))
+    each = [on_cells(asked, batch, config.target_cells) for asked in (teacher, CachedTeacher(cache.open_cache(folder)))]
+    both = (each[0].valid & each[1].valid).all(1).flatten()
+    own, ours = (latents.values.transpose(0, 1).flatten(1)[:, both].double() for latents in each)
     deviation = own.std(1)
     together = ((own - own.mean(1, keepdim=True)) * (ours - ours.mean(1, keepdim=True))).mean(1)
     return {

@@ -33,6 +33,7 @@ from depthjepa.depth import disparity, r2_within, valid
 from depthjepa.evaluation.decoded import dense_metres, pixel_guide, predicted_metres
 from depthjepa.evaluation.depth_cells import CellMeans, cells_of
 from depthjepa.evaluation.depth_probe import depth_table
+from depthjepa.evaluation.depth_readouts import encode_layers
 from depthjepa.evaluation.features import Encode, OfBatch, tokens_of
 from depthjepa.evaluation.gathering import RANDOM, RAW, Views, encode_with, places_in, raw_patches
 from depthjepa.evaluation.ridge import Ridge
@@ -114,7 +115,8 @@ def readout_gates(
     random = encode_with(build_encoder(config), where, config.evaluation.precision)
     patch = config.model.patch_size
     named: dict[str, Encode] = {
-        f"block {number + 1}": layer(encoder, number, where) for number in range(len(encoder.blocks))
+        f"block {number + 1}": encode_layers(encoder, [number], where, config.evaluation.precision)
+        for number in range(len(encoder.blocks))
     }
     places, share = places_in(train, val), config.evaluation.cell_share
     rows = depth_table(named, train, val, places, patch, share, pictures=0).scores
@@ -157,11 +159,6 @@ def readout_gates(
             f"{swap[RANDOM]:.3f} (R² within images)"
         )
     return gates, words
-
-
-def layer(encoder: VisionTransformer, number: int, where: torch.device) -> Encode:
-    """Tokens after one block, through the final norm."""
-    return lambda images: encoder.features(encoder.normalise(images.to(where)), [number])[0]
 
 
 def hidden_patches(config: RunConfig, batches: Iterable[Batch], where: torch.device) -> Iterator[Batch]:

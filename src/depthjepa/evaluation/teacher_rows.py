@@ -29,9 +29,9 @@ from depthjepa.faults import BadInput
 from depthjepa.grid import to_tokens
 from depthjepa.guidance.build import asks_network
 from depthjepa.guidance.config import FeatureGuidance
-from depthjepa.guidance.target import Teacher, on_cells
+from depthjepa.guidance.target import Teacher, filled, on_cells, resized
 from depthjepa.guidance.teachers.taught import metres
-from depthjepa.guidance.teachers.whole_images import latents_of_whole, of_one_size, resampled
+from depthjepa.guidance.teachers.whole_images import latents_of_whole, of_one_size
 from depthjepa.model.decoders import CELLS
 
 IMAGES = 500  # training images that the network is asked about: its latents have few channels
@@ -106,12 +106,12 @@ class _Asked:
         guidance = self.config.guidance
         assert isinstance(guidance, FeatureGuidance)
         if guidance.cache is None:
-            return on_cells(self.teacher, batch.to(self.where), cells).values
+            return filled(on_cells(self.teacher, batch.to(self.where), cells))
         found: dict[str, Tensor] = {}
         for source, numbers in self._places_of(batch.names):
             single = view_batches(Chosen(source, numbers), guidance.whole_size)
             for some in of_one_size(single, self.config.evaluation.batch_size):
-                latents = resampled(latents_of_whole(self.teacher, some.to(self.where)), cells)
+                latents = filled(resized(latents_of_whole(self.teacher, some.to(self.where)), cells))
                 found |= dict(zip(some.names, latents, strict=True))
         return torch.stack([found[name] for name in batch.names])
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from depthjepa.data.samples import Batch
 from depthjepa.depth import pool_valid
-from depthjepa.losses import Latents, feature_depth_loss
+from depthjepa.losses import Latents, feature_depth_loss, masked_mean
 
 CLIP = 5.0  # deviations
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -89,12 +89,36 @@ def on_cells(teacher: Teacher, batch: Batch, cells: tuple[int, int]) -> Latents:
     latents = teacher.batch_latents(batch, cells)
     if latents.values.shape[-2:] == cells:
         return latents
-    if not teacher.describe().needs_depth:  # a network's latents are valid everywhere
-        values = F.interpolate(latents.values, cells, mode="bilinear", antialias=True, align_corners=False)
-        return Latents(values, torch.ones_like(values, dtype=torch.bool))
+    if not teacher.describe().needs_depth:
+        return resized(latents, cells)
     valid = latents.valid.all(1, keepdim=True)
     values, share = pool_valid(latents.values, valid, cells)
     return Latents(values, (share > 0).expand_as(values))
+
+
+def resized(latents: Latents, cells: tuple[int, int]) -> Latents:
+    """A network's latents on other cells, bilinear between those that are valid; valid where most of a cell is."""
+    if latents.values.shape[-2:] == cells:
+        return latents
+    if latents.valid.all():  # of nearly all networks: what is not infinite or nan
+        values = _bilinear(latents.values, cells)
+        return Latents(values, torch.ones_like(values, dtype=torch.bool))
+    share = _bilinear(latents.valid.to(latents.values.dtype), cells)
+    total = _bilinear(torch.where(latents.valid, latents.values, 0.0), cells)
+    known = share > 0.5
+    return Latents(torch.where(known, total / torch.where(known, share, 1.0), 0.0), known)
+
+
+def filled(latents: Latents) -> Float[Tensor, "b c rows cols"]:
+    """The latents, and where a network says nothing its image's mean of what it says elsewhere: for a readout."""
+    if latents.valid.all():
+        return latents.values
+    mean = masked_mean(latents.values.flatten(2), latents.valid.flatten(2))[..., None, None]
+    return torch.where(latents.valid, latents.values, mean)
+
+
+def _bilinear(values: Float[Tensor, "b c _rows _cols"], cells: tuple[int, int]) -> Float[Tensor, "b c rows cols"]:
+    return F.interpolate(values, cells, mode="bilinear", antialias=True, align_corners=False)
 
 
 def first_target(latents: Latents, targets: int) -> Latents:

@@ -6,10 +6,10 @@ formats of RGB-D folders but for EXR) and label maps (`.label.png`) of the size 
 may tell `group` and `focal_length` of a sample that has either. Other members (`.txt`) are ignored.
 
 A word of the shard's name or its folder tells the split: `train-000.tar`, `photos-train-000.tar`, `train/000.tar`;
-`val` and `validation` alike. Where no shard tells one, every split is all shards. `classes.txt` beside the shards names
-the classes in the order of their indices, by the first word of each line; where there are label maps it names theirs,
-by whole lines, and those of `.cls` are called by their indices. `dataset.json` and `groups.json` beside the shards say
-what they say in an RGB-D folder.
+`training`, `val`, `valid` and `validation` alike; those of `test` are not read. Where no shard tells one, every split
+is all shards. `classes.txt` beside the shards names the classes in the order of their indices, by the first word of
+each line; where there are label maps it names theirs, by whole lines, and those of `.cls` are called by their indices.
+`dataset.json` and `groups.json` beside the shards say what they say in an RGB-D folder.
 
 The webdataset library reads shards as streams: it can neither resume exactly nor read one image.
 """
@@ -58,7 +58,7 @@ from depthjepa.data.shards.classes import (
 from depthjepa.data.shards.index import index_of
 from depthjepa.data.shards.members import Maps, key_of
 from depthjepa.data.shards.pieces import BYTES, PieceCache, Pieces, divided, each_alone
-from depthjepa.data.shards.place import SPLIT_WORDS, Folder, Place, is_address, of_split, tars_in
+from depthjepa.data.shards.place import FOLDERS, Folder, Place, is_address, of_split, tars_in
 from depthjepa.data.shards.remote import Address
 from depthjepa.data.subsets import chosen_classes
 from depthjepa.faults import BadInput
@@ -373,8 +373,7 @@ def _matches(root: str) -> bool:
     path = path_of(root)
     if path.suffix == ".tar" and path.is_file():
         return True
-    words = [word for each in SPLIT_WORDS.values() for word in each]
-    return path.is_dir() and any(tars_in(place) for place in (path, *(path / word for word in words)))
+    return path.is_dir() and any(tars_in(place) for place in (path, *(path / word for word in FOLDERS)))
 
 
 def _nearly(root: str) -> str:

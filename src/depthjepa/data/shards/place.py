@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from depthjepa.data.images import Split, loose_files
+from depthjepa.data.images import SPLIT_WORDS, Split, loose_files
 from depthjepa.logbook import whole_path
 
 TAR = ".tar"
-SPLIT_WORDS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation")}
+FOLDERS = (*SPLIT_WORDS["train"], *SPLIT_WORDS["val"])  # that may hold the shards of a split
 
 
 def is_address(root: str) -> bool:
@@ -111,8 +111,7 @@ class Folder:
         return self.path if self.path.is_dir() else self.path.parent
 
     def shards(self) -> tuple[Shard, ...]:
-        words = [word for several in SPLIT_WORDS.values() for word in several]
-        places = [self.path, *(self.path / word for word in words)]
+        places = [self.path, *(self.path / word for word in FOLDERS)]
         paths = [path for place in places for path in tars_in(place)] if self.path.is_dir() else [self.path]
         return tuple(self._shard(path) for path in sorted(paths))
 

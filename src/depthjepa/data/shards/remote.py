@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from depthjepa.data.images import fault_line
 from depthjepa.data.shards.pieces import BYTES, PieceCache
-from depthjepa.data.shards.place import SPLIT_WORDS, TAR, Piece, Shard, address_base
+from depthjepa.data.shards.place import FOLDERS, TAR, Piece, Shard, address_base
 from depthjepa.faults import BadInput, OutOfReach
 
 T = TypeVar("T")
@@ -141,7 +141,7 @@ def listed(address: str) -> tuple[Shard, ...]:
     if "{" in address or address.endswith(TAR):
         told = dict.fromkeys(_numbered(address))
     else:
-        folders = [base, *(f"{base}/{word}" for words in SPLIT_WORDS.values() for word in words)]
+        folders = [base, *(f"{base}/{word}" for word in FOLDERS)]
         told = {each: info for folder in folders for each, info in _tars(folder).items()}
         if not told:
             raise BadInput(

@@ -59,7 +59,7 @@ class TaughtDepth:
         """Photograph `index` with the depth that was told of it; raises `UnreadableImage` where none was."""
         found = self.source.sample(index)
         latents = self.cache.read([found.name])
-        if not latents.isfinite().all():
+        if not latents.isfinite().any():
             raise UnreadableImage(f"{found.name}: {self.folder} has no latents of it")
         values = F.interpolate(latents, found.image.shape[-2:], mode="bilinear", align_corners=False)
         return replace(found, depth=metres(values[0], self.cache.facts.teacher["zoomed"]))
@@ -67,9 +67,8 @@ class TaughtDepth:
 
 def metres(values: Float[Tensor, "*b 1 h w"], zoomed: str) -> Float[Tensor, "*b 1 h w"]:
     """Latents of metric depth as metres, 0 = none: -log(depth / m), or 1/m (see `target.Description.zoomed`)."""
-    if zoomed == "log added":
-        return (-values).exp()
-    return torch.where(values > 0, 1 / values, 0.0)
+    found = (-values).exp() if zoomed == "log added" else torch.where(values > 0, 1 / values, 0.0)
+    return torch.where(values.isfinite(), found, 0.0)
 
 
 def open_taught(folder: Path, config: DataConfig) -> TaughtDepth:

@@ -6,12 +6,10 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor
 
 from depthjepa.data.samples import Batch
-from depthjepa.guidance.target import Teacher
+from depthjepa.guidance.target import Teacher, resized
+from depthjepa.losses import Latents
 
 CELL = 8  # pixels of the whole image a latent cell is asked for
 
@@ -30,17 +28,9 @@ def of_one_size(batches: Iterable[Batch], most: int) -> Iterator[Batch]:
             )
 
 
-def latents_of_whole(teacher: Teacher, batch: Batch) -> Float[Tensor, "b c rows cols"]:
+def latents_of_whole(teacher: Teacher, batch: Batch) -> Latents:
     """Latents of whole images, no finer than a cell: a network that answers pixel by pixel would fill the disk."""
     cells = max(1, batch.images.shape[-2] // CELL), max(1, batch.images.shape[-1] // CELL)
-    return resampled(teacher.batch_latents(batch, cells).values, cells, only_down=True)
-
-
-def resampled(
-    values: Float[Tensor, "b c _rows _cols"], cells: tuple[int, int], *, only_down: bool = False
-) -> Float[Tensor, "b c rows cols"]:
-    """Latents on other cells; if `only_down`, those that are no finer stay as they are."""
-    rows, columns = values.shape[-2:]
-    if (rows, columns) == cells or (only_down and rows <= cells[0] and columns <= cells[1]):
-        return values
-    return F.interpolate(values, cells, mode="bilinear", antialias=True, align_corners=False)
+    latents = teacher.batch_latents(batch, cells)
+    rows, columns = latents.values.shape[-2:]
+    return resized(latents, cells) if rows > cells[0] or columns > cells[1] else latents
