@@ -57,9 +57,6 @@ def folder_of(root: Path, config: dict[str, Any], network: torch.nn.Module) -> P
     return root
 
 
-# timm -----------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Timm:
     architecture: str
@@ -212,8 +209,6 @@ def test_a_mobilenet_trained_on_imagenet(real_data: Path) -> None:
         logits = network.forward_head(network.bn2(network.conv_head(maps)))
         torch.testing.assert_close(logits, network((images - 0.5) / 0.5), atol=1e-4, rtol=0)
 
-
-# transformers ---------------------------------------------------------------------------------------------
 
 HUGGINGFACE: dict[str, tuple[str, dict[str, Any], int]] = {  # class, what its configuration has beside SMALL, prefixes
     "dinov2": ("Dinov2", {"mlp_ratio": 2}, 1),
@@ -380,9 +375,6 @@ def test_an_ijepa_that_computes_as_ours_stays_ours(tmp_path: Path) -> None:
     assert isinstance(open_backbone(tmp_path), OpenedCheckpoint)
 
 
-# ONNX -----------------------------------------------------------------------------------------------------
-
-
 class Grid(torch.nn.Module):
     """A network with patches of 8 px whose tokens are told apart by their places."""
 
@@ -434,9 +426,6 @@ def test_tokens_are_those_of_an_onnx_file(prefix: int | None, sizes: bool, batch
     if not sizes:
         with pytest.raises(BadInput, match="takes images of 32 x 32 px alone, not 24 x 40"):
             encoder(images_of(24, 40))
-
-
-# bad input ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -26,8 +26,6 @@ from depthjepa.model.vit import VisionTransformer
 from tiny_images import write_pairs
 from tiny_runs import Call, run, tiny
 
-# the common view ------------------------------------------------------------------------------------------
-
 
 def counting(encoder: VisionTransformer) -> list[int]:
     """How many images each call of an encoder gets."""
@@ -77,9 +75,6 @@ def test_the_view_is_as_fine_as_the_finest_and_patches_divide_it() -> None:
     assert grid == (6, 15)
     assert grid[0] * patch >= 128 and grid[1] * patch >= 416
     assert nearest_size((100, 9), 16) == (96, 16)
-
-
-# who leads ------------------------------------------------------------------------------------------------
 
 
 def judged(residual: np.ndarray, groups: int) -> dict[str, np.ndarray]:
@@ -156,9 +151,6 @@ def test_resampled_iou_is_that_of_the_images_that_count() -> None:
     found = segment.resampled_iou({"overlaps": overlaps}, np.array([2.0, 1.0, 0.0]))
     right, true, predicted = 2 * overlaps[0] + overlaps[1]
     assert found == pytest.approx(100 * np.mean(right / (true + predicted - right)))
-
-
-# the command ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

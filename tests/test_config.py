@@ -23,9 +23,6 @@ def refusal(*overrides: str, **content: object) -> str:
     return str(caught.value)
 
 
-# faults ---------------------------------------------------------------------------------------------------
-
-
 def test_all_unknown_keys_are_named_at_once_each_with_its_nearest():
     text = refusal("optim.lrr=1", "modl.size=tiny", train={"stepz": 4}, guidence={"kind": "none"})
     for given, meant in [
@@ -104,9 +101,6 @@ def test_deep_keys_below_a_value_are_refused():
     assert "unknown key 'model.size.x': 'size' holds no keys" in refusal("model.size.x=1", model={"size": "tiny"})
 
 
-# overrides ------------------------------------------------------------------------------------------------
-
-
 def test_overrides_win_and_the_last_layer_wins_and_the_recipe_stays_as_it_was():
     content = {"seed": 3, "model": {"size": "tiny"}}
     config = build_config(content, ["seed=4", "model.patch_size=8"], ["seed=5"])
@@ -138,9 +132,6 @@ def test_values_of_every_kind():
     assert config.data.image_size == (64, 96) and config.data.root == "/a=b/c" and config.data.flip is True
     assert config.data.classes == ("cat", "dog") and config.optim.clip is None
     assert config.train.steps == 10 and config.masks.target_scale == (0.1, 0.2)
-
-
-# recipes --------------------------------------------------------------------------------------------------
 
 
 def test_recipe_by_name_and_by_file_are_the_same(tmp_path):
@@ -234,9 +225,6 @@ def test_a_recipe_at_a_size_is_a_recipe_of_the_family():
         of_size("photos", "bse")
     with pytest.raises(BadInput, match="recipe demo has no sizes; photos and rgbd have"):
         of_size("demo", "base")
-
-
-# resolved configurations ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("recipe", recipes_by_choice())

@@ -261,9 +261,6 @@ def test_a_file_system_that_lets_us_wait_is_asked_by_threads_with_the_same_answe
     assert np.array_equal(found, stamps_of(open_source(tiny(root).data, "train")))
 
 
-# caches ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_a_cache_of_images_that_were_replaced_is_refused_by_runs_and_by_teach(
     tmp_path: Path, cut: Callable[..., Path]
@@ -327,9 +324,6 @@ def test_a_cache_of_an_earlier_version_is_read_with_a_word(tmp_path: Path) -> No
     teach(tiny(root, *TAUGHT), cache, say=said.append)
     training.train(tiny(root, *TAUGHT, f"guidance.cache={cache}", "train.steps=1"), tmp_path / "run", say=said.append)
     assert sum(f"of which files the cache {cache} was made is not known" in line for line in said) == 2
-
-
-# studies and fits -----------------------------------------------------------------------------------------
 
 
 def test_a_study_goes_on_with_moved_data_and_refuses_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,9 +145,6 @@ def test_the_mean_map_is_one_for_all_and_knows_what_any_image_knows() -> None:
     torch.testing.assert_close(mean.values[0][0, 0, 0], own.values[1:, 0, 0, 0].mean())
 
 
-# runs -----------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pairs(tmp_path_factory.mktemp("pairs"))
@@ -177,8 +174,6 @@ def test_controls_are_for_latents_and_named_by_their_fault(pairs: Path, tmp_path
     assert status == 2 and "guidance.control" in errors
     assert not (tmp_path / "run").exists()
 
-
-# a head whose gradient ends before the encoder --------------------------------------------------------------
 
 PIXEL = ("guidance.kind=pixel", "guidance.weight=0.5", "masks.kind=multiblock")
 HEADS = {

@@ -164,9 +164,6 @@ def test_a_second_view_is_the_same_in_any_batch() -> None:
     assert not torch.equal(pair.first, pair.second)
 
 
-# photographs with depth ------------------------------------------------------------------------------------
-
-
 def pose_of(axes: np.ndarray, place: np.ndarray) -> Pose:
     """A pose with x right, y down, z forward, of the camera and of the world, from axes with y up."""
     down = np.array([1.0, -1.0, 1.0])
@@ -247,9 +244,6 @@ def test_a_partner_is_near_and_always_the_same() -> None:
     found = {partner(0, poses) for _ in range(3)}
     assert len(found) == 1 and found <= {5, 12} and partner(8, poses) is None
     assert poses[0].turned(poses[5]) == pytest.approx(20) and poses[0].apart(poses[8]) == pytest.approx(5)
-
-
-# what features are worth -----------------------------------------------------------------------------------
 
 
 def test_a_query_is_a_patch_whose_middle_is_seen() -> None:

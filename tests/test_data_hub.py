@@ -120,9 +120,6 @@ def refusal(folder: Path, split: str = "train", **keys: Any) -> str:
     return str(fault.value).replace(str(folder), "FOLDER")
 
 
-# images -----------------------------------------------------------------------------------------------------
-
-
 def test_images_are_what_the_same_files_in_a_folder_are(tmp_path: Path) -> None:
     grey = picture(4)[..., 0]
     files = {
@@ -176,9 +173,6 @@ def test_files_beside_each_other_are_read_in_place_with_their_folders_as_classes
     (tmp_path / "set" / "train" / "red" / "3.png").unlink()
     with pytest.raises(UnreadableImage, match=r"train/red/3\.png: No such file"):
         source.sample(found["3.png"])
-
-
-# labels, splits, subsets ------------------------------------------------------------------------------------
 
 
 def test_classes_splits_and_what_is_passed_over(tmp_path: Path) -> None:
@@ -235,9 +229,6 @@ def test_rows_without_labels_are_not_mixed_with_labelled_ones(tmp_path: Path) ->
     assert opened(folder, hub_label="none").classes == ()
 
 
-# columns ----------------------------------------------------------------------------------------------------
-
-
 def row_of(features: Mapping[str, Any]) -> dict[str, Any]:
     made = {"Image": stored(content(picture(1))), "ClassLabel": 1, "Value": 1}
     return {name: made[type(each).__name__] for name, each in features.items()}
@@ -289,9 +280,6 @@ def test_depth_may_be_named_as_one_likes(tmp_path: Path) -> None:
     folder = write(tmp_path / "set", {"image": datasets.Image(), "z": datasets.Image()}, train=rows)
     assert not opened(folder).has_depth  # of two columns of images, one is called as such
     assert opened(folder, hub_depth="z").has_depth
-
-
-# depth ------------------------------------------------------------------------------------------------------
 
 
 def test_depth_is_what_the_same_files_of_a_folder_hold(tmp_path: Path) -> None:
@@ -356,9 +344,6 @@ def test_depth_is_turned_with_its_photograph(tmp_path: Path) -> None:
         opened(folder, depth_orientation="upright").sample(0)
 
 
-# what is kept -----------------------------------------------------------------------------------------------
-
-
 def test_data_that_were_changed_are_noticed_and_moved_ones_are_the_same(tmp_path: Path) -> None:
     def digest(folder: Path, **keys: Any) -> str:
         return contents_of({"train": opened(folder, **keys)})["train"].digest
@@ -415,9 +400,6 @@ def test_a_spawned_process_reads_it(tmp_path: Path) -> None:
     source = opened(write_labelled(tmp_path / "set"))
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         assert pool.submit(first_pixels, source).result() == first_pixels(source)
-
-
-# places -----------------------------------------------------------------------------------------------------
 
 
 def test_what_a_root_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -495,9 +477,6 @@ def test_columns_are_named_for_data_sets_of_the_hub_alone(call: Call) -> None:
     assert status == 2 and "data.hub_image has no effect here: it takes a data set of the Hugging Face hub" in errors
 
 
-# by the command line ----------------------------------------------------------------------------------------
-
-
 def test_a_run_learns_from_labelled_images_goes_on_and_is_probed(
     tmp_path: Path, call: Call, stop_after: Callable[[int | None], None]
 ) -> None:
@@ -548,8 +527,6 @@ def test_a_run_learns_from_depth_and_the_depth_probe_judges_it(tmp_path: Path, c
     assert call("train", recipe, "--out", tmp_path / "files")[0] == 0
     same_losses(out, tmp_path / "files")
 
-
-# the hub ----------------------------------------------------------------------------------------------------
 
 READ = """
 import sys

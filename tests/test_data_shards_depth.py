@@ -146,8 +146,6 @@ def refused(root: str | Path, split: Split = "train", **keys: Any) -> str:
     return str(fault.value).replace(str(root), "ROOT")
 
 
-# what is read ---------------------------------------------------------------------------------------------
-
 FACTS = {
     "depth_scale": 500,
     "range": [2.0, 7.5],
@@ -364,8 +362,6 @@ def test_a_source_travels_to_workers(tmp_path: Path) -> None:
         assert torch.equal(one.images, other.images) and torch.equal(one.depth, other.depth)
 
 
-# what is refused ------------------------------------------------------------------------------------------
-
 OTHER = png(millimetres(0, *SIZE)[:-2])
 
 
@@ -481,9 +477,6 @@ def test_both_splits_have_maps_or_neither(tmp_path: Path, part: str, what: str, 
     )
 
 
-# at an address --------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def fetches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
     """What is fetched of shards: name, first byte, length. Pieces are small."""
@@ -544,9 +537,6 @@ def test_members_that_lie_far_apart_are_refused_at_an_address_alone(
     said = refused(uploaded(tmp_path / "shards"))
     assert said.startswith("ROOT/train-0.tar:k") and "MB from other members of its sample" in said
     assert "write the shards anew in the order of their names, or copy them to a disk" in said
-
-
-# the index ------------------------------------------------------------------------------------------------
 
 
 def test_a_kept_index_knows_depth_label_maps_and_facts(
@@ -625,9 +615,6 @@ def test_stamps_of_images_alone_are_as_they_were(tmp_path: Path) -> None:
     image = png(picture(0))
     source = opened(write(tmp_path / "a.tar", {"a.png": image, "a.cls": "0"}))
     assert source.stamps().tolist() == [[len(image), 0]]
-
-
-# on the command line --------------------------------------------------------------------------------------
 
 
 def test_a_run_learns_from_depth_in_shards_and_is_judged_by_both_maps(tmp_path: Path, call: Call) -> None:

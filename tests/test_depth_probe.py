@@ -103,9 +103,6 @@ def fitted(encode: Encode, parts: Sequence[Batch], share: float = 0.0) -> DepthR
     return depth_table({"it": encode}, lambda: parts, lambda: parts, places(count, count), PATCH, share).readouts["it"]
 
 
-# encoders ---------------------------------------------------------------------------------------------------
-
-
 def pixels(images: torch.Tensor) -> torch.Tensor:
     """Tokens that hold the pixels of their patch: everything that a linear readout needs."""
     return F.unfold(images, PATCH, stride=PATCH).transpose(1, 2)
@@ -131,9 +128,6 @@ def scene_alone(scenes: int) -> Encode:
         return torch.einsum("bs,np->bnsp", scene, place).flatten(2)
 
     return encode
-
-
-# a slow reference -------------------------------------------------------------------------------------------
 
 
 def slow_truth(parts: Sequence[Batch]) -> np.ndarray:
@@ -221,9 +215,6 @@ def test_strengths_are_the_best_on_folds_that_were_not_fitted(monkeypatch: pytes
 def blurred(images: torch.Tensor) -> torch.Tensor:
     """Tokens that tell depth with so much noise that a strength has to be found."""
     return pixels(images[:, :1] + 0.05 * images[:, 1:2])
-
-
-# planted ----------------------------------------------------------------------------------------------------
 
 
 def test_an_encoder_that_holds_depth_exactly_is_told_so() -> None:
@@ -335,9 +326,6 @@ def test_what_stands_at_invalid_pixels_changes_nothing() -> None:
     assert figures(clean, "pixels") == pytest.approx(figures(dirty, "pixels"), rel=0, abs=0, nan_ok=True)
 
 
-# several data sets ------------------------------------------------------------------------------------------
-
-
 def test_of_several_data_sets_each_is_judged_as_if_it_were_alone() -> None:
     train, val = batches(120, holes=0.2), batches(60, 1, holes=0.2)
     first, second, both = depth_tables(
@@ -362,9 +350,6 @@ def every_second(parts: list[Batch], first: int) -> list[Batch]:
     depth = torch.cat([part.depth for part in parts if part.depth is not None])[first::2]
     count = len(images)
     return [Batch(torch.arange(count), images, depth, torch.ones(count), torch.zeros(count, dtype=torch.long))]
-
-
-# figures and pictures ---------------------------------------------------------------------------------------
 
 
 def test_figures_are_those_of_their_definitions() -> None:
@@ -410,9 +395,6 @@ def test_pictures_are_spread_over_the_set(images: int, asked: int) -> None:
     # Of few images exactly those that the other pictures show; of many, as they are thinned on the way, the next ones.
     off = np.abs(at - evenly(asked, images))
     assert (off <= (0 if images <= 4 * asked else images / (4 * max(1, asked)))).all()
-
-
-# files and refusals -----------------------------------------------------------------------------------------
 
 
 def test_a_readout_survives_its_file_and_other_files_are_refused(tmp_path: Path) -> None:
@@ -477,9 +459,6 @@ def test_sets_that_cannot_be_probed_are_refused() -> None:
         evaluate_depth(
             {"x": Told(lambda batch: torch.full((8, 1, *SIZE), math.nan))}, [one_map([part])], places(8, 8), [part]
         )
-
-
-# the teacher ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

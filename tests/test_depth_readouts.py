@@ -317,9 +317,6 @@ def test_bad_values_are_refused(setting: list[str], said: str) -> None:
         build_config({"name": "x"}, [f"evaluation.{each}" for each in setting])
 
 
-# as the command runs them -----------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readouts")

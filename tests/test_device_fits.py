@@ -139,9 +139,6 @@ def batch_of(labels: Tensor) -> Batch:
     return Batch(torch.arange(count), torch.zeros(count, 3, 1, 1), None, torch.ones(count), labels)
 
 
-# memory ------------------------------------------------------------------------------------------------------
-
-
 def test_a_fit_in_parts_is_the_fit_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     train = planted(600, 1)
     values, start = train.values - 3, torch.zeros(CLASSES, WIDTH + 1)

@@ -107,9 +107,6 @@ def test_a_comparison_is_explored_as_well(tmp_path: Path, call: Call) -> None:
     assert 'class="explorer"' in (tmp_path / "both" / "report.html").read_text()
 
 
-# in a browser ----------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Debian's Chromium, driven by Playwright from PyPI."""

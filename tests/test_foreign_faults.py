@@ -31,8 +31,6 @@ from depthjepa.logbook import RunFolder, whole_file, write_whole
 from tiny_images import picture, save, write_flat
 from tiny_runs import Call, run
 
-# launchers -----------------------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize(
     ("given", "said"),
@@ -65,9 +63,6 @@ def test_empty_ranks_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "")
     monkeypatch.setenv("WORLD_SIZE", "")
     assert distributed.ranks() == distributed.Ranks()
-
-
-# images --------------------------------------------------------------------------------------------------
 
 
 def with_exif(path: Path, orientation: object, spoil: Callable[[bytes], bytes] = bytes) -> Path:
@@ -120,9 +115,6 @@ def test_images_of_odd_sizes_are_trained_on(tmp_path: Path) -> None:
     for name, size in {"point": (1, 1), "row": (2, 9000), "column": (9000, 2), "line": (1, 300)}.items():
         save(tmp_path / "odd" / f"{name}.png", picture(3, *size))
     assert run(tmp_path / "odd", tmp_path / "run", "train.steps=2", "train.batch_size=4")["skipped_images"] == 0
-
-
-# names that are not UTF-8 ------------------------------------------------------------------------------------
 
 
 def odd_names(root: Path) -> Path:
@@ -178,9 +170,6 @@ def test_a_run_on_such_names_is_whole(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     assert folder.config()["data"]["root"] == str(root)
     assert folder.summary()["skipped_names"] == [f"{root}/0001.png: it is empty, 0 bytes"]
-
-
-# full disks ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -244,9 +233,6 @@ def test_a_loss_that_is_not_finite_says_whether_there_is_a_checkpoint(
     for failing_at, said in ((0, "there is no checkpoint yet"), (1, "the last checkpoint is whole")):
         with pytest.raises(RunStopped, match=rf"loss is nan \({said}\)"):
             run(root, tmp_path / f"run{failing_at}", "train.steps=2", "train.checkpoint_every=1")
-
-
-# encoders in wrappers ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -320,9 +306,6 @@ def test_a_class_token_without_its_tensor_is_guessed_at(
     assert f"(or it has a class token, {positions + 1} positions = {positions} + 1:" in errors
 
 
-# counts ------------------------------------------------------------------------------------------------------
-
-
 def test_images_with_depth_are_counted_not_those_seen(pairs_of_depth: Path, trained: Path, call: Call) -> None:
     status, _, errors = call("probe", trained, "depth", "--data", pairs_of_depth)
     assert status == 2 and "needs at least 5 training images with valid depth" in errors
@@ -337,9 +320,6 @@ def pairs_of_depth(tmp_path: Path) -> Path:
         depth = np.full((56, 72), 1000 if number < 2 else 0, np.uint16)
         save(tmp_path / split / "depth" / f"{number}.png", depth)
     return tmp_path
-
-
-# workers -----------------------------------------------------------------------------------------------------
 
 
 class Ending:

@@ -51,9 +51,6 @@ LAYOUTS = ("reference", "hf", "timm", "safetensors", "depthjepa")
 Which = Literal["target", "context"]
 
 
-# a checkpoint of the reference's layout, by hand ----------------------------------------------------------
-
-
 def block_shapes(place: str, width: int, hidden: int) -> dict[str, tuple[int, ...]]:
     linear = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
     narrowing = {"mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden)}
@@ -166,9 +163,6 @@ def close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
 
 
-# what other libraries make of it --------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def released(parity: Path) -> tuple[Path, Weights, VisionTransformer]:
     """The reference's own file, the numbers beside it, and its target encoder built from those numbers."""
@@ -277,9 +271,6 @@ def test_onnxruntime_gives_the_encoder_s_tokens_at_any_batch(small: Path, tmp_pa
     assert session.get_modelmeta().custom_metadata_map["encoder"] == "target"
 
 
-# there and back -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("one", "other"), list(itertools.permutations(LAYOUTS, 2)))
 def test_there_and_back_every_bit_is_the_same(untrained: Path, tmp_path: Path, one: str, other: str) -> None:
     which: Which = "target" if LAYOUTS.index(one) < LAYOUTS.index(other) else "context"
@@ -369,9 +360,6 @@ def states_by_name(optimizer: dict[str, Any]) -> dict[str, Any]:
         for number, name in zip(group["params"], group["param_names"], strict=True)
         if number in optimizer["state"]
     }
-
-
-# runs of ours ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -563,9 +551,6 @@ def written_and_said(source: Path, stem: Path, layout: str) -> tuple[Path, list[
     return target, [line.removeprefix(f"{target}: ") for line in lines]
 
 
-# which encoder --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("options", "part"), [((), "target_encoder"), (("--which", "context"), "encoder")])
 def test_which_chooses_the_encoder_and_the_file_says_which_it_holds(
     small: Path,
@@ -635,9 +620,6 @@ def test_a_reference_file_of_one_encoder_is_read(tmp_path: Path, part: str) -> N
     file = write(tmp_path / "one.pth.tar", {part: content[part]})
     assert checkpoint.load(file).holds == ("target encoder" if part == "target_encoder" else "context encoder")
     assert differences(dict(depthjepa.load_encoder(file).state_dict()), bare(content[part])) == []
-
-
-# folders of Hugging Face's layout -------------------------------------------------------------------------
 
 
 def copied(source: Path, target: Path) -> Path:
@@ -757,9 +739,6 @@ def test_the_published_folders_wrong_normalisation_is_not_followed(tmp_path: Pat
     loaded = checkpoint.load(folder)
     assert (loaded.config.model.mean, loaded.config.model.deviation) == (IMAGENET_MEAN, IMAGENET_DEVIATION)
     assert "its preprocessor says 0.5" in loaded.assumed[0]
-
-
-# strictness -----------------------------------------------------------------------------------------------
 
 
 def without(name: str) -> Callable[[Weights], Weights]:
@@ -888,9 +867,6 @@ def test_an_optimiser_that_is_not_the_reference_s_is_refused(tmp_path: Path, con
 def test_what_stands_where_tensors_belong_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match=r"other\.pth\.tar"):
         checkpoint.load(write(tmp_path / "other.pth.tar", content))
-
-
-# safety ---------------------------------------------------------------------------------------------------
 
 
 class Planted:
@@ -1032,9 +1008,6 @@ def test_a_folder_that_is_no_checkpoint_is_refused(layouts: dict[str, Path], tmp
         checkpoint.load(tmp_path)
 
 
-# heads ----------------------------------------------------------------------------------------------------
-
-
 def test_heads_that_no_layout_says_are_assumed_aloud_and_can_be_given(small: Path, tmp_path: Path, call: Call) -> None:
     note = "assumed: 3 attention heads (the layout does not say; model.heads=N if there are others)"
     status, said, _ = call("convert", small, tmp_path / "three.safetensors", "--to", "safetensors")
@@ -1084,8 +1057,6 @@ def test_a_width_of_64_a_head_is_assumed_aloud() -> None:
     assert (model.shape.heads, image_size) == (2, None)
     assert assumed == ("2 attention heads (the layout does not say; model.heads=N if there are others)",)
 
-
-# names ----------------------------------------------------------------------------------------------------
 
 DRIVER = """
 import json, sys
@@ -1160,9 +1131,6 @@ def test_a_mistyped_path_is_told_that_there_is_no_checkpoint(
     assert errors.startswith(f"depthjepa: there is no checkpoint {name}: give a run folder, a checkpoint file")
 
 
-# memory ---------------------------------------------------------------------------------------------------
-
-
 def mapped_from(tensor: Tensor) -> str:
     """Path of the file that a tensor's memory is mapped from, empty for memory of its own."""
     address = tensor.data_ptr()
@@ -1189,9 +1157,6 @@ def test_tensors_stay_in_their_file_and_an_encoder_is_built_from_them(layouts: d
     for key, value in encoder.state_dict().items():
         assert value.data_ptr() == loaded.model[f"target_encoder.{key}"].data_ptr()
     assert mapped_from(torch.zeros(3)) != str(file)
-
-
-# the command's own faults ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, "onnx"])
@@ -1265,9 +1230,6 @@ def test_a_predictor_with_more_outputs_than_the_reference_s_is_left_out(tmp_path
     said = convert(str(tmp_path / "run"), tmp_path / "out.pth.tar", "reference")
     assert any("left out" in line and "predictor" in line for line in said)
     assert checkpoint.load(tmp_path / "out.pth.tar", ["model.heads=2"]).part("predictor") == {}
-
-
-# what is not said stays unsaid ----------------------------------------------------------------------------
 
 
 def test_an_encoder_that_does_not_say_which_it_is_never_becomes_one_that_does(tmp_path: Path) -> None:

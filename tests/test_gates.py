@@ -80,9 +80,6 @@ def pixels_of(patches: Tensor) -> Tensor:
     return patches.view(-1, 1, 6, 6).repeat_interleave(8, 2).repeat_interleave(8, 3)
 
 
-# verdicts -------------------------------------------------------------------------------------------------
-
-
 def test_a_gate_passes_at_what_is_wanted_and_a_figure_alone_cannot_fail() -> None:
     passed = [Gate("floor", "x", figure, 0.5).passed for figure in (0.5, 0.49, math.nan)]
     assert passed == [True, False, False] and Gate("floor", "x", -9.0).passed is None
@@ -90,9 +87,6 @@ def test_a_gate_passes_at_what_is_wanted_and_a_figure_alone_cannot_fail() -> Non
         Gate("floor", "x", figure, wanted).row()["passed"] for figure, wanted in ((1.0, 0.5), (0.1, 0.5), (0.1, None))
     ]
     assert rows == ["yes", "NO", ""]
-
-
-# position -------------------------------------------------------------------------------------------------
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, encode: Callable[[Tensor], Tensor]) -> None:
@@ -151,9 +145,6 @@ def test_position_is_judged_on_validation_images(pairs: Path, monkeypatch: pytes
 
     plant(monkeypatch, encode)
     assert position(config) < 0.5
-
-
-# hidden patches -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("asked", [TARGET, PREDICTED, (*TARGET, "predictor.blocks=together")])
@@ -217,9 +208,6 @@ def test_without_a_predictor_or_on_another_grid_nothing_is_predicted(saved: Save
     assert predicted_tokens(changed(run_of.config, "data.image_size=[40, 64]"), run_of, CPU) is None
     bare = {name: value for name, value in run_of.model.items() if not name.startswith("predictor.")}
     assert predicted_tokens(run_of.config, replace(run_of, model=bare), CPU) is None
-
-
-# overfitting ----------------------------------------------------------------------------------------------
 
 
 def waves(count: int = 2) -> Batch:
@@ -302,9 +290,6 @@ def test_pixels_without_depth_are_not_judged(saved: Saved, monkeypatch: pytest.M
     truth = torch.where(known, torch.where(known, spoilt[0].depth.flatten(1), 1).log(), 0)
     mean = torch.where(known.any(0), truth.sum(0) / known.sum(0).clamp(min=1), truth[known].mean())
     assert found[0][0] == pytest.approx(r2_within(guess, truth, known, mean), abs=1e-5)
-
-
-# the command ----------------------------------------------------------------------------------------------
 
 
 def test_diagnose_gates_writes_every_gate_and_what_failed(

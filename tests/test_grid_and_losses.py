@@ -17,9 +17,6 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# grid -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("height", "width", "patch"), [(32, 32, 8), (24, 40, 8), (28, 14, 14)])
 def test_patchify_is_unfold_and_cuts_in_raster_order(height, width, patch):
     images = noise(2, 3, height, width)
@@ -108,9 +105,6 @@ def test_reassemble_puts_back_what_gather_took():
     order = torch.stack([torch.randperm(9, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)])
     grid, coverage = reassemble(gather(tokens, order), order, 9)
     assert torch.equal(grid, tokens) and (coverage == 1).all()
-
-
-# losses ---------------------------------------------------------------------------------------------------
 
 
 def smooth(difference: float) -> float:

@@ -57,9 +57,6 @@ def everything(source: Source) -> Any:
     return divide(source, range(len(source)))
 
 
-# where groups come from ---------------------------------------------------------------------------------------
-
-
 def test_the_first_beginning_that_fits_counts(tmp_path: Path) -> None:
     root = say(folder(tmp_path, ["a1_0", "a2_0", "b_0"]), {"groups": [["a1", "first"], ["a", "second"], ["", "rest"]]})
     assert groups_of(PairedFolder(root, "train")) == ["first", "second", "rest"]
@@ -173,9 +170,6 @@ def test_groups_of_one_name_in_two_data_sets_are_told_apart(tmp_path: Path) -> N
     assert groups_of(unknown) == [found[0], found[0], None]
 
 
-# folds --------------------------------------------------------------------------------------------------------
-
-
 def test_folds_share_no_group_and_are_as_large_as_they_can_be(tmp_path: Path) -> None:
     counts = {"a": 1, "b": 9, "c": 4, "d": 4, "e": 5, "f": 3, "g": 3, "h": 1}
     source = PairedFolder(folder(tmp_path, frames(counts)), "train")
@@ -230,9 +224,6 @@ def test_each_data_set_of_a_mixture_is_divided_by_itself(tmp_path: Path) -> None
     np.testing.assert_array_equal(found.fold[:10], everything(known).fold)
     np.testing.assert_array_equal(found.fold[10:], everything(plain).fold)
     assert everything(Mixture([known, known])).by == "5 groups"
-
-
-# both splits --------------------------------------------------------------------------------------------------
 
 
 def test_places_tell_which_scenes_of_validation_training_has(tmp_path: Path) -> None:

@@ -72,9 +72,6 @@ def guidance_tables(config: RunConfig, saved: Checkpoint, against: Checkpoint | 
     return [result.table for result in TASK.run(subject)]
 
 
-# what blocks know ------------------------------------------------------------------------------------------
-
-
 def planted(pairs: Path, monkeypatch: pytest.MonkeyPatch, features: Callable[[Tensor], list[Tensor]]) -> list[Any]:
     """Figures of blocks whose tokens are those that `features` makes of each patch's latents [b, n, c]."""
     config = tiny(pairs)
@@ -107,9 +104,6 @@ def test_a_block_that_holds_the_latents_is_told_from_one_that_holds_none(
     without, holding = planted(pairs, monkeypatch, features)
     assert holding["r2_within"] > 0.99 and without["r2_within"] < 0.05
     assert holding["cka_selectivity"] > 0.5 and abs(without["cka_selectivity"]) < 0.1
-
-
-# who learned it -------------------------------------------------------------------------------------------
 
 
 def test_a_head_that_did_it_alone_is_named_with_both_figures() -> None:
@@ -185,9 +179,6 @@ def test_a_head_that_learned_another_image_s_depth_is_held_against_the_image_s_o
     )
     assert found["floor_ratio"] == own["floor_ratio"] and found["r2_within"] == own["r2_within"]
     assert found["pull"] != own["pull"]  # of the loss that it was trained by
-
-
-# through the command line ---------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -142,9 +142,6 @@ def test_a_detached_head_leaves_the_encoder_alone() -> None:
         assert parts == {"guide"}, read
 
 
-# when ---------------------------------------------------------------------------------------------------------
-
-
 def test_the_share_of_the_weight_is_a_function_of_progress() -> None:
     at = [0.0, 0.4, 0.45, 0.5, 0.6, 1.0]
     assert [share_of_weight("constant", (0.4, 0.6), each) for each in at] == [1.0] * 6
@@ -216,9 +213,6 @@ def test_a_run_thaws_with_its_own_rate(tmp_path: Path) -> None:
     assert slow[3]["loss_jepa"] != at_once[3]["loss_jepa"]
 
 
-# two targets ----------------------------------------------------------------------------------------------------
-
-
 def scene_batch(count: int = 4) -> Batch:
     generator = torch.Generator().manual_seed(3)
     return Batch(
@@ -271,9 +265,6 @@ def test_a_run_with_two_targets_is_drawn_and_diagnosed_by_the_teacher_s_own(tmp_
     assert drawn["teacher"].shape[1] == drawn["predicted"].shape[1] == 4
 
 
-# the target as it is ---------------------------------------------------------------------------------------------
-
-
 def test_an_unwhitened_target_is_what_the_teacher_says() -> None:
     batch = scene_batch()
     for whiten in (True, False):
@@ -286,9 +277,6 @@ def test_an_unwhitened_target_is_what_the_teacher_says() -> None:
         if not whiten:
             valid = torch.ones_like(said, dtype=torch.bool)
             assert target.floor == pytest.approx(float(feature_depth_loss(mean, said, valid)), rel=1e-4)
-
-
-# cached metric depth and zoom --------------------------------------------------------------------------------------
 
 
 def test_cached_metric_depth_looks_nearer_in_a_crop() -> None:
@@ -315,9 +303,6 @@ def test_a_cache_is_cut_with_the_zoom_of_the_crop(zoomed: str, factor: float, tm
     )
     found = CachedTeacher(open_cache(tmp_path / "latents")).batch_latents(batch, (4, 4))
     assert torch.allclose(found.values, torch.full((1, 1, 4, 4), 0.25 * factor)) and found.valid.all()
-
-
-# whom a teacher has seen ---------------------------------------------------------------------------------------------
 
 
 def test_no_recipe_and_no_study_lets_a_teacher_teach_on_what_it_was_fitted_to() -> None:

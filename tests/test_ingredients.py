@@ -50,9 +50,6 @@ def some_masks(model: JEPA, count: int = 4) -> Masks:
     return sample_masks(config.masks, config.grid, seed=0, epoch=0, indices=np.arange(count), batch_index=0)
 
 
-# the terms ------------------------------------------------------------------------------------------------
-
-
 def test_variance_falls_short_only_below_a_deviation_of_one() -> None:
     assert float(variance_loss(3 * noise(0, 500, 8))) == 0
     assert float(variance_loss(torch.ones(32, 8))) == pytest.approx(0.99, abs=1e-6)  # the root of 1e-4 is what is left
@@ -132,9 +129,6 @@ def test_the_weight_of_visible_tokens_is_ramped() -> None:
     assert LossConfig(visible=0.8, visible_from=0.0, visible_full=0.0).visible_weight(0.0) == 0.8
 
 
-# in the method --------------------------------------------------------------------------------------------
-
-
 def test_by_default_there_is_the_latent_loss_alone() -> None:
     model = method()
     images, masks = noise(0, 4, 3, 48, 48), some_masks(model)
@@ -202,9 +196,6 @@ def test_directions_of_sigreg_are_those_of_the_generator() -> None:
         return float(model.spread_terms(context, index, torch.Generator().manual_seed(seed))["loss_gaussian"][1])
 
     assert loss(1) == loss(1) != loss(2)
-
-
-# what the terms against collapse act on -------------------------------------------------------------------
 
 
 def spread_terms(model: JEPA, context: torch.Tensor, index: torch.Tensor) -> dict[str, float]:

@@ -280,8 +280,6 @@ def test_of_the_processes_on_a_machine_the_first_one_writes(
         assert len(list(place().rglob("listings/*"))) == written
 
 
-# starts ---------------------------------------------------------------------------------------------------
-
 LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "classes": lambda root: write_classes(root, 3),
     "flat": lambda root: write_flat(root, 3),

@@ -42,9 +42,6 @@ def the(name: str, needs: str = "") -> Key:
     return found
 
 
-# what it says ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("kind", "sections"), [(RunConfig, RUN), (TeacherFitConfig, FIT)])
 def test_every_key_is_listed(kind: type, sections: list) -> None:
     assert {key.name for section in sections for key in section.keys} == set(keys(kind))
@@ -121,9 +118,6 @@ def test_keys_that_a_fit_shares_with_a_run_are_listed_once() -> None:
     }
 
 
-# types in words -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("annotation", "said"),
     [
@@ -156,9 +150,6 @@ def test_types_are_said_in_plain_words(annotation: object, said: str) -> None:
 )
 def test_values_are_written_as_in_a_recipe(value: object, text: str) -> None:
     assert written(value) == text
-
-
-# where it is printed --------------------------------------------------------------------------------------
 
 
 def test_the_page_is_the_code_s() -> None:

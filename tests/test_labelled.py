@@ -43,9 +43,6 @@ def refused(root: Path, split: Split = "train", **keys: object) -> str:
     return str(fault.value).replace(str(root), "ROOT")
 
 
-# what is read ---------------------------------------------------------------------------------------------
-
-
 def test_photographs_and_label_maps_are_read_as_they_are(tmp_path: Path) -> None:
     root = write_labelled(tmp_path, 3, 2)
     source = open_source(DataConfig(root=str(root)), "val")
@@ -188,9 +185,6 @@ def test_mixtures_and_choices_keep_label_maps_of_equal_classes(tmp_path: Path) -
     assert segment_classes(open_source(DataConfig(root=f"{one},{write_flat(tmp_path / 'flat', 2)}"), "train")) == ()
 
 
-# views ----------------------------------------------------------------------------------------------------
-
-
 def test_views_take_the_nearest_label_and_invent_none(tmp_path: Path) -> None:
     source = open_source(DataConfig(root=str(write_labelled(tmp_path, 3, 1))), "train")
     (batch,) = view_batches(source, (14, 18), label_maps=True)
@@ -209,9 +203,6 @@ def test_views_take_the_nearest_label_and_invent_none(tmp_path: Path) -> None:
 def test_patches_of_a_label_map_are_those_of_the_photograph() -> None:
     labels = torch.arange(24, dtype=torch.uint8).view(1, 1, 4, 6)
     assert patchify(labels, 2)[0].tolist()[1] == [2, 3, 8, 9]
-
-
-# what is refused ------------------------------------------------------------------------------------------
 
 
 def labels_of(root: Path, pixels: np.ndarray, name: str = "train/labels/0001.png") -> Path:

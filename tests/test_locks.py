@@ -96,9 +96,6 @@ def without_locks(*_: object) -> None:
     raise OSError(errno.EOPNOTSUPP, "no locks on this file system")
 
 
-# the lock -------------------------------------------------------------------------------------------------
-
-
 def test_who_holds_a_folder_is_named_until_it_ends(tmp_path: Path, other: Started) -> None:
     process = other(tmp_path / "run")
     with pytest.raises(BadInput) as refused, locked(tmp_path / "run"):
@@ -241,9 +238,6 @@ def test_processes_that_srun_started_apart_are_told_how_to_be_one_run(
         Lock(tmp_path).take()
 
 
-# who takes it ---------------------------------------------------------------------------------------------
-
-
 def test_nothing_is_checked_or_written_while_another_process_is_at_work(
     photographs: Path, tmp_path: Path, other: Started
 ) -> None:
@@ -314,9 +308,6 @@ def test_machines_share_a_study_by_its_parts(
     if not refused:
         run_study(asked, tmp_path / "study", shard=(0, 2), say=lambda _: None)
         assert (tmp_path / "study/study.yaml").exists()
-
-
-# real jobs ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

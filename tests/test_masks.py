@@ -33,9 +33,6 @@ def sides(masks: Masks, columns: int) -> tuple[np.ndarray, np.ndarray]:
     return np.ptp(row, axis=-1) + 1, np.ptp(column, axis=-1) + 1
 
 
-# unbiased -------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("grid", GRIDS)
 def test_targets_are_whole_rectangles(grid):
     masks = draw(UNBIASED, grid, 256)
@@ -136,8 +133,6 @@ def test_top_and_bottom_left_and_right_are_seen_alike(config, fair, axis):
     assert errors.max() < 4 if fair else errors.max() > 8
 
 
-# reference ------------------------------------------------------------------------------------------------
-
 # Of the reference implementation, over 400 batches of 16: mean and deviation of the token counts, and how often a
 # patch of the rows 0, 4, 8 and 12 (of 16) or 0, 2, 4 and 6 (of 8) is context.
 COUNTS = {16: ((80.5975, 10.7087), (44.275, 4.3959)), 8: ((14.425, 3.2380), (10.5825, 1.4977))}
@@ -219,9 +214,6 @@ def test_reference_gives_up_targets_where_no_context_is_left():
     assert torch.equal(masks.targets, block.expand(4, 4, -1))
 
 
-# MAE-like -------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("shape", ["random", "block"])
 @pytest.mark.parametrize("grid", GRIDS)
 def test_mae_splits_all_patches_in_two(grid, shape):
@@ -248,9 +240,6 @@ def test_mae_reaches_every_patch_alike(shape):
     if shape == "random":
         share = round(0.8 * 64) / 64
         assert np.abs(hidden - share).max() < 4.5 * (share * (1 - share) / 800) ** 0.5
-
-
-# refusals -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -86,9 +86,6 @@ def some_latents(count=3, grid=(8, 8)) -> Latents:
     return Latents(values, torch.ones_like(values, dtype=torch.bool))
 
 
-# initial weights ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", ["linear", "conv"])
 def test_initialise_reaches_every_parameter_with_the_documented_values(kind):
     model = torch.nn.ModuleDict(
@@ -186,9 +183,6 @@ def test_widths_that_heads_do_not_divide_are_refused(keys, said):
         _ = ModelConfig(**keys).shape
     with pytest.raises(BadInput, match=r"predictor.width=18 must be a multiple of 4 and of the encoder's 4 heads"):
         Predictor(PredictorConfig(1, 18), SHAPE, (8, 8))
-
-
-# encoder --------------------------------------------------------------------------------------------------
 
 
 def test_keeping_every_patch_in_any_order_computes_the_whole_image():
@@ -290,9 +284,6 @@ def test_normalise_gives_mean_zero_and_deviation_one():
     torch.testing.assert_close(normalise(images, mean, deviation), noise(64, 3, 8, 8), atol=1e-5, rtol=1e-5)
 
 
-# the method -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("grid", [(8, 8), (6, 10)])
 @pytest.mark.parametrize("head", ["linear", "conv"])
 def test_padding_of_targets_changes_no_loss_and_no_gradient(head, grid):
@@ -386,9 +377,6 @@ def test_moving_average():
     assert equal(model.target_encoder, model.context_encoder)
 
 
-# heads ----------------------------------------------------------------------------------------------------
-
-
 def test_linear_head_is_judged_only_where_a_token_stands():
     model, masks, latents = jepa("linear"), some_masks(), some_latents()
     images = noise(3, 3, 64, 64)
@@ -453,9 +441,6 @@ def test_linear_head_reads_each_token_by_itself_and_keeps_its_place():
     assert torch.equal(moved, expected)
 
 
-# supervised -----------------------------------------------------------------------------------------------
-
-
 def test_supervised_adds_depth_and_class_loss_where_the_data_have_them():
     model, images = method("train.objective=supervised"), noise(3, 3, 48, 48)
     assert isinstance(model, Supervised)
@@ -488,9 +473,6 @@ def test_what_the_data_cannot_teach_is_refused():
     with pytest.raises(BadInput, match=r"needs depth, but data.root=scenes:2 has none"):
         build_teacher(load_config("demo"), has_depth=False)
     assert build_teacher(load_config("demo", ["guidance.kind=none"]), has_depth=True) is None
-
-
-# the depth teacher and whitening --------------------------------------------------------------------------
 
 
 def depth_batch(depth: torch.Tensor, zoom: list[float] | None = None) -> Batch:

@@ -64,9 +64,6 @@ def of(depth: Tensor, focal: float = FOCAL) -> tuple[Tensor, Tensor]:
     return normals[0], known[0, 0]
 
 
-# planes -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("normal", PLANES)
 @pytest.mark.parametrize("holes", [0.0, 0.5])
 def test_a_plane_has_its_normal_everywhere_also_between_holes(normal: list[float], holes: float) -> None:
@@ -109,9 +106,6 @@ def test_a_sphere() -> None:
     assert off.median() < 1 and off.quantile(0.9) < 4
 
 
-# edges ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("step", [0.05, 0.2, 1.0])
 def test_no_window_reaches_across_an_edge(step: float) -> None:
     """A wall before another: normals beside the edge are those of the wall, or not known."""
@@ -145,9 +139,6 @@ def test_noise_that_turns_a_normal_leaves_it_unknown() -> None:
         assert wrong.float().mean() < 0.05
         shares.append(float(known.float().mean()))
     assert shares[0] > 0.95 and shares[0] > shares[1] > shares[2] and shares[2] < 0.01
-
-
-# views ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -205,9 +196,6 @@ def test_the_camera_of_a_part_of_several_sets_is_found() -> None:
     assert streets is not None and torch.equal(streets, exact) and exact.any()
 
 
-# rendered streets -------------------------------------------------------------------------------------------
-
-
 def test_normals_of_rendered_streets_are_those_of_their_depth() -> None:
     """On planes, where disparity is linear in all directions, differences of points give the normal of the scene."""
     size, angles, count = (40, 60), [], 0
@@ -243,9 +231,6 @@ def test_fitted_planes_agree_with_rendered_streets() -> None:
     assert known.sum() > 0.85 * (depth > 0).sum() and off.median() < 0.1 and (off < 11.25).double().mean() > 0.93
 
 
-# figures ----------------------------------------------------------------------------------------------------
-
-
 def turned(angle: float) -> list[float]:
     return [math.sin(math.radians(angle)), 0, -math.cos(math.radians(angle))]
 
@@ -272,8 +257,6 @@ def test_the_mean_of_a_cell_is_of_its_known_normals() -> None:
         assert degrees(cells[0, :, 0, 0], torch.tensor(turned(10))) < 1e-3
         assert (cells[0, :, 1] == 0).all()  # none, and two that cancel out
 
-
-# tables -----------------------------------------------------------------------------------------------------
 
 PATCH, ROWS, COLS = 4, 3, 4
 
@@ -395,9 +378,6 @@ def test_sets_without_normals_are_refused() -> None:
 def test_colours_of_normals() -> None:
     shown = colour_normals(np.array([[0, 0, -1], [0, -1, 0], [1, 0, 0], [np.nan] * 3]).T[:, None])
     np.testing.assert_allclose(shown[0], [[0.5, 0.5, 1], [0.5, 1, 0.5], [1, 0.5, 0.5], INVALID])
-
-
-# the command ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -582,8 +582,6 @@ def test_no_gpu_is_said(place: Path, call: Call, monkeypatch: pytest.MonkeyPatch
         answered("device 'cuda.*' was asked for, but there is no CUDA GPU here: use cpu", *call(*line.split()))
 
 
-# real processes: what happens before and beside `main`, and what may not be read or written -----------------
-
 PROCESSES = {
     "nonsense": "there is no command 'nonsense'",
     "train": "Missing argument 'recipe'. Usage: depthjepa train",

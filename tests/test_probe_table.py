@@ -101,9 +101,6 @@ def test_a_column_s_own_words_come_first_and_alike_ones_share_a_line(tmp_path: P
     assert "R² of a later version" in page_of(tmp_path, unknown)  # a task that this version has no row for
 
 
-# a planted row --------------------------------------------------------------------------------------------
-
-
 def brightness(config: RunConfig, seen: Mapping[Any, Any]) -> Measured:
     labels = seen["train"].features.pooled.labels
     return Measured({"figure_2": float(len(labels))}, {"nothing": {"figure_2": 0.0}}, {"seen": np.ones(3)})

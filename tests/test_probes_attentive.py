@@ -159,9 +159,6 @@ def test_sets_that_cannot_be_probed_attentively_are_refused() -> None:
         attentive(held(*planted(4, 0)), train)
 
 
-# tokens ---------------------------------------------------------------------------------------------------
-
-
 def test_kept_tokens_have_the_digits_of_their_deviation_whatever_their_mean() -> None:
     values = torch.randn(40, 9, 6, generator=source()) * torch.tensor([1, 1e-3, 1e3, 1, 0, 1]) + torch.tensor(
         [0, 5, -2e5, 1e4, 7, 0]
@@ -220,9 +217,6 @@ def test_the_probe_does_not_see_whether_tokens_are_kept() -> None:
     computed = ComputedTokens(lambda images: values[images[:, 0, 0, 0].long()], numbered, torch.arange(150))
     one, other = (attentive((train, each), test, epochs=3) for each in (kept, computed))
     assert one.predictions.equal(other.predictions) and one.train_accuracy == other.train_accuracy
-
-
-# one pass for all -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -35,9 +35,6 @@ def everywhere(maps: Tensor) -> Tensor:
     return torch.ones_like(maps, dtype=torch.bool)
 
 
-# which layers ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("blocks", "published"),
     [(12, [3, 6, 9, 12]), (24, [5, 12, 18, 24]), (40, [10, 20, 30, 40])],  # ViT-S and B, L, g; counted from 1
@@ -47,9 +44,6 @@ def test_layers_are_dinov2s(blocks: int, published: list[int]) -> None:
         assert [layer + 1 for layer in layers_of(kind, blocks)] == published  # type: ignore[arg-type]
     assert [layer + 1 for layer in segmentation.layers_of("linear4", blocks)] == published
     assert layers_of("linear", blocks) == [blocks - 1]
-
-
-# bins --------------------------------------------------------------------------------------------------------
 
 
 def test_bins_are_256_of_equal_width_from_the_nearest_to_the_farthest_depth() -> None:
@@ -105,9 +99,6 @@ def test_the_linear_readout_starts_from_a_normal_of_deviation_a_hundredth() -> N
     assert float(weights.abs().gt(0.02).float().mean()) == pytest.approx(0.0455, abs=0.004)  # as a normal's tails
 
 
-# the DPT head ------------------------------------------------------------------------------------------------
-
-
 def test_the_dpt_head_is_dinov2s_but_for_its_output() -> None:
     """Channels D/8, D/4, D/2 and D; resized by 4, 2, 1 and 1/2; fused at 256 channels, up to 8 times the patch grid."""
     head = BinReadout("dpt", 4 * 384, 1e-3, 10.0).scores
@@ -123,9 +114,6 @@ def test_the_dpt_head_is_dinov2s_but_for_its_output() -> None:
     # Bins as Probe3D has them, where DINOv2's head has one number.
     with torch.no_grad():
         assert head([torch.zeros(1, 384, *GRID)] * 4).shape == (1, 256, 8 * GRID[0], 8 * GRID[1])
-
-
-# losses ------------------------------------------------------------------------------------------------------
 
 
 def test_sig_loss_is_the_root_of_variance_and_fifteen_hundredths_of_the_squared_mean() -> None:
@@ -208,9 +196,6 @@ def test_losses_are_of_log_depth_at_the_size_of_the_image() -> None:
         assert found.item() == pytest.approx(expected, rel=1e-4), kind
 
 
-# the fit -----------------------------------------------------------------------------------------------------
-
-
 class One:
     """Twenty images of one token."""
 
@@ -232,9 +217,6 @@ def test_weights_decay_by_a_ten_thousandth_of_the_rate() -> None:
     assert rate == 1000
     expected = math.prod(1 - 1000 * (1 + math.cos(math.pi * step / 8)) / 2 * 1e-4 for step in range(1, 9))
     torch.testing.assert_close(readout.weight.detach(), torch.full((1, 2), expected))
-
-
-# what is judged ----------------------------------------------------------------------------------------------
 
 
 def test_eigens_crop_of_nyuv2_is_rows_45_to_471_and_columns_41_to_601() -> None:

@@ -139,8 +139,6 @@ def test_commands_of_readme_run(readers_folder: Path, call: Call, monkeypatch: p
             assert out.is_file() or any(out.iterdir()), f"depthjepa {shlex.join(words)} wrote no {out.name}"
 
 
-# every page -----------------------------------------------------------------------------------------------
-
 NOW = [page for page in PAGES if page.name != "CHANGELOG.md"]  # that one speaks of what was
 
 

@@ -236,9 +236,6 @@ def test_what_stands_where_targets_are_unknown_changes_nothing() -> None:
     close(filled(tokens, spoilt, known).solve(0.1), filled(tokens, targets, known).solve(0.1), tokens, 0)
 
 
-# centred ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("strength", [1e-4, 0.3, 10.0])
 def test_centred_it_takes_place_means_from_tokens_and_nothing_from_targets(strength: float) -> None:
     tokens, targets, known = deviations()

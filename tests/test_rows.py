@@ -132,9 +132,6 @@ def test_every_homonym_is_one() -> None:
     assert [place for place in HOMONYMS if place[0] not in STRINGS[PACKAGE / place[1]]] == []
 
 
-# a planted backbone -----------------------------------------------------------------------------------------
-
-
 class Turned(VisionTransformer):
     """An encoder of somebody else's."""
 

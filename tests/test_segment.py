@@ -131,9 +131,6 @@ def val() -> Planted:
     return Planted(10, 1)
 
 
-# by hand --------------------------------------------------------------------------------------------------
-
-
 def test_confusion_iou_and_mean_by_hand() -> None:
     truth = torch.tensor([[[[0, 0, 1], [1, 255, 2]]], [[[0, 0, 0], [0, 0, 0]]]]).byte()
     predicted = torch.tensor([[[0, 1, 1], [1, 2, 0]], [[3, 0, 0], [0, 0, 0]]])
@@ -187,9 +184,6 @@ def test_similarities_are_cut_into_parts_that_fit(monkeypatch: pytest.MonkeyPatc
 
 def test_the_layers_are_those_of_the_depth_readouts() -> None:
     assert layers_of("linear", 12) == [11] and layers_of("linear4", 12) == [2, 5, 8, 11]
-
-
-# planted --------------------------------------------------------------------------------------------------
 
 
 def test_tokens_that_know_the_class_give_all_of_it(train: Planted, val: Planted) -> None:
@@ -277,9 +271,6 @@ def test_the_bank_takes_alike_from_all_images_and_nothing_void(train: Planted, m
     assert torch.equal(whole.directions, bank.directions)
 
 
-# refused --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("labels", "of", "message"),
     [
@@ -320,9 +311,6 @@ def test_settings_are_checked() -> None:
             build_config({"name": "x"}, [f"evaluation.{setting}"])
 
 
-# columns and pictures -------------------------------------------------------------------------------------
-
-
 def test_a_family_of_names_is_one_column() -> None:
     columns = (Column("iou_*", "* IoU", "each class"), Column("iou_mean", "mean", "of all"), Column("k_#", "#", "n"))
     found = columns_of(columns, [{"name": "x", "iou_traffic light": 1.0, "iou_sky 2": 2.0, "k_3": 1.0, "k_x": 1.0}])
@@ -354,8 +342,6 @@ def test_maps_are_drawn_with_a_legend_of_what_is_there() -> None:
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["sky", "car", "void"]
     assert len(figures.label_rows(images, truth, {}, NAMES, photographs=False).axes) == 1
 
-
-# as the command runs it -----------------------------------------------------------------------------------
 
 QUICK = ("evaluation.segment_steps=4", "evaluation.pictures=2")
 

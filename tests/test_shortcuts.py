@@ -203,9 +203,6 @@ def test_a_channel_that_is_not_learned_is_counted() -> None:
     assert explained(still, guess, known, layout)["channels_above_mean"] == pytest.approx(2 / 3)
 
 
-# validity -------------------------------------------------------------------------------------------------
-
-
 def holes(channels: int, seed: int = 0) -> Tensor:
     """Rectangles that are not valid, elsewhere in each image; one image without any valid cell."""
     known = torch.ones(IMAGES, channels, SIDE, SIDE, dtype=torch.bool)
@@ -252,9 +249,6 @@ def test_faulty_input_is_refused() -> None:
     still = layout.expand_as(teacher)
     assert math.isnan(floor_ratio(still, teacher, known, layout))
     assert verdict(measure(still, teacher, known, layout))[0].startswith("undecided: the teacher")
-
-
-# against loops over the definitions -----------------------------------------------------------------------
 
 
 def small(seed: int, images: int = 13, candidates_tie: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -367,9 +361,6 @@ def test_p_of_unrelated_maps_is_spread_evenly() -> None:
     assert 0 < np.mean(np.array(found) <= 0.25) < 0.45
 
 
-# the energy that patches allow ----------------------------------------------------------------------------
-
-
 def test_attainable_energy() -> None:
     """A slope keeps its gradients when it is blurred to patches, a checkerboard loses all of them."""
     ramp = torch.arange(16.0).expand(4, 1, 16, 16)
@@ -394,9 +385,6 @@ def test_blurring_leaves_out_invalid_cells(rows: int) -> None:
     blurred = blurred_to(torch.where(known, maps, 1e9), known, 2)
     assert blurred.shape == maps.shape
     assert torch.allclose(blurred[known.expand_as(maps)], torch.tensor(5.0))
-
-
-# alignment ------------------------------------------------------------------------------------------------
 
 
 def tokens(seed: int = 0, images: int = 60, n: int = 16) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built strictly; `--quiet` would not count warnings."""
     for needed in ("mkdocs", "material", "mkdocstrings_handlers"):
         if importlib.util.find_spec(needed) is None:
-            pytest.skip(f"{needed} is not there: pip install 'depthjepa[site]'")
+            pytest.skip(f"{needed} is not there: pip install 'depthjepa[docs]'")
     place = tmp_path_factory.mktemp("site")
     words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(place)]
     ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
@@ -91,8 +91,6 @@ def test_all_public_functions_are_in_the_api(site: Path) -> None:
     of_evaluation = set(re.findall(r'<h3 id="depthjepa[\w.]*\.(\w+)"', html_of(DOCS / "api-evaluation.md", site)))
     assert set(depthjepa.evaluation.__all__) - {"Encode"} == of_evaluation
 
-
-# tutorials --------------------------------------------------------------------------------------------------
 
 # Commands and Python of a tutorial are run one after the other in one folder. What is added to a command that begins
 # so; where the page gives the key itself, the page's value counts, unless it takes long (SHORTER).

@@ -34,9 +34,6 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape)
 
 
-# t interval -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
 def test_the_interval_is_that_of_scipys_t_tests(level):
     found = paired_interval(DIFFERENCES, level)
@@ -59,9 +56,6 @@ def test_equal_differences_give_an_interval_of_width_zero(value, n):
 def test_the_t_interval_holds_the_truth_95_times_of_100():
     intervals = [paired_interval(each + 0.3) for each in normal(4000, SEEDS, seed=1)]
     assert 0.94 < np.mean([each.low <= 0.3 <= each.high for each in intervals]) < 0.96
-
-
-# sign flips -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n", [2, 3, 6, 8, 16])
@@ -115,9 +109,6 @@ def test_many_differences_are_drawn_and_repeatable():
     assert p == pytest.approx(stats.ttest_1samp(differences, 0.0).pvalue, rel=0.1)
     assert sign_flip(np.ones(40), draws=999) == 1 / 1000
     assert sign_flip(np.zeros(40), draws=999) == 1.0
-
-
-# bootstrap ------------------------------------------------------------------------------------------------
 
 
 def test_seeds_alone_are_drawn_as_by_scipy():
@@ -207,9 +198,6 @@ def test_the_bootstrap_covers_other_images_too(seeds, images, both, lowest, high
         assert of_student < 0.9
 
 
-# several comparisons --------------------------------------------------------------------------------------
-
-
 def test_holm_by_hand():
     # Sorted 0.01, 0.02, 0.03, 0.04: times 4, 3, 2, 1 is 0.04, 0.06, 0.06, 0.04, and none may fall below one before.
     np.testing.assert_allclose(holm([0.02, 0.04, 0.01, 0.03]), [0.06, 0.06, 0.04, 0.06], rtol=1e-12)
@@ -245,9 +233,6 @@ def test_holm_rejects_what_its_steps_reject(seed):
                 break
             rejected.add(number)
         assert {number for number, each in enumerate(holm(p)) if each <= level} == rejected
-
-
-# a margin -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("margin", [0.005, 0.016, 0.02, 0.03])
@@ -287,9 +272,6 @@ def test_equivalence_is_claimed_at_most_5_times_of_100_on_the_margin():
     assert np.mean(found) < 0.05 + 2 * np.sqrt(0.05 * 0.95 / len(found))
 
 
-# the size of a study --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("seeds", "effect"), [(3, 3.26), (4, 2.13), (5, 1.68), (6, 1.43), (8, 1.16), (10, 1.00), (16, 0.75)]
 )
@@ -319,9 +301,6 @@ def test_the_largest_and_smallest_effects(effect, seeds):
     assert found == seeds
     # Many differences are as good as normal: (1.960 + 0.842)² / effect² and about 2 more.
     assert effect > 1 or found == pytest.approx((2.8016 / effect) ** 2 + 2, abs=3)
-
-
-# in words -------------------------------------------------------------------------------------------------
 
 
 def sentence(mean: float, deviation: float, margin: float, p: float, better: str = "higher", n: int = SEEDS) -> str:
@@ -423,8 +402,6 @@ def test_every_claim_is_one_sentence_and_says_what_holds(seed):
     assert words.startswith("It cannot be told") == (not differs and not within)
     assert f"{interval.n} paired seeds" in words
 
-
-# bad input ------------------------------------------------------------------------------------------------
 
 ONE = np.array([0.1])
 GAP = np.array([0.1, np.nan, 0.3])

@@ -719,9 +719,6 @@ def test_a_study_without_finished_runs_has_its_table(pairs: Path, tmp_path: Path
     assert "- guided, seed 1 failed: no memory" in text
 
 
-# claims ---------------------------------------------------------------------------------------------------
-
-
 def test_a_study_says_what_may_be_claimed(cut: Cut) -> None:
     (claimed,) = cut.content["claimed"]
     figures = {(run["arm"], run["seed"]): run["figures"]["depth.r2_within"] for run in cut.content["runs"]}
@@ -828,9 +825,6 @@ def test_comparisons_are_paired_by_seed_and_corrected_together(tmp_path: Path) -
 def test_claims_name_arms_and_figures_of_the_study(pairs: Path, claim: Any, said: str) -> None:
     with pytest.raises(BadInput, match=re.escape(said)):
         resolve(twins(pairs, claims=(Comparison(*claim),)))
-
-
-# shards ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -136,9 +136,6 @@ def table(folder: Path) -> Any:
     return timeless(json.loads((folder / "study.json").read_text()))
 
 
-# what the user gets wrong ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -220,9 +217,6 @@ def test_jobs_that_slurm_refuses_can_be_submitted_again(
     assert not list((tmp_path / "out").glob(".lock*"))
 
 
-# what is submitted ----------------------------------------------------------------------------------------
-
-
 def test_options_are_values_of_yaml() -> None:
     given = ["timeout_min=60", "mem_gb=3.5", "slurm_account=1234", "slurm_exclusive=true", "slurm_setup=[a, b c]"]
     assert read_options(given, kinds()) == {
@@ -289,9 +283,6 @@ def test_an_arm_that_cannot_be_measured_ends_the_job_badly(
     timed = twins(pairs, minutes=0.5, settings=(f"data.root={pairs}", *SETTINGS))
     assert not measure(timed, tmp_path / "out")
     assert "arm 'guided' cannot be measured: loss is nan" in capsys.readouterr().err
-
-
-# signals --------------------------------------------------------------------------------------------------
 
 
 class Exited(BaseException):
@@ -395,9 +386,6 @@ def test_a_job_that_fails_ends_at_once_and_is_not_requeued(
     with pytest.raises(SystemExit) as end:
         Resumed(work)()
     assert end.value.code == status and calls == []
-
-
-# whole studies --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

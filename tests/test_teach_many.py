@@ -105,9 +105,6 @@ def of_another_machine() -> str:
     return json.dumps({"holder": asdict(holder), "processes": "", "number": "1"})
 
 
-# processes ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kills", [12, pytest.param(150, marks=pytest.mark.slow)])
 def test_three_that_are_killed_at_random_and_come_again_make_the_cache_of_one(kills: int, tmp_path: Path) -> None:
     chance = np.random.default_rng(kills)
@@ -239,9 +236,6 @@ def test_shares_are_runs_of_parts_that_are_all_of_them(count: int) -> None:
     assert teaching.in_turn(parts, {0, 5}, (0, 1)) == [part for part in range(parts) if part not in (0, 5)]
 
 
-# claims ---------------------------------------------------------------------------------------------------
-
-
 def test_a_claim_that_is_not_renewed_is_taken_over(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,9 +312,6 @@ def test_what_killed_processes_leave_is_swept_when_it_is_old(tmp_path: Path) -> 
     assert sorted(file.name for file in tmp_path.iterdir()) == ["000000.bin", "new.bin.1234.partial", "new.claim"]
 
 
-# interruptions --------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def limit() -> Iterator[Callable[[int], None]]:
     """Sets the largest size of a file: what is beyond it fails as on a full disk."""
@@ -374,9 +365,6 @@ def test_a_signal_gives_the_claim_back_wherever_it_comes(config: RunConfig, tmp_
         os.kill(process.pid or 0, signal.SIGTERM)
         process.join()
         assert process.exitcode == 1 and not claims(tmp_path / f"{turn}")
-
-
-# files ----------------------------------------------------------------------------------------------------
 
 
 def test_a_part_that_was_removed_is_computed_again(config: RunConfig, tmp_path: Path) -> None:
@@ -460,9 +448,6 @@ def test_parts_are_of_eight_mebibytes_and_some_dozens_at_least(
 ) -> None:
     monkeypatch.undo()
     assert together_of(images, shape) == together
-
-
-# format 1 -------------------------------------------------------------------------------------------------
 
 
 def as_format_1(folder: Path, out: Path, parts: int) -> Path:

@@ -55,9 +55,6 @@ def some(folder: Path, *more: str, count: int = 2) -> Path:
     return folder
 
 
-# the line ------------------------------------------------------------------------------------------------
-
-
 def test_a_run_says_first_what_it_reads_and_keeps_it(tmp_path: Path) -> None:
     root = write_classes(tmp_path / "photos", 4)
     some(root / "train" / "red" / "deep", "notes.txt", ".DS_Store", "Thumbs.db", "b.heic", count=0)
@@ -81,9 +78,6 @@ def test_every_layout_is_told(tmp_path: Path) -> None:
     mixed = told(f"{flat_root},{pairs}")
     assert mixed.startswith(f"data: {flat_root} is a flat folder of images, {pairs} is an RGB-D folder: train 6 images")
     assert mixed.endswith("ignored: 1 .txt")
-
-
-# listing -------------------------------------------------------------------------------------------------
 
 
 def test_each_real_folder_is_read_once(tmp_path: Path) -> None:
@@ -149,9 +143,6 @@ def test_a_folder_that_cannot_be_listed_is_a_fault(tmp_path: Path, monkeypatch: 
     assert refused(root) == "ROOT/shut cannot be listed: Permission denied"
 
 
-# formats -------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".avif", ".jp2", ".JPG", ".Tif"])
 def test_a_format_that_pillow_reads_is_read(tmp_path: Path, suffix: str) -> None:
     kind = {".jfif": "JPEG", ".jpe": "JPEG"}.get(suffix)
@@ -187,9 +178,6 @@ def test_a_folder_of_other_formats_alone_says_which(tmp_path: Path) -> None:
     assert "; there are 1 .gif)" in refused(root)
 
 
-# depth that would be taken for photographs -----------------------------------------------------------------
-
-
 def pairs_called(folder: Path, colour: str, depth: str) -> None:
     save(folder / colour / "0.png", picture(0))
     save(folder / depth / "0.png", millimetres(0))
@@ -221,9 +209,6 @@ def test_a_class_called_depth_is_a_class(tmp_path: Path) -> None:
     for word in ("depth", "table"):
         some(tmp_path / "train" / word)
     assert open_source(DataConfig(root=str(tmp_path)), "train").classes == ("depth", "table")
-
-
-# splits --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -287,9 +272,6 @@ def test_two_classes_are_not_one_folder(tmp_path: Path) -> None:
     (root / "train" / "blue" / "more").symlink_to("../red")
     some(root / "train" / "@eaDir")
     assert [name for name in names(root) if "more" in name or "@" in name] == []
-
-
-# shards --------------------------------------------------------------------------------------------------
 
 
 def write_tar(path: Path, add: Callable[[tarfile.TarFile, Path], None], *, mode: str = "w") -> Path:

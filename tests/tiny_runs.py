@@ -160,9 +160,6 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         time.sleep(0.005)
 
 
-# runs of a study or of the demo ------------------------------------------------------------------------------
-
-
 class Ended(SpawnProcess):
     """Stands for a process that ended well at once."""
 

@@ -150,7 +150,8 @@ def rows() -> list[tuple[str, str, str, str]]:
         lookup = "; each scene's own mean map 0.28, 0.197, 0.61 (audit: chosen by name, no pixel read)"
         found.append(
             (
-                f"`rgbd-pixel`, decoded depth maps, 2 seeds, in disparity as the probe's first version: {name} (`rgbd-pixel`)",
+                f"`rgbd-pixel`, decoded depth maps, 2 seeds, in disparity as the probe's first version: {name} "
+                f"(`rgbd-pixel`)",
                 "R² within images, AbsRel, δ < 1.25",
                 "; ".join(
                     ", ".join(signed(probe(table, 1, key), 3) for key in ("r2_within", "absrel", "delta1"))

@@ -225,9 +225,6 @@ def _renamed(model: dict[str, Tensor], optimizer: dict[str, Any]) -> tuple[dict[
     return {now(key): value for key, value in model.items()}, {**optimizer, "param_groups": groups}
 
 
-# foreign layouts ------------------------------------------------------------------------------------------
-
-
 def _heads(settings: Sequence[str], like: RunConfig | None) -> int | None:
     """Attention heads by the settings or by a run that is to start from the file: most layouts leave them out."""
     said = _said(settings, "model.heads")
@@ -321,9 +318,6 @@ def _class_token(positions: int) -> str:
     if math.isqrt(patches) ** 2 != patches:
         return ""
     return f" (or it has a class token, {positions} positions = {patches} + 1: encoders of I-JEPA have patches alone)"
-
-
-# training state of the reference's layout -----------------------------------------------------------------
 
 
 def own_training(saved: Checkpoint) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -132,9 +132,6 @@ def background_group(place: Ranks, minutes: float) -> Any:
     return torch.distributed.new_group(backend="gloo", timeout=timedelta(minutes=minutes))
 
 
-# waiting and agreeing -------------------------------------------------------------------------------------
-
-
 def wait_for_all(place: Ranks) -> None:
     """Return when all processes have come here."""
     if place.world > 1:
@@ -174,9 +171,6 @@ def any_process(wishes: tuple[bool, ...], place: Ranks, where: torch.device) -> 
         return list(wishes)
     found = torch.tensor([float(wish) for wish in wishes], device=where)
     return [share > 0 for share in average(found, place).tolist()]
-
-
-# putting together -----------------------------------------------------------------------------------------
 
 
 def average(values: Tensor, place: Ranks) -> Tensor:
@@ -235,9 +229,6 @@ class _WithOthers(torch.autograd.Function):
         return gradient[context.own]
 
 
-# gradients ------------------------------------------------------------------------------------------------
-
-
 def wrap(method: nn.Module, place: Ranks, where: torch.device) -> nn.Module:
     """The method with gradients that are averaged over all processes as the backward pass makes them.
 
@@ -258,9 +249,6 @@ def adding_up(wrapped: nn.Module) -> contextlib.AbstractContextManager[None]:
     Where parameters are sharded each pass averages its own: whole gradients are what there is no room for.
     """
     return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else contextlib.nullcontext()
-
-
-# sharding -------------------------------------------------------------------------------------------------
 
 
 def shard(method: nn.Module, blocks: Iterable[nn.Module], place: Ranks, where: torch.device) -> None:

@@ -109,9 +109,6 @@ def _narrowed(sections: tuple[Section, ...], word: str) -> tuple[Section, ...]:
     return tuple(section for section in matching if section.keys)
 
 
-# from the schema ------------------------------------------------------------------------------------------
-
-
 def sections_of(kind: type[RunConfig | TeacherFitConfig], changed: Mapping[str, Any] | None = None) -> list[Section]:
     """The sections of a configuration class in its own order; `changed` are defaults that a command puts over it."""
     schema = TypeAdapter(kind).json_schema()

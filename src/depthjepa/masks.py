@@ -126,9 +126,6 @@ def sample_masks(
     return _unbiased(config, grid, seed, epoch, indices)
 
 
-# unbiased multi-block -------------------------------------------------------------------------------------
-
-
 def _unbiased(config: MaskConfig, grid: Grid, seed: int, epoch: int, indices: np.ndarray) -> Masks:
     length = context_length(config, grid)
     longest = _longest_target(config, grid)
@@ -257,9 +254,6 @@ def _target_areas(config: MaskConfig, grid: Grid, scale: float) -> np.ndarray:
     return areas
 
 
-# reference multi-block ------------------------------------------------------------------------------------
-
-
 def _reference(config: MaskConfig, grid: Grid, seed: int, epoch: int, indices: np.ndarray, batch_index: int) -> Masks:
     if fault := _reference_fault(config, grid):
         raise BadInput(fault)
@@ -327,9 +321,6 @@ def _reference_context(
         if block.sum() > config.fewest(grid):
             return np.flatnonzero(block)
     raise AssertionError("without any target to avoid, the block itself is large enough")
-
-
-# MAE-like -------------------------------------------------------------------------------------------------
 
 
 def _mae(config: MaskConfig, grid: Grid, seed: int, epoch: int, indices: np.ndarray) -> Masks:

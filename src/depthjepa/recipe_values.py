@@ -56,9 +56,6 @@ def settings_of_recipes(guidance: str = "") -> Mapping[str, list[Setting]]:
     }
 
 
-# names in few words ---------------------------------------------------------------------------------------
-
-
 def in_words(chosen: Set[str], names: Sequence[str]) -> str:
     """Some of the names in few words: patterns that no other name fits, and single names."""
     patterns, absent = _patterns(tuple(names)), set(names) - chosen

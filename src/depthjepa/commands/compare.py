@@ -126,9 +126,6 @@ def compare(
     return content
 
 
-# what is compared -----------------------------------------------------------------------------------------
-
-
 def _measured_with(data: str, settings: Sequence[str]) -> RunConfig:
     content = to_mapping(RunConfig())
     content["data"] |= {"root": data}
@@ -248,9 +245,6 @@ def _rows(
             rows[row] = OnView(drawn, each.sees, grid, patch, room)
         rows[each.name] = OnView(each.encoder, each.sees, grid, patch, room)
     return rows
-
-
-# what is found --------------------------------------------------------------------------------------------
 
 
 def _content(results: Sequence[Probe], compared: Sequence[Compared], config: RunConfig, grid: Size) -> dict[str, Any]:

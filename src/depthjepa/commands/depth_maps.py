@@ -38,9 +38,6 @@ def decodes_itself(saved: Checkpoint) -> bool:
     return isinstance(guidance, PixelGuidance) and guidance.read != "predicted" and not saved.lost
 
 
-# views ----------------------------------------------------------------------------------------------------
-
-
 def photograph_views(config: RunConfig, source: FlatFolder, skipped: list[str]) -> Iterator[tuple[Batch, list[Size]]]:
     """Views of every image below a folder (see `view_size`), with the photographs' sizes; equal views come together.
 
@@ -79,9 +76,6 @@ def of_photograph(
 
 def _nearest(measured: Bool[Tensor, "_ _"], size: Size) -> Bool[Tensor, "h w"]:
     return F.interpolate(measured.float()[None, None], size, mode="nearest-exact")[0, 0] > 0
-
-
-# what is on record ----------------------------------------------------------------------------------------
 
 
 def decoded_where(saved: Checkpoint) -> Bool[Tensor, "rows cols"]:

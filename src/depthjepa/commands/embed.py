@@ -113,8 +113,6 @@ def _refuse_unwritable_names(file: Path, names: Sequence[str]) -> None:
             raise BadInput(f"{file}: {what}: rename it, or write .npz")
 
 
-# files: none of them takes the embeddings a second time -------------------------------------------------------------
-
 Write = Callable[[BinaryIO, Float32[np.ndarray, "images ..."], list[str], tuple[int, int] | None], None]
 
 

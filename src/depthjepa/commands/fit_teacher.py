@@ -293,9 +293,6 @@ def _resume(learner: Learner, folder: RunFolder, part: str) -> None:
         write_whole(folder.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
 
 
-# judging --------------------------------------------------------------------------------------------------
-
-
 def _judge(
     config: TeacherFitConfig, folder: RunFolder, source: Source, held_out: Source, where: torch.device
 ) -> dict[str, Any]:

@@ -49,9 +49,6 @@ class Contents:
     stamps: Int64[np.ndarray, "images numbers"] | None = field(default=None, compare=False)
 
 
-# of sources -----------------------------------------------------------------------------------------------
-
-
 def stamps_of(source: Source) -> Int64[np.ndarray, "images numbers"]:
     """Numbers that tell the images of a source from others of their names, those of the image itself first.
 
@@ -142,9 +139,6 @@ def mark_of(size: int, piece_at: Callable[[int], bytes | memoryview]) -> int:
     for part in range(_PIECES):
         mark = zlib.crc32(piece_at(max(0, size - PIECE) * part // (_PIECES - 1)), mark)
     return mark
-
-
-# kept in a folder -----------------------------------------------------------------------------------------
 
 
 def write_contents(folder: Path, contents: Mapping[str, Contents]) -> None:

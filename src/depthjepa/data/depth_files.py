@@ -107,9 +107,6 @@ def refuse_missing_reader(name: str) -> None:
         raise BadInput(f"{name}: EXR files are read by OpenEXR, which is not installed: pip install 'depthjepa[exr]'")
 
 
-# formats --------------------------------------------------------------------------------------------------------
-
-
 def _of_png(file: Path | io.BytesIO, name: str, units: str = "data.depth_scale") -> tuple[np.ndarray, int]:
     try:
         with Image.open(file) as image:

@@ -96,9 +96,6 @@ def told_group(identity: str, listed: GroupList | None, name: str) -> str | None
     return group
 
 
-# of sources ---------------------------------------------------------------------------------------------------
-
-
 def group_in(source: Source, index: int) -> str | None:
     """The group of a sample of any source; those of the parts of a mixture are told apart."""
     if isinstance(source, Chosen):

@@ -210,9 +210,6 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
 
 
-# listing --------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Listing:
     """The images below a folder as sorted relative paths, and how often what was passed over, in words."""

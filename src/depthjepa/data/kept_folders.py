@@ -118,9 +118,6 @@ def _unlisted(folder: Path, fault: OSError) -> BadInput:
     return BadInput(f"{folder} cannot be listed: {fault.strerror}")
 
 
-# from one start to the next -------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def kept(*tops: Path) -> Iterator[None]:
     """Inside the block, folders below `tops` that are known and have not changed are not listed anew.

@@ -49,8 +49,6 @@ from depthjepa.faults import BadInput
 from depthjepa.masks import Grid, MaskConfig, Masks, sample_masks
 from depthjepa.progress import task
 
-# opening a source -----------------------------------------------------------------------------------------
-
 
 def open_source(config: DataConfig, split: Split) -> Source:
     """Open what `data.root` names; raises `BadInput` for what is missing, empty or contradictory."""
@@ -100,9 +98,6 @@ def has_validation(config: DataConfig) -> bool:
     roots = [root for root, _ in weighted_roots(config.root)]
     with kept(*map(path_of, roots)):
         return all(layout_of(config, root).has_validation(config, root) for root in roots)
-
-
-# training -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,9 +226,6 @@ class _TrainingReader(Dataset[Batch | Fault]):
         )
 
 
-# fixed views ----------------------------------------------------------------------------------------------
-
-
 def view_batches(
     source: Source,
     size: Size | Callable[[int, int], Size],
@@ -316,9 +308,6 @@ class _ViewReader(Dataset[Batch | Fault]):
             return self.source.sample(index)
         assert isinstance(self.source, Segmented), "label maps are asked for of a source that has none"
         return self.source.labelled_sample(index)
-
-
-# reading --------------------------------------------------------------------------------------------------
 
 
 def _batch(

@@ -93,9 +93,6 @@ def _describe(source: DepthFiles, kept: Range | None, keys: str) -> list[str]:
     ]
 
 
-# looking --------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class _Seen:
     """What some pairs hold; numbers are of pixels."""
@@ -155,9 +152,6 @@ def _look(source: DepthFiles) -> _Seen:
             continue
         seen.add(stored, depth, _steps_of(source))
     return seen
-
-
-# judging --------------------------------------------------------------------------------------------------
 
 
 def _why_none_counts(seen: _Seen, source: DepthFiles) -> str:

@@ -185,9 +185,6 @@ def _nearest(name: str, others: Sequence[str]) -> str:
     return next(iter(difflib.get_close_matches(name, others[start : start + 1000], n=1, cutoff=0.3)), "")
 
 
-# validation data ------------------------------------------------------------------------------------------
-
-
 def held_out(
     identities: Iterable[str], root: Path, prefixes: Sequence[str] | None, listed: str | Path | None
 ) -> frozenset[str]:

@@ -43,9 +43,6 @@ def cells_of(
     return torch.where(counted, cells, 0), counted
 
 
-# what is told without looking ------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class MeanMap:
     """The mean log depth [log m] of every cell over some images, and the range [m] of the cells' depths.

@@ -28,9 +28,6 @@ from depthjepa.evaluation.table_rows import Errors, Measure, Pictures, ReadOut, 
 SUMS = ("within_residual", "within_total", "between_residual", "between_total", "beyond_residual", "beyond_total")
 
 
-# rows -----------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Told:
     """A row that predicts the cells itself, whatever the data set: a network trained for it end to end."""
@@ -42,9 +39,6 @@ class Told:
 
     def tell(self, seen: Float[Tensor, "b 1 rows cols"], batch: Batch, number: int) -> Float[Tensor, "b 1 rows cols"]:
         return seen
-
-
-# tables ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +147,6 @@ def evaluate_depth(
         )
         for each in found
     ]
-
-
-# figures --------------------------------------------------------------------------------------------------
 
 
 def _errors_on(maps: Maps[MeanMap], places: Places, numbers: Sequence[int]) -> Errors:

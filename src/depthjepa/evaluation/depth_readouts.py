@@ -145,9 +145,6 @@ class BinReadout(nn.Module):
         return predict
 
 
-# the table ------------------------------------------------------------------------------------------------
-
-
 def readout_tables(
     encoders: Mapping[str, Encode], train: ImageSet, val: ImageSet, places: Places, plan: Plan
 ) -> list[DepthTable]:
@@ -211,9 +208,6 @@ def describe(plan: Plan, layers: Sequence[int], blocks: int, mean_map: MeanMap) 
         f"{head} from {bounds}, {loss}, {plan.steps} steps of {BATCH} images, AdamW, its peak rate chosen among "
         f"{rates} by a quarter of the steps and a fifth of the training data that shares no place with the rest"
     )
-
-
-# the fit --------------------------------------------------------------------------------------------------
 
 
 def fit(

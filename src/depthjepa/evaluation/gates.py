@@ -103,9 +103,6 @@ def few(config: RunConfig, split: Split, limit: int) -> Views:
     return Views(replace(config, evaluation=evaluation), split)
 
 
-# readouts of frozen tokens --------------------------------------------------------------------------------
-
-
 def readout_gates(
     config: RunConfig, saved: Checkpoint, encoder: VisionTransformer, train: Views, val: Views, where: torch.device
 ) -> tuple[list[Gate], list[str]]:
@@ -223,9 +220,6 @@ def position_gate(config: RunConfig, encoder: VisionTransformer, where: torch.de
     (found,) = fitted.solve([POSITION_STRENGTH], shared=True)
     error = judged.error(found) / float(judged.y_square.sum())
     return Gate("position", "R² of row and column", 1 - error, POSITION)
-
-
-# overfitting ----------------------------------------------------------------------------------------------
 
 
 def overfit_gates(

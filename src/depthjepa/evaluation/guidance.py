@@ -61,9 +61,6 @@ def head_did_it_alone(
     return []
 
 
-# whom to ask ----------------------------------------------------------------------------------------------
-
-
 def asked_teacher(config: RunConfig, *, has_depth: bool) -> Teacher:
     """The run's teacher network, or ground truth; never a control, and never a cache, which may lack these images."""
     if asks_network(config.guidance):
@@ -92,9 +89,6 @@ def ask_all(teacher: Teacher, config: RunConfig, views: Views, where: torch.devi
     if not valid.any():
         raise BadInput(f"the teacher has nothing to say of {views.source.name}")
     return Latents(torch.cat([each.values.cpu() for each in found]), valid)
-
-
-# the head's maps (D0 to D4) -------------------------------------------------------------------------------
 
 
 def load_guided(saved: Checkpoint, where: torch.device) -> tuple[JEPA, Teacher]:
@@ -165,9 +159,6 @@ def pull_on_encoder(method: JEPA, batch: Batch, truth: Latents) -> dict[str, flo
         "pull": float(guided.norm() / rest.norm()),
         "pull_cosine": float(F.cosine_similarity(guided, rest, dim=0)),
     }
-
-
-# what each block knows (D5, D6) ---------------------------------------------------------------------------
 
 
 def layer_figures(

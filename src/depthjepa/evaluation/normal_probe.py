@@ -138,9 +138,6 @@ def evaluate_normals(
     ]
 
 
-# figures --------------------------------------------------------------------------------------------------
-
-
 def errors(
     guess: Float[Tensor, "b 3 rows cols"],
     truth: Float[Tensor, "b 3 rows cols"],

@@ -152,9 +152,6 @@ def patch_grid(images: Float[Tensor, "b 3 h w"], patch_size: int) -> tuple[int, 
     return h // patch_size, w // patch_size
 
 
-# the fit --------------------------------------------------------------------------------------------------
-
-
 class _Fit:
     """The two ridges of one encoder on one data set."""
 

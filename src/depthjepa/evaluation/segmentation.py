@@ -89,9 +89,6 @@ def layers_of(kind: Kind, blocks: int) -> list[int]:
     return [blocks - 1] if kind == "linear" else probed_depths(blocks)
 
 
-# what is counted ------------------------------------------------------------------------------------------
-
-
 def confusion(truth: Map, predicted: Int64[Tensor, "b h w"], classes: int) -> Int64[Tensor, "b c c"]:
     """Pixels of each image by their true class (rows) and the predicted one (columns); void is not counted."""
     true, known = truth[:, 0].long(), truth[:, 0] != VOID
@@ -122,9 +119,6 @@ def figures_of(found: Int64[Tensor, "3 c"], classes: tuple[str, ...]) -> dict[st
 def iou_key(name: str) -> str:
     """The key of the column of one class."""
     return f"iou_{name}"
-
-
-# guesses --------------------------------------------------------------------------------------------------
 
 
 def labels_of(batch: Batch) -> Map:
@@ -162,9 +156,6 @@ def refuse_unlabelled(counts: Int64[Tensor, "c h w"], images: ImageSet, classes:
             f"segmentation needs at least two classes, and all pixels of the {len(images)} training images that are "
             f"not void are of one, {classes[there[0]]!r}"
         )
-
-
-# the linear readout ---------------------------------------------------------------------------------------
 
 
 class SegmentReadout(nn.Module):
@@ -212,9 +203,6 @@ def fit(pairs: Pairs, aside: Bool[Tensor, " images"], plan: Plan) -> tuple[Segme
         what=f"{plan.kind} readout",
     )
     return best_readout(pairs, aside, descent)
-
-
-# nearest patches ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,8 +256,6 @@ def class_shares(labels: Map, patch_size: int, classes: int) -> Float[Tensor, "b
     counts = torch.bincount((patch * (classes + 1) + pixels).flatten(), minlength=b * n * (classes + 1))
     return counts.view(b, n, classes + 1)[..., :classes].float() / area
 
-
-# the table ------------------------------------------------------------------------------------------------
 
 Predict = Callable[[Tensor], Int64[Tensor, "b h w"]]  # of the tokens of a batch
 

@@ -123,9 +123,6 @@ def explained(
     }
 
 
-# structure ------------------------------------------------------------------------------------------------
-
-
 def gradients(
     teacher: Float[Tensor, "images c rows cols"],
     predicted: Float[Tensor, "images c rows cols"],
@@ -186,9 +183,6 @@ def _slopes(values: Float[Tensor, "images c rows cols"], known: Bool[Tensor, "im
     down = values.diff(dim=2)[known[:, :, 1:] & known[:, :, :-1]]
     across = values.diff(dim=3)[known[..., 1:] & known[..., :-1]]
     return torch.cat([down, across])
-
-
-# specificity ----------------------------------------------------------------------------------------------
 
 
 class Pairs(NamedTuple):
@@ -298,9 +292,6 @@ def _centred(values: Float[Tensor, "b cells"], weight: Float[Tensor, "b cells"])
     return (values - mean) * weight
 
 
-# in words -------------------------------------------------------------------------------------------------
-
-
 def verdict(figures: Mapping[str, float], floors: Floors = PROPOSED) -> list[str]:
     """Say in words by which shortcut or fault the figures of `measure` came about, the most damning first.
 
@@ -374,9 +365,6 @@ def _shortcut(figures: Mapping[str, float], floors: Floors) -> str:
             f"{attainable:.2f}), R² within images {within:.2f}"
         )
     return ""
-
-
-# validity -------------------------------------------------------------------------------------------------
 
 
 class Deviations(NamedTuple):

@@ -104,8 +104,6 @@ class Spread(Generic[T]):
         return [self._kept[number][1] for number in evenly(self._count, len(self._kept))]
 
 
-# judging --------------------------------------------------------------------------------------------------
-
 Errors = Callable[[Tensor, Tensor, Tensor], dict[str, Float[Tensor, " b"]]]  # of prediction, truth, what is known
 Figures = Callable[[Mapping[str, Float[np.ndarray, " images"]]], dict[str, float]]
 

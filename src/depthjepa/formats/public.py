@@ -130,9 +130,6 @@ def _embeddings(kept: dict[str, Tensor], prefix: tuple[str, ...], positions: str
     return weights
 
 
-# ours under their names -----------------------------------------------------------------------------------
-
-
 def to_timm(weights: Weights) -> Weights:
     """The names of timm, where patches alone have positions (`no_embed_class`)."""
     renamed = dict(weights)

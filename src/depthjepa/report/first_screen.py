@@ -33,9 +33,6 @@ def first_screen(kind: str, title: str, answer: Sequence[str], picture: Captione
     return f'<div class="answer">{head}\n{said}\n{shown}\n{"".join(more)}</div>\n<p class="folding"></p>'
 
 
-# the answer -----------------------------------------------------------------------------------------------
-
-
 def asked_last(tables: Sequence[Table]) -> Table | None:
     """The table of the probe that was asked for last; None where none ranks its rows.
 
@@ -104,9 +101,6 @@ def _untrained(arrays: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndar
     beginning = UNTRAINED.get(name)
     own = {key: values for key, values in arrays.items() if beginning and key.startswith(beginning)}
     return {**arrays, **{key.removeprefix(str(beginning)): values for key, values in own.items()}} if own else {}
-
-
-# picture and table ----------------------------------------------------------------------------------------
 
 
 def opening_picture(runs: Sequence[Run], task: str) -> Captioned | None:

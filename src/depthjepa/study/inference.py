@@ -77,9 +77,6 @@ class NonInferiority:
     holds: bool
 
 
-# one comparison -------------------------------------------------------------------------------------------
-
-
 def paired_interval(differences: Differences, level: float = 0.95) -> Interval:
     """Student's t interval of the mean of paired differences; of width zero where all are equal.
 
@@ -214,9 +211,6 @@ def _parts(draws: int, width: int) -> Iterator[int]:
         yield min(most, draws - start)
 
 
-# several comparisons --------------------------------------------------------------------------------------
-
-
 def holm(p_values: Sequence[float] | Float64[np.ndarray, " comparisons"]) -> Float64[np.ndarray, " comparisons"]:
     """Holm's adjusted p of several comparisons, in the order given (Holm 1979).
 
@@ -249,9 +243,6 @@ def in_sequence(p_values: Sequence[float] | Float64[np.ndarray, " comparisons"])
     for each in p:
         check_p(float(each))
     return np.maximum.accumulate(p)
-
-
-# a margin -------------------------------------------------------------------------------------------------
 
 
 def equivalence(differences: Differences, margin: float, level: float = 0.95) -> Equivalence:
@@ -295,9 +286,6 @@ def tail(interval: Interval, excess: float) -> float:
     return float(stdtr(interval.n - 1, -excess / error))
 
 
-# the size of a study --------------------------------------------------------------------------------------
-
-
 def required_seeds(effect_in_deviations: float, power: float = 0.8, level: float = 0.95) -> int:
     """Fewest seeds with which a two-sided paired t test at 1 − level finds an effect, and its sign, with this power.
 
@@ -335,9 +323,6 @@ def _power(seeds: int, effect: float, level: float) -> float:
 
     # The other tail is left out: a difference of the wrong sign finds nothing (and scipy's is nan where it is tiny).
     return float(nct.sf(t.ppf((1 + level) / 2, seeds - 1), seeds - 1, abs(effect) * math.sqrt(seeds)))
-
-
-# what is asked of the input -------------------------------------------------------------------------------
 
 
 def _check_differences(differences: Differences) -> None:

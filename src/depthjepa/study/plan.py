@@ -101,9 +101,6 @@ def _items(arm: list[object]) -> Iterator[object]:
             yield each
 
 
-# reading and refusing -------------------------------------------------------------------------------------
-
-
 def study_names() -> list[str]:
     """Names of the shipped studies."""
     folder = resources.files("depthjepa") / "studies"

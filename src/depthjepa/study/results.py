@@ -40,9 +40,6 @@ class Finished:
     comparable: str = ""  # runs whose baselines are the same networks on the same images
 
 
-# the folder of a study -----------------------------------------------------------------------------------
-
-
 def run_place(folder: Path, arm: str, seed: int) -> Path:
     """The run folder of an arm with a seed."""
     return folder / arm / f"seed-{seed}"
@@ -72,9 +69,6 @@ def known_steps(folder: Path) -> dict[str, dict[str, Any]]:
     """Steps of each arm, and the seconds of one, as measured once; empty without a measurement."""
     file = folder / "steps.json"
     return json.loads(file.read_text()) if file.is_file() else {}
-
-
-# the table ------------------------------------------------------------------------------------------------
 
 
 def write_tables(
@@ -231,9 +225,6 @@ def _sentence(content: Mapping[str, Any]) -> str:
         f"Mean ± deviation (n − 1) over {count} seed{'s' * (count > 1)} ({', '.join(map(str, content['seeds']))}); "
         f"{length}; {content['side_by_side']} at a time; {done} of {count * len(content['arms'])} runs finished."
     )
-
-
-# what a repository keeps ----------------------------------------------------------------------------------
 
 
 def refuse_other_kept(asked: Mapping[str, Any], keep: str | Path | None) -> None:

@@ -207,9 +207,6 @@ def _run_all(
         raise RunStopped(f"stopped with {done} of {total} runs finished; continue with --resume")
 
 
-# equal time -----------------------------------------------------------------------------------------------
-
-
 def measure_steps(
     study: Study,
     configs: Mapping[str, RunConfig],

@@ -116,9 +116,6 @@ def _submitit() -> Any:
     return submitit
 
 
-# options --------------------------------------------------------------------------------------------------
-
-
 def kinds() -> dict[str, Any]:
     """The parameters of a submission, by submitit's names, with their types."""
     submitit = _submitit()
@@ -152,9 +149,6 @@ def read_options(given: Sequence[str], known: Mapping[str, Any]) -> dict[str, An
     if not {"timeout_min", "slurm_time"} & found.keys():
         raise BadInput("--slurm: how long may a job take? Give --slurm-option timeout_min=MINUTES")
     return found
-
-
-# what a job does ------------------------------------------------------------------------------------------
 
 
 def do_part(study: Study, folder: Path, shard: tuple[int, int], keep: Path | None) -> bool:

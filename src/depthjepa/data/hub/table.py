@@ -101,9 +101,6 @@ def labels_of(
     return tuple(table.features[column].names), labels
 
 
-# what a row holds -----------------------------------------------------------------------------------------
-
-
 def content_of(value: Mapping[str, Any] | None, name: str, folder: Path | None) -> tuple[bytes, str]:
     """The bytes of an image of a row, and its name for messages: with its path where it is a file of its own."""
     if value is not None and value["bytes"] is not None:

@@ -197,9 +197,6 @@ class HubImages:
         return True
 
 
-# the row -------------------------------------------------------------------------------------------------
-
-
 def _matches(root: str) -> bool:
     return root.startswith(START)
 

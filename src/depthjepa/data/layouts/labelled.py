@@ -254,9 +254,6 @@ def stored_labels(file: Path | io.BytesIO, name: str | None = None) -> tuple[UIn
     return values, tag
 
 
-# the row -------------------------------------------------------------------------------------------------
-
-
 def _matches(root: str) -> bool:
     folder = path_of(root)
     return has_splits(folder, LABELS) or is_undivided(folder, LABELS)

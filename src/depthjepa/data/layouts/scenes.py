@@ -130,9 +130,6 @@ def _kept(names: str, count: int, size: tuple[int, int]) -> dict[int, Rendered]:
     return {}
 
 
-# the row -------------------------------------------------------------------------------------------------
-
-
 def layout_of_scenes(source: type[Scenes], noun: str) -> DataLayout:
     """The row of a kind of rendered scenes: a root is its word, or WORD:SEED."""
     word = source.word

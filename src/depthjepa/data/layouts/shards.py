@@ -340,18 +340,12 @@ class DepthShards(MappedShards):
             map_tag(names, (tag_of(head, names[0]), own), None)
 
 
-# what lies beside the shards ------------------------------------------------------------------------------
-
-
 def _facts(place: Place) -> DatasetFacts:
     """What `dataset.json` beside the shards says."""
     folders = dict.fromkeys(("", *(posixpath.dirname(shard.name) for shard in place.shards())))
     contents = {name: place.content(name) for name in (posixpath.join(folder, DATASET) for folder in folders)}
     told = [(f"{place.base}/{name}", content) for name, content in contents.items() if content is not None]
     return facts_told(told, place.base)
-
-
-# the row -------------------------------------------------------------------------------------------------
 
 
 def place_of(config: DataConfig, root: str) -> Place:

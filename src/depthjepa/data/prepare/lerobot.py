@@ -171,9 +171,6 @@ def _decoded(content: bytes, name: str) -> tuple[tuple[int, int], str, np.ndarra
     return size, kind, pixels if mode.startswith("I") or mode == "F" else None
 
 
-# what the data set says of itself -----------------------------------------------------------------------------------
-
-
 def _info(source: Path) -> dict[str, Any]:
     what = f"a LeRobot data set has {INFO} and data/ ({SOURCE})"
     if not (source / INFO).is_file():
@@ -259,9 +256,6 @@ def _held_out(source: Path, info: Mapping[str, Any], names: Mapping[int, str]) -
     if found is None:
         raise BadInput(f"{source / INFO}: the split {text!r} is not of the form FIRST:END; give --val EPISODE,EPISODE")
     return ",".join(name for number, name in names.items() if int(found[1]) <= number < int(found[2])) or None
-
-
-# its rows -----------------------------------------------------------------------------------------------------------
 
 
 class _Tables:

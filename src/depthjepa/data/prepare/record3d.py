@@ -117,9 +117,6 @@ class _PhonePair:
         return values
 
 
-# which they are -----------------------------------------------------------------------------------------------------
-
-
 def _places(source: Path) -> dict[str, Path]:
     """Files and exported folders by the names of their recordings."""
     what = f"Record3D is prepared from a {ARCHIVE} file, a folder {EXPORT}, or a folder of them ({SOURCE})"
@@ -202,9 +199,6 @@ def _floats(row: object, count: int) -> list[float] | None:
     if not all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in row):
         return None
     return [float(each) for each in row]
-
-
-# what they are stored in ----------------------------------------------------------------------------------------------
 
 
 class _Archive:

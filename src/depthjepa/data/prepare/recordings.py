@@ -100,9 +100,6 @@ def write_recordings(
     return replace(write_all(out, facts, pairs, files), remarks=tuple(said))
 
 
-# which they are ---------------------------------------------------------------------------------------------------
-
-
 def folders_of(source: Path, is_recording: Callable[[Path], bool], what: str) -> dict[str, Path]:
     """Recordings by their names: `source` itself, or the folders in it; `what` says in a message what was expected.
 
@@ -134,9 +131,6 @@ def splits_of(names: Sequence[str], val: str | None) -> dict[str, Split]:
     if words and set(words) == set(names):
         raise BadInput(f"--val names all {len(names)} recordings: none is left for training")
     return {name: "val" if name in words else "train" for name in names}
-
-
-# their frames -----------------------------------------------------------------------------------------------------
 
 
 def associated(first: Float[np.ndarray, " m"], second: Float[np.ndarray, " n"], limit: float) -> list[tuple[int, int]]:
@@ -188,9 +182,6 @@ def by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
 def left_out(recording: str, what: str, count: int) -> list[str]:
     """A remark on frames that have no other half, for none an empty list."""
     return [f"{recording}: {count} {what}, left out"] if count else []
-
-
-# what is in them --------------------------------------------------------------------------------------------------
 
 
 def whole_depth(path: Path, scale: float, drawn: str = "") -> Float[np.ndarray, "1 h w"]:

@@ -120,9 +120,6 @@ def _scanned(place: Place, shards: Sequence[Shard]) -> Iterator[tuple[Shard, One
             threads.shutdown(wait=False, cancel_futures=True)
 
 
-# files ----------------------------------------------------------------------------------------------------
-
-
 def to_bytes(known: Known) -> bytes:
     """The file of an index."""
     counts = [len(one.samples.labels) for one in known.values()]
@@ -178,9 +175,6 @@ def _alone(file: Path) -> Iterator[None]:
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-# beside the shards ----------------------------------------------------------------------------------------
 
 
 def _beside(place: Place, shards: Sequence[Shard]) -> dict[Shard, One]:

@@ -193,8 +193,6 @@ def scanned(file: io.FileIO | io.BytesIO, name: str) -> tuple[Samples, Counter[s
     return samples, ignored
 
 
-# what members are -------------------------------------------------------------------------------------------
-
 _WORDS: dict[Kind, str] = {
     "image": "images",
     "depth file": "depth files",

@@ -62,8 +62,6 @@ def each_alone(samples: Samples) -> Pieces:
     return Pieces(first, end - first, np.arange(len(first)))
 
 
-# the folder of pieces -------------------------------------------------------------------------------------
-
 _NAME = re.compile(r"\d+-(\d+)(\.partial)?")  # of a piece, and of one that is being written, or was when it was killed
 _touched: dict[Path, float] = {}  # when this process said last that it uses a piece
 

@@ -129,9 +129,6 @@ class _Stream(io.BytesIO):
         return b"".join(parts)
 
 
-# what is at an address ------------------------------------------------------------------------------------
-
-
 @functools.lru_cache(maxsize=8)
 def listed(address: str) -> tuple[Shard, ...]:
     """The shards at an address, by their names; a process lists it once. Raises `BadInput` where there are none."""
@@ -195,9 +192,6 @@ def _content(address: str) -> bytes | None:
     except _NotThere:
         return None
     return content
-
-
-# asking ---------------------------------------------------------------------------------------------------
 
 
 class _NotThere(Exception):

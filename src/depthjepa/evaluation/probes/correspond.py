@@ -134,9 +134,6 @@ def resampled_recall(arrays: Mapping[str, np.ndarray], counts: Float64[np.ndarra
     return 100 * float(counts @ arrays["recalls"][:, 0] / counts.sum())
 
 
-# drawing --------------------------------------------------------------------------------------------------
-
-
 def correspond_figures(runs: Sequence[Run]) -> list[Captioned]:
     """Both views with queries and matches; one figure for each set of equal pairs."""
     seen = (

@@ -219,9 +219,6 @@ def resampled_within(arrays: Mapping[str, np.ndarray], counts: Float64[np.ndarra
     return float(1 - counts @ residual / (counts @ total))
 
 
-# drawing --------------------------------------------------------------------------------------------------
-
-
 def depth_figures(runs: Sequence[Run], images: int = PICTURES) -> list[Captioned]:
     """Ground truth, each run, random encoder and mean map; one figure for each set of equal images."""
     seen = (

@@ -57,9 +57,6 @@ def run(subject: Subject) -> Iterable[Probe]:
     yield Probe(content | {"verdict": [*words, *(f"failed: {each}" for each in failed)]}, maps)
 
 
-# drawing --------------------------------------------------------------------------------------------------
-
-
 def figures_of(content: Mapping[str, Any], kind: Kind) -> dict[str, float]:
     """The figures of all gates of one kind in a stored table, by what each is of.
 

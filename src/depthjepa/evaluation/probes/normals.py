@@ -132,9 +132,6 @@ def resampled_angle(arrays: Mapping[str, np.ndarray], counts: Float64[np.ndarray
     return float(counts @ np.nan_to_num(angles) / (counts @ np.isfinite(angles)))
 
 
-# drawing --------------------------------------------------------------------------------------------------
-
-
 def normal_figures(runs: Sequence[Run], images: int = PICTURES) -> list[Captioned]:
     """Ground truth, each run and the baselines; one figure for each set of equal images."""
     seen = (

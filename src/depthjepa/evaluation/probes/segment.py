@@ -116,9 +116,6 @@ def resampled_iou(arrays: Mapping[str, np.ndarray], counts: Float64[np.ndarray, 
     return float(100 * (right / np.where(union > 0, union, 1))[true > 0].mean())
 
 
-# drawing --------------------------------------------------------------------------------------------------
-
-
 def segment_figures(runs: Sequence[Run], images: int = PICTURES) -> list[Captioned]:
     """Photograph, truth, and what each row's linear readout predicts; one figure for each set of equal images."""
     seen = (

@@ -37,9 +37,6 @@ Rows = Sequence[Mapping[str, Any]]
 Command = Literal["probe", "diagnose", "diagnose --gates"]
 
 
-# what is needed, given and found --------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Need:
     """What a task cannot do without: whether a run and its training and validation data have it, and its refusal."""
@@ -200,9 +197,6 @@ class Measured:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)  # `images` are the same for every encoder
 
 
-# what is drawn --------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Section:
     """A section of the report: pictures of what a task stored in the folders of runs.
@@ -222,9 +216,6 @@ class Picture:
     about: str
     draw: Callable[[Mapping[str, Path], bool], Figure]  # the second: with the photographs
     photographs: bool = False  # whether they can be left out
-
-
-# the rows -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,9 +184,6 @@ def cut(
     return torch.where(mirrored[:, None, None, None], parts.flip(-1), parts)
 
 
-# what a cache is made of ----------------------------------------------------------------------------------
-
-
 def made_of(guidance: FeatureGuidance) -> dict[str, Any]:
     """All that the latents depend on beside the images: the teacher, its weights and settings, the size it sees."""
     kind = teacher_kind(guidance.teacher)
@@ -246,9 +243,6 @@ def cached_teacher(guidance: FeatureGuidance) -> CachedTeacher:
 def names_of(source: Source) -> list[str]:
     """Names of all images of a source, in its order."""
     return [source.name_of(index) for index in range(len(source))]
-
-
-# making and opening ---------------------------------------------------------------------------------------
 
 
 def refuse_other(folder: Path) -> None:

@@ -104,9 +104,6 @@ def checksum(values: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(values).tobytes())
 
 
-# parts ----------------------------------------------------------------------------------------------------
-
-
 def part_file(folder: Path, part: int) -> Path:
     """Where the latents of a part are."""
     return folder / "parts" / f"{part:06}.bin"
@@ -178,9 +175,6 @@ def _damaged(rows: range) -> str:
         f"images {rows[0]} to {rows[-1]} of the cache are damaged; remove this file and run the same `depthjepa teach` "
         f"again, which computes them anew"
     )
-
-
-# their list -----------------------------------------------------------------------------------------------
 
 
 def lacking(folder: Path, facts: Facts) -> str:

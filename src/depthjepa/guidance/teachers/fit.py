@@ -176,9 +176,6 @@ class Pairs:
         return Pairs(image * scale, depth * scale, weight)
 
 
-# depth as a picture ---------------------------------------------------------------------------------------
-
-
 def depth_picture(batch: Batch, config: FitConfig) -> tuple[Float[Tensor, "b 3 h w"], Bool[Tensor, "b 1 h w"]]:
     """Draw the depth of a batch as grey images in [-1, 1], larger = farther; and tell which pixels count.
 
@@ -207,9 +204,6 @@ def _filled(values: Float[Tensor, "b 1 h w"], known: Bool[Tensor, "b 1 h w"]) ->
             places = distance_transform_edt(~mask[0], return_distances=False, return_indices=True)
             filled[row, 0] = map_[0, torch.from_numpy(places[0]).long(), torch.from_numpy(places[1]).long()].to(values)
     return filled
-
-
-# networks -------------------------------------------------------------------------------------------------
 
 
 def build_autoencoder(config: FitConfig, seed: int) -> Any:
@@ -268,9 +262,6 @@ def begin_at(flow: Any, earlier: Any, place: Path) -> None:
     if differing:
         raise BadInput(f"fit.start={place} is another network: {', '.join(differing)}")
     flow.load_state_dict(earlier.state_dict())
-
-
-# losses ---------------------------------------------------------------------------------------------------
 
 
 def autoencoder_loss(hinted: Hinted, batch: Batch, config: FitConfig, seed: int, step: int) -> Tensor:
@@ -334,9 +325,6 @@ def flow_loss(flow: Any, pairs: Pairs, config: FitConfig, seed: int, step: int) 
     error = (velocity - (pairs.depth - start)).square().mean(1, keepdim=True)
     loss: Tensor = (error * pairs.weight).sum() / pairs.weight.sum().clamp(min=1e-6)
     return loss
-
-
-# learning -------------------------------------------------------------------------------------------------
 
 
 class Learner:
@@ -413,9 +401,6 @@ def latent_scale(autoencoder: Any, batch: Batch, config: FitConfig) -> float:
     """The factor that brings latents of images and depth maps to a deviation of 1 (Rombach et al. 2022, D.1)."""
     pair = encode_pair(autoencoder, batch, config)
     return float(1 / torch.cat([pair.image, pair.depth]).float().std())
-
-
-# files ----------------------------------------------------------------------------------------------------
 
 
 def save_autoencoder(autoencoder: Any, scale: float, folder: Path) -> None:
