@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from depthjepa.backbones.opening import load_encoder
     from depthjepa.commands.apply import predict
     from depthjepa.commands.compare import compare
+    from depthjepa.commands.diagnose import diagnose
     from depthjepa.commands.embed import embed
     from depthjepa.commands.probe import probe
     from depthjepa.configuring import load_config
@@ -25,6 +26,7 @@ __all__ = [
     "BadInput",
     "RunStopped",
     "compare",
+    "diagnose",
     "embed",
     "evaluation",
     "load_config",
@@ -39,6 +41,7 @@ _HOMES = {
     "BadInput": "faults",
     "RunStopped": "faults",
     "compare": "commands.compare",
+    "diagnose": "commands.diagnose",
     "embed": "commands.embed",
     "load_config": "configuring",
     "load_encoder": "backbones.opening",

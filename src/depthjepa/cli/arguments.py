@@ -18,8 +18,8 @@ from depthjepa.faults import BadInput, nearest
 # The last family is what can be converted and gone on with, and comes first; networks of other libraries are measured.
 *OTHERS, OURS = (row.about for row in BACKBONES.rows)
 BACKBONE_HELP = f"{'; '.join((OURS, *OTHERS))}."
-Checkpoint = Annotated[str, typer.Argument(help=f"{'; '.join((OURS, *OTHERS))}.")]
-Convertible = Annotated[str, typer.Argument(help=f"{OURS}.")]
+Checkpoint = Annotated[str, typer.Argument(metavar="BACKBONE", help=BACKBONE_HELP)]
+Convertible = Annotated[str, typer.Argument(metavar="BACKBONE", help=f"{OURS}.")]
 
 
 def is_setting(word: str) -> bool:

@@ -22,7 +22,6 @@ from depthjepa.cli.arguments import (
     output_folder,
 )
 from depthjepa.data.layouts.table import LAYOUTS
-from depthjepa.faults import BadInput
 
 commands = typer.Typer()
 
@@ -93,26 +92,12 @@ def diagnose(
     ] = None,
 ) -> None:
     """Measure collapse beside the random encoder; of a guided run also whether depth got into the features."""
-    from depthjepa.checkpoint import load
-    from depthjepa.evaluation import probes
-    from depthjepa.evaluation.opened import open_with
-    from depthjepa.evaluation.probes import table
+    from depthjepa.commands.diagnose import diagnose as run
     from depthjepa.report.terminal import print_table
 
-    if against is not None and Path(against).resolve() == Path(checkpoint).resolve():
-        raise BadInput(f"--against {against}: this is the run itself; give its unguided twin")
-    tasks = table.of_command("diagnose --gates" if gates else "diagnose")
-    twin = "" if against is None else "--against"
-    backbone, config, encoder, where = open_with(
-        checkpoint, data, overrides or [], "diagnoses", tasks, note, run_for=twin
-    )
-    saved = backbone.saved
-    subject = probes.Subject(config, encoder, where, backbone, None if against is None else load(against))
-    asked = [task for task in tasks.values() if saved is not None or not task.reads_run]
-    results = list(probes.run_tasks(asked, subject))
-    for number, result in enumerate(results):
-        probes.write_probe(result, saved, config.evaluation.which, None if number else out)
-        print_table(result.table)
+    tables = run(checkpoint, data, settings=overrides or [], against=against, gates=gates, out=out, say=note)
+    for table in tables:
+        print_table(table)
 
 
 @commands.command()
