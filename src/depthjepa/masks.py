@@ -91,6 +91,17 @@ class Masks:
             valid=None if self.valid is None else self.valid.to(device, non_blocking=True),
         )
 
+    def target_tokens(self) -> tuple[Int64[Tensor, "b t"], Bool[Tensor, "b t"] | None]:
+        """Patches of all target blocks side by side, and which of them are no padding (None: all)."""
+        return self.targets.flatten(1), None if self.valid is None else self.valid.flatten(1)
+
+    def all_tokens(self) -> tuple[Int64[Tensor, "b t"], Bool[Tensor, "b t"] | None]:
+        """Patches of the context, then those of all target blocks, and which of them are no padding (None: all)."""
+        targets, valid = self.target_tokens()
+        if valid is not None:
+            valid = torch.cat([torch.ones_like(self.context, dtype=torch.bool), valid], 1)
+        return torch.cat([self.context, targets], 1), valid
+
     def joined(self, cells: int) -> Masks:
         """All targets of an image as one, each of the image's `cells` patches at most once, padded to one length.
 

@@ -30,7 +30,7 @@ from depthjepa.masks import Masks
 from depthjepa.model.decoders import FeatureHead, LatentHead
 from depthjepa.model.jepa import Judged, Read
 from depthjepa.model.predictor import Predicted
-from depthjepa.model.vit import VisionTransformer, initialise
+from depthjepa.model.vit import VisionTransformer, block_at, initialise
 
 
 class FeatureGuide(ReadingGuide):
@@ -43,7 +43,7 @@ class FeatureGuide(ReadingGuide):
         super().__init__(config)
         self.config: FeatureGuidance = config
         self.head = head
-        self.layer = layer = max(0, round(config.layer_share * depth) - 1)
+        self.layer = layer = block_at(config.layer_share, depth)
         last = depth - 1
         # None but the last one, which the predictor is given anyway.
         self.encoder_layers = (layer, last) if config.read == "context" and layer < last else ()
@@ -91,11 +91,7 @@ class FeatureGuide(ReadingGuide):
         Of several target layers the last one is read: it is what the context tokens are.
         """
         hidden = predicted[..., -encoder.width :].flatten(1, 2).to(context.dtype)
-        index = torch.cat([masks.context, masks.targets.flatten(1)], 1)
-        valid: Bool[Tensor, "b t"] | None = None
-        if masks.valid is not None:
-            valid = torch.cat([torch.ones_like(masks.context, dtype=torch.bool), masks.valid.flatten(1)], 1)
-        return self._placed(torch.cat([context, hidden], 1), index, valid, encoder.grid)
+        return self._placed(torch.cat([context, hidden], 1), *masks.all_tokens(), encoder.grid)
 
     def _placed(
         self,

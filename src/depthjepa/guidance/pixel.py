@@ -30,7 +30,7 @@ from depthjepa.masks import Masks
 from depthjepa.model.decoders import PIXEL_HEADS, dpt_depths
 from depthjepa.model.jepa import Judged, Read
 from depthjepa.model.predictor import Predicted
-from depthjepa.model.vit import VisionTransformer
+from depthjepa.model.vit import VisionTransformer, block_at
 
 Depths = Float[Tensor, "b 1 h w"]
 
@@ -69,7 +69,7 @@ class PixelGuide(ReadingGuide):
         self.grid, self.patch = encoder.grid, encoder.patch_size
         self.several = config.head == "dpt"
         depth = len(encoder.blocks)
-        shallow = sorted({max(0, round(share * depth) - 1) for share in config.layers})
+        shallow = sorted({block_at(share, depth) for share in config.layers})
         if (self.several and config.layers != (1.0,)) or (config.read != "dense" and shallow != [depth - 1]):
             raise BadInput(
                 f"guidance.layers={list(config.layers)}: several layers, or another than the last, are for heads that "
@@ -141,12 +141,7 @@ class PixelGuide(ReadingGuide):
 
     def _places(self, masks: Masks) -> tuple[Int64[Tensor, "b t"], Bool[Tensor, "b t"] | None]:
         """Patches of the tokens that are read, context first; and which of them are no padding."""
-        index, valid = masks.targets.flatten(1), None if masks.valid is None else masks.valid.flatten(1)
-        if self.config.scope == "full":
-            index = torch.cat([masks.context, index], 1)
-            if valid is not None:
-                valid = torch.cat([torch.ones_like(masks.context, dtype=torch.bool), valid], 1)
-        return index, valid
+        return masks.all_tokens() if self.config.scope == "full" else masks.target_tokens()
 
     def _pixels(self, coverage: Float[Tensor, "b n"]) -> Bool[Tensor, "b 1 h w"]:
         covered = to_map(coverage[..., None], self.grid) > 0

@@ -22,6 +22,7 @@ from depthjepa.depth import pool_valid
 from depthjepa.losses import Latents, feature_depth_loss, masked_mean
 
 CLIP = 5.0  # deviations
+CELL = 8  # pixels that a network sees a latent cell, of which a patch has two along each side: as many as DepthFM takes
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 Centre = Literal["map", "mean", "nothing"]
@@ -101,10 +102,10 @@ def resized(latents: Latents, cells: tuple[int, int]) -> Latents:
     if latents.values.shape[-2:] == cells:
         return latents
     if latents.valid.all():  # of nearly all networks: what is not infinite or nan
-        values = _bilinear(latents.values, cells)
+        values = bilinear(latents.values, cells)
         return Latents(values, torch.ones_like(values, dtype=torch.bool))
-    share = _bilinear(latents.valid.to(latents.values.dtype), cells)
-    total = _bilinear(torch.where(latents.valid, latents.values, 0.0), cells)
+    share = bilinear(latents.valid.to(latents.values.dtype), cells)
+    total = bilinear(torch.where(latents.valid, latents.values, 0.0), cells)
     known = share > 0.5
     return Latents(torch.where(known, total / torch.where(known, share, 1.0), 0.0), known)
 
@@ -117,8 +118,11 @@ def filled(latents: Latents) -> Float[Tensor, "b c rows cols"]:
     return torch.where(latents.valid, latents.values, mean)
 
 
-def _bilinear(values: Float[Tensor, "b c _rows _cols"], cells: tuple[int, int]) -> Float[Tensor, "b c rows cols"]:
-    return F.interpolate(values, cells, mode="bilinear", antialias=True, align_corners=False)
+def bilinear(values: Float[Tensor, "b c _rows _cols"], size: tuple[int, int]) -> Float[Tensor, "b c rows cols"]:
+    """Images or latents at another size (rows, columns), antialiased; those that have it stay as they are."""
+    if values.shape[-2:] == size:
+        return values
+    return F.interpolate(values, size, mode="bilinear", antialias=True, align_corners=False)
 
 
 def first_target(latents: Latents, targets: int) -> Latents:

@@ -33,7 +33,7 @@ from depthjepa.losses import (
 )
 from depthjepa.masks import Masks
 from depthjepa.model.predictor import Predicted, Predictor
-from depthjepa.model.vit import VisionTransformer
+from depthjepa.model.vit import VisionTransformer, block_at
 from depthjepa.settings import configuration
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -82,7 +82,7 @@ class LossConfig:
 
     def layers(self, depth: int) -> list[int]:
         """Blocks (0-based) whose outputs are the targets."""
-        return [max(0, round(share * depth) - 1) for share in self.target_layers]
+        return [block_at(share, depth) for share in self.target_layers]
 
     def visible_weight(self, progress: float) -> float:
         """Weight of the loss on visible tokens at a share of the run."""

@@ -245,6 +245,11 @@ class PatchEmbedding(nn.Module):
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
+def block_at(share: float, depth: int) -> int:
+    """The block (0-based) that ends at a share, in (0, 1], of an encoder's depth."""
+    return max(0, round(share * depth) - 1)
+
+
 class Block(nn.Module):
     """Pre-norm transformer block; with a layer scale, what each half adds is multiplied channel by channel."""
 

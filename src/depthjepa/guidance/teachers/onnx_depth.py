@@ -19,18 +19,16 @@ from jaxtyping import Float
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass as configuration
 from torch import Tensor
-from torch.nn import functional as F
 
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput, nearest
 from depthjepa.formats.onnx_session import OnnxSession
 from depthjepa.guidance.config import Colour, Direction, FeatureGuidance, Unit
-from depthjepa.guidance.target import Description, Zoomed
+from depthjepa.guidance.target import CELL, Description, Zoomed, bilinear
 from depthjepa.guidance.teachers.loading import TeacherKind
 from depthjepa.losses import Latents
 from depthjepa.settings import STRICT, read_json
 
-CELL = 8  # pixels a cell of half a patch, as with the other networks
 MULTIPLE = 32  # px: what most networks of convolutions halve away
 NEAREST = 1e-3  # m; smaller predictions count as this before the logarithm
 NAMED: dict[str, Direction] = {"depth": "farther", "disparity": "nearer"}
@@ -111,19 +109,15 @@ class OnnxDepth:
 
     def _compute(self, images: Float[Tensor, "b 3 h w"], wanted: tuple[int, int]) -> Float[Tensor, "b c rows cols"]:
         size = self.sides(*wanted)
-        pixels = images.float()
-        if pixels.shape[-2:] != size:
-            pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
+        pixels = bilinear(images.float(), size)
         pixels = (pixels - self.mean.to(pixels)) / self.deviation.to(pixels)
         (values,) = self.session.run((self.given.output,), pixels)
         if values.ndim == 3:
             values = values[:, None]
         if self.given.direction == "farther":
             values = -values.clamp(min=NEAREST).log() if self.given.unit == "metres" else -values
-        rows, columns = (side // self.given.stride for side in size)
-        if values.shape[-2:] != (rows, columns):  # as of a network that makes 16 pixels of a patch of 14
-            values = F.interpolate(values, (rows, columns), mode="bilinear", antialias=True, align_corners=False)
-        return values
+        # Other cells come of a network that makes 16 pixels of a patch of 14, say.
+        return bilinear(values, (size[0] // self.given.stride, size[1] // self.given.stride))
 
 
 def load_onnx(

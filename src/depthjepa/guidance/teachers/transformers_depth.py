@@ -31,14 +31,13 @@ from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput, nearest
 from depthjepa.formats.weights import few
 from depthjepa.guidance.config import FeatureGuidance
-from depthjepa.guidance.target import Description
+from depthjepa.guidance.target import CELL, Description, bilinear
 from depthjepa.guidance.teachers.loading import TeacherKind
 from depthjepa.guidance.teachers.transformers_families import MODEL_TYPES, Family, Values, family
 from depthjepa.losses import Latents
 
 Output = Literal["depth", "features"]
 
-CELL = 8  # pixels a cell of half a patch, as many as DepthFM takes
 NEAREST = 1e-3  # m; smaller predictions (a ReLU's zeros) count as this before the logarithm
 SAVED = "give a folder as transformers saves it (config.json, model.safetensors)"
 
@@ -132,10 +131,7 @@ class HuggingFaceDepth:
         return -(-height // self.multiple) * self.multiple, -(-width // self.multiple) * self.multiple
 
     def _resize(self, images: Float[Tensor, "b 3 _h _w"], size: tuple[int, int]) -> Float[Tensor, "b 3 h w"]:
-        images = images.to(self.device, torch.float32)
-        if images.shape[-2:] == size:
-            return images
-        return F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+        return bilinear(images.to(self.device, torch.float32), size)
 
     def _compute(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c rows cols"]:
         compute = self._depth if self.layer is None else self._features

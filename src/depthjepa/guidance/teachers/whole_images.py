@@ -8,10 +8,8 @@ from itertools import groupby, islice
 import torch
 
 from depthjepa.data.samples import Batch
-from depthjepa.guidance.target import Teacher, resized
+from depthjepa.guidance.target import CELL, Teacher, resized
 from depthjepa.losses import Latents
-
-CELL = 8  # pixels of the whole image a latent cell is asked for
 
 
 def of_one_size(batches: Iterable[Batch], most: int) -> Iterator[Batch]:

@@ -30,7 +30,7 @@ from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput, nearest
 from depthjepa.formats.files import read_torch
 from depthjepa.formats.weights import few, refuse_misfit
-from depthjepa.guidance.target import Description
+from depthjepa.guidance.target import Description, bilinear
 from depthjepa.guidance.teachers.depthfm.layout import CHANNELS, released_keys, unet_config
 from depthjepa.losses import Latents
 from depthjepa.runtime import generator
@@ -121,11 +121,7 @@ class DepthFM:
 
     def resized(self, batch: Batch, cells: tuple[int, int]) -> Float[Tensor, "b 3 h w"]:
         """Crops of a batch at the sides nearest to a latent cell a cell."""
-        size = sides(cells, self.multiple)
-        images = batch.images.to(self.device, torch.float32)
-        if images.shape[-2:] == size:
-            return images
-        return F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+        return bilinear(batch.images.to(self.device, torch.float32), sides(cells, self.multiple))
 
     def latents(
         self,
