@@ -30,7 +30,7 @@ FLOORS = (
     ("evaluation", "cost"),
     ("starting", "memory", "saving"),
     ("run_state",),
-    ("run_summary",),
+    ("run_summary", "beginning"),
     ("training",),
     ("report",),
     ("study",),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from torch.utils.data import Dataset
 
-from depthjepa import training
+from depthjepa import beginning, training
 from depthjepa.data.reading import read
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import RunFolder
@@ -147,7 +147,7 @@ def test_a_run_that_is_stopped_while_it_draws_a_batch_goes_on_to_the_same_end(
     with monkeypatch.context() as patch:
         patch.setattr(training.TrainingBatches, "__iter__", stopped_in_the_fourth)
         # The first batches are those that the teacher is fitted to.
-        patch.setattr(training, "target_batches", lambda state, source: drawn(of_target(state, source)))
+        patch.setattr(beginning, "target_batches", lambda state, source: drawn(of_target(state, source)))
         with pytest.raises(RunStopped, match="stopped at step 3 of 6; continue with --resume"):
             run(pairs, tmp_path / "cut", *settings)
     assert weights(tmp_path / "cut")["step"] == 3

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from depthjepa import checkpoint, cost, distributed, training
+from depthjepa import beginning, checkpoint, cost, distributed, run_state, training
 from depthjepa.backbones.opening import load_encoder
 from depthjepa.commands.convert import convert
 from depthjepa.config import RunConfig, to_mapping
@@ -99,7 +99,7 @@ def prepared(root: Path, out: Path, *overrides: str) -> tuple[Any, list[str]]:
     """The state of step 0, and what was said."""
     config, said = tiny(root, "train.steps=2", *overrides), list[str]()
     data = open_splits(config.data)
-    state = training.prepare(config, RunFolder(out), data, distributed.Ranks(), resume=False, say=said.append)
+    state = beginning.begin(config, RunFolder(out), data, distributed.Ranks(), resume=False, say=said.append)
     return state, said
 
 
@@ -274,7 +274,7 @@ def test_the_head_has_its_own_rate_frozen_and_thawed(pairs: Path, tmp_path: Path
             )
             assert largest == pytest.approx(4 * rate, rel=1e-2)
         state.step += 1
-        training.freeze_or_thaw(state)
+        run_state.freeze_or_thaw(state)
 
 
 # layouts

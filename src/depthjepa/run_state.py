@@ -43,6 +43,15 @@ class State:
     read: str = ""  # which data, in words; of the first process
 
 
+def freeze_or_thaw(state: State) -> None:
+    """Let everything learn, or the head alone while the run is in its frozen steps; called where that changes."""
+    frozen = state.step < state.config.init.frozen_steps
+    for part in (state.method.context_encoder, getattr(state.method, "predictor", None)):
+        if part is not None:
+            part.requires_grad_(not frozen)
+    state.parallel = distributed.wrap(state.method, state.place, state.where)
+
+
 def restore(state: State, path: Path) -> None:
     """Take step, weights, optimiser and teacher statistics from a checkpoint of the run, the same in all processes."""
     held = state.method.state_dict()

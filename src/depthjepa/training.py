@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,41 +17,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depthjepa import cost, distributed, locks, memory, optim, progress, runtime
+from depthjepa import distributed, locks, optim, progress, runtime
+from depthjepa.beginning import begin
 from depthjepa.config import RunConfig, to_mapping
 from depthjepa.configuring import load_config
-from depthjepa.data.account import what_is_read
 from depthjepa.data.contents import Contents, write_contents
-from depthjepa.data.images import Split
 from depthjepa.data.loading import TrainingBatches, open_splits
-from depthjepa.data.metres import describe_depth
-from depthjepa.data.order import steps_per_epoch, wrap_note
 from depthjepa.data.samples import Batch, Source
 from depthjepa.evaluation.during_training import probe_during_training
 from depthjepa.evaluation.pictures import drawn
 from depthjepa.faults import BadInput, OutOfReach, RunStopped
-from depthjepa.guidance.build import learned_depths, refuse_images_without_latents, seen_by_teacher
 from depthjepa.logbook import RunFolder
 from depthjepa.loggers.logger import Logger, open_loggers
-from depthjepa.method import build_method, build_target, build_teacher, compile_blocks, shard_blocks
-from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import normalise
-from depthjepa.run_state import State, restore, save, whole_encoder, whole_method
+from depthjepa.run_state import State, freeze_or_thaw, save, whole_encoder, whole_method
 from depthjepa.run_summary import finish, so_far
-from depthjepa.saving import Saving
 from depthjepa.starting import (
     contents_of_run,
     is_moved,
     open_data,
-    parts_note,
     rates_change,
-    refuse_impossible,
     refuse_mix_up,
     settle_precision,
     steps_before,
 )
 from depthjepa.stopping import Interrupted, Stopping, interruptions
-from depthjepa.warm_start import start_from
 
 UNREADABLE_SHARE = 0.01  # more than this share of unreadable images stops a run
 
@@ -95,7 +85,7 @@ def train(
         first = partial(contents_of_run, config, data, folder, say)
         distributed.first_writes(place, lambda: contents.update(first()))
         told = say if place.first else lambda _: None
-        state = prepare(config, folder, data, place, resume=resume, say=told)
+        state = begin(config, folder, data, place, resume=resume, say=told)
         if lengthen:
             before = steps_before(config, folder, state.epoch_steps)
             told(rates_change(config, state.step, before, state.steps, state.epoch_steps))
@@ -118,107 +108,6 @@ def train(
                     logger.picture(name, figure, state.step)
                 logger.finish(summary)
         return summary
-
-
-def prepare(
-    config: RunConfig,
-    folder: RunFolder,
-    data: Mapping[Split, Source],
-    place: distributed.Ranks,
-    *,
-    resume: bool,
-    say: Callable[[str], None],
-) -> State:
-    """Build the state of step 0, or the state that the newest checkpoint of the folder holds."""
-    source = data["train"]
-    refuse_impossible(config, data, place)
-    where = runtime.device(config.train.device, place)
-    epoch_steps = steps_per_epoch(len(source), config.train.batch_size)
-    steps = config.train.total_steps(epoch_steps)
-    teacher = build_teacher(config, has_depth=source.has_depth)
-    refuse_images_without_latents(config.guidance, source)
-    lines = [note for note in (seen_by_teacher(config.guidance, source.name),) if note]  # said once nothing is refused
-    if config.about.choices and not resume:
-        lines.insert(0, f"the recipe's choices: {config.about.choices}")
-    if teacher is not None:
-        if teacher.describe().needs_depth:
-            lines += describe_depth(source, *learned_depths(config.guidance))
-        teacher = teacher.to(where)
-    method = build_method(config, teacher, len(source.classes))
-    newest = distributed.of_first(folder.checkpoint() if resume else None, place)
-    if config.init.checkpoint is not None and newest is None:
-        lines.insert(0, start_from(method, config))
-    method = method.to(where)
-    need = memory.memory_need(config, method, teacher, source, place, where)
-    taken = memory.refuse_too_large(config, need, place, where)
-    if sharded := place.world > 1 and config.train.parallel == "sharded":
-        shard_blocks(method, place, where)
-    optimizer = optim.build_optimizer(method, config.optim)
-    target = None if teacher is None else build_target(config, method, teacher)
-    state = State(
-        config=config,
-        method=method,
-        parallel=method,
-        optimizer=optimizer,
-        target=target,
-        classes=source.classes,
-        step=0,
-        steps=steps,
-        epoch_steps=epoch_steps,
-        where=where,
-        place=place,
-        saving=Saving(folder, place, config.train.timeout_minutes, parts=sharded),
-        skipped={},
-    )
-    if place.first:
-        state.read = what_is_read(config.data, data)
-        lines.append(state.read)
-    if newest is not None:
-        restore(state, newest)
-    for line in (*lines, cost.estimate(config, teacher, steps - state.step, place.world, where, taken)):
-        say(line)
-    if target is not None and newest is None:
-        with progress.task(f"what the teacher says of {config.train.whitening_images} crops"):
-            target.fit(target_batches(state, source))
-        if not target.floor:
-            say("the teacher says the same of every image: there is nothing to learn from it")
-    if isinstance(method, Supervised) and target is not None and target.floor:
-        method.floor = target.floor
-    if config.train.compile:
-        compile_blocks(method)
-    for note in (parts_note(config, place.world), wrap_note(len(source), config.train.batch_size)):
-        if note:
-            say(note)
-    if state.step:
-        say(f"resumed at step {state.step} of {steps}")
-    freeze_or_thaw(state)
-    return state
-
-
-def freeze_or_thaw(state: State) -> None:
-    """Let everything learn, or the head alone while the run is in its frozen steps; called where that changes."""
-    frozen = state.step < state.config.init.frozen_steps
-    for part in (state.method.context_encoder, getattr(state.method, "predictor", None)):
-        if part is not None:
-            part.requires_grad_(not frozen)
-    state.parallel = distributed.wrap(state.method, state.place, state.where)
-
-
-def target_batches(state: State, source: Source) -> Iterator[Batch]:
-    """Crops drawn like training's, the same on every rank, to which the target is fitted."""
-    config = state.config
-    size = min(config.train.batch_size, 64)
-    batches = TrainingBatches(
-        source=source,
-        data=config.data,
-        masks=None,
-        grid=config.grid,
-        seed=config.seed,
-        batch_size=size,
-        ranks=distributed.Ranks(),
-        steps=max(1, min(config.train.whitening_images, len(source)) // size),
-    )
-    return (batch.to(state.where) for batch in batches)
 
 
 def training_batches(state: State, source: Source) -> TrainingBatches:
