@@ -16,8 +16,9 @@ from depthjepa.data.config import DataConfig
 from depthjepa.data.images import decode
 from depthjepa.data.layouts.class_folder import ClassFolder
 from depthjepa.data.layouts.flat import FlatFolder
-from depthjepa.data.layouts.rgbd import PairedFolder, decode_depth
+from depthjepa.data.layouts.rgbd import PairedFolder
 from depthjepa.data.loading import open_source
+from depthjepa.data.pixel_maps import decode_depth
 from depthjepa.data.samples import UnreadableImage
 from depthjepa.faults import BadInput
 

@@ -26,9 +26,9 @@ from depthjepa.data.contents import contents_of
 from depthjepa.data.hub.address import address_of
 from depthjepa.data.images import decode
 from depthjepa.data.layouts.hub import HubImages
-from depthjepa.data.layouts.rgbd import decode_depth
 from depthjepa.data.loading import has_validation, open_source, open_splits, source_name, view_batches
 from depthjepa.data.metres import describe_depth
+from depthjepa.data.pixel_maps import decode_depth
 from depthjepa.data.samples import UnreadableImage
 from depthjepa.faults import BadInput
 from tiny_hub import SHA, hub_of

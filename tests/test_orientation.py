@@ -10,8 +10,9 @@ from PIL import Image
 
 from depthjepa.data.config import DataConfig
 from depthjepa.data.images import decode, tag_of, upright, upright_size
-from depthjepa.data.layouts.rgbd import LOOKED_AT, PairedFolder, decode_depth
+from depthjepa.data.layouts.rgbd import PairedFolder
 from depthjepa.data.loading import TrainingBatches, open_source
+from depthjepa.data.pixel_maps import LOOKED_AT, decode_depth
 from depthjepa.data.prepare.kitti import prepare_kitti
 from depthjepa.faults import BadInput
 from tiny_images import millimetres

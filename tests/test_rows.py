@@ -43,6 +43,7 @@ HOMONYMS = {
     ("depth", "data/hub/table.py"): "a column of a table",
     ("depth", "data/pairing.py"): "the same folder",
     ("depth", "data/depth_files.py"): "a channel of a file",
+    ("depth", "data/pixel_maps.py"): "what messages call metres",
     ("depth", "data/prepare/realsense.py"): "a folder of depth maps",
     ("depth", "data/prepare/zed.py"): "the beginning of a file's name",
     ("depth", "data/prepare/record3d.py"): "a folder of depth maps",

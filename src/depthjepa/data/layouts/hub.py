@@ -37,7 +37,7 @@ from depthjepa.data.hub.table import (
 )
 from depthjepa.data.images import Split, decode_bytes_with_tag, upright
 from depthjepa.data.layouts.layout import DataLayout
-from depthjepa.data.layouts.rgbd import map_tag, refuse_other_size
+from depthjepa.data.pixel_maps import map_tag, refuse_other_size
 from depthjepa.data.samples import Sample, UnreadableImage
 from depthjepa.data.subsets import chosen_classes, chosen_images
 from depthjepa.faults import BadInput

@@ -34,7 +34,7 @@ from depthjepa.data.images import (
     why_unreadable,
 )
 from depthjepa.data.layouts.layout import DataLayout, path_of
-from depthjepa.data.layouts.rgbd import PairedFolder, fitted_map
+from depthjepa.data.layouts.rgbd import PairedFolder
 from depthjepa.data.pairing import (
     DEPTH,
     LABELS,
@@ -47,6 +47,7 @@ from depthjepa.data.pairing import (
     place_of,
     some_of,
 )
+from depthjepa.data.pixel_maps import fitted_map
 from depthjepa.data.samples import VOID, Sample, UnreadableImage
 from depthjepa.faults import BadInput
 

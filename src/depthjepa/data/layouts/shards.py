@@ -36,7 +36,9 @@ from depthjepa.data.groups import GROUPS, group_list, told_group, with_groups
 from depthjepa.data.images import Split, decode_bytes_with_tag, fault_line, loose_files, tag_of
 from depthjepa.data.layouts.labelled import CLASSES, refuse_unnamed, stored_labels
 from depthjepa.data.layouts.layout import DataLayout, path_name, path_of
-from depthjepa.data.layouts.rgbd import (
+from depthjepa.data.order import evenly
+from depthjepa.data.pairing import DEPTH, LABELS
+from depthjepa.data.pixel_maps import (
     LOOKED_AT,
     facts_mark,
     fitted_map,
@@ -45,8 +47,6 @@ from depthjepa.data.layouts.rgbd import (
     map_tag,
     units_per_metre,
 )
-from depthjepa.data.order import evenly
-from depthjepa.data.pairing import DEPTH, LABELS
 from depthjepa.data.samples import Sample, UnreadableImage
 from depthjepa.data.shards.classes import (
     class_words,

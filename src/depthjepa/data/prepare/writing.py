@@ -20,8 +20,8 @@ from PIL import Image
 from depthjepa.data.config import MILLIMETRES
 from depthjepa.data.dataset_facts import DATASET, DatasetFacts, dataset_facts
 from depthjepa.data.images import DECODING_FAULTS, Split, fault_line, image_names, tag_of
-from depthjepa.data.layouts.rgbd import decode_depth
 from depthjepa.data.pairing import DEPTH, PHOTOGRAPHS, SUFFIX, Beside, some_of
+from depthjepa.data.pixel_maps import decode_depth
 from depthjepa.data.samples import UnreadableImage
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import to_json, whole_file, whole_path, write_whole, writing
