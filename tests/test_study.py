@@ -93,13 +93,29 @@ def study_file(path: Path, content: Any) -> Path:
 
 
 @dataclass
+class Done:
+    """A study that is finished."""
+
+    folder: Path
+    content: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def done(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """All in this process: another one for each run takes longer than the runs."""
+    folder = tmp_path_factory.mktemp("done") / "study"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("depthjepa.study.processes.spawn", inside)
+        return Done(folder, run_study(twins(pairs), folder, say=lambda _: None))
+
+
+@dataclass
 class Cut:
     folder: Path
     after: list[Path]  # what was finished when it stopped
     step: int  # where the cut run stood
     finished_at: float  # when the first run wrote its summary
     said: list[str]
-    content: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -123,12 +139,17 @@ def cut(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Cut:
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("depthjepa.study.processes.spawn", inside)
-        content = run_study(twins(pairs), folder, resume=True, say=said.append)
-    return Cut(folder, after, step, finished_at, said, content)
+        run_study(twins(pairs), folder, resume=True, say=said.append)
+    return Cut(folder, after, step, finished_at, said)
 
 
 @pytest.mark.slow
-def test_an_interruption_saves_the_running_one_and_resume_does_only_what_is_missing(cut: Cut) -> None:
+def test_an_interruption_saves_the_running_one_and_resume_does_only_what_is_missing(
+    cut: Cut, pairs: Path, tmp_path: Path
+) -> None:
+    settings = [f"data.root={pairs}", *SETTINGS, f"train.steps={STEPS}"]
+    train(build_config({"name": "unguided", "seed": 0}, settings), tmp_path / "alone", say=lambda _: None)
+    assert metrics(cut.folder / "unguided" / "seed-0") == metrics(tmp_path / "alone")
     first = cut.folder / "guided" / "seed-0"
     assert cut.after == [first]
     assert 3 <= cut.step < STEPS
@@ -148,15 +169,15 @@ def test_an_interruption_saves_the_running_one_and_resume_does_only_what_is_miss
     ]
 
 
-def test_each_run_is_the_run_that_train_and_probe_give(cut: Cut, pairs: Path, tmp_path: Path) -> None:
+def test_each_run_is_the_run_that_train_and_probe_give(done: Done, pairs: Path, tmp_path: Path) -> None:
     settings = [f"data.root={pairs}", *SETTINGS, f"train.steps={STEPS}"]
     config = build_config({"name": "unguided", "seed": 0}, settings)
     train(config, tmp_path / "alone", say=lambda _: None)
-    place = cut.folder / "unguided" / "seed-0"  # the one that was cut
+    place = done.folder / "unguided" / "seed-0"
     assert metrics(place) == metrics(tmp_path / "alone")
     encoder = load_encoder(tmp_path / "alone")
     expected = probes.probe("depth", config, encoder, torch.device("cpu"))
-    [found] = [entry for entry in cut.content["runs"] if (entry["arm"], entry["seed"]) == ("unguided", 0)]
+    [found] = [entry for entry in done.content["runs"] if (entry["arm"], entry["seed"]) == ("unguided", 0)]
     assert found["figures"]["depth.r2_within"] == pytest.approx(expected.value("unguided", "r2_within"), abs=1e-6)
     random = found["baselines"]["random encoder"]["depth.r2_within"]
     assert random == pytest.approx(expected.value("random encoder", "r2_within"), abs=1e-6)
@@ -165,33 +186,33 @@ def test_each_run_is_the_run_that_train_and_probe_give(cut: Cut, pairs: Path, tm
     assert RunFolder(place).config()["train"]["threads"] == 1
 
 
-def test_the_table_is_the_mean_and_deviation_of_the_runs(cut: Cut) -> None:
-    assert json.loads((cut.folder / "study.json").read_text()) == cut.content
-    assert [(entry["arm"], entry["seed"]) for entry in cut.content["runs"]] == [
+def test_the_table_is_the_mean_and_deviation_of_the_runs(done: Done) -> None:
+    assert json.loads((done.folder / "study.json").read_text()) == done.content
+    assert [(entry["arm"], entry["seed"]) for entry in done.content["runs"]] == [
         ("guided", 0), ("unguided", 0), ("guided", 1), ("unguided", 1),
     ]  # fmt: skip
     for arm in ("guided", "unguided"):
-        tables = [RunFolder(cut.folder / arm / f"seed-{seed}").probe("depth") for seed in (0, 1)]
+        tables = [RunFolder(done.folder / arm / f"seed-{seed}").probe("depth") for seed in (0, 1)]
         for key in ("r2_within", "absrel", "rmse"):
             values = np.array([row[key] for table in tables for row in table["rows"] if row["name"] == arm])
-            found = cut.content["means"][arm]["figures"][f"depth.{key}"]
+            found = done.content["means"][arm]["figures"][f"depth.{key}"]
             assert found["mean"] == pytest.approx(values.mean())
             assert found["deviation"] == pytest.approx(values.std(ddof=1))
             assert found["n"] == 2
-    rows = {row["name"]: row for row in cut.content["baselines"]}
+    rows = {row["name"]: row for row in done.content["baselines"]}
     assert list(rows) == GUESSES
     assert not rows["scene map"]["figures"]  # these pairs are of no known scene
     # Twins start alike: two random encoders, not four.
     random = rows["random encoder"]["figures"]["depth.r2_within"]
-    table = [RunFolder(cut.folder / "guided" / f"seed-{seed}").probe("depth") for seed in (0, 1)]
+    table = [RunFolder(done.folder / "guided" / f"seed-{seed}").probe("depth") for seed in (0, 1)]
     values = np.array([row["r2_within"] for each in table for row in each["rows"] if row["name"] == "random encoder"])
     assert (random["n"], random["mean"]) == (2, pytest.approx(values.mean()))
     assert random["deviation"] == pytest.approx(values.std(ddof=1))
 
 
-def test_the_page_has_a_row_for_each_arm_and_a_column_for_each_measure(cut: Cut) -> None:
-    text = (cut.folder / "study.md").read_text()
-    assert text == markdown(cut.content)
+def test_the_page_has_a_row_for_each_arm_and_a_column_for_each_measure(done: Done) -> None:
+    text = (done.folder / "study.md").read_text()
+    assert text == markdown(done.content)
     lines = [line for line in text.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [row[0] for row in cells] == [
@@ -205,18 +226,18 @@ def test_the_page_has_a_row_for_each_arm_and_a_column_for_each_measure(cut: Cut)
     assert cells[0][:4] == ["", "runs", "steps", "images/s"]
     assert "depth: R² within images ↑" in cells[0]
     assert "depth: RMSE [m] ↓" in cells[0]
-    mean = cut.content["means"]["guided"]["figures"]["depth.absrel"]
+    mean = done.content["means"]["guided"]["figures"]["depth.absrel"]
     assert cells[2 + len(GUESSES)][cells[0].index("depth: AbsRel ↓")] == f"{mean['mean']:.3f} ± {mean['deviation']:.3f}"
     assert "over 2 seeds (0, 1)" in text
     assert "4 of 4 runs finished" in text
 
 
 def test_a_finished_study_resumes_to_the_same_files_without_a_process(
-    cut: Cut, pairs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    done: Done, pairs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("depthjepa.study.processes.spawn", lambda *_: pytest.fail("a finished study starts nothing"))
-    before = {file: file.read_bytes() for file in cut.folder.iterdir() if file.is_file()}
-    assert run_study(twins(pairs), cut.folder, resume=True, keep=tmp_path / "kept", say=lambda _: None) == cut.content
+    before = {file: file.read_bytes() for file in done.folder.iterdir() if file.is_file()}
+    assert run_study(twins(pairs), done.folder, resume=True, keep=tmp_path / "kept", say=lambda _: None) == done.content
     assert {file: file.read_bytes() for file in before} == before
     kept = {file.relative_to(tmp_path / "kept").as_posix() for file in (tmp_path / "kept").rglob("*") if file.is_file()}
     assert kept == {"study.json", "study.md", "config.yaml"}
@@ -225,32 +246,32 @@ def test_a_finished_study_resumes_to_the_same_files_without_a_process(
     assert not (tmp_path / "others").exists()
 
 
-def test_another_study_in_the_folder_is_refused_and_what_differs_is_named(cut: Cut, pairs: Path) -> None:
+def test_another_study_in_the_folder_is_refused_and_what_differs_is_named(done: Done, pairs: Path) -> None:
     with pytest.raises(BadInput, match="is there already: go on with --resume, or choose another --out"):
-        run_study(twins(pairs), cut.folder)
+        run_study(twins(pairs), done.folder)
     arms = {"guided": (*GUIDED, "optim.lr=0.1"), "more": ()}
     changed = twins(pairs, seeds=(0, 2), arms=arms, side_by_side=2, claims=())
     with pytest.raises(BadInput) as fault:
-        run_study(changed, cut.folder, resume=True)
+        run_study(changed, done.folder, resume=True)
     assert "changed study: seeds, arms.unguided, arms.more, arms.guided.optim.lr;" in str(fault.value)
     with pytest.raises(BadInput, match="holds no study to go on with"):
-        run_study(twins(pairs), cut.folder / "guided", resume=True)
+        run_study(twins(pairs), done.folder / "guided", resume=True)
 
 
 def test_what_is_kept_has_every_figure_of_every_run_the_table_and_the_configuration(
-    cut: Cut, pairs: Path, tmp_path: Path
+    done: Done, pairs: Path, tmp_path: Path
 ) -> None:
-    keep_results(plain(asdict(twins(pairs))), cut.folder, tmp_path)
+    keep_results(plain(asdict(twins(pairs))), done.folder, tmp_path)
     kept = json.loads((tmp_path / "study.json").read_text())
-    assert (tmp_path / "study.md").read_text() == markdown(cut.content)
+    assert (tmp_path / "study.md").read_text() == markdown(done.content)
     assert [(run["arm"], run["seed"]) for run in kept["runs"]] == [
-        (run["arm"], run["seed"]) for run in cut.content["runs"]
+        (run["arm"], run["seed"]) for run in done.content["runs"]
     ]
-    shown = {column["key"] for column in cut.content["columns"]}
-    for run, full in zip(kept["runs"], cut.content["runs"], strict=True):
+    shown = {column["key"] for column in done.content["columns"]}
+    for run, full in zip(kept["runs"], done.content["runs"], strict=True):
         expected = {key: value for key, value in full["figures"].items() if key in shown or key.startswith("loss")}
         assert run["figures"] == pytest.approx(expected, rel=1e-4)
-        summary = RunFolder(cut.folder / run["arm"] / f"seed-{run['seed']}").summary()
+        summary = RunFolder(done.folder / run["arm"] / f"seed-{run['seed']}").summary()
         assert ("depth_floor" in run) == (run["arm"] == "guided")
         assert run.get("depth_floor", 0) == pytest.approx(summary.get("depth_floor") or 0, rel=1e-4)
     # The random encoder of a seed is that of both arms: it stands at the first of them.
@@ -258,8 +279,8 @@ def test_what_is_kept_has_every_figure_of_every_run_the_table_and_the_configurat
     for arm in ("guided", "unguided"):
         values = [run["figures"]["depth.r2_within"] for run in kept["runs"] if run["arm"] == arm]
         assert kept["means"][arm]["figures"]["depth.r2_within"]["mean"] == pytest.approx(np.mean(values), abs=1e-5)
-    assert kept["sentences"] == cut.content["sentences"]
-    table = RunFolder(cut.folder / "guided" / "seed-0").probe("depth")
+    assert kept["sentences"] == done.content["sentences"]
+    table = RunFolder(done.folder / "guided" / "seed-0").probe("depth")
     assert kept["protocols"]["depth"] == [f"{table['data']}: {table['protocol']}"]
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["guidance"]["kind"] == "feature"
     write_report([tmp_path], tmp_path / "page.html")
@@ -268,29 +289,29 @@ def test_what_is_kept_has_every_figure_of_every_run_the_table_and_the_configurat
 
 
 def test_of_a_large_study_the_columns_that_matter_are_kept(
-    cut: Cut, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: Done, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("depthjepa.study.results.CONFIG_BYTES", 10**6)  # nothing else fits beside so large a one
-    keep_results(plain(asdict(twins(pairs))), cut.folder, tmp_path)
+    keep_results(plain(asdict(twins(pairs))), done.folder, tmp_path)
     kept = json.loads((tmp_path / "study.json").read_text())
     keys = [column["key"] for column in kept["columns"]]
-    assert keys[:3] == [column["key"] for column in cut.content["columns"]][:3] and "depth.r2_within" in keys
-    assert len(keys) < len(cut.content["columns"])
-    for run, full in zip(kept["runs"], cut.content["runs"], strict=True):
+    assert keys[:3] == [column["key"] for column in done.content["columns"]][:3] and "depth.r2_within" in keys
+    assert len(keys) < len(done.content["columns"])
+    for run, full in zip(kept["runs"], done.content["runs"], strict=True):
         assert {key for key in run["figures"] if not key.startswith("loss")} == set(keys)
         assert all(run["figures"][key] == pytest.approx(full["figures"][key], rel=1e-4) for key in keys)
-    assert kept["sentences"] == cut.content["sentences"]
-    assert (tmp_path / "study.md").read_text() == markdown(cut.content)  # has all
+    assert kept["sentences"] == done.content["sentences"]
+    assert (tmp_path / "study.md").read_text() == markdown(done.content)  # has all
     write_report([tmp_path], tmp_path / "page.html")
     assert "R² within images" in (tmp_path / "page.html").read_text()
 
 
 def test_too_much_to_keep_of_a_study_is_refused(
-    cut: Cut, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: Done, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("depthjepa.study.results.KEPT_BYTES", 1000)
     with pytest.raises(BadInput, match=r"study twins: \d+ bytes to keep, more than 1000"):
-        keep_results(plain(asdict(twins(pairs))), cut.folder, tmp_path / "kept")
+        keep_results(plain(asdict(twins(pairs))), done.folder, tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
 
 
@@ -719,24 +740,24 @@ def test_a_study_without_finished_runs_has_its_table(pairs: Path, tmp_path: Path
     assert "- guided, seed 1 failed: no memory" in text
 
 
-def test_a_study_says_what_may_be_claimed(cut: Cut) -> None:
-    (claimed,) = cut.content["claimed"]
-    figures = {(run["arm"], run["seed"]): run["figures"]["depth.r2_within"] for run in cut.content["runs"]}
+def test_a_study_says_what_may_be_claimed(done: Done) -> None:
+    (claimed,) = done.content["claimed"]
+    figures = {(run["arm"], run["seed"]): run["figures"]["depth.r2_within"] for run in done.content["runs"]}
     expected = [figures["guided", seed] - figures["unguided", seed] for seed in (0, 1)]
     assert claimed["differences"] == pytest.approx(expected) and claimed["seeds"] == [0, 1]
     assert claimed["mean"] == pytest.approx(np.mean(expected)) and claimed["p"] >= 0.5  # two seeds prove nothing
     assert claimed["images"] == 8 and claimed["bootstrap_low"] <= claimed["mean"] <= claimed["bootstrap_high"]
-    assert claimed["sentence"] in (cut.folder / "study.md").read_text()
+    assert claimed["sentence"] in (done.folder / "study.md").read_text()
     assert "guided" in claimed["sentence"] and "2 paired seeds" in claimed["sentence"]
 
 
-def test_the_figures_of_single_images_add_up_to_the_difference(cut: Cut) -> None:
+def test_the_figures_of_single_images_add_up_to_the_difference(done: Done) -> None:
     """What the bootstrap draws from has the mean that the tables have."""
-    found = differences_by_image(cut.folder, "guided", "unguided", (0, 1), "depth")
+    found = differences_by_image(done.folder, "guided", "unguided", (0, 1), "depth")
     assert found is not None
     values, what = found
     assert what == "images"  # nothing tells where they were taken
-    assert values.mean(1) == pytest.approx(cut.content["claimed"][0]["differences"], abs=1e-6)
+    assert values.mean(1) == pytest.approx(done.content["claimed"][0]["differences"], abs=1e-6)
 
 
 @pytest.mark.slow
