@@ -13,6 +13,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -121,52 +122,8 @@ def scanned(file: io.FileIO | io.BytesIO, name: str) -> tuple[Samples, Counter[s
     Raises `BadInput` for a file that is no tar or is cut short, a tar without images, a key with two members of a kind,
     what goes with an image without one, a label that is no number, facts of another form, and depth in EXR.
     """
-    found: dict[Kind, dict[str, tarfile.TarInfo]] = {kind: {} for kind in _WORDS}
-    contents: dict[Kind, dict[str, bytes]] = {"label": {}, "facts": {}}
-    marks: dict[str, int] = {}  # of depth
-    files: dict[str, tarfile.TarInfo] = {}  # by their names, those that links mean too
-    ignored: Counter[str] = Counter()
-    last = None
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as shard:
-            for member in shard:
-                last = member.name
-                folder, _, base = member.name.rpartition("/")
-                stem, _, extension = base.partition(".")
-                if member.isdir():
-                    continue
-                if member.islnk() or member.issym():
-                    meant = member.linkname if member.islnk() else posixpath.join(folder, member.linkname)
-                    if (target := files.get(posixpath.normpath(meant))) is None:
-                        ignored["link to what the tar does not hold before it"] += 1
-                        continue
-                    member.size, member.offset_data = target.size, target.offset_data
-                elif not member.isreg():
-                    ignored["pipe, socket or device"] += 1
-                    continue
-                files[posixpath.normpath(member.name)] = member
-                key = f"{folder}/{stem}"
-                kind = _kind(extension.lower()) if stem else None
-                content = _content(file, member, kind)
-                if kind is None or (kind == "facts" and not _may_tell(content)):
-                    ignored[ending(base) if stem else "hidden"] += 1
-                    continue
-                if (other := found[kind].setdefault(key, member)) is not member:
-                    raise BadInput(
-                        f"{name}: {other.name} and {member.name} are two {_WORDS[kind]} of one sample (the name up to "
-                        f"its first dot is the key of a sample)"
-                    )
-                if kind in contents:
-                    contents[kind][key] = content
-                if kind == "depth file":
-                    marks[key] = _mark(file, member, name)
-            file.seek(shard.offset)
-            last_bytes = file.read(_PADDING)
-    except (tarfile.TarError, OSError) as fault:
-        what = "is no uncompressed tar" if last is None else f"is cut short or damaged at {last}"
-        raise BadInput(f"{name} {what}: {fault_line(fault)}") from fault
-    if len(last_bytes) < tarfile.BLOCKSIZE or any(last_bytes):  # tarfile ends at such a place without a word
-        raise BadInput(f"{name} is cut short or damaged after {last}: the tar's end mark is not there")
+    members = _walked(file, name)
+    found, ignored = members.found, members.ignored
     images = found["image"]
     needing: tuple[Kind, ...] = ("label", "depth file", "label map")
     for what in needing:
@@ -176,10 +133,11 @@ def scanned(file: io.FileIO | io.BytesIO, name: str) -> tuple[Samples, Counter[s
             )
     if not images:
         raise BadInput(f"{name} holds no images (accepted: {' '.join(SUFFIXES)})")
-    values = {key: _label(each, f"{name}: {found['label'][key].name}") for key, each in contents["label"].items()}
+    labels = members.contents["label"]
+    values = {key: _label(each, f"{name}: {found['label'][key].name}") for key, each in labels.items()}
     mapped = found["depth file"].keys() | found["label map"].keys()
     facts = {}
-    for key, each in contents["facts"].items():
+    for key, each in members.contents["facts"].items():
         if key in mapped:
             facts[key] = parse_json(each, f"{name}: {found['facts'][key].name}", SampleFacts)
         else:
@@ -188,9 +146,71 @@ def scanned(file: io.FileIO | io.BytesIO, name: str) -> tuple[Samples, Counter[s
         packed(member.name for member in images.values()),
         np.array([(0, member.offset_data, member.size) for member in images.values()], np.int64),
         np.array([values.get(key, -1) for key in images], np.int64),
-        _maps(images, found, marks, facts) if mapped else None,
+        _maps(images, found, members.marks, facts) if mapped else None,
     )
     return samples, ignored
+
+
+@dataclass(frozen=True, slots=True)
+class _Members:
+    """What is read of a shard, by the keys of its samples."""
+
+    found: dict[Kind, dict[str, tarfile.TarInfo]]
+    contents: dict[Kind, dict[str, bytes]]  # of labels and facts
+    marks: dict[str, int] = field(default_factory=dict)  # of depth
+    ignored: Counter[str] = field(default_factory=Counter)
+
+    def take(self, file: io.FileIO | io.BytesIO, member: tarfile.TarInfo, name: str) -> None:
+        """Keep a member with its content as its name says, or count that it was passed over."""
+        folder, _, base = member.name.rpartition("/")
+        stem, _, extension = base.partition(".")
+        key, kind = f"{folder}/{stem}", _kind(extension.lower()) if stem else None
+        content = _content(file, member, kind)
+        if kind is None or (kind == "facts" and not _may_tell(content)):
+            self.ignored[ending(base) if stem else "hidden"] += 1
+            return
+        if (other := self.found[kind].setdefault(key, member)) is not member:
+            raise BadInput(
+                f"{name}: {other.name} and {member.name} are two {_WORDS[kind]} of one sample (the name up to its "
+                f"first dot is the key of a sample)"
+            )
+        if kind in self.contents:
+            self.contents[kind][key] = content
+        if kind == "depth file":
+            self.marks[key] = _mark(file, member, name)
+
+
+def _walked(file: io.FileIO | io.BytesIO, name: str) -> _Members:
+    """Go through a shard from one header to the next; raises `BadInput` where it does not end as a tar does."""
+    members = _Members({kind: {} for kind in _WORDS}, {"label": {}, "facts": {}})
+    files: dict[str, tarfile.TarInfo] = {}  # by their names, those that links mean too
+    last = None
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as shard:
+            for member in shard:
+                last = member.name
+                if member.isdir():
+                    continue
+                if member.islnk() or member.issym():
+                    folder = posixpath.dirname(member.name)
+                    meant = member.linkname if member.islnk() else posixpath.join(folder, member.linkname)
+                    if (target := files.get(posixpath.normpath(meant))) is None:
+                        members.ignored["link to what the tar does not hold before it"] += 1
+                        continue
+                    member.size, member.offset_data = target.size, target.offset_data
+                elif not member.isreg():
+                    members.ignored["pipe, socket or device"] += 1
+                    continue
+                files[posixpath.normpath(member.name)] = member
+                members.take(file, member, name)
+            file.seek(shard.offset)
+            last_bytes = file.read(_PADDING)
+    except (tarfile.TarError, OSError) as fault:
+        what = "is no uncompressed tar" if last is None else f"is cut short or damaged at {last}"
+        raise BadInput(f"{name} {what}: {fault_line(fault)}") from fault
+    if len(last_bytes) < tarfile.BLOCKSIZE or any(last_bytes):  # tarfile ends at such a place without a word
+        raise BadInput(f"{name} is cut short or damaged after {last}: the tar's end mark is not there")
+    return members
 
 
 _WORDS: dict[Kind, str] = {
