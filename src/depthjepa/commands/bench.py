@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -76,34 +76,14 @@ def bench(recipe: str | None = None, overrides: Sequence[str] = (), *, largest: 
     }
     print(f"{config.model.size}/{config.model.patch_size} at {config.data.size}, batch {size}, on {where}")
     print(f"{operations / 1e9:.1f} GFLOP a step; {figures['threads']} threads; torch {torch.__version__}")
-    figures["auto"] = runtime.faster_precision(where)
-    ways = {"fp32": ("fp32", False), "bf16": ("bf16", False)}
-    if figures["auto"] == "fp32" and config.train.precision != "bf16":
-        del ways["bf16"]  # without bf16 units a step may take minutes
-        print("bf16: left out, this machine does not multiply faster in it (train.precision=bf16 measures it)")
-    if config.train.compile or where.type == "cuda":
-        ways["bf16, compiled"] = ("bf16", True)
-    for name, (precision, compiled) in ways.items():
-        found = figures[name] = way_figures(config, teacher, operations, precision, where, compiled=compiled)
-        print(
-            f"{name}: {found['images_per_second']:7.1f} images/s, {found['seconds_per_step']:.3f} s a step (the first "
-            f"{found['seconds_of_first_step']:.1f} s), {found['fraction_of_matmul_rate']:.2f} of the matmul rate "
-            f"({found['matmul_rate'] / 1e9:.0f} GFLOP/s)"
-        )
-    figures["fastest"] = min(ways, key=lambda name: figures[name]["seconds_per_step"])
-    print(f"fastest: {figures['fastest']}; train.precision=auto takes {figures['auto']}")
+    figures |= ways_figures(config, teacher, operations, where)
     precision = figures["fastest"].partition(",")[0]
     figures["costs"] = costs(training_step(config, teacher, precision, where), where)
     most = ", ".join(f"{name} {share:.0%}" for name, share in list(figures["costs"].items())[:COSTS])
     print(f"costs: {most} of the time that PyTorch's operations take ({precision}, not compiled)")
     if teacher is not None and config.train.objective == "jepa":
         figures |= guidance_figures(config, teacher, precision, where)
-        step, guided, taught = (figures[f"{name}_seconds"] for name in ("unguided", "guided", "teacher"))
-        how = "cached" if config.guidance != asked_directly(config.guidance, control=True) else "in the loop"
-        print(
-            f"guidance: {guided / step:.3f} times the unguided step; the teacher ({how}) {1e3 * taught:.1f} ms, "
-            f"{taught / step:.3f} of the unguided step; together {(guided + taught) / step:.3f}"
-        )
+        print(guidance_line(config, figures))
     figures |= loading_figures(config)
     figures["mask_seconds_per_step"] = mask_seconds(config)
     figures["peak_memory_bytes"] = runtime.peak_memory_bytes(where)
@@ -120,6 +100,27 @@ def bench(recipe: str | None = None, overrides: Sequence[str] = (), *, largest: 
             f"{precision}; peak memory {cost.size_of(found['peak_memory_bytes'])} of "
             f"{cost.size_of(found['memory_bytes'])} ({cost.size_of(found['told_bytes'])} were expected)"
         )
+    return figures
+
+
+def ways_figures(config: RunConfig, teacher: Teacher | None, operations: int, where: torch.device) -> dict[str, Any]:
+    """Figures of each way to compute a step, by its name, and which is the `fastest`; a line is printed for each."""
+    figures: dict[str, Any] = {"auto": runtime.faster_precision(where)}
+    ways = {"fp32": ("fp32", False), "bf16": ("bf16", False)}
+    if figures["auto"] == "fp32" and config.train.precision != "bf16":
+        del ways["bf16"]  # without bf16 units a step may take minutes
+        print("bf16: left out, this machine does not multiply faster in it (train.precision=bf16 measures it)")
+    if config.train.compile or where.type == "cuda":
+        ways["bf16, compiled"] = ("bf16", True)
+    for name, (precision, compiled) in ways.items():
+        found = figures[name] = way_figures(config, teacher, operations, precision, where, compiled=compiled)
+        print(
+            f"{name}: {found['images_per_second']:7.1f} images/s, {found['seconds_per_step']:.3f} s a step (the first "
+            f"{found['seconds_of_first_step']:.1f} s), {found['fraction_of_matmul_rate']:.2f} of the matmul rate "
+            f"({found['matmul_rate'] / 1e9:.0f} GFLOP/s)"
+        )
+    figures["fastest"] = min(ways, key=lambda name: figures[name]["seconds_per_step"])
+    print(f"fastest: {figures['fastest']}; train.precision=auto takes {figures['auto']}")
     return figures
 
 
@@ -267,6 +268,16 @@ def guidance_figures(config: RunConfig, teacher: Teacher, precision: str, where:
     names = ("unguided_seconds", "guided_seconds", "teacher_seconds")
     found = seconds_in_turn(works, where)
     return {name: float(np.median(times[1:])) for name, times in zip(names, found, strict=True)}
+
+
+def guidance_line(config: RunConfig, figures: Mapping[str, Any]) -> str:
+    """What guidance and its teacher cost, in words."""
+    step, guided, taught = (figures[f"{name}_seconds"] for name in ("unguided", "guided", "teacher"))
+    how = "cached" if config.guidance != asked_directly(config.guidance, control=True) else "in the loop"
+    return (
+        f"guidance: {guided / step:.3f} times the unguided step; the teacher ({how}) {1e3 * taught:.1f} ms, "
+        f"{taught / step:.3f} of the unguided step; together {(guided + taught) / step:.3f}"
+    )
 
 
 def mask_seconds(config: RunConfig) -> float:
