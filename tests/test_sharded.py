@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from depthjepa import checkpoint, checkpoint_parts
+from depthjepa import checkpoint, checkpoint_parts, runtime
 from depthjepa.checkpoint_parts import joined, split
 from depthjepa.data.loading import open_source
 from depthjepa.distributed import Ranks
@@ -209,8 +209,10 @@ def test_convert_makes_one_file_of_parts(tmp_path: Path, call: Call) -> None:
     assert run(pairs, tmp_path / "run", *GUIDED, "train.steps=2", "evaluation.pictures=1", resume=True)["finished"]
 
 
-def test_a_share_of_the_weights_takes_a_share_of_the_memory(tmp_path: Path) -> None:
+def test_a_share_of_the_weights_takes_a_share_of_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_flat(tmp_path / "flat", 5)
+    # What this process holds changes between two looks by what other tests left behind, more than is to be seen here.
+    monkeypatch.setattr(runtime, "held_bytes", lambda _: 10**9)
 
     def fixed(*settings: str) -> int:
         config = tiny(tmp_path / "flat", "model.width=256", "model.depth=8", *settings)
