@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from depthjepa import cost, runtime
 from depthjepa.commands.bench import training_step
-from depthjepa.config import RunConfig
-from depthjepa.configuring import build_config
+from depthjepa.config.run_config import RunConfig
+from depthjepa.config.reading import build_config
 
 MOMENTUM = 0.996
 Step = Callable[[], None]

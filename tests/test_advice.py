@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from depthjepa.configuring import load_config
+from depthjepa.config.reading import load_config
+from depthjepa.config.recipe_files import recipe_names, recipe_text
 from depthjepa.method import build_method
-from depthjepa.recipe_files import recipe_names, recipe_text
 
 SETTING = re.compile(r"\b([a-z]+\.[a-z_]+=)(\[[^\]]*\]|[^\s`,;()]*[^\s`,;.()])")
 # What stands for the reader's own: a folder, a run.

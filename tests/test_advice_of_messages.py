@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from depthjepa import cost
-from depthjepa.config import to_mapping
+from depthjepa.config.run_config import to_mapping
 from tiny_images import write_classes, write_flat, write_pairs
 from tiny_runs import GUIDED, Call, run, tiny
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from depthjepa import checkpoint, cost
+from depthjepa import cost
+from depthjepa.checkpoints.reading import load_checkpoint
 from depthjepa.columns import is_number
 from depthjepa.logbook import RunFolder
 from tiny_images import write_pairs
@@ -68,7 +69,7 @@ def test_probes_tell_of_a_checkpoint_what_they_told(name: str, there: Path, call
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_checkpoint_is_converted_and_embeds(name: str, there: Path, call: Call) -> None:
-    saved = checkpoint.load(there / name)
+    saved = load_checkpoint(there / name)
     assert (saved.step, saved.config.name) == (5, name)
     status, _, said = call("convert", name, "encoder.safetensors", "--to", "safetensors")
     assert status == 0, said

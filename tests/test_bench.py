@@ -15,11 +15,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from depthjepa import cli, cost, memory, runtime
+from depthjepa import cli, cost, runtime
 from depthjepa.commands import bench
-from depthjepa.config import RunConfig
+from depthjepa.config.run_config import RunConfig
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_teacher
+from depthjepa.run import memory
 from tiny_images import write_flat
 from tiny_runs import GUIDED, SETTINGS, Call, tiny
 

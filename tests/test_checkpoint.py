@@ -14,10 +14,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from depthjepa import checkpoint, cost
+from depthjepa import cost
 from depthjepa.backbones.opening import load_encoder
-from depthjepa.config import to_mapping
-from depthjepa.configuring import build_config
+from depthjepa.checkpoints import checkpoint
+from depthjepa.checkpoints.reading import load_checkpoint
+from depthjepa.config.reading import build_config
+from depthjepa.config.run_config import to_mapping
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.formats.weights import load_strictly
 from depthjepa.method import build_encoder
@@ -44,7 +46,7 @@ def file_of(folder: Path) -> Path:
 
 
 def test_what_is_read_is_what_was_written(folder: Path) -> None:
-    content, loaded = weights(folder), checkpoint.load(folder)
+    content, loaded = weights(folder), load_checkpoint(folder)
     assert loaded.path == file_of(folder)
     assert (loaded.step, loaded.classes, loaded.skipped) == (3, (), ())
     assert differences(dict(content["model"]), dict(loaded.model)) == []
@@ -56,7 +58,7 @@ def test_what_is_read_is_what_was_written(folder: Path) -> None:
 
 
 def test_a_file_and_its_run_folder_are_the_same_checkpoint(folder: Path) -> None:
-    one, other = checkpoint.load(folder), checkpoint.load(file_of(folder))
+    one, other = load_checkpoint(folder), load_checkpoint(file_of(folder))
     assert differences(dict(one.model), dict(other.model)) == []
 
 
@@ -88,7 +90,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path
         with (tmp_path / name).open("wb") as file:
             write({"format": 1, "model": Planted(tmp_path / "ran")}, file)
         with pytest.raises(BadInput, match=rf"{name} would run code when it is read \(posix\.mkdir\)"):
-            checkpoint.load(tmp_path / name)
+            load_checkpoint(tmp_path / name)
     assert not (tmp_path / "ran").exists()
 
 
@@ -97,7 +99,7 @@ def test_a_truncated_file_is_refused(folder: Path, tmp_path: Path, share: float)
     content = file_of(folder).read_bytes()
     (tmp_path / "cut.pt").write_bytes(content[: int(share * len(content))])
     with pytest.raises(BadInput, match=r"cut\.pt is (truncated, its end is missing|empty): download or copy it again"):
-        checkpoint.load(tmp_path / "cut.pt")
+        load_checkpoint(tmp_path / "cut.pt")
 
 
 def test_files_of_another_kind_are_refused_with_their_name(tmp_path: Path) -> None:
@@ -109,19 +111,19 @@ def test_files_of_another_kind_are_refused_with_their_name(tmp_path: Path) -> No
     torch.save([torch.zeros(3)], tmp_path / "list.pt")
     for file in tmp_path.iterdir():
         with pytest.raises(BadInput, match=file.name) as fault:
-            checkpoint.load(file)
+            load_checkpoint(file)
         assert "\n" not in str(fault.value)
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"there is no checkpoint .*nowhere"):
-        checkpoint.load(tmp_path / "nowhere")
+        load_checkpoint(tmp_path / "nowhere")
     with pytest.raises(BadInput, match=r"holds no checkpoint: neither checkpoints/last\.pt nor config\.json is there"):
-        checkpoint.load(tmp_path)
+        load_checkpoint(tmp_path)
 
 
 def test_weights_of_another_shape_are_refused_and_the_keys_are_named(folder: Path) -> None:
-    loaded = checkpoint.load(folder)
+    loaded = load_checkpoint(folder)
     own = dict(build_encoder(loaded.config).state_dict())
     wider = build_encoder(build_config(to_mapping(loaded.config), ["model.width=48"]))
     with pytest.raises(BadInput, match=r"blocks\.0\.attn\.proj\.bias is \(32,\), expected \(48,\)"):
@@ -192,7 +194,7 @@ def test_the_old_file_stays_until_the_new_one_is_on_the_disk(tmp_path: Path, mon
 
     def watched(descriptor: int) -> None:
         synchronise(descriptor)
-        seen.append(checkpoint.load(path).step)
+        seen.append(load_checkpoint(path).step)
 
     monkeypatch.setattr(os, "fsync", watched)
     with path.open("rb") as reader:  # who reads the old file while the new one comes reads it to its end
@@ -200,4 +202,4 @@ def test_the_old_file_stays_until_the_new_one_is_on_the_disk(tmp_path: Path, mon
         write(tmp_path, step=2)
         assert reader.read() == before
     assert seen == [1]
-    assert checkpoint.load(path).step == 2
+    assert load_checkpoint(path).step == 2

@@ -21,15 +21,16 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import depthjepa
-from depthjepa import checkpoint, cost
-from depthjepa.configuring import load_config
+from depthjepa import cost
+from depthjepa.checkpoints.reading import load_checkpoint
+from depthjepa.config.reading import load_config
+from depthjepa.config.recipe_files import families, recipe_names
 from depthjepa.drawing import panels, token_figures
 from depthjepa.evaluation import probes
 from depthjepa.evaluation.probes import table
 from depthjepa.evaluation.readout import DepthReadout
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import RunFolder
-from depthjepa.recipe_files import families, recipe_names
 from tiny_images import millimetres, picture, save, write_classes, write_flat, write_pairs
 from tiny_runs import GUIDED, SETTINGS, Call, recipes_by_choice, run, start
 
@@ -331,7 +332,7 @@ def test_the_way_from_an_rgbd_folder_to_depth_of_one_s_own_photographs(tmp_path:
 def probed(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished run, with a depth readout."""
     folder = Path(shutil.copytree(finished / "run", tmp_path / "run"))
-    saved = checkpoint.load(folder)
+    saved = load_checkpoint(folder)
     config = saved.config
     result = probes.probe("depth", config, saved.encoder(config.evaluation.which), torch.device("cpu"))
     assert result.readout is not None

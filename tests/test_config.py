@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import yaml
 
-from depthjepa.config import RunConfig, TrainConfig, differences, keys, to_mapping
-from depthjepa.configuring import build_config, load_config, read_resolved
+from depthjepa.config.reading import build_config, load_config, read_resolved
+from depthjepa.config.recipe_files import of_size, recipe_names, recipe_text
+from depthjepa.config.run_config import RunConfig, TrainConfig, differences, keys, to_mapping
 from depthjepa.faults import BadInput, nearest
 from depthjepa.guidance.config import FeatureGuidance, PixelGuidance
 from depthjepa.logbook import flatten
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_method, build_teacher
-from depthjepa.recipe_files import of_size, recipe_names, recipe_text
 from tiny_runs import recipes_by_choice
 
 

@@ -20,14 +20,14 @@ from PIL import Image
 from depthjepa import cost, training
 from depthjepa.commands import fit_teacher as fitting
 from depthjepa.commands.teach import teach
-from depthjepa.configuring import build_fit
+from depthjepa.config.reading import build_fit
 from depthjepa.data import contents
 from depthjepa.data.contents import changes, contents_of, read_contents, stamps_of
 from depthjepa.data.loading import open_source
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.guidance.teachers.depthfm import tiny as tiny_teacher
 from depthjepa.logbook import RunFolder
-from depthjepa.run_state import moved
+from depthjepa.run.state import moved
 from depthjepa.study.plan import Study
 from depthjepa.study.running import run_study
 from tiny_images import millimetres, picture, save, write_classes, write_flat, write_pairs

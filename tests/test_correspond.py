@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from depthjepa import checkpoint
+from depthjepa.checkpoints.reading import load_checkpoint
 from depthjepa.data.config import DataConfig
 from depthjepa.data.layouts.rooms import Rooms
 from depthjepa.data.layouts.scenes import Scenes
@@ -372,7 +372,7 @@ def test_photographs_with_poses_are_judged_and_those_without_are_refused(tmp_pat
     (root / "dataset.json").write_text(json.dumps({key: value for key, value in facts.items() if key != "poses"}))
     status, _, fault = call("probe", tmp_path / "run", "correspond")
     assert status == 2 and 'whose dataset.json has "poses", "groups" and a focal length' in fault
-    checkpoint.load(tmp_path / "run")  # nothing is lost
+    load_checkpoint(tmp_path / "run")  # nothing is lost
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from depthjepa.configuring import build_config
+from depthjepa.config.reading import build_config
 from depthjepa.data.config import DataConfig
 from depthjepa.data.images import Split
 from depthjepa.data.layouts import table

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from depthjepa import cli
-from depthjepa.checkpoint import load
-from depthjepa.configuring import build_config
+from depthjepa.checkpoints.reading import load_checkpoint
+from depthjepa.config.reading import build_config
 from depthjepa.data.groups import FOLDS, Division, Places
 from depthjepa.data.samples import Batch
 from depthjepa.depth import align_scale_shift, metrics
@@ -363,7 +363,7 @@ def test_the_command_writes_the_table_beside_the_ridges(
 
 
 def test_several_probes_of_a_run_write_the_ridge_too(trained: Path) -> None:
-    saved = load(str(trained))
+    saved = load_checkpoint(str(trained))
     settings = replace(saved.config.evaluation, depth_readout="linear", depth_steps=1)
     for file in (trained / "probes").iterdir():
         file.unlink()

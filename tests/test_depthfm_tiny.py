@@ -9,7 +9,7 @@ import torch
 
 import depthjepa
 from depthjepa.commands.fit_teacher import judge, mean_log_depth, predictor
-from depthjepa.configuring import build_config, build_fit
+from depthjepa.config.reading import build_config, build_fit
 from depthjepa.data.loading import open_source, view_batches
 from depthjepa.faults import BadInput
 from depthjepa.guidance.teachers.cache import made_of

@@ -15,7 +15,7 @@ from depthjepa.evaluation.classification import fit_logistic, knn_predictions, l
 from depthjepa.evaluation.features import Pooled, PooledParts
 from depthjepa.evaluation.tokens import KeptTokens
 from depthjepa.evaluation.trained_probes import mlp, sweep
-from depthjepa.memory import peak_bytes
+from depthjepa.run.memory import peak_bytes
 from elsewhere import ELSEWHERE, Elsewhere
 
 CPU = torch.device("cpu")

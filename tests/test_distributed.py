@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from depthjepa import checkpoint, cost, distributed
+from depthjepa import cost, distributed
+from depthjepa.checkpoints.reading import load_checkpoint
 from depthjepa.distributed import Ranks
 from depthjepa.evaluation.during_training import probe_during_training
 from depthjepa.faults import RunStopped
@@ -205,7 +206,7 @@ def test_all_processes_train_probe_and_save_and_tell_what_one_would(
         for key, value in whole["model"].items():
             torch.testing.assert_close(halves["model"][key], value, rtol=1e-3, atol=1e-5)
     # The same weights probed by one process alone.
-    found = checkpoint.load(tmp_path / "two")
+    found = load_checkpoint(tmp_path / "two")
     figures, score = probe_during_training(found.encoder(), tiny(pairs, *asked), CPU, Ranks())
     logged = [record for record in RunFolder(tmp_path / "two").metrics() if "probe_score" in record]
     assert [record["step"] for record in logged] == [4, 8]

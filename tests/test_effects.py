@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from depthjepa import cost, run_summary
-from depthjepa.config import to_mapping
-from depthjepa.configuring import build_config, load_config, read_resolved
-from depthjepa.effects import RULES
+from depthjepa import cost
+from depthjepa.config.effects import RULES
+from depthjepa.config.reading import build_config, load_config, read_resolved
+from depthjepa.config.recipe_files import read_recipe, recipe_names
+from depthjepa.config.run_config import to_mapping
 from depthjepa.faults import BadInput
-from depthjepa.recipe_files import read_recipe, recipe_names
 from depthjepa.study.plan import load_study, study_names
 from depthjepa.training import train
 from tiny_images import write_pairs
@@ -162,7 +162,7 @@ def test_what_is_refused_changes_no_loss_and_what_is_not_changes_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cost, "estimate", lambda *_: "")
-    monkeypatch.setattr(run_summary, "write_pictures", lambda *_: None)
+    monkeypatch.setattr("depthjepa.run.summary.write_pictures", lambda *_: None)
     assert losses(pairs, tmp_path / "idle", *idle, setting) == losses(pairs, tmp_path / "idle without", *idle)
     assert losses(pairs, tmp_path / "acts", *beside, setting) != losses(pairs, tmp_path / "without", *beside)
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 import depthjepa
 from depthjepa import cli, runtime
 from depthjepa.commands import fit_teacher as fitting
-from depthjepa.config import TeacherFitConfig
-from depthjepa.configuring import build_fit
+from depthjepa.config.reading import build_fit
+from depthjepa.config.run_config import TeacherFitConfig
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.guidance.teachers import fit

@@ -25,12 +25,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import depthjepa
-from depthjepa import checkpoint, cost
+from depthjepa import cost
 from depthjepa.backbones.opening import load_encoder
+from depthjepa.checkpoints import checkpoint
+from depthjepa.checkpoints.reading import load_checkpoint
 from depthjepa.commands.convert import convert
-from depthjepa.config import differences as other_keys
-from depthjepa.config import to_mapping
-from depthjepa.configuring import build_config, load_config
+from depthjepa.config.reading import build_config, load_config
+from depthjepa.config.run_config import differences as other_keys
+from depthjepa.config.run_config import to_mapping
 from depthjepa.data.scenes.rendering import render
 from depthjepa.evaluation.diagnostics import rank_me
 from depthjepa.faults import BadInput
@@ -152,7 +154,7 @@ def written(source: Path, stem: Path, layout: str, which: Which = "target", *set
 
 
 def encoder_of(source: Path, which: Which = "target") -> Weights:
-    return checkpoint.load(source).part(f"{which}_encoder")
+    return load_checkpoint(source).part(f"{which}_encoder")
 
 
 def pictures(count: int = 2, size: tuple[int, int] = SIZE) -> Tensor:
@@ -280,7 +282,7 @@ def test_there_and_back_every_bit_is_the_same(untrained: Path, tmp_path: Path, o
     part = "target_encoder" if which == "target" else "encoder"
     expected = bare(fabricated()[part])
     for file in (first, second, third):
-        loaded = checkpoint.load(file)
+        loaded = load_checkpoint(file)
         assert loaded.which(which) == which
         assert differences(loaded.part(f"{loaded.which(which)}_encoder"), expected) == []
         assert (loaded.config.data.size, loaded.config.model.shape) == (SIZE, SMALL)
@@ -290,12 +292,12 @@ def test_there_and_back_every_bit_is_the_same(untrained: Path, tmp_path: Path, o
 def test_images_that_are_not_square_stay_so(tmp_path: Path, layout: str) -> None:
     file = write(tmp_path / "wide.pth.tar", fabricated((32, 96)))
     with pytest.raises(BadInput, match=r"not square, .* give data\.image_size=\[HEIGHT,WIDTH\]"):
-        checkpoint.load(file)
+        load_checkpoint(file)
     with pytest.raises(BadInput, match=r"48 patches of 8 px, and data\.image_size=\[48, 96\] has another"):
-        checkpoint.load(file, ["data.image_size=[48, 96]"])
+        load_checkpoint(file, ["data.image_size=[48, 96]"])
     there = written(file, tmp_path / "there", layout, "target", "data.image_size=[32, 96]")
     settings = ["data.image_size=[32, 96]"] if layout == "reference" else []  # the one that does not say
-    loaded = checkpoint.load(there, settings)
+    loaded = load_checkpoint(there, settings)
     assert loaded.config.data.size == (32, 96)
     assert differences(loaded.part("target_encoder"), bare(fabricated((32, 96))["target_encoder"])) == []
 
@@ -326,14 +328,14 @@ def assert_same_training(file: Path, expected: dict[str, Any]) -> None:
 
 
 def test_names_with_and_without_the_prefix_of_ddp_are_read_alike(small: Path, tmp_path: Path) -> None:
-    plain, loaded = checkpoint.load(write(tmp_path / "bare.pth.tar", fabricated(prefix=""))), checkpoint.load(small)
+    plain, loaded = load_checkpoint(write(tmp_path / "bare.pth.tar", fabricated(prefix=""))), load_checkpoint(small)
     assert differences(plain.model, loaded.model) == []
     assert (plain.step, plain.epoch, plain.holds) == (loaded.step, loaded.epoch, loaded.holds)
 
 
 def test_a_checkpoint_of_ours_says_what_the_reference_says(small: Path, tmp_path: Path) -> None:
     """Step, epoch and every state by the name of its parameter."""
-    loaded, content = checkpoint.load(written(small, tmp_path / "run", "depthjepa")), fabricated()
+    loaded, content = load_checkpoint(written(small, tmp_path / "run", "depthjepa")), fabricated()
     assert (loaded.step, loaded.epoch) == (5, 2.0)
     assert (loaded.config.train.batch_size, loaded.config.optim.lr) == (8, 1e-3)
     assert (loaded.config.predictor.depth, loaded.config.predictor.width) == (1, NARROW)
@@ -387,7 +389,7 @@ LENGTH = ("train.steps=6", "train.checkpoint_every=3", "optim.lr=4e-3", "optim.m
 def test_a_run_of_ours_goes_through_the_reference_s_layout_unchanged(halfway: Path, tmp_path: Path) -> None:
     file = written(halfway / "half.pt", tmp_path / "half", "reference")
     ours = torch.load(halfway / "half.pt", weights_only=True)
-    back = checkpoint.load(written(file, tmp_path / "back", "depthjepa", "target", "model.heads=2"))
+    back = load_checkpoint(written(file, tmp_path / "back", "depthjepa", "target", "model.heads=2"))
     assert (back.step, ours["step"], back.epoch, ours["epoch"]) == (3, 3, 1.0, 1.0)
     assert differences(back.model, dict(ours["model"])) == []
     assert differences(states_by_name(back.optimizer), states_by_name(ours["optimizer"])) == []
@@ -451,7 +453,7 @@ def test_what_the_reference_s_layout_has_no_place_for_is_named(
     run(halfway / "pairs", tmp_path / "guided", *GUIDED, "train.steps=1")
     said = convert(str(tmp_path / "guided"), tmp_path / "guided.pth.tar", "reference")
     assert said[-1] == "left out, since the layout has no place for it: guide, teacher's statistics"
-    loaded = checkpoint.load(
+    loaded = load_checkpoint(
         written(tmp_path / "guided.pth.tar", tmp_path / "on", "depthjepa", "target", "model.heads=2")
     )
     trained = weights(tmp_path / "guided")
@@ -474,7 +476,7 @@ def test_a_run_that_started_from_another_is_written_with_predictor_and_optimiser
     file, said = written_and_said(tmp_path / "on", tmp_path / "on", "reference")
     assert said == ["layout reference, with encoder, target_encoder, predictor, opt"]
     trained = weights(tmp_path / "on")
-    back = checkpoint.load(written(file, tmp_path / "back", "depthjepa", "target", "model.heads=2"))
+    back = load_checkpoint(written(file, tmp_path / "back", "depthjepa", "target", "model.heads=2"))
     assert differences(states_by_name(back.optimizer), states_by_name(trained["optimizer"])) == []
     config = tiny(halfway / "pairs", f"init.checkpoint={file}", "train.steps=1")
     method = build_method(config, None, classes=0)
@@ -497,7 +499,7 @@ def test_steps_in_which_the_head_alone_learned_are_told_from_those_of_the_optimi
         f"encoder and predictor learned in {learned} of 6 steps, in the others the head alone",
         f"left out, since the layout has no place for it: {left}",
     ]
-    back = checkpoint.load(written(file, tmp_path / "back", "depthjepa", "target", "model.heads=2"))
+    back = load_checkpoint(written(file, tmp_path / "back", "depthjepa", "target", "model.heads=2"))
     trained = states_by_name(weights(tmp_path / "run")["optimizer"])
     kept = {key: state for key, state in trained.items() if not key.startswith("guide.")}
     assert bool(kept) is bool(learned)
@@ -515,7 +517,7 @@ def test_a_supervised_run_leaves_out_head_and_optimiser_and_says_so(tmp_path: Pa
     ]
     content = torch.load(file, weights_only=True)
     assert content.keys() == {"encoder", "target_encoder"}
-    expected = checkpoint.load(tmp_path / "run").part("context_encoder")
+    expected = load_checkpoint(tmp_path / "run").part("context_encoder")
     assert differences(bare(content["encoder"]), expected) == differences(bare(content["target_encoder"]), expected)
 
 
@@ -531,7 +533,7 @@ def test_a_foreign_encoder_has_no_predictor_and_no_optimiser_and_that_is_said(
     assert torch.load(file, weights_only=True).keys() == {"encoder", "target_encoder"}
     folder, said = written_and_said(layouts[source], tmp_path / "run", "depthjepa")
     assert said[1].startswith("without predictor and optimiser state: ")
-    assert not checkpoint.load(folder).optimizer
+    assert not load_checkpoint(folder).optimizer
 
 
 @pytest.mark.parametrize("layout", ["hf", "timm", "safetensors", pytest.param("onnx", marks=pytest.mark.slow)])
@@ -603,14 +605,14 @@ def test_a_file_of_others_does_not_say_which_encoder_it_holds_and_that_is_said(
 ) -> None:
     copy = copied(layouts[layout], tmp_path / layouts[layout].name)
     store(copy, load_file(stored(copy)))  # without our note
-    assert "does not say which" in checkpoint.load(copy).holds
+    assert "does not say which" in load_checkpoint(copy).holds
     assert differences(dict(depthjepa.load_encoder(copy).state_dict()), bare(fabricated()["target_encoder"])) == []
 
 
 def test_a_pickle_of_one_encoder_under_our_names_is_read(tmp_path: Path) -> None:
     """As timm and torch users save a network's state."""
     file = write(tmp_path / "flat.pth", bare(fabricated()["target_encoder"]))
-    assert "does not say which" in checkpoint.load(file).holds
+    assert "does not say which" in load_checkpoint(file).holds
     assert differences(dict(depthjepa.load_encoder(file).state_dict()), bare(fabricated()["target_encoder"])) == []
 
 
@@ -618,7 +620,7 @@ def test_a_pickle_of_one_encoder_under_our_names_is_read(tmp_path: Path) -> None
 def test_a_reference_file_of_one_encoder_is_read(tmp_path: Path, part: str) -> None:
     content = fabricated()
     file = write(tmp_path / "one.pth.tar", {part: content[part]})
-    assert checkpoint.load(file).holds == ("target encoder" if part == "target_encoder" else "context encoder")
+    assert load_checkpoint(file).holds == ("target encoder" if part == "target_encoder" else "context encoder")
     assert differences(dict(depthjepa.load_encoder(file).state_dict()), bare(content[part])) == []
 
 
@@ -668,7 +670,7 @@ def test_an_encoder_that_computes_something_else_is_refused(
     folder = copied(layouts["hf"], tmp_path / "hf")
     change(folder / "config.json", **{key: value})
     with pytest.raises(BadInput, match=said):
-        checkpoint.load(folder)
+        load_checkpoint(folder)
 
 
 @pytest.mark.parametrize("key", ["num_hidden_layers", "num_attention_heads"])
@@ -676,7 +678,7 @@ def test_a_config_that_leaves_out_what_is_needed_is_refused(layouts: dict[str, P
     folder = copied(layouts["hf"], tmp_path / "hf")
     change(folder / "config.json", **{key: None})
     with pytest.raises(BadInput, match=key):
-        checkpoint.load(folder)
+        load_checkpoint(folder)
 
 
 @pytest.mark.parametrize("layout", ["hf", "timm"])
@@ -701,7 +703,7 @@ def test_shards_and_a_pickle_are_read_like_one_file(
     if form == "shards":
         (folder / "model-00002-of-00002.safetensors").unlink()
         with pytest.raises(BadInput, match=r"model-00002-of-00002\.safetensors is not there"):
-            checkpoint.load(folder)
+            load_checkpoint(folder)
 
 
 def forget(folder: Path) -> None:
@@ -713,16 +715,16 @@ def forget(folder: Path) -> None:
 def test_a_folder_s_own_normalisation_is_followed(layouts: dict[str, Path], tmp_path: Path) -> None:
     folder = copied(layouts["hf"], tmp_path / "hf")
     change(folder / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.25, 0.5])
-    loaded = checkpoint.load(folder)
+    loaded = load_checkpoint(folder)
     assert (loaded.config.model.mean, loaded.config.model.deviation) == ((0.5, 0.5, 0.5), (0.5, 0.25, 0.5))
     assert loaded.assumed == ()
     for layout in ("timm", "safetensors", "depthjepa", "hf"):
-        again = checkpoint.load(written(folder, tmp_path / "again", layout)).config.model
+        again = load_checkpoint(written(folder, tmp_path / "again", layout)).config.model
         assert (again.mean, again.deviation) == ((0.5, 0.5, 0.5), (0.5, 0.25, 0.5))
     (folder / "preprocessor_config.json").unlink()
     forget(folder)
     for settings in ((), ("model.heads=2",)):  # what is said of the heads says nothing of the normalisation
-        loaded = checkpoint.load(folder, settings)
+        loaded = load_checkpoint(folder, settings)
         assert loaded.config.model.mean == IMAGENET_MEAN
         assert loaded.assumed == ("ImageNet's mean and deviation (no preprocessor_config.json)",)
 
@@ -733,10 +735,10 @@ def test_the_published_folders_wrong_normalisation_is_not_followed(tmp_path: Pat
     folder = written(write(tmp_path / "wide.pth.tar", {"encoder": tensors}), tmp_path / "wide", "hf")
     said = ["model.mean=[0.5,0.5,0.5]", "model.deviation=[0.5,0.5,0.5]"]
     ours = written(tmp_path / "wide.pth.tar", tmp_path / "ours", "hf", "context", *said)
-    assert checkpoint.load(ours).config.model.mean == (0.5, 0.5, 0.5)  # who wrote it meant it
+    assert load_checkpoint(ours).config.model.mean == (0.5, 0.5, 0.5)  # who wrote it meant it
     forget(folder)
     change(folder / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5])
-    loaded = checkpoint.load(folder)
+    loaded = load_checkpoint(folder)
     assert (loaded.config.model.mean, loaded.config.model.deviation) == (IMAGENET_MEAN, IMAGENET_DEVIATION)
     assert "its preprocessor says 0.5" in loaded.assumed[0]
 
@@ -779,7 +781,7 @@ def test_tensors_that_do_not_fit_are_named(
         copied(layouts[layout], copy)
         store(copy, edit(load_file(stored(copy))))
     with pytest.raises(BadInput, match=said) as fault:
-        checkpoint.load(copy)
+        load_checkpoint(copy)
     assert str(copy) in str(fault.value)
     assert "\n" not in str(fault.value)
 
@@ -795,7 +797,7 @@ def test_each_network_of_a_reference_file_is_held_to_its_names(tmp_path: Path, p
     ):
         file = write(tmp_path / "changed.pth.tar", content | {part: edit(content[part])})
         with pytest.raises(BadInput, match=rf"changed\.pth\.tar \({told}\) .*{said}"):
-            checkpoint.load(file)
+            load_checkpoint(file)
 
 
 @pytest.mark.parametrize(
@@ -817,13 +819,13 @@ def test_tensors_of_a_hugging_face_folder_that_do_not_fit_are_named(
     folder = copied(layouts["hf"], tmp_path / "hf")
     store(folder, edit(load_file(stored(folder))))
     with pytest.raises(BadInput, match=said):
-        checkpoint.load(folder)
+        load_checkpoint(folder)
 
 
 def test_what_a_reference_file_holds_beyond_its_layout_is_named(tmp_path: Path) -> None:
     file = write(tmp_path / "more.pth.tar", fabricated() | {"ema_schedule": [1.0], "classifier": {}})
     with pytest.raises(BadInput, match=r"more\.pth\.tar .* left over classifier, ema_schedule"):
-        checkpoint.load(file)
+        load_checkpoint(file)
 
 
 def optimizer_of(groups: Callable[[list[dict[str, Any]]], Any]) -> dict[str, Any]:
@@ -866,7 +868,7 @@ def test_an_optimiser_that_is_not_the_reference_s_is_refused(tmp_path: Path, con
 )
 def test_what_stands_where_tensors_belong_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match=r"other\.pth\.tar"):
-        checkpoint.load(write(tmp_path / "other.pth.tar", content))
+        load_checkpoint(write(tmp_path / "other.pth.tar", content))
 
 
 class Planted:
@@ -918,7 +920,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(
 def test_a_pickle_of_another_protocol_does_not_run_either(tmp_path: Path) -> None:
     (tmp_path / "planted.pt").write_bytes(pickle.dumps({"encoder": Planted(os.mkdir, str(tmp_path / "ran"))}))
     with pytest.raises(BadInput, match=r"planted\.pt"):
-        checkpoint.load(tmp_path / "planted.pt")
+        load_checkpoint(tmp_path / "planted.pt")
     assert not (tmp_path / "ran").exists()
 
 
@@ -928,7 +930,7 @@ def test_a_planted_pytorch_model_bin_does_not_run(layouts: dict[str, Path], tmp_
     for content, said in ((Planted(os.mkdir, str(tmp_path / "ran")), "would run code"), ([torch.zeros(3)], "list")):
         torch.save(content, folder / "pytorch_model.bin")
         with pytest.raises(BadInput, match=rf"pytorch_model\.bin .*{said}"):
-            checkpoint.load(folder)
+            load_checkpoint(folder)
     assert not (tmp_path / "ran").exists()
 
 
@@ -946,14 +948,14 @@ def test_a_truncated_file_is_refused_in_words_that_fit(
     content = file.read_bytes()
     file.write_bytes(content[: int(share * len(content))])
     with pytest.raises(BadInput, match="is empty" if share == 0 else "truncated") as fault:
-        checkpoint.load(copy)
+        load_checkpoint(copy)
     assert str(file) in str(fault.value)
     assert "\n" not in str(fault.value)
 
 
 def test_a_file_from_before_the_zip_layout_is_read(small: Path, tmp_path: Path) -> None:
     legacy(fabricated(), tmp_path / "old.pth.tar")
-    assert differences(checkpoint.load(tmp_path / "old.pth.tar").model, checkpoint.load(small).model) == []
+    assert differences(load_checkpoint(tmp_path / "old.pth.tar").model, load_checkpoint(small).model) == []
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1\nsize 12\n"
@@ -989,7 +991,7 @@ def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(
 ) -> None:
     make(tmp_path / name)
     with pytest.raises(BadInput, match=said):
-        checkpoint.load(tmp_path / name)
+        load_checkpoint(tmp_path / name)
     status, _, errors = call("convert", tmp_path / name, tmp_path / "out", "--to", "hf")
     assert (status, errors.count("\n")) == (2, 1)
     assert errors.startswith(f"depthjepa: {tmp_path / name} ")
@@ -998,14 +1000,14 @@ def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(
 
 def test_a_folder_that_is_no_checkpoint_is_refused(layouts: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="holds no checkpoint"):
-        checkpoint.load(tmp_path)
+        load_checkpoint(tmp_path)
     for content, said in (("{}", "neither a model_type"), ("[1]", "keys and values"), ("{", "is not JSON")):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(BadInput, match=said):
-            checkpoint.load(tmp_path)
+            load_checkpoint(tmp_path)
     shutil.copy(layouts["hf"] / "config.json", tmp_path)
     with pytest.raises(BadInput, match=r"model\.safetensors is not there"):
-        checkpoint.load(tmp_path)
+        load_checkpoint(tmp_path)
 
 
 def test_heads_that_no_layout_says_are_assumed_aloud_and_can_be_given(small: Path, tmp_path: Path, call: Call) -> None:
@@ -1021,7 +1023,7 @@ def test_heads_that_no_layout_says_are_assumed_aloud_and_can_be_given(small: Pat
     expected.load_state_dict(bare(fabricated()["target_encoder"]))
     close(two(images), expected(images).detach())
     assert (two(images) - three(images)).abs().max() > 1e-3
-    assert checkpoint.load(tmp_path / "three.safetensors").assumed == ()  # a file of ours says it
+    assert load_checkpoint(tmp_path / "three.safetensors").assumed == ()  # a file of ours says it
 
 
 @pytest.mark.parametrize("layout", ["reference", "safetensors"])
@@ -1034,8 +1036,8 @@ def test_a_width_that_tells_no_heads_asks_for_them_and_takes_them(tmp_path: Path
     else:
         save_file(tensors, file)
     with pytest.raises(BadInput, match=r"how many attention heads its width 20 has: give model\.heads=N"):
-        checkpoint.load(file)
-    assert checkpoint.load(file, ["model.heads=5"]).config.model.shape == shape
+        load_checkpoint(file)
+    assert load_checkpoint(file, ["model.heads=5"]).config.model.shape == shape
 
 
 @pytest.mark.parametrize("size", SHAPES)
@@ -1145,7 +1147,7 @@ def mapped_from(tensor: Tensor) -> str:
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells where memory is mapped from")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_tensors_stay_in_their_file_and_an_encoder_is_built_from_them(layouts: dict[str, Path], layout: str) -> None:
-    loaded = checkpoint.load(layouts[layout])
+    loaded = load_checkpoint(layouts[layout])
     file = layouts[layout] / "checkpoints" / "last.pt" if layout == "depthjepa" else stored(layouts[layout])
     joined = "attn.qkv" if layout == "hf" else "-"  # stored in three parts
     optimizer = loaded.optimizer or (loaded.reference or {}).get("opt", {})
@@ -1182,7 +1184,7 @@ def test_an_empty_folder_is_filled_or_refused(small: Path, tmp_path: Path, call:
         assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]
     else:
         assert status == 0
-        assert checkpoint.load(tmp_path / "empty").config.model.shape == SMALL
+        assert load_checkpoint(tmp_path / "empty").config.model.shape == SMALL
 
 
 def test_a_file_is_recognised_whatever_its_name(small: Path, tmp_path: Path) -> None:
@@ -1216,7 +1218,7 @@ def test_settings_are_for_other_layouts_and_are_checked(
 def test_a_run_folder_made_from_another_layout_says_what_it_is(small: Path, tmp_path: Path) -> None:
     folder = written(small, tmp_path / "on", "depthjepa", "target", "data.root=photos", "train.epochs=4")
     config = build_config(RunFolder(folder).config())
-    assert to_mapping(config) == to_mapping(checkpoint.load(folder).config)
+    assert to_mapping(config) == to_mapping(load_checkpoint(folder).config)
     assert (config.name, config.data.root, config.train.epochs, config.masks.bias) == (
         "small",
         "photos",
@@ -1229,14 +1231,14 @@ def test_a_predictor_with_more_outputs_than_the_reference_s_is_left_out(tmp_path
     run(write_flat(tmp_path / "flat", 8), tmp_path / "run", "train.steps=1", "loss.target_layers=[0.5,1]")
     said = convert(str(tmp_path / "run"), tmp_path / "out.pth.tar", "reference")
     assert any("left out" in line and "predictor" in line for line in said)
-    assert checkpoint.load(tmp_path / "out.pth.tar", ["model.heads=2"]).part("predictor") == {}
+    assert load_checkpoint(tmp_path / "out.pth.tar", ["model.heads=2"]).part("predictor") == {}
 
 
 def test_an_encoder_that_does_not_say_which_it_is_never_becomes_one_that_does(tmp_path: Path) -> None:
     torch.save(bare(fabricated()["encoder"]), tmp_path / "weights.pth")
     for layout in ("hf", "timm", "safetensors"):
         there = written(tmp_path / "weights.pth", tmp_path / layout, layout, "target", "model.heads=2")
-        loaded = checkpoint.load(there)
+        loaded = load_checkpoint(there)
         assert loaded.which("target") == loaded.which("context") == "single"
         assert "target" not in loaded.holds.replace("context encoders", "")
     config = json.loads((tmp_path / "hf-hf" / "config.json").read_text())
@@ -1271,13 +1273,13 @@ def test_json_that_its_library_would_not_write_is_one_message(
     folder = copied(layouts[layout], tmp_path / layout)
     change(folder / file, **content)
     with pytest.raises(BadInput, match=f"{file} is not as its library writes it"):
-        checkpoint.load(folder)
+        load_checkpoint(folder)
 
 
 def test_the_released_small_encoder_is_read_and_has_learned() -> None:
     """Its pooled features of images that it has never seen spend more dimensions than a random encoder's."""
     file = Path(__file__).parents[1] / "releases" / "pretrained-small.safetensors"
-    saved = checkpoint.load(file)
+    saved = load_checkpoint(file)
     assert saved.config.model.heads == 4 and saved.config.data.size == (64, 64)
     assert file.stat().st_size < 6e6
     encoder, random = depthjepa.load_encoder(file), build_encoder(saved.config).eval()

@@ -14,10 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from depthjepa import checkpoint, cost
+from depthjepa import cost
 from depthjepa.backbones.vit import OpenedCheckpoint
-from depthjepa.config import RunConfig, to_mapping
-from depthjepa.configuring import build_config
+from depthjepa.checkpoints import checkpoint
+from depthjepa.checkpoints.reading import load_checkpoint
+from depthjepa.config.reading import build_config
+from depthjepa.config.run_config import RunConfig, to_mapping
 from depthjepa.data.samples import Batch
 from depthjepa.depth import r2_within, valid
 from depthjepa.evaluation import gates
@@ -62,7 +64,7 @@ def saved(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Saved:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)
                 run(pairs, known[asked], *asked, "train.steps=1", "evaluation.gate_steps=2")
-        return checkpoint.load(known[asked])
+        return load_checkpoint(known[asked])
 
     return get
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from depthjepa import cost
-from depthjepa.configuring import build_config
-from depthjepa.recipe_files import read_recipe
+from depthjepa.config.reading import build_config
+from depthjepa.config.recipe_files import read_recipe
 from depthjepa.training import train
 from tiny_images import write_pairs
 from tiny_runs import metrics

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from depthjepa import checkpoint, cost
+from depthjepa import cost
 from depthjepa.backbones.vit import OpenedCheckpoint
-from depthjepa.checkpoint import Checkpoint
-from depthjepa.config import RunConfig
+from depthjepa.checkpoints.checkpoint import Checkpoint
+from depthjepa.checkpoints.reading import load_checkpoint
+from depthjepa.config.run_config import RunConfig
 from depthjepa.evaluation import guidance
 from depthjepa.evaluation.gathering import Views
 from depthjepa.evaluation.guidance import head_did_it_alone, layer_figures, load_guided, pull_on_encoder
@@ -117,7 +118,7 @@ def test_a_head_that_did_it_alone_is_named_with_both_figures() -> None:
 @pytest.mark.slow
 def test_a_strong_head_on_a_frozen_gradient_is_caught(pairs: Path, runs: dict[str, Path]) -> None:
     """The planted failure: the loss falls and the maps are good, and the encoder is that of the unguided twin."""
-    saved, twin = checkpoint.load(runs["alone"]), checkpoint.load(runs["twin"])
+    saved, twin = load_checkpoint(runs["alone"]), load_checkpoint(runs["twin"])
     maps, layers, alignment = guidance_tables(saved.config, saved, twin)
     row = {entry["name"]: entry for entry in maps["rows"]}["alone"]
     assert row["floor_ratio"] < 0.9 and row["r2_within"] > guidance.SAID
@@ -131,7 +132,7 @@ def test_a_strong_head_on_a_frozen_gradient_is_caught(pairs: Path, runs: dict[st
 
 
 def test_the_pull_grows_with_the_weight(runs: dict[str, Path]) -> None:
-    saved = checkpoint.load(runs["guided"])
+    saved = load_checkpoint(runs["guided"])
     (batch,) = Views(saved.config, "val")()
     batch = replace(batch, masks=picture_masks(saved.config, batch))
     found = []
@@ -147,7 +148,7 @@ def test_the_pull_grows_with_the_weight(runs: dict[str, Path]) -> None:
 
 
 def test_of_two_targets_the_teacher_s_own_is_judged(runs: dict[str, Path]) -> None:
-    saved = checkpoint.load(runs["beside"])
+    saved = load_checkpoint(runs["beside"])
     figures = guidance_tables(saved.config, saved, None)[0]["rows"][1]
     bias = saved.model["guide.head.project.bias"]
     for part, moves in ((slice(len(bias) // 2, None), False), (slice(0, len(bias) // 2), True)):
@@ -158,20 +159,20 @@ def test_of_two_targets_the_teacher_s_own_is_judged(runs: dict[str, Path]) -> No
 
 
 def test_pixel_heads_are_judged_pixel_by_pixel_and_controls_by_their_features_alone(runs: dict[str, Path]) -> None:
-    pixel = checkpoint.load(runs["pixel"])
+    pixel = load_checkpoint(runs["pixel"])
     assert [content["task"] for content in guidance_tables(pixel.config, pixel, None)] == [
         "guidance",
         "guidance-layers",
         "guidance-alignment",
     ]
-    control = checkpoint.load(runs["control"])
+    control = load_checkpoint(runs["control"])
     tables = guidance_tables(control.config, control, None)
     assert [content["task"] for content in tables] == ["guidance-layers", "guidance-alignment"]
     assert "(depth; " in tables[0]["protocol"]  # the truth, not the random network
 
 
 def test_a_head_that_learned_another_image_s_depth_is_held_against_the_image_s_own(runs: dict[str, Path]) -> None:
-    saved = checkpoint.load(runs["guided"])
+    saved = load_checkpoint(runs["guided"])
     assert isinstance(saved.config.guidance, FeatureGuidance)
     config = replace(saved.config, guidance=replace(saved.config.guidance, control="another"))
     own, found = (
@@ -206,6 +207,6 @@ def test_what_cannot_be_judged_is_left_out_or_named(
     run(pairs, tmp_path / "coarse", "train.steps=1", "model.patch_size=16", "data.image_size=96")
     status, _, errors = call("diagnose", runs["guided"], "--against", tmp_path / "coarse")
     assert status == 2 and "patches of 16 px" in errors and "same cells" in errors
-    saved = checkpoint.load(runs["guided"])
+    saved = load_checkpoint(runs["guided"])
     with pytest.raises(BadInput, match=r"knows \(6, 6\) patches alone"):
         guidance_tables(tiny(pairs, *GUIDED, "data.image_size=32"), saved, None)

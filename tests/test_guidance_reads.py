@@ -12,7 +12,8 @@ import yaml
 
 from depthjepa import optim
 from depthjepa.commands import demo
-from depthjepa.configuring import build_config, load_config
+from depthjepa.config.reading import build_config, load_config
+from depthjepa.config.recipe_files import read_recipe, recipe_names
 from depthjepa.data.loading import source_name
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput
@@ -30,7 +31,6 @@ from depthjepa.losses import Latents, feature_depth_loss
 from depthjepa.masks import MaskConfig, Masks, sample_masks
 from depthjepa.method import build_method
 from depthjepa.model.jepa import JEPA
-from depthjepa.recipe_files import read_recipe, recipe_names
 from depthjepa.study.plan import load_study, study_names
 from tiny_images import write_pairs
 from tiny_runs import metrics, run

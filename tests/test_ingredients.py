@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from depthjepa import runtime
-from depthjepa.configuring import build_config
+from depthjepa.config.reading import build_config
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.grid import distance_to_nearest, gather, patchify
 from depthjepa.losses import covariance_loss, gaussian_loss, pixel_loss, position_free, variance_loss, visible_loss

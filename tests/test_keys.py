@@ -13,19 +13,19 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter
 
-from depthjepa.config import FIT_DEFAULTS, RunConfig, TeacherFitConfig, keys, to_mapping
-from depthjepa.configuring import build_config, build_fit, load_config
+from depthjepa.config.keys import SHORT, Key, listings, sections_of, words, written
+from depthjepa.config.reading import build_config, build_fit, load_config
+from depthjepa.config.recipe_files import recipe_names
+from depthjepa.config.recipe_values import in_words
+from depthjepa.config.run_config import FIT_DEFAULTS, RunConfig, TeacherFitConfig, keys, to_mapping
 from depthjepa.data.layouts.table import LAYOUTS
 from depthjepa.evaluation import attentive_probe, depth_readouts, during_training
 from depthjepa.faults import BadInput
 from depthjepa.guidance.config import KINDS
 from depthjepa.guidance.teachers.depthfm.network import STRIDE
 from depthjepa.guidance.teachers.table import TEACHERS
-from depthjepa.keys import SHORT, Key, listings, sections_of, words, written
 from depthjepa.logbook import flatten
 from depthjepa.loggers.table import LOGGERS
-from depthjepa.recipe_files import recipe_names
-from depthjepa.recipe_values import in_words
 from depthjepa.study.claims import Comparison
 from depthjepa.study.keys import study_listing
 from depthjepa.study.plan import Study

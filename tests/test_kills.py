@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from depthjepa.config import to_mapping
+from depthjepa.config.run_config import to_mapping
 from depthjepa.logbook import RunFolder
 from tiny_images import write_pairs
 from tiny_runs import GUIDED, metrics, run, start, tiny, weights

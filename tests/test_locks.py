@@ -22,7 +22,7 @@ from depthjepa import cost, locks
 from depthjepa.commands import demo as demonstrating
 from depthjepa.commands.fit_teacher import fit_teacher
 from depthjepa.commands.teach import teach
-from depthjepa.configuring import build_fit
+from depthjepa.config.reading import build_fit
 from depthjepa.faults import BadInput
 from depthjepa.locks import Holder, Lock, holder_of, locked, wait_for
 from depthjepa.logbook import RunFolder

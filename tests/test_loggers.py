@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from depthjepa import cost, training
-from depthjepa.config import to_mapping
-from depthjepa.configuring import load_config
+from depthjepa.config.reading import load_config
+from depthjepa.config.run_config import to_mapping
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.kinds import Row
 from depthjepa.logbook import RunFolder

@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from depthjepa import cost, memory, runtime
+from depthjepa import cost, runtime
 from depthjepa.data.loading import open_source
 from depthjepa.data.memory import in_memory, kept_bytes
 from depthjepa.distributed import Ranks
-from depthjepa.memory import Need, activation_bytes, memory_need, peak_bytes, watched
 from depthjepa.method import build_method, build_teacher
+from depthjepa.run import memory
+from depthjepa.run.memory import Need, activation_bytes, memory_need, peak_bytes, watched
 from tiny_images import write_flat, write_pairs
 from tiny_runs import GUIDED, SETTINGS, Call, tiny
 
@@ -177,10 +178,11 @@ def test_the_table_of_undertakings_is_what_its_tool_finds(every: bool) -> None:
 
 RUN = """
 import sys
-from depthjepa import memory, training
+from depthjepa import training
+from depthjepa.run import memory
 from tiny_runs import tiny
 told = memory.refuse_too_large
-training.memory.refuse_too_large = lambda *given: print("told", told(*given)) or told(*given)
+memory.refuse_too_large = lambda *given: print("told", told(*given)) or told(*given)
 root, out, *settings = sys.argv[1:]
 print("used", training.train(tiny(root, "train.steps=2", *settings), out, say=lambda _: None)["peak_memory_bytes"])
 """

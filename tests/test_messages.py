@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from depthjepa import cost, run_summary, training
+from depthjepa import cost, training
 from depthjepa.faults import RunStopped
 from depthjepa.logbook import RunFolder
 from tiny_images import write_flat, write_pairs
@@ -153,7 +153,7 @@ def test_a_run_that_ends_in_its_pictures_is_not_finished(
         raise RunStopped("the disk is full")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_summary, "write_pictures", full)
+        patch.setattr("depthjepa.run.summary.write_pictures", full)
         with pytest.raises(RunStopped):
             run(place / "pairs", tmp_path / "run", "train.steps=2")
     folder = RunFolder(tmp_path / "run")

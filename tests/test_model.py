@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from depthjepa.configuring import load_config
+from depthjepa.config.reading import load_config
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput
 from depthjepa.grid import gather, patchify

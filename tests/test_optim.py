@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from depthjepa.configuring import load_config
+from depthjepa.config.reading import load_config
 from depthjepa.method import build_method, build_teacher
 from depthjepa.optim import (
     OptimConfig,

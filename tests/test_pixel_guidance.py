@@ -15,9 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from depthjepa import checkpoint, cost, training
-from depthjepa.config import RunConfig, to_mapping
-from depthjepa.configuring import build_config
+from depthjepa import cost, training
+from depthjepa.checkpoints import checkpoint
+from depthjepa.checkpoints.reading import load_checkpoint
+from depthjepa.config.reading import build_config
+from depthjepa.config.run_config import RunConfig, to_mapping
 from depthjepa.data.samples import Batch
 from depthjepa.depth import below_unmeasured, r2_within, to_metres, to_numbers, valid
 from depthjepa.evaluation import decoded as decoding
@@ -901,7 +903,7 @@ def saved(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Saved:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)
                 run(pairs, known[asked], *PIXEL, *asked, "train.steps=2", "evaluation.pictures=3")
-        return checkpoint.load(known[asked])
+        return load_checkpoint(known[asked])
 
     return get
 

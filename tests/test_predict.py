@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from depthjepa import checkpoint, cost
+from depthjepa import cost
+from depthjepa.checkpoints.reading import load_checkpoint
 from depthjepa.commands.depth_maps import no_better
 from depthjepa.drawing import panels
 from depthjepa.evaluation import probes
@@ -33,7 +34,7 @@ def probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)
     folder = tmp_path / "run"
     run(write_pairs(tmp_path / "pairs"), folder, *GUIDED, "train.steps=1", "evaluation.pictures=3")
-    saved = checkpoint.load(folder)
+    saved = load_checkpoint(folder)
     config = saved.config
     result = probes.probe("depth", config, saved.encoder(config.evaluation.which), torch.device("cpu"))
     assert result.readout is not None

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from depthjepa.cli.arguments import ROWS
 from depthjepa.columns import Column, columns_of, meaning_of
-from depthjepa.config import RunConfig
+from depthjepa.config.run_config import RunConfig
 from depthjepa.drawing.panels import Captioned
 from depthjepa.evaluation.gathering import RANDOM
 from depthjepa.evaluation.probes import classification_tables, probe, table

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from depthjepa.config import RunConfig, to_mapping
+from depthjepa.config.run_config import RunConfig, to_mapping
 from depthjepa.data.samples import Batch
 from depthjepa.distributed import Ranks
 from depthjepa.evaluation import tokens

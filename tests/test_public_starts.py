@@ -12,11 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from depthjepa import checkpoint, load_encoder
+from depthjepa import load_encoder
 from depthjepa.backbones.as_ours import as_ours
 from depthjepa.backbones.network import OpenedNetwork
 from depthjepa.backbones.opening import open_backbone
-from depthjepa.checkpoint import Checkpoint
+from depthjepa.checkpoints.checkpoint import Checkpoint
+from depthjepa.checkpoints.foreign import from_contents
+from depthjepa.checkpoints.reading import load_checkpoint
 from depthjepa.faults import BadInput
 from depthjepa.formats.weights import PREFIX
 from depthjepa.optim import parameter_groups
@@ -123,7 +125,7 @@ def opened(folder: Path) -> OpenedNetwork:
 
 
 def saved(folder: Path) -> Checkpoint:
-    return checkpoint.from_contents(as_ours(opened(folder)), folder)
+    return from_contents(as_ours(opened(folder)), folder)
 
 
 def keys(config: Any) -> list[str]:
@@ -206,7 +208,7 @@ def _there_and_back(tmp_path: Path, name: str, call: Call) -> None:
     with torch.no_grad():
         tokens = trained(images())
     assert float((tokens - library_tokens(there)).abs().max()) > 1e-4  # it has learned
-    eps = checkpoint.load(run).config.model.norm_eps
+    eps = load_checkpoint(run).config.model.norm_eps
     for to in ("hf", "timm", "safetensors", "onnx"):
         target = tmp_path / (f"{to}.onnx" if to == "onnx" else to)
         status, said, fault = call("convert", run, target, "--to", to)
@@ -231,10 +233,10 @@ def test_a_run_from_it_resumes_and_is_guided(
     stop_after(2)
     assert call(*asked, "--out", tmp_path / "parts")[0] != 0
     stop_after(None)
-    assert checkpoint.load(tmp_path / "parts").step == 2
+    assert load_checkpoint(tmp_path / "parts").step == 2
     status, _, fault = call(*asked, "--out", tmp_path / "parts", "--resume")
     assert status == 0, fault
-    whole, parts = (checkpoint.load(tmp_path / out).model for out in ("whole", "parts"))
+    whole, parts = (load_checkpoint(tmp_path / out).model for out in ("whole", "parts"))
     assert f"context_encoder.{PREFIX}" in whole and whole.keys() == parts.keys()
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
 

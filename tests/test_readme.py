@@ -19,12 +19,12 @@ import typer
 from depthjepa import cost
 from depthjepa.cli import USAGE, app
 from depthjepa.commands.convert import convert
-from depthjepa.config import FIT_DEFAULTS, RunConfig, TeacherFitConfig, keys
-from depthjepa.configuring import build_fit, load_config
+from depthjepa.config.keys import listings
+from depthjepa.config.reading import build_fit, load_config
+from depthjepa.config.recipe_files import read_recipe, recipe_names
+from depthjepa.config.run_config import FIT_DEFAULTS, RunConfig, TeacherFitConfig, keys
 from depthjepa.faults import BadInput
 from depthjepa.guidance.teachers.table import TEACHERS
-from depthjepa.keys import listings
-from depthjepa.recipe_files import read_recipe, recipe_names
 from depthjepa.study.keys import study_listing
 from depthjepa.study.plan import load_study, study_names
 from tiny_images import write_classes, write_flat, write_pairs

@@ -11,7 +11,7 @@ import torch
 from depthjepa.backbones import opening
 from depthjepa.backbones.opening import Backbone, Family, Source, load_encoder, open_backbone
 from depthjepa.backbones.table import BACKBONES
-from depthjepa.config import RunConfig
+from depthjepa.config.run_config import RunConfig
 from depthjepa.data.layouts.table import LAYOUTS
 from depthjepa.evaluation.probes.table import TASKS
 from depthjepa.faults import BadInput
@@ -34,11 +34,11 @@ PROBES = PACKAGE / "evaluation" / "probes"
 
 # The same word for something else: (name, file that may say it) -> what it means there.
 HOMONYMS = {
-    ("depth", "checkpoint.py"): "blocks of a network",
+    ("depth", "checkpoints/foreign.py"): "blocks of a network",
     ("depth", "evaluation/pictures.py"): "metres of images",
     ("depth", "report/explorer.py"): "metres of images",
     ("depth", "cli/preparing.py"): "metres in a file",
-    ("depth", "configuring.py"): "blocks of a network",
+    ("depth", "config/reading.py"): "blocks of a network",
     ("depth", "data/layouts/rgbd.py"): "a folder of depth maps",
     ("depth", "data/hub/table.py"): "a column of a table",
     ("depth", "data/pairing.py"): "the same folder",
@@ -77,7 +77,7 @@ HOMONYMS = {
     ("linear", "evaluation/__init__.py"): "a public function",
     ("attentive", "evaluation/__init__.py"): "a public function",
     ("diagnose", "evaluation/__init__.py"): "a public function",
-    ("linear", "config.py"): "a readout of the depth probe",
+    ("linear", "config/run_config.py"): "a readout of the depth probe",
     ("linear", "evaluation/depth_readouts.py"): "a readout of the depth probe",
     ("linear", "evaluation/segmentation.py"): "a readout of the segmentation probe",
     ("linear", "guidance/config.py"): "a head",
@@ -90,9 +90,9 @@ HOMONYMS = {
     ("diagnose", "commands/diagnose.py"): "the command",
     ("diagnose", "evaluation/probes/guidance.py"): "the command",
     ("diagnose", "evaluation/probes/task.py"): "the command",
-    ("guidance", "configuring.py"): "a part of the configuration",
+    ("guidance", "config/reading.py"): "a part of the configuration",
     ("guidance", "evaluation/probes/running.py"): "a part of the configuration",
-    ("guidance", "old_keys.py"): "a part of the configuration",
+    ("guidance", "config/old_keys.py"): "a part of the configuration",
     ("guidance", "evaluation/pictures.py"): "arrays that a run leaves behind",
     ("guidance", "report/sections.py"): "arrays that a run leaves behind",
 }

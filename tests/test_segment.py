@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from depthjepa.columns import Column, columns_of, meaning_of
-from depthjepa.configuring import build_config
+from depthjepa.config.reading import build_config
 from depthjepa.data.groups import Division
 from depthjepa.data.samples import VOID, Batch
 from depthjepa.drawing import figures

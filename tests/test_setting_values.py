@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from depthjepa.config import RunConfig, TeacherFitConfig, to_mapping, types
-from depthjepa.configuring import build_config, load_config
+from depthjepa.config.reading import build_config, load_config
+from depthjepa.config.run_config import RunConfig, TeacherFitConfig, to_mapping, types
 from depthjepa.faults import BadInput
 from depthjepa.logbook import flatten
 from tiny_images import picture, save

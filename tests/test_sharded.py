@@ -21,15 +21,17 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from depthjepa import checkpoint, checkpoint_parts, runtime
-from depthjepa.checkpoint_parts import joined, split
+from depthjepa import runtime
+from depthjepa.checkpoints import checkpoint, parts
+from depthjepa.checkpoints.parts import joined, split
+from depthjepa.checkpoints.reading import load_checkpoint
+from depthjepa.checkpoints.saving import Saving
 from depthjepa.data.loading import open_source
 from depthjepa.distributed import Ranks
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import REST, RunFolder, parts_at
-from depthjepa.memory import memory_need
 from depthjepa.method import build_method
-from depthjepa.saving import Saving
+from depthjepa.run.memory import memory_need
 from tiny_images import write_flat, write_pairs
 from tiny_runs import GUIDED, Call, differences, lines, metrics, recipe_file, run, start_several, tiny, wait_for
 
@@ -60,7 +62,7 @@ def content(folder: Path, step: int = 3) -> dict[str, Any]:
 def written(folder: Path, step: int = 3, name: str = "last") -> tuple[Path, dict[str, Any]]:
     """A checkpoint in parts, written by one process, and what it was made of."""
     held = content(folder, step)
-    with Saving(RunFolder(folder), Ranks(), 1.0, parts=True) as saving:
+    with Saving(RunFolder(folder), Ranks(), 1.0, in_parts=True) as saving:
         saving.save(name, step, held)
         saving.settle()
     return parts_at(folder, name, step), held
@@ -74,15 +76,15 @@ def test_parts_hold_what_one_file_does(tmp_path: Path) -> None:
     assert differences(joined(*split(held)), held) == []
     path, held = written(tmp_path)
     assert path == tmp_path / "checkpoints" / "last-00000003" == RunFolder(tmp_path).checkpoint()
-    assert differences(checkpoint_parts.read(path, moments=True), held) == []
+    assert differences(parts.read(path, moments=True), held) == []
     one = tmp_path / "one.pt"
     checkpoint.save(one, held)
     for place in (path, tmp_path):
-        loaded, expected = checkpoint.load(place, moments=True), checkpoint.load(one)
+        loaded, expected = load_checkpoint(place, moments=True), load_checkpoint(one)
         assert differences(loaded.model, expected.model) == differences(loaded.optimizer, expected.optimizer) == []
-        assert checkpoint.load(place).optimizer["state"] == {}  # they take memory that who measures has no use for
+        assert load_checkpoint(place).optimizer["state"] == {}  # they take memory that who measures has no use for
         assert (loaded.step, loaded.floor, loaded.classes, loaded.skipped) == (3, 0.25, ("a", "b"), ("broken.jpg",))
-    assert checkpoint.load(path).path == checkpoint.load(path / REST).path == path
+    assert load_checkpoint(path).path == load_checkpoint(path / REST).path == path
     shares = load_file(next(path.glob("*.safetensors")))  # anybody's tool reads them
     assert torch.equal(shares["model.1.weight"], held["model"]["1.weight"])
 
@@ -90,11 +92,11 @@ def test_parts_hold_what_one_file_does(tmp_path: Path) -> None:
 def test_what_is_written_is_what_was_there_when_it_was_asked_for(tmp_path: Path) -> None:
     held = content(tmp_path)
     before = held["model"]["0.weight"].clone()
-    with Saving(RunFolder(tmp_path), Ranks(), 1.0, parts=True) as saving:
+    with Saving(RunFolder(tmp_path), Ranks(), 1.0, in_parts=True) as saving:
         saving.save("last", 3, held)
         held["model"]["0.weight"].zero_()  # as training does, which does not wait
         saving.settle()
-    assert torch.equal(checkpoint.load(tmp_path).model["0.weight"], before)
+    assert torch.equal(load_checkpoint(tmp_path).model["0.weight"], before)
 
 
 def test_a_new_checkpoint_takes_the_place_of_the_one_before_it_whatever_its_form(tmp_path: Path) -> None:
@@ -107,11 +109,11 @@ def test_a_new_checkpoint_takes_the_place_of_the_one_before_it_whatever_its_form
     written(tmp_path, 3, "best")
     written(tmp_path, 7)
     assert names() == ["best-00000003", "last-00000007"]
-    with Saving(RunFolder(tmp_path), Ranks(), 1.0, parts=False) as saving:
+    with Saving(RunFolder(tmp_path), Ranks(), 1.0, in_parts=False) as saving:
         saving.save("last", 9, content(tmp_path, 9))
-    assert names() == ["best-00000003", "last.pt"] and checkpoint.load(tmp_path).step == 9
+    assert names() == ["best-00000003", "last.pt"] and load_checkpoint(tmp_path).step == 9
     written(tmp_path, 100_000_000)
-    assert names() == ["best-00000003", "last-100000000"] and checkpoint.load(tmp_path).step == 100_000_000
+    assert names() == ["best-00000003", "last-100000000"] and load_checkpoint(tmp_path).step == 100_000_000
 
 
 def test_what_a_kill_has_left_counts_for_nothing_and_is_removed(tmp_path: Path) -> None:
@@ -119,17 +121,17 @@ def test_what_a_kill_has_left_counts_for_nothing_and_is_removed(tmp_path: Path) 
     torn, _ = written(tmp_path / "other", 5)
     (torn / REST).unlink()
     torn = Path(shutil.move(torn, tmp_path / "checkpoints"))
-    assert RunFolder(tmp_path).checkpoint() == whole and checkpoint.load(tmp_path).step == 3
+    assert RunFolder(tmp_path).checkpoint() == whole and load_checkpoint(tmp_path).step == 3
     with pytest.raises(BadInput, match=r"last-00000005 is what a kill has left of a ch.*: give the run folder"):
-        checkpoint.load(torn)
-    with Saving(RunFolder(tmp_path), Ranks(), 1.0, parts=True):
+        load_checkpoint(torn)
+    with Saving(RunFolder(tmp_path), Ranks(), 1.0, in_parts=True):
         assert not torn.exists() and whole.exists()
     # A kill may come between a new checkpoint and the end of the one before it: the newer one counts.
     checkpoint.save(tmp_path / "checkpoints" / "last.pt", content(tmp_path, 4))
     os.utime(whole / REST, (1, 1))
-    assert checkpoint.load(tmp_path).step == 4
+    assert load_checkpoint(tmp_path).step == 4
     os.utime(tmp_path / "checkpoints" / "last.pt", (0, 0))
-    assert checkpoint.load(tmp_path).step == 3
+    assert load_checkpoint(tmp_path).step == 3
 
 
 @pytest.mark.parametrize("damage", ["no shares", "half a share", "half the rest", "another rest"])
@@ -146,7 +148,7 @@ def test_damaged_parts_are_refused(tmp_path: Path, damage: str) -> None:
         torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
     said = "is truncated" if damage == "half the rest" else "is no whole checkpoint: .*copy it again"
     with pytest.raises(BadInput, match=rf"{path}.* {said}"):
-        checkpoint.load(tmp_path)
+        load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
@@ -158,21 +160,21 @@ def test_a_full_disk_stops_the_run_at_its_next_checkpoint_and_leaves_the_old_one
     def refused(_: int) -> None:
         raise OSError(number, "planted")
 
-    with Saving(RunFolder(tmp_path), Ranks(), 1.0, parts=True) as saving, monkeypatch.context() as full:
+    with Saving(RunFolder(tmp_path), Ranks(), 1.0, in_parts=True) as saving, monkeypatch.context() as full:
         full.setattr(os, "fsync", refused)
         saving.save("last", 4, content(tmp_path, 4))
         with pytest.raises(RunStopped if number == errno.ENOSPC else OSError, match=r"the disk is full|planted"):
             saving.save("last", 5, content(tmp_path, 5))
     assert RunFolder(tmp_path).checkpoint() == path
     assert [each.name for each in path.parent.iterdir()] == [path.name]  # what does not count takes no room
-    assert differences(checkpoint_parts.read(path, moments=True), held) == []
+    assert differences(parts.read(path, moments=True), held) == []
 
 
 def test_a_reader_takes_the_next_checkpoint_where_training_has_removed_the_one_it_was_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written(tmp_path, 3)
-    honest = checkpoint_parts.read_torch
+    honest = parts.read_torch
 
     def slow(path: Path) -> Any:
         rest = honest(path)
@@ -180,29 +182,29 @@ def test_a_reader_takes_the_next_checkpoint_where_training_has_removed_the_one_i
             written(tmp_path, 4)  # meanwhile
         return rest
 
-    monkeypatch.setattr(checkpoint_parts, "read_torch", slow)
-    assert checkpoint.load(tmp_path).step == 4
+    monkeypatch.setattr(parts, "read_torch", slow)
+    assert load_checkpoint(tmp_path).step == 4
 
 
 def test_processes_that_do_not_share_a_disk_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_parts, "LATE", 0)
+    monkeypatch.setattr(parts, "LATE", 0)
     path, held = written(tmp_path)
     _, rest = split(held)
     with pytest.raises(BadInput, match=r"model.1.weight is not all there .* on a disk that all of them see"):
-        checkpoint_parts.wait_until_whole(path, rest["shapes"] | {"model.1.weight": [4, 4]})
+        parts.wait_until_whole(path, rest["shapes"] | {"model.1.weight": [4, 4]})
 
 
 def test_convert_makes_one_file_of_parts(tmp_path: Path, call: Call) -> None:
     pairs = write_pairs(tmp_path / "pairs", 8, 2)
     run(pairs, tmp_path / "run", *GUIDED, "train.steps=2", "evaluation.pictures=1")
-    whole = checkpoint.load(tmp_path / "run")
+    whole = load_checkpoint(tmp_path / "run")
     one = torch.load(tmp_path / "run" / "checkpoints" / "last.pt")
-    parts = parts_at(tmp_path / "run", "last", 2)
-    checkpoint_parts.write(parts, *split(one), Ranks(), None)
-    checkpoint_parts.remove_others(parts)
+    last = parts_at(tmp_path / "run", "last", 2)
+    parts.write(last, *split(one), Ranks(), None)
+    parts.remove_others(last)
     status, said, _ = call("convert", tmp_path / "run", tmp_path / "one.pt", "--to", "checkpoint")
     assert status == 0 and "a checkpoint in one file, of step 2" in said
-    found = checkpoint.load(tmp_path / "one.pt")
+    found = load_checkpoint(tmp_path / "one.pt")
     assert differences(found.model, whole.model) == differences(found.optimizer, whole.optimizer) == []
     assert found.optimizer["state"]
     assert call("probe", tmp_path / "run", "depth", "--data", pairs)[0] == 0
@@ -272,7 +274,7 @@ def farthest(first: Path, second: Path) -> tuple[float, float]:
         for left, right in zip(one, other, strict=True)
         for key in left
     ]
-    here, there = (checkpoint.load(run, moments=True) for run in (first, second))
+    here, there = (load_checkpoint(run, moments=True) for run in (first, second))
     assert here.step == there.step and here.model.keys() == there.model.keys()
     moments = [dict(split({"model": {}, "optimizer": each.optimizer})[0]) for each in (here, there)]
     assert moments[0].keys() == moments[1].keys()
@@ -311,7 +313,7 @@ def test_a_run_goes_on_with_any_number_of_processes_whole_or_sharded(tmp_path: P
         wait_for_lines(out, reached + 4, processes[0])
         processes[0].send_signal(signal.SIGTERM)  # one of them is enough
         told = ended(processes)
-        saved = checkpoint.load(out)
+        saved = load_checkpoint(out)
         assert all(status == 1 and f"stopped at step {saved.step} of 70" in errors for status, errors in told), told
         assert saved.step > reached and saved.path.is_dir() == (parallel == "sharded" and world > 1)
         reached = saved.step
@@ -342,12 +344,12 @@ def test_the_end_of_one_process_ends_the_others_with_a_message(tmp_path: Path) -
 
 
 def same_bits(first: Path, second: Path) -> bool:
-    one, other = (checkpoint.load(run, moments=True) for run in (first, second))
+    one, other = (load_checkpoint(run, moments=True) for run in (first, second))
     alike = [[each.step, each.model, each.optimizer] for each in (one, other)]
     best = [RunFolder(run).checkpoint("best") for run in (first, second)]
     if any(best):
         assert best[0] is not None and best[1] is not None and best[0].name == best[1].name
-        alike = [[*each, checkpoint.load(path).model] for each, path in zip(alike, best, strict=True)]
+        alike = [[*each, load_checkpoint(path).model] for each, path in zip(alike, best, strict=True)]
     return metrics(first) == metrics(second) and not differences(*alike)
 
 
@@ -385,7 +387,7 @@ def test_twenty_kills_one_after_the_other_leave_no_trace(world: int, tmp_path: P
             if process.poll() is None and generator.random() < 0.5:
                 process.kill()
         ended(processes)
-        steps.append(checkpoint.load(out).step if RunFolder(out).checkpoint() else 0)
+        steps.append(load_checkpoint(out).step if RunFolder(out).checkpoint() else 0)
     print(f"{world} processes, killed after steps {steps}")
     assert steps == sorted(steps) and steps[0] < steps[-1] < 600
     assert all(not status for status, _ in ended(start_several(world, "train", recipe, "--out", out, "--resume")))

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from torch.utils.data import Dataset
 
-from depthjepa import beginning, training
+from depthjepa import training
 from depthjepa.data.reading import read
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import RunFolder
 from depthjepa.model.vit import VisionTransformer
+from depthjepa.run import beginning
 from depthjepa.stopping import SIGNALS, Interrupted, interruptions
 from tiny_images import write_classes, write_pairs
 from tiny_runs import GUIDED, SETTINGS, Call, differences, metrics, run, start, weights

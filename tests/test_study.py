@@ -26,8 +26,8 @@ import depthjepa
 from depthjepa import cli, cost
 from depthjepa.backbones.opening import load_encoder
 from depthjepa.commands.teach import teach
-from depthjepa.config import RunConfig, to_mapping
-from depthjepa.configuring import build_config, load_config
+from depthjepa.config.reading import build_config, load_config
+from depthjepa.config.run_config import RunConfig, to_mapping
 from depthjepa.evaluation import probes
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import RunFolder, plain, write_whole

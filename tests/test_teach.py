@@ -16,7 +16,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from depthjepa import cost
 from depthjepa.commands import teach as teaching
-from depthjepa.config import RunConfig
+from depthjepa.config.run_config import RunConfig
 from depthjepa.data.config import DataConfig
 from depthjepa.data.loading import TrainingBatches, open_source, view_batches
 from depthjepa.data.samples import Batch

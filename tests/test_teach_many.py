@@ -24,7 +24,7 @@ import pytest
 
 from depthjepa import shared_work
 from depthjepa.commands import teach as teaching
-from depthjepa.config import RunConfig
+from depthjepa.config.run_config import RunConfig
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.guidance.teachers import cache, cache_files

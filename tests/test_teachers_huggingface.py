@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import interpolate
 
 import depthjepa
-from depthjepa.configuring import build_config
+from depthjepa.config.reading import build_config
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput
 from depthjepa.guidance.target import Teacher, fit_whitening, on_cells

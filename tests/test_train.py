@@ -21,7 +21,7 @@ from depthjepa.faults import BadInput, RunStopped
 from depthjepa.guidance.teachers.ground_truth import DepthTeacher
 from depthjepa.logbook import RunFolder
 from depthjepa.losses import Latents
-from depthjepa.starting import parts_note
+from depthjepa.run.checks import parts_note
 from tiny_images import picture, save, write_classes, write_flat, write_pairs
 from tiny_runs import (
     GUIDED,

@@ -15,11 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from depthjepa import beginning, checkpoint, cost, distributed, run_state, training
+from depthjepa import cost, distributed, training
 from depthjepa.backbones.opening import load_encoder
+from depthjepa.checkpoints.reading import load_checkpoint
 from depthjepa.commands.convert import convert
-from depthjepa.config import RunConfig, to_mapping
-from depthjepa.configuring import build_config
+from depthjepa.config.reading import build_config
+from depthjepa.config.run_config import RunConfig, to_mapping
 from depthjepa.data.loading import open_source, open_splits
 from depthjepa.data.samples import Batch
 from depthjepa.evaluation.gathering import RANDOM
@@ -29,6 +30,8 @@ from depthjepa.grid import to_map
 from depthjepa.logbook import RunFolder
 from depthjepa.method import build_encoder, build_method, build_teacher
 from depthjepa.model.vit import stretch
+from depthjepa.run import beginning
+from depthjepa.run.state import freeze_or_thaw
 from tiny_images import write_pairs
 from tiny_runs import GUIDED, differences, metrics, run, same_losses, tiny, weights
 
@@ -274,7 +277,7 @@ def test_the_head_has_its_own_rate_frozen_and_thawed(pairs: Path, tmp_path: Path
             )
             assert largest == pytest.approx(4 * rate, rel=1e-2)
         state.step += 1
-        run_state.freeze_or_thaw(state)
+        freeze_or_thaw(state)
 
 
 # layouts
@@ -505,5 +508,5 @@ def test_configurations_from_before_these_keys_read_as_their_defaults(origin: Pa
     assert mapping["optim"].pop("layer_decay") == 1.0
     assert to_mapping(build_config(mapping)) == weights(origin)["config"]
     torch.save(content, tmp_path / "old.pt")
-    loaded = checkpoint.load(tmp_path / "old.pt").config
+    loaded = load_checkpoint(tmp_path / "old.pt").config
     assert (loaded.init.checkpoint, loaded.init.frozen_steps, loaded.optim.layer_decay) == (None, 0, 1.0)

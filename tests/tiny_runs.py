@@ -17,10 +17,10 @@ import pytest
 import torch
 import yaml
 
-from depthjepa.config import RunConfig, to_mapping
-from depthjepa.configuring import build_config
+from depthjepa.config.reading import build_config
+from depthjepa.config.recipe_files import families, recipe_names
+from depthjepa.config.run_config import RunConfig, to_mapping
 from depthjepa.logbook import RunFolder
-from depthjepa.recipe_files import families, recipe_names
 from depthjepa.study.processes import probe_run
 from depthjepa.training import train
 

@@ -10,7 +10,7 @@ import argparse
 import re
 from pathlib import Path
 
-from depthjepa.keys import SHORT, listings
+from depthjepa.config.keys import SHORT, listings
 from depthjepa.study.keys import study_listing
 
 PAGE = Path(__file__).parents[1] / "docs" / "keys.md"

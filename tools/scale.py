@@ -18,11 +18,12 @@ from pathlib import Path
 
 import torch
 
-from depthjepa import cost, memory
-from depthjepa.config import RunConfig
-from depthjepa.configuring import load_config
+from depthjepa import cost
+from depthjepa.config.reading import load_config
+from depthjepa.config.run_config import RunConfig
 from depthjepa.method import build_method
 from depthjepa.model.vit import Block
+from depthjepa.run import memory
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "scale.md"

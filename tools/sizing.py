@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from depthjepa import memory
-from depthjepa.config import RunConfig
-from depthjepa.configuring import build_config, load_config
+from depthjepa.config.reading import build_config, load_config
+from depthjepa.config.run_config import RunConfig
 from depthjepa.cost import size_of
 from depthjepa.method import build_method, build_teacher
+from depthjepa.run import memory
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "sizing.md"

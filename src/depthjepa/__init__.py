@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from depthjepa.commands.diagnose import diagnose
     from depthjepa.commands.embed import embed
     from depthjepa.commands.probe import probe
-    from depthjepa.configuring import load_config
+    from depthjepa.config.reading import load_config
     from depthjepa.faults import BadInput, RunStopped
     from depthjepa.guidance.teachers.loading import load_teacher
     from depthjepa.training import train
@@ -43,7 +43,7 @@ _HOMES = {
     "compare": "commands.compare",
     "diagnose": "commands.diagnose",
     "embed": "commands.embed",
-    "load_config": "configuring",
+    "load_config": "config.reading",
     "load_encoder": "backbones.opening",
     "load_teacher": "guidance.teachers.loading",
     "predict": "commands.apply",

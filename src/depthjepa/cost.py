@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from depthjepa.config import RunConfig
+from depthjepa.config.run_config import RunConfig
 from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.guidance.target import Teacher
 from depthjepa.losses import Latents

@@ -5,7 +5,7 @@ environment.json   versions, processor, commit
 data.json, .npz    what the data were, and names of their files; see `data/contents.py`
 metrics.jsonl      one JSON object a logged step
 summary.json       figures of the steps that were done
-checkpoints/       see `checkpoint.py`
+checkpoints/       see `checkpoints/`
 figures/, probes/  arrays and tables for the report
 loggers/           what loggers beside this folder keep, where `train.loggers` names some
 """
@@ -63,7 +63,7 @@ class RunFolder:
         return "there is no checkpoint yet" if self.checkpoint() is None else "the last checkpoint is whole"
 
     def checkpoint(self, name: str = "last") -> Path | None:
-        """The newest whole checkpoint of a name: a file, or a folder of parts (`checkpoint_parts`); None without one.
+        """The newest whole checkpoint of a name: a file, or a folder of parts (`checkpoints.parts`); None without one.
 
         There is more than one only where a kill came between a new one and the end of the one before it.
         """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from depthjepa import distributed, runtime
-from depthjepa.config import RunConfig
+from depthjepa.config.run_config import RunConfig
 from depthjepa.faults import BadInput
 from depthjepa.guidance.build import build_guidance_target, build_guidance_teacher, build_guide
 from depthjepa.guidance.feature import build_latent_head

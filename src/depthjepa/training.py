@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from depthjepa import distributed, locks, optim, progress, runtime
-from depthjepa.beginning import begin
-from depthjepa.config import RunConfig, to_mapping
-from depthjepa.configuring import load_config
+from depthjepa.config.reading import load_config
+from depthjepa.config.run_config import RunConfig, to_mapping
 from depthjepa.data.contents import Contents, write_contents
 from depthjepa.data.loading import TrainingBatches, open_splits
 from depthjepa.data.samples import Batch, Source
@@ -30,9 +29,8 @@ from depthjepa.faults import BadInput, OutOfReach, RunStopped
 from depthjepa.logbook import RunFolder
 from depthjepa.loggers.logger import Logger, open_loggers
 from depthjepa.model.vit import normalise
-from depthjepa.run_state import State, freeze_or_thaw, save, whole_encoder, whole_method
-from depthjepa.run_summary import finish, so_far
-from depthjepa.starting import (
+from depthjepa.run.beginning import begin
+from depthjepa.run.checks import (
     contents_of_run,
     is_moved,
     open_data,
@@ -41,6 +39,8 @@ from depthjepa.starting import (
     settle_precision,
     steps_before,
 )
+from depthjepa.run.state import State, freeze_or_thaw, save, whole_encoder, whole_method
+from depthjepa.run.summary import finish, so_far
 from depthjepa.stopping import Interrupted, Stopping, interruptions
 
 UNREADABLE_SHARE = 0.01  # more than this share of unreadable images stops a run

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from depthjepa import checkpoint
 from depthjepa.backbones import vit
 from depthjepa.backbones.as_ours import PUBLIC, as_ours
 from depthjepa.backbones.network import OpenedNetwork
 from depthjepa.backbones.opening import family_of
-from depthjepa.checkpoint import Checkpoint
-from depthjepa.config import RunConfig
+from depthjepa.checkpoints.checkpoint import Checkpoint
+from depthjepa.checkpoints.foreign import from_contents
+from depthjepa.checkpoints.reading import load_checkpoint
+from depthjepa.config.run_config import RunConfig
 from depthjepa.faults import BadInput
 from depthjepa.formats.weights import Weights, load_strictly
 from depthjepa.model.jepa import JEPA
@@ -33,11 +34,11 @@ def start_from(method: JEPA | Supervised, config: RunConfig) -> str:
     assert config.init.checkpoint is not None
     family, found = family_of(config.init.checkpoint)
     if family is vit.FAMILY:
-        saved = checkpoint.load(config.init.checkpoint, like=config)
+        saved = load_checkpoint(config.init.checkpoint, like=config)
     else:
         opened = family.open(found, ())
         assert isinstance(opened, OpenedNetwork)
-        saved = checkpoint.from_contents(as_ours(opened), found.place, like=config)
+        saved = from_contents(as_ours(opened), found.place, like=config)
     return f"start from {config.init.checkpoint}: {take_over(method, config, saved)}"
 
 

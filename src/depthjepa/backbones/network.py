@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from depthjepa.config import RunConfig
+from depthjepa.config.run_config import RunConfig
 from depthjepa.data.config import DataConfig
 from depthjepa.faults import BadInput
 from depthjepa.formats.public import Renamed

@@ -27,7 +27,7 @@ from depthjepa.backbones.network import (
     without_prefix,
 )
 from depthjepa.backbones.opening import Family, Source
-from depthjepa.config import RunConfig
+from depthjepa.config.run_config import RunConfig
 from depthjepa.faults import BadInput
 from depthjepa.formats.onnx_session import OnnxSession
 from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol, get_args, runtime_checkable
 
 from depthjepa.backbones.table import BACKBONES
-from depthjepa.checkpoint import Checkpoint
-from depthjepa.config import RunConfig
-from depthjepa.configuring import refuse_other_than_settings
+from depthjepa.checkpoints.checkpoint import Checkpoint
+from depthjepa.config.reading import refuse_other_than_settings
+from depthjepa.config.run_config import RunConfig
 from depthjepa.faults import BadInput, nearest
 from depthjepa.formats.files import read_json
 from depthjepa.formats.opening import is_hub_id, snapshot

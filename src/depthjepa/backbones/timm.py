@@ -26,7 +26,7 @@ from depthjepa.backbones.network import (
     size_assumed,
 )
 from depthjepa.backbones.opening import Family, Source
-from depthjepa.config import RunConfig
+from depthjepa.config.run_config import RunConfig
 from depthjepa.faults import BadInput, nearest
 from depthjepa.formats.files import read_json
 from depthjepa.formats.opening import snapshot

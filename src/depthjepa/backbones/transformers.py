@@ -34,7 +34,7 @@ from depthjepa.backbones.network import (
     without_prefix,
 )
 from depthjepa.backbones.opening import Family, Source
-from depthjepa.config import RunConfig
+from depthjepa.config.run_config import RunConfig
 from depthjepa.faults import BadInput, nearest
 from depthjepa.formats.files import as_written
 from depthjepa.formats.public import DINOV2, VIT, Names, from_transformers

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from depthjepa import checkpoint
 from depthjepa.backbones.opening import Family, Source
-from depthjepa.checkpoint import Checkpoint
-from depthjepa.config import RunConfig
+from depthjepa.checkpoints.checkpoint import Checkpoint
+from depthjepa.checkpoints.reading import load_checkpoint
+from depthjepa.config.run_config import RunConfig
 from depthjepa.formats.weights import Which
 from depthjepa.method import build_encoder
 from depthjepa.model.vit import VisionTransformer
@@ -43,7 +43,7 @@ class OpenedCheckpoint:
 
 
 def _open(source: Source, settings: Sequence[str]) -> OpenedCheckpoint:
-    return OpenedCheckpoint(checkpoint.load(source.name, settings))
+    return OpenedCheckpoint(load_checkpoint(source.name, settings))
 
 
 FAMILY = Family(claims=lambda _: True, open=_open)

@@ -30,7 +30,7 @@ def is_setting(word: str) -> bool:
 def once(settings: list[str] | None) -> list[str] | None:
     """Refuse a key that is given twice."""
     if settings:
-        from depthjepa.configuring import refuse_repeated
+        from depthjepa.config.reading import refuse_repeated
 
         refuse_repeated(settings)
     return settings

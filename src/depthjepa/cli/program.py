@@ -88,7 +88,7 @@ def _usage(fault: Any) -> str:
     """What a command line that does not parse may have meant: an argument, an option, or a key of the configuration."""
     option = getattr(fault, "option_name", None)
     if option is not None:
-        from depthjepa.config import RunConfig, keys
+        from depthjepa.config.run_config import RunConfig, keys
 
         word = option.lstrip("-").replace("-", "_")
         meant = [f"{key}=" for key in keys(RunConfig) if word in (key, key.partition(".")[2])]

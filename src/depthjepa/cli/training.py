@@ -53,8 +53,8 @@ def train(
     ] = None,
 ) -> None:
     """Pretrain; prints an estimate of time and memory first."""
-    from depthjepa.recipe_files import of_size
-    from depthjepa.starting import what_to_run
+    from depthjepa.config.recipe_files import of_size
+    from depthjepa.run.checks import what_to_run
     from depthjepa.training import train as run
 
     if size is not None:
@@ -89,7 +89,7 @@ def teach(
     """Compute a teacher's latents of all images once, by one process or many; killed, it goes on where it stopped."""
     from depthjepa.commands.teach import refuse_unread
     from depthjepa.commands.teach import teach as run
-    from depthjepa.configuring import build_config
+    from depthjepa.config.reading import build_config
 
     settings = [f"data.root={data}", f"guidance.teacher={teacher}", "guidance.kind=feature"]
     said_elsewhere(overrides, {"data.root": "--data", "guidance.teacher": "--teacher", "guidance.kind": "the command"})
@@ -109,8 +109,8 @@ def fit_teacher(
 ) -> None:
     """Train a compact teacher of DepthFM's kind from RGB-D pairs; killed, it goes on where it stopped."""
     from depthjepa.commands.fit_teacher import fit_teacher as run
-    from depthjepa.config import FIT_DEFAULTS
-    from depthjepa.configuring import build_fit
+    from depthjepa.config.reading import build_fit
+    from depthjepa.config.run_config import FIT_DEFAULTS
     from depthjepa.report.terminal import print_table
 
     said_elsewhere(overrides, {"data.root": "--data"})
@@ -134,14 +134,14 @@ def recipes(
 ) -> None:
     """List the shipped recipes with what they cost and score, or print one; or the keys that recipes have."""
     if keys:
-        from depthjepa.keys import SHORT, listings
+        from depthjepa.config.keys import SHORT, listings
         from depthjepa.report.terminal import print_keys
         from depthjepa.study.keys import study_listing
 
         print_keys(listings(name, [study_listing()]), SHORT if name is None else None)
         return
-    from depthjepa.configuring import load_config
-    from depthjepa.recipe_files import families, recipe_names, recipe_text
+    from depthjepa.config.reading import load_config
+    from depthjepa.config.recipe_files import families, recipe_names, recipe_text
 
     if name is not None:
         print(recipe_text(name), end="")

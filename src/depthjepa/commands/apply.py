@@ -16,10 +16,10 @@ from torch import Tensor
 
 from depthjepa import runtime
 from depthjepa.backbones.opening import open_backbone
-from depthjepa.checkpoint import Checkpoint
+from depthjepa.checkpoints.checkpoint import Checkpoint
 from depthjepa.commands.depth_maps import decoded_where, decodes_itself, doubt, of_photograph, photograph_views
-from depthjepa.config import RunConfig
-from depthjepa.configuring import load_config
+from depthjepa.config.reading import load_config
+from depthjepa.config.run_config import RunConfig
 from depthjepa.data.layouts.flat import FlatFolder
 from depthjepa.data.layouts.layout import folder_of_images
 from depthjepa.data.loading import TrainingBatches, open_source

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from depthjepa import cost, memory, optim, runtime
-from depthjepa.config import RunConfig, to_mapping
-from depthjepa.configuring import build_config, load_config
+from depthjepa import cost, optim, runtime
+from depthjepa.config.reading import build_config, load_config
+from depthjepa.config.run_config import RunConfig, to_mapping
 from depthjepa.data.loading import TrainingBatches, open_source
 from depthjepa.distributed import Ranks
 from depthjepa.guidance.build import asked_directly
@@ -29,6 +29,7 @@ from depthjepa.guidance.config import NoGuidance
 from depthjepa.guidance.target import Teacher, fit_whitening, on_cells
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_method, build_teacher, compile_blocks, parameter_count
+from depthjepa.run import memory
 
 # ViT-S/16 at 224 px, batch 16, predictor 6 deep and 384 wide, masks of the reference.
 DEFAULTS: dict[str, Any] = {

@@ -15,8 +15,8 @@ import torch
 
 from depthjepa import runtime
 from depthjepa.backbones.opening import Backbone, open_backbone
-from depthjepa.config import RunConfig, to_mapping
-from depthjepa.configuring import build_config, given, refuse_other_than_settings, refuse_repeated
+from depthjepa.config.reading import build_config, given, refuse_other_than_settings, refuse_repeated
+from depthjepa.config.run_config import RunConfig, to_mapping
 from depthjepa.data.memory import first_readable
 from depthjepa.data.order import evenly
 from depthjepa.data.samples import Source

@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from depthjepa import checkpoint, runtime
+from depthjepa import runtime
 from depthjepa.backbones.as_ours import CLOSE, tokens_apart
-from depthjepa.checkpoint import Checkpoint, own_training, reference_training
-from depthjepa.config import to_mapping
-from depthjepa.configuring import build_config
+from depthjepa.checkpoints import checkpoint
+from depthjepa.checkpoints.checkpoint import Checkpoint
+from depthjepa.checkpoints.reading import load_checkpoint
+from depthjepa.checkpoints.reference_training import own_training, reference_training
+from depthjepa.config.reading import build_config
+from depthjepa.config.run_config import to_mapping
 from depthjepa.faults import BadInput, nearest
 from depthjepa.formats.flat import facts_of, write_flat
 from depthjepa.formats.onnx import write_onnx
@@ -42,7 +45,7 @@ def convert(source: str, target: Path, to: str, which: Which = "target", setting
         raise BadInput(f"there is no layout {to!r}{nearest(to, LAYOUTS)}: choose from {', '.join(LAYOUTS)}")
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise BadInput(f"{target} exists already: give a new path")
-    saved = checkpoint.load(source, settings, moments=True)
+    saved = load_checkpoint(source, settings, moments=True)
     if saved.layout == "depthjepa":
         if settings:
             raise BadInput(f"{source} says all about itself: {settings[0]} is for checkpoints of other layouts")

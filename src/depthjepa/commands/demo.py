@@ -19,10 +19,10 @@ from rich.console import Console
 
 from depthjepa import locks, progress
 from depthjepa.commands.teach import teach
-from depthjepa.config import RunConfig, differences, to_mapping
-from depthjepa.configuring import given, load_config
+from depthjepa.config.effects import refuse_idle
+from depthjepa.config.reading import given, load_config
+from depthjepa.config.run_config import RunConfig, differences, to_mapping
 from depthjepa.data.loading import open_source
-from depthjepa.effects import refuse_idle
 from depthjepa.evaluation.probes import depth, diagnose, linear
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.guidance.build import asked_directly, asks_network

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from depthjepa.checkpoint import Checkpoint
-from depthjepa.config import RunConfig
+from depthjepa.checkpoints.checkpoint import Checkpoint
+from depthjepa.config.run_config import RunConfig
 from depthjepa.data.images import upright_size
 from depthjepa.data.layouts.flat import FlatFolder
 from depthjepa.data.loading import view_batches

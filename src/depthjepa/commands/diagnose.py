@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from depthjepa.checkpoint import load
+from depthjepa.checkpoints.reading import load_checkpoint
 from depthjepa.evaluation import probes
 from depthjepa.evaluation.opened import open_with, to_write
 from depthjepa.evaluation.probes import table
@@ -47,7 +47,7 @@ def diagnose(
     file = None if out is None else to_write(out)
     twin = "" if against is None else "--against"
     opened, config, encoder, where = open_with(backbone, data, settings, "diagnoses", tasks, say, run_for=twin)
-    subject = probes.Subject(config, encoder, where, opened, None if against is None else load(against))
+    subject = probes.Subject(config, encoder, where, opened, None if against is None else load_checkpoint(against))
     asked = [task for task in tasks.values() if opened.saved is not None or not task.reads_run]
     return [
         probes.write_probe(result, opened.saved, config.evaluation.which, None if number else file)

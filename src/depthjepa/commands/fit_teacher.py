@@ -27,7 +27,7 @@ from torch import Tensor
 
 from depthjepa import locks, runtime
 from depthjepa.columns import Column, table
-from depthjepa.config import PLACES, TeacherFitConfig, differences, to_mapping
+from depthjepa.config.run_config import PLACES, TeacherFitConfig, differences, to_mapping
 from depthjepa.data.account import what_is_read
 from depthjepa.data.contents import contents_of, read_contents, refuse_changed, write_contents
 from depthjepa.data.images import Split

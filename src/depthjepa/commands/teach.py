@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Int64
 
 from depthjepa import distributed, locks, runtime
-from depthjepa.config import RunConfig, keys
+from depthjepa.config.run_config import RunConfig, keys
 from depthjepa.cost import size_of
 from depthjepa.data.account import what_is_read
 from depthjepa.data.contents import stamps_of

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from depthjepa.config import RunConfig
+from depthjepa.config.run_config import RunConfig
 from depthjepa.distributed import Ranks
 from depthjepa.evaluation.classification import knn
 from depthjepa.evaluation.depth_probe import depth_table

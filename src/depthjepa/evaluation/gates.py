@@ -24,8 +24,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from depthjepa import optim, runtime
-from depthjepa.checkpoint import Checkpoint
-from depthjepa.config import RunConfig
+from depthjepa.checkpoints.checkpoint import Checkpoint
+from depthjepa.config.run_config import RunConfig
 from depthjepa.data.images import Split
 from depthjepa.data.samples import Batch
 from depthjepa.data.transforms import as_bytes

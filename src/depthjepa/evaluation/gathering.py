@@ -18,7 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from depthjepa import distributed, runtime
-from depthjepa.config import RunConfig
+from depthjepa.config.run_config import RunConfig
 from depthjepa.data.groups import Places, places_of
 from depthjepa.data.images import Split
 from depthjepa.data.loading import open_source, open_splits, source_name, view_batches

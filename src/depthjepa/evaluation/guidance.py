@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from depthjepa.checkpoint import Checkpoint, refuse_lost
-from depthjepa.config import RunConfig
+from depthjepa.checkpoints.checkpoint import Checkpoint
+from depthjepa.checkpoints.reading import refuse_lost
+from depthjepa.config.run_config import RunConfig
 from depthjepa.data.groups import FOLDS, divide
 from depthjepa.data.layouts.layout import with_depth
 from depthjepa.data.samples import Batch

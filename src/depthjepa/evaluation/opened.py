@@ -12,9 +12,9 @@ import torch
 
 from depthjepa import runtime
 from depthjepa.backbones.opening import Backbone, open_backbone
-from depthjepa.checkpoint import Checkpoint
-from depthjepa.config import RunConfig
-from depthjepa.configuring import given, refuse_other_than_settings, refuse_repeated
+from depthjepa.checkpoints.checkpoint import Checkpoint
+from depthjepa.config.reading import given, refuse_other_than_settings, refuse_repeated
+from depthjepa.config.run_config import RunConfig
 from depthjepa.data.images import in_words
 from depthjepa.data.layouts.flat import FlatFolder
 from depthjepa.evaluation.probes import probe_config, table

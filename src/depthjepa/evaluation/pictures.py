@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depthjepa.config import RunConfig
+from depthjepa.config.run_config import RunConfig
 from depthjepa.data.loading import has_validation, open_source
 from depthjepa.data.samples import Batch
 from depthjepa.data.transforms import as_bytes

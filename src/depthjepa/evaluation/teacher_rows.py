@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from depthjepa.config import RunConfig
+from depthjepa.config.run_config import RunConfig
 from depthjepa.data.loading import view_batches
 from depthjepa.data.order import evenly
 from depthjepa.data.samples import Batch, Chosen, Source

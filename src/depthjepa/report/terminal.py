@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from depthjepa.columns import Column, format_column
-from depthjepa.keys import Listing
+from depthjepa.config.keys import Listing
 
 MANY = 8  # columns that a terminal has room for
 PIPED = 100  # columns of text for keys where nobody's terminal says how many

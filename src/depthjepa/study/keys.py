@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import TypeAdapter
 
-from depthjepa.keys import Listing, Section, first_paragraph, keys_of
+from depthjepa.config.keys import Listing, Section, first_paragraph, keys_of
 from depthjepa.study.claims import Comparison
 from depthjepa.study.plan import Study
 

@@ -13,8 +13,9 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError, field_validator
 
 from depthjepa import runtime
-from depthjepa.config import RunConfig
-from depthjepa.configuring import IN_QUOTES, build_config, given_twice
+from depthjepa.config.reading import IN_QUOTES, build_config, given_twice
+from depthjepa.config.recipe_files import read_recipe, read_text
+from depthjepa.config.run_config import RunConfig
 from depthjepa.data.loading import open_source, open_splits
 from depthjepa.data.order import steps_per_epoch
 from depthjepa.distributed import Ranks
@@ -23,9 +24,8 @@ from depthjepa.evaluation.probes import table as probes
 from depthjepa.evaluation.probes.task import Data
 from depthjepa.faults import BadInput, nearest
 from depthjepa.method import build_method, build_teacher
-from depthjepa.recipe_files import read_recipe, read_text
+from depthjepa.run.checks import refuse_impossible
 from depthjepa.settings import configuration
-from depthjepa.starting import refuse_impossible
 from depthjepa.study.claims import Comparison
 from depthjepa.warm_start import start_from
 

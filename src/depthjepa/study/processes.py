@@ -17,9 +17,10 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-from depthjepa import checkpoint, locks, runtime
-from depthjepa.config import RunConfig, to_mapping
-from depthjepa.configuring import build_config
+from depthjepa import locks, runtime
+from depthjepa.checkpoints.reading import load_checkpoint
+from depthjepa.config.reading import build_config
+from depthjepa.config.run_config import RunConfig, to_mapping
 from depthjepa.evaluation import probes
 from depthjepa.evaluation.probes import Judged
 from depthjepa.faults import BadInput, RunStopped
@@ -151,7 +152,7 @@ def probe_run(config: RunConfig, place: Path, tasks: Sequence[str | Judged]) -> 
     if not missing:
         return
     runtime.settle_cpu(config.train.threads)
-    probes.probe_run(config, checkpoint.load(place), missing)
+    probes.probe_run(config, load_checkpoint(place), missing)
 
 
 def measure_seconds(config: RunConfig, side_by_side: int, folder: Path, stopping: Callable[[], bool]) -> float:

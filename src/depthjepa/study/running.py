@@ -24,8 +24,8 @@ from typing import Any
 import yaml
 
 from depthjepa import locks
-from depthjepa.config import PLACES, RunConfig, differences, to_mapping
-from depthjepa.configuring import build_config
+from depthjepa.config.reading import build_config
+from depthjepa.config.run_config import PLACES, RunConfig, differences, to_mapping
 from depthjepa.data.config import DataConfig
 from depthjepa.data.contents import FILE, NAMES, Contents, contents_of, read_contents, refuse_changed, write_contents
 from depthjepa.data.loading import open_splits

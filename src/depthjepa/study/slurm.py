@@ -28,9 +28,9 @@ from typing import Any, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from depthjepa import locks
-from depthjepa.configuring import refuse_repeated
+from depthjepa.config.reading import refuse_repeated
+from depthjepa.config.recipe_files import read_yaml
 from depthjepa.faults import BadInput, RunStopped, nearest
-from depthjepa.recipe_files import read_yaml
 from depthjepa.stopping import SIGNALS, Interrupted, interruptions
 from depthjepa.study.plan import Study, resolve
 from depthjepa.study.processes import measure_seconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from depthjepa.columns import Column
-from depthjepa.config import RunConfig
+from depthjepa.config.run_config import RunConfig
 from depthjepa.data.images import Split
 from depthjepa.evaluation.diagnostics import verdict
 from depthjepa.evaluation.gathering import RANDOM, Views, size_text, unreadable_text

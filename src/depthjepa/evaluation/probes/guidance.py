@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from depthjepa.columns import Column
-from depthjepa.config import RunConfig
+from depthjepa.config.run_config import RunConfig
 from depthjepa.drawing import charts
 from depthjepa.drawing.panels import Captioned
 from depthjepa.evaluation.gathering import RANDOM, Views, views_text

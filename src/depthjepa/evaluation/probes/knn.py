@@ -11,7 +11,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from depthjepa.columns import Column
-from depthjepa.config import RunConfig
+from depthjepa.config.run_config import RunConfig
 from depthjepa.data.images import Split
 from depthjepa.data.order import evenly
 from depthjepa.data.transforms import as_bytes

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from depthjepa.columns import Column
-from depthjepa.config import RunConfig
+from depthjepa.config.run_config import RunConfig
 from depthjepa.data.images import Split
 from depthjepa.evaluation.classification import ClassifierResult, chance, linear
 from depthjepa.evaluation.depth_readouts import encode_layers

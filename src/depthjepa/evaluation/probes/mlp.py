@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from depthjepa.columns import Column
-from depthjepa.config import RunConfig
+from depthjepa.config.run_config import RunConfig
 from depthjepa.data.images import Split
 from depthjepa.drawing import charts
 from depthjepa.drawing.panels import Captioned

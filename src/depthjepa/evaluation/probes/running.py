@@ -19,9 +19,9 @@ import torch
 from depthjepa import runtime
 from depthjepa.backbones.opening import Backbone
 from depthjepa.backbones.vit import OpenedCheckpoint
-from depthjepa.checkpoint import Checkpoint
-from depthjepa.config import RunConfig, to_mapping
-from depthjepa.configuring import build_config, given
+from depthjepa.checkpoints.checkpoint import Checkpoint
+from depthjepa.config.reading import build_config, given
+from depthjepa.config.run_config import RunConfig, to_mapping
 from depthjepa.data.config import OF_ITS_OWN
 from depthjepa.data.loading import source_name
 from depthjepa.evaluation.features import Encode

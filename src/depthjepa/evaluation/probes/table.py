@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import TypeVar
 
-from depthjepa.config import RunConfig
+from depthjepa.config.run_config import RunConfig
 from depthjepa.evaluation.gathering import RANDOM
 from depthjepa.evaluation.probes import (
     attentive,

@@ -19,9 +19,9 @@ from jaxtyping import Float64
 from matplotlib.figure import Figure
 
 from depthjepa.backbones.opening import Backbone
-from depthjepa.checkpoint import Checkpoint
+from depthjepa.checkpoints.checkpoint import Checkpoint
 from depthjepa.columns import Column, table
-from depthjepa.config import RunConfig
+from depthjepa.config.run_config import RunConfig
 from depthjepa.data.images import Split
 from depthjepa.data.layouts.layout import with_depth, with_label_maps, with_labels
 from depthjepa.data.samples import Source, segment_classes

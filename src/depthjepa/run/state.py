@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depthjepa import checkpoint, distributed, optim
-from depthjepa.config import RunConfig
+from depthjepa import distributed, optim
+from depthjepa.checkpoints import checkpoint
+from depthjepa.checkpoints.reading import load_checkpoint
+from depthjepa.checkpoints.saving import Saving
+from depthjepa.config.run_config import RunConfig
 from depthjepa.data.layouts.layout import base_of
 from depthjepa.data.order import weighted_roots
 from depthjepa.formats.weights import assemble, load_strictly
@@ -20,7 +23,6 @@ from depthjepa.method import build_method
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.supervised import Supervised
 from depthjepa.model.vit import VisionTransformer
-from depthjepa.saving import Saving
 
 
 @dataclass
@@ -55,7 +57,7 @@ def freeze_or_thaw(state: State) -> None:
 def restore(state: State, path: Path) -> None:
     """Take step, weights, optimiser and teacher statistics from a checkpoint of the run, the same in all processes."""
     held = state.method.state_dict()
-    saved = checkpoint.load(path, moments=True, held=held)
+    saved = load_checkpoint(path, moments=True, held=held)
     model = {name: distributed.like(value, held.get(name, value)) for name, value in saved.model.items()}
     load_strictly(state.method, model, saved.path)
     state.optimizer.load_state_dict(_moments(saved.optimizer, held))

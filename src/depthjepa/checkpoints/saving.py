@@ -11,7 +11,8 @@ from typing import Any
 
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from depthjepa import checkpoint, checkpoint_parts, distributed
+from depthjepa import distributed
+from depthjepa.checkpoints import checkpoint, parts
 from depthjepa.logbook import REST, RunFolder, parts_at
 
 PLAIN_COPY = StagingOptions(
@@ -27,13 +28,13 @@ class Saving:
     `settle` waits for it; at the end of the block that this object is entered for nothing is being written any more.
     """
 
-    def __init__(self, folder: RunFolder, place: distributed.Ranks, minutes: float, *, parts: bool) -> None:
-        self.folder, self.place, self.parts = folder, place, parts
-        self._group = distributed.background_group(place, minutes) if parts else None
+    def __init__(self, folder: RunFolder, place: distributed.Ranks, minutes: float, *, in_parts: bool) -> None:
+        self.folder, self.place, self.in_parts = folder, place, in_parts
+        self._group = distributed.background_group(place, minutes) if in_parts else None
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._last: Future[None] | None = None
-        if parts:  # what kills have left would be taken for parts of what is written next
-            distributed.first_writes(place, lambda: checkpoint_parts.remove_torn(folder.path / "checkpoints"))
+        if in_parts:  # what kills have left would be taken for parts of what is written next
+            distributed.first_writes(place, lambda: parts.remove_torn(folder.path / "checkpoints"))
 
     def save(self, name: str, step: int, content: Mapping[str, Any]) -> None:
         """Write a `checkpoint.content`, or begin to.
@@ -41,17 +42,17 @@ class Saving:
         Raises `RunStopped` when a disk is full; the checkpoint that was there stays as it was.
         """
         self.settle()
-        if not self.parts:
+        if not self.in_parts:
             path = self.folder.path / "checkpoints" / f"{name}.pt"
             self._at_once(path, lambda: checkpoint.save(path, content))
             return
         path = parts_at(self.folder.path, name, step)
-        tensors, rest = checkpoint_parts.split(content)
+        tensors, rest = parts.split(content)
         if distributed.of_first((path / REST).is_file(), self.place):  # of this very step: the same shares
-            self._at_once(path, lambda: checkpoint_parts.write_rest(path, rest))
+            self._at_once(path, lambda: parts.write_rest(path, rest))
             return
         copies = DefaultStager(PLAIN_COPY).stage(tensors)
-        self._last = self._thread.submit(self._in_parts, path, copies, rest)
+        self._last = self._thread.submit(self._write_parts, path, copies, rest)
 
     def settle(self) -> None:
         """Wait until what was begun is written; raises what kept it from being so."""
@@ -62,19 +63,19 @@ class Saving:
     def _at_once(self, path: Path, write: Callable[[], None]) -> None:
         def whole() -> None:
             write()
-            checkpoint_parts.remove_others(path)
+            parts.remove_others(path)
 
         distributed.first_writes(self.place, whole)
 
-    def _in_parts(self, path: Path, tensors: Any, rest: Mapping[str, Any]) -> None:
+    def _write_parts(self, path: Path, tensors: Any, rest: Mapping[str, Any]) -> None:
         try:
-            checkpoint_parts.write(path, tensors, rest, self.place, self._group)
+            parts.write(path, tensors, rest, self.place, self._group)
         except BaseException:
             if self.place.first:
                 shutil.rmtree(path, ignore_errors=True)  # a disk that is full has no room for what does not count
             raise
         if self.place.first:
-            checkpoint_parts.remove_others(path)
+            parts.remove_others(path)
 
     def __enter__(self) -> Saving:
         return self

@@ -9,7 +9,7 @@ from depthjepa import runtime
 from depthjepa.evaluation.pictures import write_pictures
 from depthjepa.logbook import RunFolder
 from depthjepa.method import parameter_count
-from depthjepa.run_state import State
+from depthjepa.run.state import State
 
 
 def finish(state: State, folder: RunFolder, images: int) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from depthjepa import distributed, optim, runtime
-from depthjepa.config import PLACES, RunConfig, differences, to_mapping
-from depthjepa.configuring import build_config, load_config, read_resolved
+from depthjepa.config.reading import build_config, load_config, read_resolved
+from depthjepa.config.run_config import PLACES, RunConfig, differences, to_mapping
 from depthjepa.data.contents import Contents, contents_of, read_contents, refuse_changed
 from depthjepa.data.images import Split
 from depthjepa.data.layouts.layout import path_of, place_of_root

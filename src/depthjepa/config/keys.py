@@ -14,10 +14,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from depthjepa.config import FIT_DEFAULTS, RunConfig, TeacherFitConfig, to_mapping
+from depthjepa.config.recipe_values import Setting, settings_of_recipes
+from depthjepa.config.run_config import FIT_DEFAULTS, RunConfig, TeacherFitConfig, to_mapping
 from depthjepa.faults import BadInput, nearest
 from depthjepa.logbook import flatten
-from depthjepa.recipe_values import Setting, settings_of_recipes
 
 NOUNS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
 SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}

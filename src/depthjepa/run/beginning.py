@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
-from depthjepa import cost, distributed, memory, optim, progress, runtime
-from depthjepa.config import RunConfig
+from depthjepa import cost, distributed, optim, progress, runtime
+from depthjepa.checkpoints.saving import Saving
+from depthjepa.config.run_config import RunConfig
 from depthjepa.data.account import what_is_read
 from depthjepa.data.images import Split
 from depthjepa.data.loading import TrainingBatches
@@ -22,9 +23,9 @@ from depthjepa.guidance.target import Teacher
 from depthjepa.logbook import RunFolder
 from depthjepa.method import build_method, build_target, build_teacher, compile_blocks, shard_blocks
 from depthjepa.model.supervised import Supervised
-from depthjepa.run_state import State, freeze_or_thaw, restore
-from depthjepa.saving import Saving
-from depthjepa.starting import parts_note, refuse_impossible
+from depthjepa.run import memory
+from depthjepa.run.checks import parts_note, refuse_impossible
+from depthjepa.run.state import State, freeze_or_thaw, restore
 from depthjepa.warm_start import start_from
 
 Say = Callable[[str], None]
@@ -72,7 +73,7 @@ def begin(
         epoch_steps=epoch_steps,
         where=where,
         place=place,
-        saving=Saving(folder, place, config.train.timeout_minutes, parts=sharded),
+        saving=Saving(folder, place, config.train.timeout_minutes, in_parts=sharded),
         skipped={},
     )
     if place.first:

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from depthjepa.config import RunConfig, to_mapping
-from depthjepa.configuring import load_config
+from depthjepa.config.reading import load_config
+from depthjepa.config.recipe_files import recipe_names
+from depthjepa.config.run_config import RunConfig, to_mapping
 from depthjepa.guidance.config import KINDS
 from depthjepa.logbook import flatten
-from depthjepa.recipe_files import recipe_names
 
 OWN = ("name", "about.")  # beginnings of keys that each recipe has for itself
 STARS = 2

@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
+from depthjepa.config.recipe_files import OddNumber, parse
 from depthjepa.faults import BadInput
-from depthjepa.recipe_files import OddNumber, parse
 
 NULL = ("null", "~")
 QUOTED = r"""'(?:[^']|'')*'|"(?:[^"\\]|\\.)*\""""

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from depthjepa import distributed, runtime
-from depthjepa.config import RunConfig
+from depthjepa.config.run_config import RunConfig
 from depthjepa.cost import asks_network, example, size_of
 from depthjepa.data.memory import kept_bytes
 from depthjepa.data.samples import Batch, Source

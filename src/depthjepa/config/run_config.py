@@ -1,6 +1,6 @@
 """One typed configuration of a run; each part is declared beside the code it configures, training here.
 
-`configuring` reads it from recipes and KEY=VALUE.
+`reading` has it from recipes and KEY=VALUE.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from depthjepa.config import RunConfig
+from depthjepa.config.run_config import RunConfig
 from depthjepa.data.layouts.layout import layouts_that_read
 from depthjepa.data.order import weighted_roots
 from depthjepa.faults import BadInput

@@ -18,14 +18,14 @@ from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from depthjepa.config import RunConfig, TeacherFitConfig, to_mapping, types
-from depthjepa.effects import refuse_idle
+from depthjepa.config.effects import refuse_idle
+from depthjepa.config.old_keys import current, why_removed
+from depthjepa.config.recipe_files import read_recipe
+from depthjepa.config.run_config import RunConfig, TeacherFitConfig, to_mapping, types
+from depthjepa.config.values import value_of
 from depthjepa.faults import BadInput, nearest
 from depthjepa.guidance.config import KINDS, NoGuidance
 from depthjepa.logbook import flatten
-from depthjepa.old_keys import current, why_removed
-from depthjepa.recipe_files import read_recipe
-from depthjepa.setting_values import value_of
 
 IN_QUOTES = "put it in quotes: without them YAML makes a number, a date, true or false of it"
 SHAPE = ("width", "depth", "heads", "hidden")  # of a model; one key, `size`, names them all
