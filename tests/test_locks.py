@@ -48,7 +48,20 @@ with locks.locked(sys.argv[1], name=sys.argv[2]):
     time.sleep(60)
 """
 
+# Holds one folder after the other, until a line says that the next one is meant or that none is.
+HOLD_EACH = """
+import sys
+from depthjepa import locks
+for line in sys.stdin:
+    folder, name = line.rstrip().split("\\t")
+    with locks.locked(folder, name=name):
+        print("held", flush=True)
+        sys.stdin.readline()
+    print("free", flush=True)
+"""
+
 Started = Callable[..., subprocess.Popen[str]]
+Held = Callable[..., None]
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +95,35 @@ def other() -> Iterator[Started]:
     for process in running:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture(scope="module")
+def holding() -> Iterator[Callable[[str], str]]:
+    """Another process that answers each line; it starts once, since that takes seconds."""
+    command = [sys.executable, "-c", HOLD_EACH]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        told, answers = process.stdin, process.stdout
+
+        def ask(line: str) -> str:
+            print(line, file=told, flush=True)
+            return answers.readline().strip()
+
+        yield ask
+
+
+@pytest.fixture
+def held(holding: Callable[[str], str]) -> Iterator[Held]:
+    """Have another process hold a folder until the test ends."""
+    taken = False
+
+    def begin(folder: Path, name: str = locks.NAME) -> None:
+        nonlocal taken
+        assert not taken and holding(f"{folder}\t{name}") == "held"
+        taken = True
+
+    yield begin
+    assert not taken or holding("") == "free"
 
 
 def left(folder: Path, **changes: object) -> Holder:
@@ -239,10 +281,10 @@ def test_processes_that_srun_started_apart_are_told_how_to_be_one_run(
 
 
 def test_nothing_is_checked_or_written_while_another_process_is_at_work(
-    photographs: Path, tmp_path: Path, other: Started
+    photographs: Path, tmp_path: Path, held: Held
 ) -> None:
     folder = tmp_path / "run"
-    other(folder)
+    held(folder)
     for resume in (False, True):
         with pytest.raises(BadInput, match="in use by process"):
             run(tmp_path / "nowhere", folder, "train.steps=1", resume=resume)
@@ -274,10 +316,10 @@ def test_readers_are_not_locked_out(photographs: Path, tmp_path: Path, other: St
 
 
 def test_caches_fits_and_demos_are_locked(
-    photographs: Path, tmp_path: Path, other: Started, monkeypatch: pytest.MonkeyPatch
+    photographs: Path, tmp_path: Path, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demonstrating, "run_all", lambda *_, **__: pytest.fail("it has begun"))
-    other(tmp_path)
+    held(tmp_path)
     with pytest.raises(BadInput, match="in use by process"):
         teach(tiny(photographs, "guidance.kind=feature", "guidance.teacher=depthfm-tiny"), tmp_path)
     with pytest.raises(BadInput, match="in use by process"):
@@ -292,14 +334,14 @@ def test_caches_fits_and_demos_are_locked(
     [(".lock", True), (".lock-1-of-2", False), (".lock-0-of-2", True), (".lock-1-of-3", True)],
 )
 def test_machines_share_a_study_by_its_parts(
-    photographs: Path, tmp_path: Path, other: Started, monkeypatch: pytest.MonkeyPatch, name: str, refused: bool
+    photographs: Path, tmp_path: Path, held: Held, monkeypatch: pytest.MonkeyPatch, name: str, refused: bool
 ) -> None:
     base = tmp_path / "base.yaml"
     base.write_text("{}")
     settings = (f"data.root={photographs}", *SETTINGS, "train.steps=1")
     asked = Study(base=str(base), arms={"one": ()}, seeds=(0, 1), settings=settings)
     monkeypatch.setattr("depthjepa.study.running._run_all", lambda *_: (each for each in ()))
-    other(tmp_path / "study", name)
+    held(tmp_path / "study", name)
     for shard in ((0, 2), (0, 1)):
         if refused or shard == (0, 1):
             with pytest.raises(BadInput, match="in use by process"):
