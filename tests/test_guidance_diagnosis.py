@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,8 @@ from depthjepa.method import build_encoder
 from tiny_images import write_classes, write_pairs
 from tiny_runs import GUIDED, Call, run, tiny
 
+RunOf = Callable[[str], Path]
+
 CPU = torch.device("cpu")
 WHOLE = ("optim.lr=0.003", "train.steps=150", "data.crop_scale=[1.0, 1.0]")
 STRONG = (*GUIDED, "guidance.head=conv", "guidance.detached=true", *WHOLE)
@@ -49,22 +52,27 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A head that learns alone, its unguided twin of as many steps, and short runs."""
+def run_of(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> RunOf:
+    """Runs by their names, each trained once it is asked for."""
     place = tmp_path_factory.mktemp("runs")
-    wanted = {
-        "alone": (*STRONG, "name=alone"),
-        "twin": (*WHOLE, "name=twin"),
+    settings = {
+        "alone": (*STRONG, "name=alone"),  # a head that learns alone
+        "twin": (*WHOLE, "name=twin"),  # unguided, of as many steps
+        "unguided": ("train.steps=2", "name=unguided"),
         "guided": (*GUIDED, "train.steps=2", "name=guided"),
         "pixel": ("guidance.kind=pixel", "guidance.weight=0.5", "train.steps=2", "name=pixel"),
         "beside": (*GUIDED, "guidance.read=dense", "guidance.beside=random", "train.steps=2", "name=beside"),
         "control": (*GUIDED, "guidance.control=random", "train.steps=2", "name=control"),
     }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)
-        for name, settings in wanted.items():
-            run(pairs, place / name, *settings)
-    return {name: place / name for name in wanted}
+
+    @functools.cache
+    def get(name: str) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cost, "matmul_rate", lambda *_, **__: 1e11)
+            run(pairs, place / name, *settings[name])
+        return place / name
+
+    return get
 
 
 def guidance_tables(config: RunConfig, saved: Checkpoint, against: Checkpoint | None) -> list[dict[str, Any]]:
@@ -116,9 +124,9 @@ def test_a_head_that_did_it_alone_is_named_with_both_figures() -> None:
 
 
 @pytest.mark.slow
-def test_a_strong_head_on_a_frozen_gradient_is_caught(pairs: Path, runs: dict[str, Path]) -> None:
+def test_a_strong_head_on_a_frozen_gradient_is_caught(pairs: Path, run_of: RunOf) -> None:
     """The planted failure: the loss falls and the maps are good, and the encoder is that of the unguided twin."""
-    saved, twin = load_checkpoint(runs["alone"]), load_checkpoint(runs["twin"])
+    saved, twin = load_checkpoint(run_of("alone")), load_checkpoint(run_of("twin"))
     maps, layers, alignment = guidance_tables(saved.config, saved, twin)
     row = {entry["name"]: entry for entry in maps["rows"]}["alone"]
     assert row["floor_ratio"] < 0.9 and row["r2_within"] > guidance.SAID
@@ -131,8 +139,8 @@ def test_a_strong_head_on_a_frozen_gradient_is_caught(pairs: Path, runs: dict[st
             assert rows["alone"][block] == pytest.approx(rows["twin"][block], abs=1e-3)
 
 
-def test_the_pull_grows_with_the_weight(runs: dict[str, Path]) -> None:
-    saved = load_checkpoint(runs["guided"])
+def test_the_pull_grows_with_the_weight(run_of: RunOf) -> None:
+    saved = load_checkpoint(run_of("guided"))
     (batch,) = Views(saved.config, "val")()
     batch = replace(batch, masks=picture_masks(saved.config, batch))
     found = []
@@ -147,8 +155,8 @@ def test_the_pull_grows_with_the_weight(runs: dict[str, Path]) -> None:
     assert -1 <= found[0]["pull_cosine"] <= 1
 
 
-def test_of_two_targets_the_teacher_s_own_is_judged(runs: dict[str, Path]) -> None:
-    saved = load_checkpoint(runs["beside"])
+def test_of_two_targets_the_teacher_s_own_is_judged(run_of: RunOf) -> None:
+    saved = load_checkpoint(run_of("beside"))
     figures = guidance_tables(saved.config, saved, None)[0]["rows"][1]
     bias = saved.model["guide.head.project.bias"]
     for part, moves in ((slice(len(bias) // 2, None), False), (slice(0, len(bias) // 2), True)):
@@ -158,21 +166,21 @@ def test_of_two_targets_the_teacher_s_own_is_judged(runs: dict[str, Path]) -> No
         assert (found["floor_ratio"] != pytest.approx(figures["floor_ratio"])) is moves
 
 
-def test_pixel_heads_are_judged_pixel_by_pixel_and_controls_by_their_features_alone(runs: dict[str, Path]) -> None:
-    pixel = load_checkpoint(runs["pixel"])
+def test_pixel_heads_are_judged_pixel_by_pixel_and_controls_by_their_features_alone(run_of: RunOf) -> None:
+    pixel = load_checkpoint(run_of("pixel"))
     assert [content["task"] for content in guidance_tables(pixel.config, pixel, None)] == [
         "guidance",
         "guidance-layers",
         "guidance-alignment",
     ]
-    control = load_checkpoint(runs["control"])
+    control = load_checkpoint(run_of("control"))
     tables = guidance_tables(control.config, control, None)
     assert [content["task"] for content in tables] == ["guidance-layers", "guidance-alignment"]
     assert "(depth; " in tables[0]["protocol"]  # the truth, not the random network
 
 
-def test_a_head_that_learned_another_image_s_depth_is_held_against_the_image_s_own(runs: dict[str, Path]) -> None:
-    saved = load_checkpoint(runs["guided"])
+def test_a_head_that_learned_another_image_s_depth_is_held_against_the_image_s_own(run_of: RunOf) -> None:
+    saved = load_checkpoint(run_of("guided"))
     assert isinstance(saved.config.guidance, FeatureGuidance)
     config = replace(saved.config, guidance=replace(saved.config.guidance, control="another"))
     own, found = (
@@ -183,30 +191,28 @@ def test_a_head_that_learned_another_image_s_depth_is_held_against_the_image_s_o
 
 
 @pytest.mark.slow
-def test_diagnose_writes_what_guidance_did(runs: dict[str, Path], tmp_path: Path, call: Call) -> None:
-    status, output, _ = call("diagnose", runs["guided"], "--against", runs["twin"])
+def test_diagnose_writes_what_guidance_did(run_of: RunOf, tmp_path: Path, call: Call) -> None:
+    status, output, _ = call("diagnose", run_of("guided"), "--against", run_of("twin"))
     assert status == 0
     for task in ("diagnose", "guidance", "guidance-layers", "guidance-alignment"):
-        assert RunFolder(runs["guided"]).probe(task)["task"] == task
+        assert RunFolder(run_of("guided")).probe(task)["task"] == task
         assert f"{task} on " in output
-    assert "own head under masks" in RunFolder(runs["guided"]).probe("guidance")["protocol"]
-    status, output, _ = call("diagnose", runs["twin"])
+    assert "own head under masks" in RunFolder(run_of("guided")).probe("guidance")["protocol"]
+    status, output, _ = call("diagnose", run_of("twin"))
     assert status == 0 and "guidance" not in output
-    status, output, _ = call("diagnose", runs["twin"], "--against", runs["guided"])
+    status, output, _ = call("diagnose", run_of("twin"), "--against", run_of("guided"))
     assert status == 0 and "guidance-layers" in output and "guidance on " not in output
 
 
-def test_what_cannot_be_judged_is_left_out_or_named(
-    runs: dict[str, Path], pairs: Path, tmp_path: Path, call: Call
-) -> None:
+def test_what_cannot_be_judged_is_left_out_or_named(run_of: RunOf, pairs: Path, tmp_path: Path, call: Call) -> None:
     classes = write_classes(tmp_path / "classes")
-    status, output, _ = call("diagnose", runs["guided"], "--data", classes)
+    status, output, _ = call("diagnose", run_of("guided"), "--data", classes)
     assert status == 0 and "guidance" not in output  # ground truth taught, and here there is none
-    status, _, errors = call("diagnose", runs["guided"], "--against", runs["twin"], "--data", classes)
+    status, _, errors = call("diagnose", run_of("guided"), "--against", run_of("unguided"), "--data", classes)
     assert status == 2 and "guidance is judged by depth" in errors
     run(pairs, tmp_path / "coarse", "train.steps=1", "model.patch_size=16", "data.image_size=96")
-    status, _, errors = call("diagnose", runs["guided"], "--against", tmp_path / "coarse")
+    status, _, errors = call("diagnose", run_of("guided"), "--against", tmp_path / "coarse")
     assert status == 2 and "patches of 16 px" in errors and "same cells" in errors
-    saved = load_checkpoint(runs["guided"])
+    saved = load_checkpoint(run_of("guided"))
     with pytest.raises(BadInput, match=r"knows \(6, 6\) patches alone"):
         guidance_tables(tiny(pairs, *GUIDED, "data.image_size=32"), saved, None)

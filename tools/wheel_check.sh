@@ -23,6 +23,13 @@ PATH=$environment/bin:$PATH
 unset PYTHONPATH
 cd "$work"
 
+# Each of its commands waits for its own imports and small networks: beside it the other checks have a core.
+echo "wheel check: every command works, or names the extra that it needs"
+mkdir commands
+(cd commands && exec python -P "$checkout/tools/every_command.py") &
+every=$!
+trap 'kill "$every" 2> /dev/null || true; rm -rf "$work"' EXIT
+
 echo "wheel check: commands"
 depthjepa --version
 depthjepa --help > help.txt
@@ -49,7 +56,5 @@ for file in config.yaml environment.json metrics.jsonl summary.json checkpoints/
 done
 test "$(wc -l < run/metrics.jsonl)" -eq 5 || { echo "wheel check: metrics.jsonl has not five steps"; exit 1; }
 
-echo "wheel check: every command works, or names the extra that it needs"
-mkdir commands
-(cd commands && python -P "$checkout/tools/every_command.py")
+wait "$every"
 echo "wheel check: passed"
