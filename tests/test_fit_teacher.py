@@ -26,9 +26,18 @@ from depthjepa.config.reading import build_fit
 from depthjepa.config.run_config import TeacherFitConfig
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput, RunStopped
-from depthjepa.guidance.teachers import fit
 from depthjepa.guidance.teachers.depthfm.network import DepthFM, load_autoencoder, load_depthfm
-from depthjepa.guidance.teachers.fit import AUTOENCODER, CHECKPOINT, FitConfig, Learner, Pairs
+from depthjepa.guidance.teachers.fit.autoencoder import (
+    Hinted,
+    autoencoder_loss,
+    build_autoencoder,
+    latent_scale,
+    unexplained,
+)
+from depthjepa.guidance.teachers.fit.config import AUTOENCODER, CHECKPOINT, TEXT_WIDTH, FitConfig
+from depthjepa.guidance.teachers.fit.flow import build_flow, flow_loss, save_flow
+from depthjepa.guidance.teachers.fit.learner import Learner
+from depthjepa.guidance.teachers.fit.pairs import Pairs, depth_picture, encode_pair
 from depthjepa.logbook import RunFolder
 from tiny_images import millimetres, picture, write_classes, write_pairs
 from tiny_runs import differences
@@ -122,7 +131,7 @@ class Watch:
 def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
     found = Watch()
     for name in ("autoencoder", "flow"):
-        monkeypatch.setattr(fit, f"{name}_loss", found.around(name, getattr(fit, f"{name}_loss")))
+        monkeypatch.setattr(fitting, f"{name}_loss", found.around(name, getattr(fitting, f"{name}_loss")))
     yield found
     assert not found.deeds, "what was to happen has not happened"
 
@@ -139,18 +148,18 @@ def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_depth_is_drawn_by_its_logarithm_from_nearest_to_farthest() -> None:
     config = FitConfig(nearest=0.5, farthest=32.0)
-    drawn, known = fit.depth_picture(batch_of(maps([0.5, 4.0, 32.0], [2.0, 0.1, 99.0])), config)
+    drawn, known = depth_picture(batch_of(maps([0.5, 4.0, 32.0], [2.0, 0.1, 99.0])), config)
     assert drawn.shape == (1, 3, 2, 3) and known.shape == (1, 1, 2, 3) and known.all()
     # 0.5, 2, 4 and 32 m are 2^-1, 2^1, 2^2 and 2^5: shares 0, 1/3, 1/2 and 1 of the way; what is beyond is clamped.
     expected = torch.tensor([[-1.0, 0.0, 1.0], [-1 / 3, -1.0, 1.0]])
     torch.testing.assert_close(drawn, expected.expand(1, 3, 2, 3), atol=1e-6, rtol=0)
-    zoomed, _ = fit.depth_picture(batch_of(maps([1.0, 8.0, 64.0], [4.0, 0.2, 198.0]), zoom=2.0), config)
+    zoomed, _ = depth_picture(batch_of(maps([1.0, 8.0, 64.0], [4.0, 0.2, 198.0]), zoom=2.0), config)
     torch.testing.assert_close(zoomed, drawn, atol=1e-6, rtol=0)
 
 
 def test_holes_take_the_nearest_measured_value_and_do_not_count() -> None:
     depth = maps([0.0, 0.0, 0.0, 0.0, 4.0], [1.0, 0.0, math.nan, 0.0, math.inf])
-    drawn, known = fit.depth_picture(batch_of(depth), FitConfig(nearest=1.0, farthest=16.0))
+    drawn, known = depth_picture(batch_of(depth), FitConfig(nearest=1.0, farthest=16.0))
     # 1 m is drawn as -1 and 4 m as 0; the two in the middle of the lower row are as near to either side, or nearer.
     assert known[0, 0].tolist() == [[False, False, False, False, True], [True, False, False, False, False]]
     torch.testing.assert_close(drawn[0, 0, :, [0, 1, 3, 4]], torch.tensor([[-1.0, -1, 0, 0]] * 2), atol=1e-6, rtol=0)
@@ -158,7 +167,7 @@ def test_holes_take_the_nearest_measured_value_and_do_not_count() -> None:
 
 
 def test_holes_may_be_far_away_and_count_then() -> None:
-    drawn, known = fit.depth_picture(
+    drawn, known = depth_picture(
         batch_of(maps([0.0, 4.0], [1.0, 0.0])), FitConfig(nearest=1.0, farthest=16.0, holes="farthest")
     )
     torch.testing.assert_close(drawn[0, 0], torch.tensor([[1.0, 0.0], [-1.0, 1.0]]), atol=1e-6, rtol=0)
@@ -168,12 +177,12 @@ def test_holes_may_be_far_away_and_count_then() -> None:
 def test_an_image_without_measurements_is_drawn_but_does_not_count() -> None:
     config = FitConfig(autoencoder_widths=(8, 8, 8, 8), kl=0.0)
     batch = batch_of(torch.cat([torch.zeros(1, 1, 32, 32), torch.full((1, 1, 32, 32), 3.0)]))
-    drawn, known = fit.depth_picture(batch, config)
+    drawn, known = depth_picture(batch, config)
     assert (drawn[0] == 0).all() and not known[0].any() and known[1].all()
     hinted = hinted_autoencoder(config)
-    pairs = fit.encode_pair(hinted.autoencoder, batch, config)
+    pairs = encode_pair(hinted.autoencoder, batch, config)
     assert (pairs.weight[0] == 0).all() and (pairs.weight[1] == 1).all()
-    loss = fit.autoencoder_loss(hinted, batch, config, 0, 0)
+    loss = autoencoder_loss(hinted, batch, config, 0, 0)
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss.isfinite() and all(each.grad.isfinite().all() for each in hinted.parameters() if each.grad is not None)
 
@@ -181,8 +190,8 @@ def test_an_image_without_measurements_is_drawn_but_does_not_count() -> None:
 # the autoencoder
 
 
-def hinted_autoencoder(config: FitConfig) -> fit.Hinted:
-    return fit.Hinted(fit.build_autoencoder(config, 0), 0)
+def hinted_autoencoder(config: FitConfig) -> Hinted:
+    return Hinted(build_autoencoder(config, 0), 0)
 
 
 def test_the_autoencoder_learns_a_fixed_batch() -> None:
@@ -191,7 +200,7 @@ def test_the_autoencoder_learns_a_fixed_batch() -> None:
     learner = Learner(hinted, config, 40, averaged=False)
     losses = []
     for step in range(40):
-        loss = fit.autoencoder_loss(hinted, batch, config, 0, step)
+        loss = autoencoder_loss(hinted, batch, config, 0, step)
         learner.update(loss)
         losses.append(loss.item())
     # What tells nothing of the picture, a grey of the best brightness, comes to 0.7 of what it begins with.
@@ -212,18 +221,18 @@ class Passed(nn.Module):
         return SimpleNamespace(sample=torch.zeros_like(self.seen))
 
 
-def passed(network: Passed) -> fit.Hinted:
-    return fit.Hinted(network, 0)
+def passed(network: Passed) -> Hinted:
+    return Hinted(network, 0)
 
 
 def test_the_autoencoder_sees_one_random_part_of_images_and_depth() -> None:
     config, batch, network = FitConfig(autoencoder_crop=16, kl=0.0, hint=0.0), boxes(2), Passed()
     batch = replace(batch, images=torch.rand(batch.images.shape, generator=torch.Generator().manual_seed(0)))
-    pictures = torch.cat([batch.images * 2 - 1, fit.depth_picture(batch, config)[0]])
+    pictures = torch.cat([batch.images * 2 - 1, depth_picture(batch, config)[0]])
     windows = pictures.unfold(2, 16, 1).unfold(3, 16, 1)
     places, drawn = set(), []
     for step in range(8):
-        fit.autoencoder_loss(passed(network), batch, config, 0, step)
+        autoencoder_loss(passed(network), batch, config, 0, step)
         same = (windows == network.seen[:, :, None, None]).all(-1).all(-1).all(0).all(0)
         assert same.sum() == 1
         places.add(tuple(same.nonzero()[0].tolist()))
@@ -238,12 +247,12 @@ def test_unmeasured_pixels_count_a_tenth_and_the_divergence_by_its_weight() -> N
     depth = torch.full((1, 1, 16, 16), 2.0)
     depth[..., :4, :] = 0  # filled with 2 m, drawn as 0 of ±1, where black is given back
     batch, sizes = batch_of(depth), {"nearest": 2.0, "farthest": 8.0}
-    loss = float(fit.autoencoder_loss(passed(Passed()), batch, FitConfig(**sizes, kl=0.0, hint=0.0), 0, 0))
+    loss = float(autoencoder_loss(passed(Passed()), batch, FitConfig(**sizes, kl=0.0, hint=0.0), 0, 0))
     image = float((batch.images * 2 - 1).abs().mean())
     counts = 0.75 + 0.25 * 0.1
     # A depth of `nearest` is drawn as -1: wherever it counts, the error is 1.
     assert loss == pytest.approx((image + counts) / (1 + counts), abs=1e-5)
-    more = float(fit.autoencoder_loss(passed(Passed()), batch, FitConfig(**sizes, kl=0.1, hint=0.0), 0, 0))
+    more = float(autoencoder_loss(passed(Passed()), batch, FitConfig(**sizes, kl=0.1, hint=0.0), 0, 0))
     assert more - loss == pytest.approx(0.7, abs=1e-5)
 
 
@@ -266,7 +275,7 @@ def test_the_hint_counts_what_it_misses_of_the_depth_latents_spread() -> None:
     constant = depth.mean((0, 2, 3), keepdim=True)
 
     def said(guess: Tensor, counts: Tensor = counts) -> float:
-        return float(fit.unexplained(Saying(guess), latent, counts))
+        return float(unexplained(Saying(guess), latent, counts))
 
     assert said(constant.expand_as(depth)) == pytest.approx(1, abs=1e-5)  # the floor: one latent for all
     assert said(depth) == 0
@@ -283,23 +292,23 @@ def test_the_hint_shapes_image_latents_and_no_others() -> None:
     config = FitConfig(autoencoder_widths=(8, 8, 8, 8))
     hinted = hinted_autoencoder(config)
     latent = torch.randn(4, 4, 2, 2, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    fit.unexplained(hinted.hint, latent, torch.ones(4, 1, 16, 16)).backward()  # type: ignore[no-untyped-call]
+    unexplained(hinted.hint, latent, torch.ones(4, 1, 16, 16)).backward()  # type: ignore[no-untyped-call]
     assert latent.grad is not None
     assert (latent.grad[:2] != 0).any() and (latent.grad[2:] == 0).all()
     batch = boxes(2)
     with torch.no_grad():
-        bare, told = (float(fit.autoencoder_loss(hinted, batch, replace(config, hint=w), 0, 0)) for w in (0.0, 1.0))
+        bare, told = (float(autoencoder_loss(hinted, batch, replace(config, hint=w), 0, 0)) for w in (0.0, 1.0))
     assert told > bare + 0.1
     # Other draws than the autoencoder's: its initial weights are the same with and without a hint.
-    alone = fit.build_autoencoder(config, 0).state_dict()
+    alone = build_autoencoder(config, 0).state_dict()
     assert all(torch.equal(alone[name], weight) for name, weight in hinted.autoencoder.state_dict().items())
 
 
 def test_latents_are_scaled_to_a_deviation_of_one() -> None:
     config, batch = FitConfig(autoencoder_widths=(8, 8, 8, 8)), boxes()
-    autoencoder = fit.build_autoencoder(config, 0)
-    scale = fit.latent_scale(autoencoder, batch, config)
-    pairs = fit.encode_pair(autoencoder, batch, config).chosen(np.array([2, 0, 1, 3]), scale, CPU)
+    autoencoder = build_autoencoder(config, 0)
+    scale = latent_scale(autoencoder, batch, config)
+    pairs = encode_pair(autoencoder, batch, config).chosen(np.array([2, 0, 1, 3]), scale, CPU)
     assert float(torch.cat([pairs.image, pairs.depth]).std()) == pytest.approx(1, abs=1e-4)
     assert abs(scale - 1) > 0.1  # otherwise nothing was to be done
 
@@ -323,7 +332,7 @@ class Planted(nn.Module):
 def test_the_true_velocity_has_no_loss_and_a_false_one_its_squared_error() -> None:
     pairs = pairs_of()
     for step in range(3):
-        right, wrong = (fit.flow_loss(Planted(pairs.depth, error), pairs, FitConfig(), 0, step) for error in (0.0, 3.0))
+        right, wrong = (flow_loss(Planted(pairs.depth, error), pairs, FitConfig(), 0, step) for error in (0.0, 3.0))
         assert float(right) < 1e-8
         assert float(wrong) == pytest.approx(9, abs=1e-3)
 
@@ -341,11 +350,11 @@ class Free(nn.Module):
 
 def test_the_flow_learns_fixed_latents() -> None:
     config = FitConfig(width=32, multiples=(1,), heads=2, lr=1e-2)
-    flow, pairs = fit.build_flow(config, 0), pairs_of(16, 4, 4)
+    flow, pairs = build_flow(config, 0), pairs_of(16, 4, 4)
     learner = Learner(flow, config, 30, averaged=False)
     losses = []
     for step in range(30):
-        loss = fit.flow_loss(flow, pairs, config, 0, step)
+        loss = flow_loss(flow, pairs, config, 0, step)
         learner.update(loss)
         losses.append(loss.item())
     assert np.mean(losses[-5:]) < 0.3 * losses[0]
@@ -354,21 +363,21 @@ def test_the_flow_learns_fixed_latents() -> None:
 def test_cells_without_weight_have_no_gradient_and_no_say() -> None:
     pairs = pairs_of()
     network = Free(pairs.image)
-    loss = fit.flow_loss(network, pairs, FitConfig(), 0, 0)
+    loss = flow_loss(network, pairs, FitConfig(), 0, 0)
     loss.backward()  # type: ignore[no-untyped-call]
     weightless = (pairs.weight == 0).expand_as(pairs.image)
     assert network.output.grad is not None and weightless[:2].any()
     assert torch.equal(network.output.grad == 0, weightless)
     other = Pairs(pairs.image, torch.where(weightless, 100.0, pairs.depth), pairs.weight)
-    assert torch.equal(fit.flow_loss(network, other, FitConfig(), 0, 0), loss)
+    assert torch.equal(flow_loss(network, other, FitConfig(), 0, 0), loss)
     heavier = Pairs(pairs.image, pairs.depth, 2 * pairs.weight)
-    torch.testing.assert_close(fit.flow_loss(network, heavier, FitConfig(), 0, 0), loss)
+    torch.testing.assert_close(flow_loss(network, heavier, FitConfig(), 0, 0), loss)
 
 
 def test_a_batch_without_any_measurement_has_no_loss() -> None:
     pairs = pairs_of()
     network = Free(pairs.image)
-    loss = fit.flow_loss(network, Pairs(pairs.image, pairs.depth, torch.zeros_like(pairs.weight)), FitConfig(), 0, 0)
+    loss = flow_loss(network, Pairs(pairs.image, pairs.depth, torch.zeros_like(pairs.weight)), FitConfig(), 0, 0)
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == 0
     assert network.output.grad is not None and (network.output.grad == 0).all()
@@ -377,7 +386,7 @@ def test_a_batch_without_any_measurement_has_no_loss() -> None:
 def states(pairs: Pairs, config: FitConfig, step: int = 0) -> Planted:
     """What the network was given."""
     network = Planted(pairs.depth)
-    fit.flow_loss(network, pairs, config, 0, step)
+    flow_loss(network, pairs, config, 0, step)
     return network
 
 
@@ -404,9 +413,9 @@ def test_the_way_is_straight_from_the_noised_image_to_the_depth(fitted: Path, mo
 
 
 def test_the_flow_begins_with_no_velocity_and_attends_below_the_finest_level() -> None:
-    flow = fit.build_flow(FitConfig(width=32, multiples=(1, 2), heads=2), 0)
+    flow = build_flow(FitConfig(width=32, multiples=(1, 2), heads=2), 0)
     given = torch.randn(1, 8, 4, 4, generator=torch.Generator().manual_seed(0))
-    found = flow(given, torch.tensor([0.3]), encoder_hidden_states=torch.zeros(1, 1, fit.TEXT_WIDTH)).sample
+    found = flow(given, torch.tensor([0.3]), encoder_hidden_states=torch.zeros(1, 1, TEXT_WIDTH)).sample
     assert found.shape == (1, 4, 4, 4) and (found == 0).all()
     assert FitConfig(multiples=(1, 2, 2)).hyperparameters()["attention_resolutions"] == [2, 4]
     assert FitConfig(multiples=(1,)).hyperparameters()["attention_resolutions"] == [1]
@@ -418,7 +427,7 @@ def test_the_flow_begins_with_no_velocity_and_attends_below_the_finest_level() -
 
 def test_initial_weights_depend_on_the_seed_alone() -> None:
     config = FitConfig(autoencoder_widths=(8, 8, 8, 8), width=32, multiples=(1,), heads=2)
-    for build in (fit.build_autoencoder, fit.build_flow):
+    for build in (build_autoencoder, build_flow):
         torch.manual_seed(1)
         before = torch.get_rng_state()
         one = build(config, 5).state_dict()
@@ -489,13 +498,12 @@ def test_the_saved_fit_is_a_teacher_of_the_kind_depthfm(
     data: Path, tmp_path: Path, fitted: Path, monkeypatch: pytest.MonkeyPatch, unpainted: None
 ) -> None:
     kept: list[dict[str, Tensor]] = []
-    save = fit.save_flow
 
-    def save_flow(flow: Any, config: FitConfig, file: Path) -> None:
+    def saved(flow: Any, config: FitConfig, file: Path) -> None:
         kept.append({key: weight.clone() for key, weight in flow.state_dict().items()})
-        save(flow, config, file)
+        save_flow(flow, config, file)
 
-    monkeypatch.setattr(fit, "save_flow", save_flow)
+    monkeypatch.setattr(fitting, "save_flow", saved)
     learners: list[Learner] = []
     losses: list[float] = []
     update = Learner.update
@@ -540,8 +548,8 @@ def test_the_flow_learns_from_the_latents_that_the_teacher_computes(data: Path, 
     config, batch = small(data).fit, boxes(3)
     teacher, autoencoder = load_depthfm(fitted / "teacher.ckpt", fitted / "vae"), load_autoencoder(fitted / "vae")
     scale = float(autoencoder.config.scaling_factor)
-    chosen = fit.encode_pair(autoencoder, batch, config).chosen(np.array([2, 0]), scale, CPU)
-    drawn, known = fit.depth_picture(batch, config)
+    chosen = encode_pair(autoencoder, batch, config).chosen(np.array([2, 0]), scale, CPU)
+    drawn, known = depth_picture(batch, config)
     for found, seen in ((chosen.image, batch.images), (chosen.depth, (drawn + 1) / 2)):
         torch.testing.assert_close(found, teacher.image_latents(seen)[[2, 0]], atol=1e-2, rtol=0)
         assert found.std() > 0.2
@@ -654,7 +662,7 @@ def test_a_flow_that_goes_on_has_its_latents_already(
         fitted_to(data, tmp_path / "fit")
     assert (tmp_path / "fit" / "latents.pt").exists()
     watch.deeds.clear()
-    monkeypatch.setattr(fit, "encode_pair", lambda *_: pytest.fail("the crops were encoded again"))
+    monkeypatch.setattr(fitting, "encode_pair", lambda *_: pytest.fail("the crops were encoded again"))
     fitted_to(data, tmp_path / "fit")
     assert content(tmp_path / "fit") == content(fitted)
     assert not (tmp_path / "fit" / "latents.pt").exists()

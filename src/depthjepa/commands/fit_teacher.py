@@ -40,10 +40,20 @@ from depthjepa.depth import align_scale_shift, metrics, valid
 from depthjepa.drawing.figures import depth_rows
 from depthjepa.drawing.panels import save_figure
 from depthjepa.faults import BadInput, RunStopped
-from depthjepa.guidance.teachers import fit
 from depthjepa.guidance.teachers.depthfm import tiny
 from depthjepa.guidance.teachers.depthfm.network import DepthFM, load_autoencoder, load_depthfm
-from depthjepa.guidance.teachers.fit import AUTOENCODER, CHECKPOINT, Learner, Pairs
+from depthjepa.guidance.teachers.fit.autoencoder import (
+    Hinted,
+    autoencoder_loss,
+    build_autoencoder,
+    copy_autoencoder,
+    latent_scale,
+    save_autoencoder,
+)
+from depthjepa.guidance.teachers.fit.config import AUTOENCODER, CHECKPOINT
+from depthjepa.guidance.teachers.fit.flow import begin_at, build_flow, flow_loss, save_flow
+from depthjepa.guidance.teachers.fit.learner import Learner
+from depthjepa.guidance.teachers.fit.pairs import Pairs, depth_picture, encode_pair
 from depthjepa.logbook import RunFolder, plain, whole_file, write_whole
 from depthjepa.progress import task, track
 from depthjepa.stopping import Interrupted, Stopping, interruptions
@@ -100,11 +110,11 @@ def _fit(
         refuse_changed(folder.path, contents, say)
     if folder.summary():
         return folder.summary()
-    autoencoder, flow = fit.build_autoencoder(config.fit, config.seed), fit.build_flow(config.fit, config.seed)
+    autoencoder, flow = build_autoencoder(config.fit, config.seed), build_flow(config.fit, config.seed)
     if config.fit.start is not None:
         checkpoint, vae = _earlier(config.fit.start)
         earlier = load_depthfm(checkpoint, vae)
-        fit.begin_at(flow, earlier.unet, checkpoint)
+        begin_at(flow, earlier.unet, checkpoint)
         autoencoder = earlier.vae
     say(what_is_read(config.data, data))
     for line in describe_depth(source, (config.fit.nearest, config.fit.farthest), "fit.nearest, fit.farthest"):
@@ -117,7 +127,7 @@ def _fit(
             if config.fit.start is None:
                 _fit_autoencoder(config, folder, autoencoder.to(where), source, where, stopping)
             else:
-                fit.copy_autoencoder(_earlier(config.fit.start)[1], place)
+                copy_autoencoder(_earlier(config.fit.start)[1], place)
         if not (folder.path / CHECKPOINT).exists():
             # From here on with the weights that were saved: the flow fits the autoencoder that it will be used with.
             autoencoder = load_autoencoder(place).to(where)
@@ -180,18 +190,18 @@ def _fit_autoencoder(
     where: torch.device,
     stopping: Stopping,
 ) -> None:
-    hinted = fit.Hinted(autoencoder, config.seed).to(where)
+    hinted = Hinted(autoencoder, config.seed).to(where)
     learner = Learner(hinted, config.fit, config.fit.autoencoder_steps, averaged=False)
     _resume(learner, folder, "autoencoder")
     batches = iter(_batches(config, source, learner.steps, learner.step))
 
     def loss(step: int) -> Tensor:
         with runtime.precision(config.fit.precision, where):
-            return fit.autoencoder_loss(hinted, next(batches).to(where), config.fit, config.seed, step)
+            return autoencoder_loss(hinted, next(batches).to(where), config.fit, config.seed, step)
 
     _learn(learner, loss, folder, "autoencoder", config, stopping)
-    scale = fit.latent_scale(autoencoder, next(iter(_batches(config, source, 1))).to(where), config.fit)
-    fit.save_autoencoder(autoencoder, scale, folder.path / AUTOENCODER)
+    scale = latent_scale(autoencoder, next(iter(_batches(config, source, 1))).to(where), config.fit)
+    save_autoencoder(autoencoder, scale, folder.path / AUTOENCODER)
     (folder.path / PROGRESS).unlink()
 
 
@@ -219,7 +229,7 @@ def _encode(
     batches = (batch.to(where) for batch in _batches(config, source, steps))
     with stopping.at_once():
         return Pairs.joined(
-            [fit.encode_pair(autoencoder, batch, config.fit) for batch in track(batches, "latents of crops", steps)]
+            [encode_pair(autoencoder, batch, config.fit) for batch in track(batches, "latents of crops", steps)]
         )
 
 
@@ -242,10 +252,10 @@ def _fit_flow(
         order = runtime.permutation(len(pairs), seed=config.seed, stream="flow", epoch=epoch)
         chosen = pairs.chosen(order[place * together : (place + 1) * together], scale, where)
         with runtime.precision(config.fit.precision, where):
-            return fit.flow_loss(flow, chosen, config.fit, config.seed, step)
+            return flow_loss(flow, chosen, config.fit, config.seed, step)
 
     _learn(learner, loss, folder, "flow", config, stopping)
-    fit.save_flow(learner.learned, config.fit, folder.path / CHECKPOINT)
+    save_flow(learner.learned, config.fit, folder.path / CHECKPOINT)
     (folder.path / PROGRESS).unlink()
 
 
@@ -302,7 +312,7 @@ def _judge(
     mean = mean_log_depth(_views(config, source, MEAN_MAP_IMAGES), config)
 
     def autoencoded(batch: Batch) -> Tensor:
-        drawn, _ = fit.depth_picture(batch, config.fit)
+        drawn, _ = depth_picture(batch, config.fit)
         return teacher.decode(teacher.image_latents((drawn + 1) / 2)).log()
 
     predictors: dict[str, Predict] = {

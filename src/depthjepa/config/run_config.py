@@ -25,7 +25,7 @@ from pydantic import (
 from depthjepa.data.config import DataConfig
 from depthjepa.faults import BadInput
 from depthjepa.guidance.config import Guidance, NoGuidance
-from depthjepa.guidance.teachers.fit import FitConfig
+from depthjepa.guidance.teachers.fit.config import FitConfig
 from depthjepa.logbook import flatten, plain
 from depthjepa.loggers.table import LOGGERS, check_logger
 from depthjepa.masks import MaskConfig

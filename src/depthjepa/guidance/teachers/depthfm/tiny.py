@@ -12,7 +12,7 @@ from depthjepa.faults import BadInput
 from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.guidance.teachers.depthfm.network import Attention, DepthFM, load_depthfm
 from depthjepa.guidance.teachers.depthfm.released import SETTINGS, loaded
-from depthjepa.guidance.teachers.fit import AUTOENCODER, CHECKPOINT
+from depthjepa.guidance.teachers.fit.config import AUTOENCODER, CHECKPOINT
 from depthjepa.guidance.teachers.loading import TeacherKind
 
 NAME = "depthfm-tiny"
