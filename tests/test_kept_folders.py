@@ -16,7 +16,7 @@ from depthjepa.cache_folder import cache_folder as place
 from depthjepa.data import kept_folders
 from depthjepa.data.account import what_is_read
 from depthjepa.data.config import DataConfig
-from depthjepa.data.images import Listing, list_images
+from depthjepa.data.listing import Listing, list_images
 from depthjepa.data.loading import open_splits
 from depthjepa.data.shards.place import Folder
 from tiny_images import write_classes, write_flat, write_labelled, write_pairs

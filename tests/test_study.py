@@ -802,7 +802,7 @@ def test_runs_are_probed_on_other_data_as_well(pairs: Path, tmp_path: Path, monk
 
 def made_up(figures: dict[str, list[float]], better: str = "higher") -> dict[str, Any]:
     runs = [
-        {"arm": arm, "seed": seed, "figures": {"knn.accuracy": value}}
+        {"arm": arm, "seed": seed, "figures": {"knn.accuracy": value}, "baselines": {}}
         for arm, values in figures.items()
         for seed, value in enumerate(values)
     ]
@@ -835,10 +835,23 @@ def test_comparisons_are_paired_by_seed_and_corrected_together(tmp_path: Path) -
     assert lines([against_u]) == [f"- {against_u['sentence']}"]
 
 
+def test_what_no_run_trained_is_compared_with_the_figures_of_the_first_arm_s_tables(tmp_path: Path) -> None:
+    content = made_up({"G": [0.5, 0.6, 0.7], "U": [0.1, 0.1, 0.1]})
+    for run in content["runs"]:
+        beside = {"G": 0.2, "U": 9.0}[run["arm"]]  # in U's tables another network stands under the name
+        run["baselines"] = {"random encoder": {"knn.accuracy": beside + run["seed"] / 100}}
+    random, other = claims_of(Comparison("knn.accuracy", "G", ("random encoder", "U"), 0.05), content, tmp_path)
+    assert random["differences"] == pytest.approx([0.3, 0.39, 0.48]) and other["differences"][0] == pytest.approx(0.4)
+    assert "random encoder in accuracy (knn)" in random["sentence"]
+    assert claims_of(Comparison("knn.accuracy", "G", ("mean map",), 0.05), content, tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("claim", "said"),
     [
         (("depth.r2_within", "gided", ("unguided",), 0.02), "there is no arm 'gided' (did you mean 'guided'?)"),
+        (("depth.r2_within", "guided", ("random",), 0.02), "there is no arm 'random' (did you mean 'random encoder'?)"),
+        (("depth.r2_within", "mean map", ("guided",), 0.02), "there is no arm 'mean map'"),
         (("depth.r2_within", "guided", ("guided",), 0.02), "guided is to stand against others, not against itself"),
         (("knn.accuracy", "guided", ("unguided",), 0.02), "knn.accuracy is no figure of a probe of the study"),
     ],

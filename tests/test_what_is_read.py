@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from depthjepa import training
-from depthjepa.data import images
+from depthjepa.data import images, listing
 from depthjepa.data.account import what_is_read
 from depthjepa.data.config import DataConfig
-from depthjepa.data.images import image_names, list_images
 from depthjepa.data.layouts import flat, shards
+from depthjepa.data.listing import image_names, list_images
 from depthjepa.data.loading import has_validation, open_source, open_splits
 from depthjepa.data.shards.place import Folder
 from depthjepa.faults import BadInput
@@ -161,7 +161,7 @@ def test_heic_is_read_where_the_plug_in_is(tmp_path: Path, monkeypatch: pytest.M
     shutil.copy(tmp_path / "photos" / "a.png", tmp_path / "photos" / "b.HEIC")
     assert told(tmp_path / "photos").endswith("ignored: 1 .heic (pip install 'depthjepa[heic]' reads them)")
     monkeypatch.setattr(flat, "SUFFIXES", (*images.SUFFIXES, *images.HEIC))
-    monkeypatch.setattr(images, "SUFFIXES", (*images.SUFFIXES, *images.HEIC))
+    monkeypatch.setattr(listing, "SUFFIXES", (*images.SUFFIXES, *images.HEIC))
     source = open_source(DataConfig(root=str(tmp_path / "photos")), "train")
     assert [source.sample(index).image.shape[0] for index in range(len(source))] == [3, 3]
     import pillow_heif  # type: ignore[import-not-found]

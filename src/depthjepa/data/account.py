@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from depthjepa.data.config import DataConfig
-from depthjepa.data.images import Split, in_words
+from depthjepa.data.images import Split
 from depthjepa.data.kept_folders import kept
 from depthjepa.data.layouts.layout import layout_of, path_of
+from depthjepa.data.listing import in_words
 from depthjepa.data.order import Mixture, weighted_roots
 from depthjepa.data.samples import Selective, Source, segment_classes
 

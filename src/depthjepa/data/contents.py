@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, Shaped
 
-from depthjepa.data.images import Split, packed
+from depthjepa.data.images import Split
+from depthjepa.data.listing import packed
 from depthjepa.data.order import Mixture
 from depthjepa.data.pairing import some_of
 from depthjepa.data.samples import Source, Stamped

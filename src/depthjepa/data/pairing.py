@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from depthjepa.data import depth_files
-from depthjepa.data.images import SUFFIXES, Split, image_names, list_images
+from depthjepa.data.images import SUFFIXES, Split
+from depthjepa.data.listing import image_names, list_images
 from depthjepa.faults import BadInput, nearest
 
 PHOTOGRAPHS = "rgb"  # the folder that holds them

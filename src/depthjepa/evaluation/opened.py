@@ -15,8 +15,8 @@ from depthjepa.backbones.opening import Backbone, open_backbone
 from depthjepa.checkpoints.checkpoint import Checkpoint
 from depthjepa.config.reading import given, refuse_other_than_settings, refuse_repeated
 from depthjepa.config.run_config import RunConfig
-from depthjepa.data.images import in_words
 from depthjepa.data.layouts.flat import FlatFolder
+from depthjepa.data.listing import in_words
 from depthjepa.evaluation.probes import probe_config, table
 from depthjepa.faults import BadInput
 from depthjepa.model.encoder import Encoder

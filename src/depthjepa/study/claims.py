@@ -7,7 +7,7 @@ corrected together (Holm 1979, or in a fixed sequence).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -44,7 +44,7 @@ class Comparison:
     first: str
     """Arm that stands against the others."""
     against: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Arms that it is compared with, one by one."""
+    """Arms that it is compared with, one by one, or rows of its tables that no run trained, such as `random encoder`."""
     margin: PositiveFloat
     """Difference, in the figure's unit, that would not matter; fixed before the study runs."""
     correction: Correction = "holm"
@@ -60,6 +60,8 @@ def compare(comparisons: Sequence[Comparison], content: Mapping[str, Any], folde
 def claims_of(comparison: Comparison, content: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
     """One entry for each arm with at least two seeds in common; the others wait for theirs.
 
+    What no run trained (the random encoder, say) stands against the first arm with the figures of that arm's tables.
+
     An entry has the differences by seed, their mean, deviation and 95 % t interval, the exact sign-flip p and the
     corrected one, whether the arms are equivalent (and the first not inferior) within the margin, the interval of a
     bootstrap over seeds and images where the figures of single images are kept, and `sentence`, which says what may be
@@ -69,9 +71,10 @@ def claims_of(comparison: Comparison, content: Mapping[str, Any], folder: Path) 
     column = columns.get(comparison.measure, {})
     better: Literal["higher", "lower"] = "lower" if column.get("better") == "lower" else "higher"
     found = {
-        (run["arm"], run["seed"]): run["figures"][comparison.measure]
+        (name, run["seed"]): figures[comparison.measure]
         for run in content["runs"]
-        if comparison.measure in run["figures"]
+        for name, figures in rows_of(run, baselines=run["arm"] == comparison.first)
+        if comparison.measure in figures
     }
     paired = {
         arm: [seed for seed in content["seeds"] if (comparison.first, seed) in found and (arm, seed) in found]
@@ -93,6 +96,13 @@ def claims_of(comparison: Comparison, content: Mapping[str, Any], folder: Path) 
         _entry(comparison, arm, column, better, known[arm], each, flips[arm], float(adjusted[arm]), folder)
         for arm, each in differences.items()
     ]
+
+
+def rows_of(run: Mapping[str, Any], *, baselines: bool) -> Iterator[tuple[str, Mapping[str, float]]]:
+    """The figures of a run's arm, and those of what stands in its tables beside it."""
+    yield run["arm"], run["figures"]
+    if baselines:
+        yield from run["baselines"].items()
 
 
 def _entry(

@@ -191,9 +191,10 @@ def _repeated(study: Study) -> Iterator[tuple[str, object]]:
 def _claim_faults(study: Study) -> Iterator[str]:
     """What is compared has to be an arm and a figure of the study."""
     for each in study.claims:
-        for arm in (each.first, *each.against):
-            if arm not in study.arms:
-                yield f"claims: there is no arm {arm!r}{nearest(arm, study.arms)}"
+        others = (*study.arms, *probes.baselines())
+        for arm, known_arms in ((each.first, study.arms), *((arm, others) for arm in each.against)):
+            if arm not in known_arms:
+                yield f"claims: there is no arm {arm!r}{nearest(arm, known_arms)}"
         if each.first in each.against:
             yield f"claims: {each.first} is to stand against others, not against itself"
         named, _, figure = each.measure.partition(".")

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from depthjepa.data.images import Split, sub_folders
+from depthjepa.data.images import Split
 from depthjepa.data.layouts.layout import path_of
+from depthjepa.data.listing import sub_folders
 from depthjepa.faults import BadInput, nearest
 from depthjepa.progress import task
 

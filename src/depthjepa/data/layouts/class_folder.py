@@ -12,11 +12,11 @@ from jaxtyping import Int64
 
 from depthjepa.data.config import DataConfig
 from depthjepa.data.contents import file_sizes
-from depthjepa.data.images import (
-    SUFFIXES,
-    Split,
+from depthjepa.data.images import SUFFIXES, Split, decode
+from depthjepa.data.kept_folders import Identity, real_folder
+from depthjepa.data.layouts.layout import DataLayout, path_of
+from depthjepa.data.listing import (
     beside_splits,
-    decode,
     folders_above,
     in_words,
     list_images,
@@ -26,8 +26,6 @@ from depthjepa.data.images import (
     sub_folders,
     unpacked,
 )
-from depthjepa.data.kept_folders import Identity, real_folder
-from depthjepa.data.layouts.layout import DataLayout, path_of
 from depthjepa.data.samples import Sample
 from depthjepa.data.subsets import chosen_classes
 from depthjepa.faults import BadInput

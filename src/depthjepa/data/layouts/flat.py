@@ -11,18 +11,9 @@ from jaxtyping import Int64
 
 from depthjepa.data.config import DataConfig
 from depthjepa.data.contents import file_sizes
-from depthjepa.data.images import (
-    SUFFIXES,
-    Split,
-    beside_splits,
-    decode,
-    in_words,
-    list_images,
-    packed,
-    split_folders,
-    unpacked,
-)
+from depthjepa.data.images import SUFFIXES, Split, decode
 from depthjepa.data.layouts.layout import DataLayout, path_of
+from depthjepa.data.listing import beside_splits, in_words, list_images, packed, split_folders, unpacked
 from depthjepa.data.samples import Sample
 from depthjepa.faults import BadInput
 

@@ -24,17 +24,10 @@ from PIL import Image
 from depthjepa.data.config import MILLIMETRES, DataConfig, DepthOrientation
 from depthjepa.data.contents import file_sizes
 from depthjepa.data.groups import GroupList, read_groups, told_group
-from depthjepa.data.images import (
-    DECODING_FAULTS,
-    Split,
-    decode_with_tag,
-    list_images,
-    orientation,
-    packed,
-    why_unreadable,
-)
+from depthjepa.data.images import DECODING_FAULTS, Split, decode_with_tag, orientation, why_unreadable
 from depthjepa.data.layouts.layout import DataLayout, path_of
 from depthjepa.data.layouts.rgbd import PairedFolder
+from depthjepa.data.listing import list_images, packed
 from depthjepa.data.pairing import (
     DEPTH,
     LABELS,

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from depthjepa.data.config import DataConfig
-from depthjepa.data.images import Split, sub_folders
+from depthjepa.data.images import Split
 from depthjepa.data.kept_folders import kept
 from depthjepa.data.layouts import table
+from depthjepa.data.listing import sub_folders
 from depthjepa.data.samples import Source
 from depthjepa.data.shards.place import address_base, is_address
 from depthjepa.faults import BadInput, nearest

@@ -24,18 +24,9 @@ from depthjepa.data.contents import file_marks, file_sizes
 from depthjepa.data.dataset_facts import dataset_facts
 from depthjepa.data.depth_files import EXR, NPY, refuse_missing_reader, refuse_unsaid_unit, states_no_unit, stored_depth
 from depthjepa.data.groups import GroupList, read_groups, told_group, with_groups
-from depthjepa.data.images import (
-    DECODING_FAULTS,
-    Split,
-    decode_with_tag,
-    list_images,
-    loose_images,
-    packed,
-    sub_folders,
-    tag_of,
-    unpacked,
-)
+from depthjepa.data.images import DECODING_FAULTS, Split, decode_with_tag, tag_of
 from depthjepa.data.layouts.layout import DataLayout, path_of
+from depthjepa.data.listing import list_images, loose_images, packed, sub_folders, unpacked
 from depthjepa.data.order import evenly
 from depthjepa.data.pairing import DEPTH, PHOTOGRAPHS, held_out, identity, is_undivided, paired, place_of
 from depthjepa.data.pixel_maps import (

@@ -33,9 +33,10 @@ from depthjepa.data.config import MILLIMETRES, DataConfig, DepthOrientation
 from depthjepa.data.dataset_facts import DATASET, DatasetFacts, facts_told
 from depthjepa.data.depth_files import refuse_unsaid_unit, states_no_unit, stored_depth
 from depthjepa.data.groups import GROUPS, group_list, told_group, with_groups
-from depthjepa.data.images import Split, decode_bytes_with_tag, fault_line, loose_files, tag_of
+from depthjepa.data.images import Split, decode_bytes_with_tag, fault_line, tag_of
 from depthjepa.data.layouts.labelled import CLASSES, refuse_unnamed, stored_labels
 from depthjepa.data.layouts.layout import DataLayout, path_name, path_of
+from depthjepa.data.listing import loose_files
 from depthjepa.data.order import evenly
 from depthjepa.data.pairing import DEPTH, LABELS
 from depthjepa.data.pixel_maps import (

@@ -18,7 +18,8 @@ from jaxtyping import Float
 from PIL import Image
 
 from depthjepa.data.config import MILLIMETRES
-from depthjepa.data.images import DECODING_FAULTS, Split, fault_line, sub_folders
+from depthjepa.data.images import DECODING_FAULTS, Split, fault_line
+from depthjepa.data.listing import sub_folders
 from depthjepa.data.prepare.poses import PoseRows, pose_of_extrinsics
 from depthjepa.data.prepare.recordings import (
     Recording,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from depthjepa.data.images import sub_folders
+from depthjepa.data.listing import sub_folders
 from depthjepa.data.prepare.labels import LabelledPair, by_value, matched, write_labelled
 from depthjepa.data.prepare.writing import SPLITS, Prepared
 from depthjepa.data.samples import VOID

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from depthjepa.data.dataset_facts import DatasetFacts, EvaluationCrop
-from depthjepa.data.images import Split, sub_folders
+from depthjepa.data.images import Split
+from depthjepa.data.listing import sub_folders
 from depthjepa.data.pairing import some_of
 from depthjepa.data.prepare.writing import SPLITS, Prepared, link, read_depth, stored_size, write_all
 from depthjepa.faults import BadInput

@@ -12,8 +12,9 @@ from jaxtyping import Int16, UInt8
 from PIL import ExifTags, Image
 
 from depthjepa.data.groups import GROUPS
-from depthjepa.data.images import Split, decode, image_names
+from depthjepa.data.images import Split, decode
 from depthjepa.data.layouts.labelled import CLASSES, class_names, stored_labels
+from depthjepa.data.listing import image_names
 from depthjepa.data.pairing import LABELS, some_of
 from depthjepa.data.prepare.writing import Form, Prepared, link, stored_size, write_folder
 from depthjepa.data.samples import VOID, UnreadableImage

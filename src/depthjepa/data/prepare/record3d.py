@@ -26,7 +26,8 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from depthjepa.data.depth_files import EXR, refuse_missing_reader, stored_depth
-from depthjepa.data.images import DECODING_FAULTS, Split, fault_line, sub_folders
+from depthjepa.data.images import DECODING_FAULTS, Split, fault_line
+from depthjepa.data.listing import sub_folders
 from depthjepa.data.prepare.poses import PoseRows, pose_of_quaternion
 from depthjepa.data.prepare.recordings import Recording, by_stem, facts_of, left_out, splits_of, write_recordings
 from depthjepa.data.prepare.writing import Prepared, millimetres, save_png

@@ -19,7 +19,8 @@ from PIL import Image
 from depthjepa.data.config import MILLIMETRES
 from depthjepa.data.dataset_facts import DatasetFacts
 from depthjepa.data.groups import GROUPS
-from depthjepa.data.images import DECODING_FAULTS, Split, fault_line, sub_folders
+from depthjepa.data.images import DECODING_FAULTS, Split, fault_line
+from depthjepa.data.listing import sub_folders
 from depthjepa.data.pairing import identity, some_of
 from depthjepa.data.prepare.poses import PoseRows
 from depthjepa.data.prepare.writing import Pair, Prepared, link, read_depth, stored_size, write_all

@@ -19,7 +19,8 @@ from PIL import Image
 
 from depthjepa.data.config import MILLIMETRES
 from depthjepa.data.dataset_facts import DATASET, DatasetFacts, dataset_facts
-from depthjepa.data.images import DECODING_FAULTS, Split, fault_line, image_names, tag_of
+from depthjepa.data.images import DECODING_FAULTS, Split, fault_line, tag_of
+from depthjepa.data.listing import image_names
 from depthjepa.data.pairing import DEPTH, PHOTOGRAPHS, SUFFIX, Beside, some_of
 from depthjepa.data.pixel_maps import decode_depth
 from depthjepa.data.samples import UnreadableImage

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from depthjepa.data.contents import file_sizes
-from depthjepa.data.images import SUFFIXES, decode, list_images
+from depthjepa.data.images import SUFFIXES, decode
+from depthjepa.data.listing import list_images
 from depthjepa.data.order import evenly
 from depthjepa.data.samples import UnreadableImage
 from depthjepa.faults import BadInput

@@ -25,7 +25,8 @@ from pydantic.dataclasses import dataclass as configuration
 from depthjepa.data.contents import PIECE, mark_of
 from depthjepa.data.dataset_facts import EXACT
 from depthjepa.data.depth_files import EXR, states_no_unit
-from depthjepa.data.images import SUFFIXES, ending, fault_line, packed
+from depthjepa.data.images import SUFFIXES, fault_line
+from depthjepa.data.listing import ending, packed
 from depthjepa.data.pairing import DEPTH
 from depthjepa.faults import BadInput
 from depthjepa.settings import parse_json

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from depthjepa.data.images import SPLIT_WORDS, Split, loose_files
+from depthjepa.data.images import Split
+from depthjepa.data.listing import SPLIT_WORDS, loose_files
 from depthjepa.logbook import whole_path
 
 TAR = ".tar"
