@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from depthjepa import cost, runtime
 from depthjepa.commands.bench import training_step
-from depthjepa.config.run_config import RunConfig
 from depthjepa.config.reading import build_config
+from depthjepa.config.run_config import RunConfig
 
 MOMENTUM = 0.996
 Step = Callable[[], None]
@@ -52,12 +52,12 @@ def configuration(options: argparse.Namespace) -> RunConfig:
     return build_config({"name": "peers"}, settings)
 
 
-def ours(config: RunConfig, options: argparse.Namespace, where: torch.device) -> Step:
+def ours(config: RunConfig, options: argparse.Namespace, device: torch.device) -> Step:
     """The step that `depthjepa train` makes."""
-    return training_step(config, None, options.precision, where, compiled=options.compiled)
+    return training_step(config, None, options.precision, device, compiled=options.compiled)
 
 
-def reference(config: RunConfig, options: argparse.Namespace, where: torch.device) -> Step:
+def reference(config: RunConfig, options: argparse.Namespace, device: torch.device) -> Step:
     """The released code's networks, and its step as its train.py has it."""
     sys.path.insert(0, options.reference)
     from src.masks.utils import apply_masks
@@ -73,14 +73,14 @@ def reference(config: RunConfig, options: argparse.Namespace, where: torch.devic
         num_heads=encoder.num_heads,
     )
     return _step(
-        *(encoder, predictor, config, options, where),
+        *(encoder, predictor, config, options, device),
         encode=lambda network, images, masks: network(images, masks),
         apply_masks=apply_masks,
         repeat=repeat_interleave_batch,
     )
 
 
-def lightly(config: RunConfig, options: argparse.Namespace, where: torch.device) -> Step:
+def lightly(config: RunConfig, options: argparse.Namespace, device: torch.device) -> Step:
     """Networks as lightly puts I-JEPA together of timm's; the step is the released code's."""
     from lightly.models import utils
     from lightly.models.modules import IJEPAPredictorTIMM, MaskedVisionTransformerTIMM
@@ -106,7 +106,7 @@ def lightly(config: RunConfig, options: argparse.Namespace, where: torch.device)
         num_heads=shape.heads,
     )
     return _step(
-        *(encoder, predictor, config, options, where),
+        *(encoder, predictor, config, options, device),
         encode=lambda network, images, masks: network.encode(images, idx_keep=None if masks is None else masks[0]),
         apply_masks=utils.apply_masks,
         repeat=utils.repeat_interleave_batch,
@@ -118,23 +118,23 @@ def _step(
     predictor: nn.Module,
     config: RunConfig,
     options: argparse.Namespace,
-    where: torch.device,
+    device: torch.device,
     *,
     encode: Callable[[nn.Module, Tensor, list[Tensor] | None], Tensor],
     apply_masks: Callable[[Tensor, list[Tensor]], Tensor],
     repeat: Callable[..., Tensor],
 ) -> Step:
     """A step of networks that take masks as lists of patch numbers [b, k]: one of the context, one of each target."""
-    encoder, predictor = encoder.to(where), predictor.to(where)
+    encoder, predictor = encoder.to(device), predictor.to(device)
     target = copy.deepcopy(encoder).requires_grad_(False)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *predictor.parameters()], lr=1e-3)
-    images, masks, _ = cost.example(config, None, config.train.batch_size, where)
+    images, masks, _ = cost.example(config, None, config.train.batch_size, device)
     assert masks is not None and masks.valid is None
     seen, hidden = [masks.context], list(masks.targets.unbind(1))
 
     def step() -> None:
         optimizer.zero_grad()
-        with runtime.precision(options.precision, where):
+        with runtime.precision(options.precision, device):
             with torch.no_grad():
                 wanted = encode(target, images, None)
                 wanted = F.layer_norm(wanted, (wanted.size(-1),))
@@ -167,21 +167,21 @@ def absent(name: str, options: argparse.Namespace) -> str:
 def serve(name: str, options: argparse.Namespace, talk: Connection) -> None:
     """In a process of its own: make some steps whenever asked, and tell the seconds of each."""
     runtime.settle_cpu(options.threads)
-    where = runtime.device(options.device)
-    step = PEERS[name](configuration(options), options, where)
+    device = runtime.device(options.device)
+    step = PEERS[name](configuration(options), options, device)
     for _ in range(2):
         step()
-    runtime.synchronise(where)
-    talk.send(runtime.matmul_rate(where, torch.bfloat16 if options.precision == "bf16" else torch.float32))
+    runtime.synchronise(device)
+    talk.send(runtime.matmul_rate(device, torch.bfloat16 if options.precision == "bf16" else torch.float32))
     while (steps := talk.recv()) is not None:
         times = []
         for _ in range(steps):
             begin = time.perf_counter()
             step()
-            runtime.synchronise(where)
+            runtime.synchronise(device)
             times.append(time.perf_counter() - begin)
         talk.send(times)
-    talk.send(runtime.peak_memory_bytes(where))
+    talk.send(runtime.peak_memory_bytes(device))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -52,10 +52,10 @@ def _computed(function: Any, args: Any, kwargs: Any) -> Any:
         assert isinstance(args[0], _There) or not there, f"{function}: an index on the device picks from the CPU"
     elif function not in MOVING:
         assert not (there and here), f"{function}: tensors on two devices"
-    where = kwargs.get("device")
-    kwargs_here = kwargs | ({"device": torch.device("cpu")} if where is not None else {})
+    device = kwargs.get("device")
+    kwargs_here = kwargs | ({"device": torch.device("cpu")} if device is not None else {})
     result = function(*tree_map(_held, args), **tree_map(_held, kwargs_here))
-    if not (there if where is None else torch.device(where) == ELSEWHERE):
+    if not (there if device is None else torch.device(device) == ELSEWHERE):
         return result
     made = tree_map(lambda each: _There(each) if isinstance(each, Tensor) else each, result)
     return return_and_correct_aliasing(function, args, kwargs, made) if there else made

@@ -98,9 +98,9 @@ def test_probes_that_are_trained_are_trained_where_the_features_are(
 def test_attentive_pooling_is_trained_where_the_tokens_are() -> None:
     train, test = planted(60, 1), planted(40, 2)
 
-    def tokens(pooled: Pooled, where: torch.device) -> KeptTokens:
+    def tokens(pooled: Pooled, device: torch.device) -> KeptTokens:
         values = pooled.values[:, None].expand(-1, 3, -1).half()
-        return KeptTokens(values, torch.zeros(WIDTH), torch.ones(WIDTH), where)
+        return KeptTokens(values, torch.zeros(WIDTH), torch.ones(WIDTH), device)
 
     here = attentive((train, tokens(train, CPU)), (test, tokens(test, CPU)), epochs=2)
     with Elsewhere():
@@ -121,7 +121,7 @@ def test_of_two_sets_one_may_be_too_large_for_the_device(sets: tuple[Pooled, Poo
 
 @pytest.mark.parametrize(("room", "where"), [(40 * WIDTH * 4, ELSEWHERE), (39 * WIDTH * 4, CPU), (5, CPU)])
 def test_means_stay_on_the_device_up_to_a_bound(
-    room: int, where: torch.device, monkeypatch: pytest.MonkeyPatch
+    room: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(features, "ON_DEVICE", room)
     pooled = planted(40, 0)
@@ -130,7 +130,7 @@ def test_means_stay_on_the_device_up_to_a_bound(
         for part, labels in zip(pooled.values.split(16), pooled.labels.split(16), strict=True):
             parts.add(batch_of(labels), part[:, None].to(ELSEWHERE))
         joined = parts.joined()
-        assert joined.values.device == where and joined.labels.device == CPU
+        assert joined.values.device == device and joined.labels.device == CPU
         assert joined.values.cpu().equal(pooled.values)
 
 

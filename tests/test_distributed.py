@@ -47,16 +47,16 @@ def test_shares_are_a_partition(count: int, world: int) -> None:
 
 def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
-    place, values, model = distributed.ranks(), torch.randn(3, 2), nn.Linear(2, 2)
-    assert place == Ranks(0, 1, 0) and place.first and environment()["world"] == 1
-    with distributed.process_group(place, CPU, 1.0):
-        assert distributed.average(values, place) is values
-        assert distributed.join(values, 3, place) is values
-        assert distributed.gather(["a"], place) == ["a"] and distributed.of_first(3, place) == 3
-        assert distributed.any_process((True, False), place, CPU) == [True, False]
-        assert distributed.wrap(model, place, CPU) is model
+    ranks, values, model = distributed.ranks(), torch.randn(3, 2), nn.Linear(2, 2)
+    assert ranks == Ranks(0, 1, 0) and ranks.first and environment()["world"] == 1
+    with distributed.process_group(ranks, CPU, 1.0):
+        assert distributed.average(values, ranks) is values
+        assert distributed.join(values, 3, ranks) is values
+        assert distributed.gather(["a"], ranks) == ["a"] and distributed.of_first(3, ranks) == 3
+        assert distributed.any_process((True, False), ranks, CPU) == [True, False]
+        assert distributed.wrap(model, ranks, CPU) is model
         with distributed.adding_up(model):
-            distributed.wait_for_all(place)
+            distributed.wait_for_all(ranks)
 
 
 @pytest.mark.slow
@@ -78,27 +78,27 @@ def test_two_processes_share_join_agree_and_end_together(tmp_path: Path) -> None
 def take_part(rank: int, port: int, folder: Path) -> None:
     """One of two processes; the second one dies at the end."""
     os.environ |= settings(rank, 2, port)
-    place = distributed.ranks()
-    assert place == Ranks(rank, 2, rank)
+    ranks = distributed.ranks()
+    assert ranks == Ranks(rank, 2, rank)
     try:
-        with distributed.process_group(place, CPU, 1.0):
+        with distributed.process_group(ranks, CPU, 1.0):
             for count in (1, 2, 5):
                 things = torch.arange(2.0 * count).view(count, 2)
-                own = things[list(place.share(count))]
-                assert torch.equal(distributed.join(own, count, place), things)
-            assert float(distributed.average(torch.tensor(float(rank)), place)) == 0.5
-            assert distributed.gather(["a", "b"][rank:], place) == ["a", "b", "b"]
-            assert distributed.of_first({"rank": rank}, place) == {"rank": 0}
-            assert distributed.any_process((rank == 1, False), place, CPU) == [True, False]
-            distributed.first_writes(place, lambda: write_late(folder / "first.txt", rank))
+                own = things[list(ranks.share(count))]
+                assert torch.equal(distributed.join(own, count, ranks), things)
+            assert float(distributed.average(torch.tensor(float(rank)), ranks)) == 0.5
+            assert distributed.gather(["a", "b"][rank:], ranks) == ["a", "b", "b"]
+            assert distributed.of_first({"rank": rank}, ranks) == {"rank": 0}
+            assert distributed.any_process((rank == 1, False), ranks, CPU) == [True, False]
+            distributed.first_writes(ranks, lambda: write_late(folder / "first.txt", rank))
             assert (folder / "first.txt").read_text() == "0"  # by the first alone, and done before any goes on
             with pytest.raises(OSError if rank == 0 else RunStopped):
-                distributed.first_writes(place, lambda: (folder / "gone" / "file").write_text(""))
-            gradients_are_averaged_but_for_those_added_up(place)
-            rows_of_all_are_learned_from(place)
+                distributed.first_writes(ranks, lambda: (folder / "gone" / "file").write_text(""))
+            gradients_are_averaged_but_for_those_added_up(ranks)
+            rows_of_all_are_learned_from(ranks)
             if rank == 1:
                 os._exit(7)
-            distributed.wait_for_all(place)
+            distributed.wait_for_all(ranks)
     except RunStopped as stopped:
         (folder / "lost.txt").write_text(str(stopped))
 
@@ -108,9 +108,9 @@ def write_late(file: Path, rank: int) -> None:
     file.write_text(f"{rank}")
 
 
-def gradients_are_averaged_but_for_those_added_up(place: Ranks) -> None:
+def gradients_are_averaged_but_for_those_added_up(ranks: Ranks) -> None:
     model = nn.Linear(1, 1, bias=False)
-    wrapped = distributed.wrap(model, place, CPU)
+    wrapped = distributed.wrap(model, ranks, CPU)
 
     def backward(value: float) -> float:
         wrapped(torch.full((1, 1), value)).sum().backward()
@@ -118,11 +118,11 @@ def gradients_are_averaged_but_for_those_added_up(place: Ranks) -> None:
         return float(model.weight.grad)
 
     with distributed.adding_up(wrapped):
-        assert backward(1.0 + place.rank) == 1.0 + place.rank
+        assert backward(1.0 + ranks.rank) == 1.0 + ranks.rank
     assert backward(10.0) == 11.5
 
 
-def rows_of_all_are_learned_from(place: Ranks) -> None:
+def rows_of_all_are_learned_from(ranks: Ranks) -> None:
     """The loss of products between the rows of all processes, learned from as one process would."""
     inputs = torch.arange(8.0).view(4, 2) / 8
     torch.manual_seed(3)
@@ -130,8 +130,8 @@ def rows_of_all_are_learned_from(place: Ranks) -> None:
     shared.load_state_dict(alone.state_dict())
     expected = alone(inputs)
     (expected @ expected.T).square().sum().backward()
-    own = inputs[2 * place.rank : 2 * place.rank + 2]
-    wrapped = distributed.wrap(shared, place, CPU)
+    own = inputs[2 * ranks.rank : 2 * ranks.rank + 2]
+    wrapped = distributed.wrap(shared, ranks, CPU)
     found = distributed.with_others(wrapped(own))
     torch.testing.assert_close(found, expected)
     (found @ found.T).square().sum().backward()

@@ -21,20 +21,12 @@ from depthjepa.guidance.teachers.ground_truth import DepthTeacher, to_disparity
 from depthjepa.losses import Latents, feature_depth_loss
 from depthjepa.masks import MaskConfig, Masks, sample_masks
 from depthjepa.method import build_encoder, build_method, build_teacher
+from depthjepa.model.blocks import Attention, spelled_out_attention
 from depthjepa.model.decoders import LatentHead
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.predictor import Predictor, PredictorConfig
 from depthjepa.model.supervised import Supervised
-from depthjepa.model.vit import (
-    Attention,
-    ModelConfig,
-    Shape,
-    VisionTransformer,
-    initialise,
-    normalise,
-    sine_cosine,
-    spelled_out_attention,
-)
+from depthjepa.model.vit import ModelConfig, Shape, VisionTransformer, initialise, normalise, sine_cosine
 
 SHAPE = Shape(width=32, depth=2, heads=4, hidden=128)
 

@@ -22,7 +22,7 @@ from depthjepa import cost
 from depthjepa.config.reading import load_config
 from depthjepa.config.run_config import RunConfig
 from depthjepa.method import build_method
-from depthjepa.model.vit import Block
+from depthjepa.model.blocks import Block
 from depthjepa.run import memory
 
 ROOT = Path(__file__).parents[1]

@@ -38,24 +38,24 @@ def step_flops(config: RunConfig, teacher: Teacher | None, batch_size: int) -> i
 
 
 def example(
-    config: RunConfig, teacher: Teacher | None, batch_size: int, where: torch.device
+    config: RunConfig, teacher: Teacher | None, batch_size: int, device: torch.device
 ) -> tuple[Tensor, Masks | None, Latents | None]:
     """Random images, the first batch's masks (a supervised run has none), random latents: all of the run's shapes."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(batch_size, 3, *config.data.size, generator=generator).to(where)
+    images = torch.randn(batch_size, 3, *config.data.size, generator=generator).to(device)
     masks = None
     if config.train.objective == "jepa":
         indices = np.arange(batch_size)
-        masks = sample_masks(config.masks, config.grid, seed=0, epoch=0, indices=indices, batch_index=0).to(where)
+        masks = sample_masks(config.masks, config.grid, seed=0, epoch=0, indices=indices, batch_index=0).to(device)
     if teacher is None:
         return images, masks, None
     shape = (batch_size, teacher.describe().channels, *config.target_cells)
-    values = torch.randn(shape, generator=generator).to(where)
+    values = torch.randn(shape, generator=generator).to(device)
     return images, masks, Latents(values, torch.ones_like(values, dtype=torch.bool))
 
 
 def estimate(
-    config: RunConfig, teacher: Teacher | None, steps: int, world: int, where: torch.device, memory: int
+    config: RunConfig, teacher: Teacher | None, steps: int, world: int, device: torch.device, memory: int
 ) -> str:
     """One line before a run of `world` processes: about how long it takes, and the memory that is known of it.
 
@@ -65,11 +65,11 @@ def estimate(
     share = max(1, config.train.batch_size // world)
     operations = step_flops(config, teacher, batch_size=min(share, 8)) / min(share, 8) * share
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-    seconds = operations / (0.5 * matmul_rate(where, dtype, seconds=0.2)) * steps
+    seconds = operations / (0.5 * matmul_rate(device, dtype, seconds=0.2)) * steps
     beside = "; the time of the teacher comes on top" if asks_network(config, teacher) else ""
     return (
         f"estimate: {steps} steps of {config.train.batch_size} images, {operations * world / 1e9:.3g} GFLOP each: "
-        f"about {duration(seconds)} on this {where.type}, and {size_of(memory)} of memory{beside}"
+        f"about {duration(seconds)} on this {device.type}, and {size_of(memory)} of memory{beside}"
     )
 
 

@@ -87,31 +87,31 @@ def started_apart() -> str:
 
 
 @contextlib.contextmanager
-def process_group(place: Ranks, where: torch.device, minutes: float) -> Iterator[None]:
+def process_group(ranks: Ranks, device: torch.device, minutes: float) -> Iterator[None]:
     """Open the process group when there is more than one process, and close it at the end.
 
     `minutes`: how long a process waits for the others, here and in everything below. Raises `RunStopped` where one
     did not come or is gone. (NCCL ends the process itself then, with a message of its own.)
     """
-    if place.world == 1:
+    if ranks.world == 1:
         yield
         return
-    if where.type == "cuda":
-        torch.cuda.set_device(where)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if not os.environ.get(name):
-            raise BadInput(f"WORLD_SIZE={place.world} is set without {name}: {LAUNCH}")
+            raise BadInput(f"WORLD_SIZE={ranks.world} is set without {name}: {LAUNCH}")
     _whole("MASTER_PORT", 0)
-    backend = "nccl" if where.type == "cuda" else "gloo"
+    backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         torch.distributed.init_process_group(backend, timeout=timedelta(minutes=minutes))
         yield
-        wait_for_all(place)  # none leaves while another still writes
+        wait_for_all(ranks)  # none leaves while another still writes
     except RuntimeError as fault:
         if not _of_the_group(fault):
             raise
         raise RunStopped(
-            f"process {place.rank} of {place.world} has lost another one, or waited {minutes:g} minutes for it in vain "
+            f"process {ranks.rank} of {ranks.world} has lost another one, or waited {minutes:g} minutes for it in vain "
             f"(train.timeout_minutes); what is written is whole. Look for the message of the other one; here it was: "
             f"{str(fault).splitlines()[0]}"
         ) from fault
@@ -125,79 +125,79 @@ def _of_the_group(fault: RuntimeError) -> bool:
     return isinstance(fault, torch.distributed.DistError) or "/gloo/" in str(fault)
 
 
-def background_group(place: Ranks, minutes: float) -> Any:
+def background_group(ranks: Ranks, minutes: float) -> Any:
     """A group of the same processes that may talk in a thread of its own; None for one process."""
-    if place.world == 1:
+    if ranks.world == 1:
         return None
     return torch.distributed.new_group(backend="gloo", timeout=timedelta(minutes=minutes))
 
 
-def wait_for_all(place: Ranks) -> None:
+def wait_for_all(ranks: Ranks) -> None:
     """Return when all processes have come here."""
-    if place.world > 1:
+    if ranks.world > 1:
         torch.distributed.barrier()
 
 
-def first_writes(place: Ranks, write: Callable[[], object], group: Any = None) -> None:
+def first_writes(ranks: Ranks, write: Callable[[], object], group: Any = None) -> None:
     """Let the first process write while the others wait; where it cannot, none goes on.
 
     `group`: that of a thread which waits apart from the training; None: the training's.
     """
     fault: Exception | None = None
-    if place.first:
+    if ranks.first:
         try:
             write()
         except Exception as reason:  # raised again below, once the others know
             fault = reason
-    failed = of_first(fault is not None, place, group)
+    failed = of_first(fault is not None, ranks, group)
     if fault is not None:
         raise fault
     if failed:
-        raise RunStopped(f"process {place.rank} of {place.world}: the first one could not write, and says why")
+        raise RunStopped(f"process {ranks.rank} of {ranks.world}: the first one could not write, and says why")
 
 
-def of_first(value: T, place: Ranks, group: Any = None) -> T:
+def of_first(value: T, ranks: Ranks, group: Any = None) -> T:
     """What the first process has, on all of them; any plain value. `group` as of `first_writes`."""
-    if place.world == 1:
+    if ranks.world == 1:
         return value
     held = [value]
     torch.distributed.broadcast_object_list(held, src=0, group=group)
     return held[0]
 
 
-def any_process(wishes: tuple[bool, ...], place: Ranks, where: torch.device) -> list[bool]:
+def any_process(wishes: tuple[bool, ...], ranks: Ranks, device: torch.device) -> list[bool]:
     """Whether any process has each wish: all must do the same after the same step."""
-    if place.world == 1:
+    if ranks.world == 1:
         return list(wishes)
-    found = torch.tensor([float(wish) for wish in wishes], device=where)
-    return [share > 0 for share in average(found, place).tolist()]
+    found = torch.tensor([float(wish) for wish in wishes], device=device)
+    return [share > 0 for share in average(found, ranks).tolist()]
 
 
-def average(values: Tensor, place: Ranks) -> Tensor:
+def average(values: Tensor, ranks: Ranks) -> Tensor:
     """Mean of a tensor over all processes (the tensor itself when there is one)."""
-    if place.world > 1:
+    if ranks.world > 1:
         values = values.clone()
         torch.distributed.all_reduce(values)
-        values /= place.world
+        values /= ranks.world
     return values
 
 
-def gather(names: list[str], place: Ranks) -> list[str]:
+def gather(names: list[str], ranks: Ranks) -> list[str]:
     """The lists of all processes in one, in the order of their ranks."""
-    if place.world == 1:
+    if ranks.world == 1:
         return names
-    lists: list[list[str]] = [[] for _ in range(place.world)]
+    lists: list[list[str]] = [[] for _ in range(ranks.world)]
     torch.distributed.all_gather_object(lists, names)
     return [name for each in lists for name in each]
 
 
-def join(part: Shaped[Tensor, "own ..."], count: int, place: Ranks) -> Shaped[Tensor, "count ..."]:
+def join(part: Shaped[Tensor, "own ..."], count: int, ranks: Ranks) -> Shaped[Tensor, "count ..."]:
     """The rows that each process made of its share of `count` things, in the order of the things, on all processes."""
-    if place.world == 1:
+    if ranks.world == 1:
         return part
-    most = len(Ranks(0, place.world).share(count))
+    most = len(Ranks(0, ranks.world).share(count))
     padded = torch.cat([part, part.new_zeros(most - len(part), *part.shape[1:])])
-    parts = [torch.empty_like(padded) for _ in range(place.world)]
+    parts = [torch.empty_like(padded) for _ in range(ranks.world)]
     torch.distributed.all_gather(parts, padded)
     return torch.stack(parts, 1).flatten(0, 1)[:count]
 
@@ -229,15 +229,15 @@ class _WithOthers(torch.autograd.Function):
         return gradient[context.own]
 
 
-def wrap(method: nn.Module, place: Ranks, where: torch.device) -> nn.Module:
+def wrap(method: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
     """The method with gradients that are averaged over all processes as the backward pass makes them.
 
     Which parameters take part is settled here: wrap anew where others begin to learn. One that is sharded does so by
     itself.
     """
-    if place.world == 1 or is_sharded(method):
+    if ranks.world == 1 or is_sharded(method):
         return method
-    devices = [where.index] if where.type == "cuda" else None
+    devices = [device.index] if device.type == "cuda" else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 has another name for it, 2.11 this one alone
         return DistributedDataParallel(method, device_ids=devices, broadcast_buffers=False)
@@ -251,13 +251,13 @@ def adding_up(wrapped: nn.Module) -> contextlib.AbstractContextManager[None]:
     return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else contextlib.nullcontext()
 
 
-def shard(method: nn.Module, blocks: Iterable[nn.Module], place: Ranks, where: torch.device) -> None:
+def shard(method: nn.Module, blocks: Iterable[nn.Module], ranks: Ranks, device: torch.device) -> None:
     """Leave each process its share of every parameter, in place; a block's are put together where it is computed.
 
     `blocks` are put together one at a time, and all else for the length of a step. An optimiser is made of the
     parameters that there are afterwards: their gradients, and so its moments, are shares as well.
     """
-    mesh = init_device_mesh(where.type, (place.world,))
+    mesh = init_device_mesh(device.type, (ranks.world,))
     for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(method, mesh=mesh)

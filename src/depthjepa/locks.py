@@ -236,7 +236,7 @@ os.register_at_fork(after_in_child=_forget_in_child)
 @contextlib.contextmanager
 def locked(
     folder: str | Path,
-    place: distributed.Ranks | None = None,
+    ranks: distributed.Ranks | None = None,
     *,
     say: Callable[[str], None] = lambda _: None,
     name: str = NAME,
@@ -246,7 +246,7 @@ def locked(
     Raises `BadInput` (in the others `RunStopped`) where somebody else has it; see `Lock.take`.
     """
     lock = Lock(folder, name)
-    distributed.first_writes(place or distributed.Ranks(), lambda: lock.take(say))
+    distributed.first_writes(ranks or distributed.Ranks(), lambda: lock.take(say))
     try:
         yield
     finally:

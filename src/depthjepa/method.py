@@ -11,10 +11,11 @@ from depthjepa.guidance.build import build_guidance_target, build_guidance_teach
 from depthjepa.guidance.feature import build_latent_head
 from depthjepa.guidance.target import Target, Teacher
 from depthjepa.guidance.teachers.ground_truth import DepthTeacher
+from depthjepa.model.blocks import Block
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.predictor import Predictor
 from depthjepa.model.supervised import Supervised
-from depthjepa.model.vit import Block, VisionTransformer, initialise
+from depthjepa.model.vit import VisionTransformer, initialise
 
 
 def build_encoder(config: RunConfig) -> VisionTransformer:
@@ -108,9 +109,9 @@ def recompute_blocks(method: JEPA | Supervised) -> None:
             module.recomputed = True
 
 
-def shard_blocks(method: JEPA | Supervised, place: distributed.Ranks, where: torch.device) -> None:
+def shard_blocks(method: JEPA | Supervised, ranks: distributed.Ranks, device: torch.device) -> None:
     """Leave each process its share of the networks, of which it puts together one transformer block at a time."""
-    distributed.shard(method, [module for module in method.modules() if isinstance(module, Block)], place, where)
+    distributed.shard(method, [module for module in method.modules() if isinstance(module, Block)], ranks, device)
 
 
 def compile_blocks(method: JEPA | Supervised) -> None:

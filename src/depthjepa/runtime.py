@@ -34,19 +34,19 @@ Precision = Literal["fp32", "bf16"]
 BF16_MARGIN = 1.3  # how much faster bf16 has to multiply to be chosen
 
 
-def device(name: str | None = None, place: Ranks | None = None) -> torch.device:
+def device(name: str | None = None, ranks: Ranks | None = None) -> torch.device:
     """Return the device asked for; without a name, this rank's GPU if there is one, else the CPU."""
     if name is None:
         if torch.cuda.is_available():
-            return torch.device("cuda", place.local if place else 0)
+            return torch.device("cuda", ranks.local if ranks else 0)
         return torch.device("cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise BadInput(f"device {name!r} is unknown: use cpu, cuda or cuda:N")
     chosen = torch.device(name)
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise BadInput(f"device {name!r} was asked for, but there is no CUDA GPU here: use cpu")
-    if name == "cuda" and place:
-        return torch.device("cuda", place.local)
+    if name == "cuda" and ranks:
+        return torch.device("cuda", ranks.local)
     return chosen
 
 
@@ -65,57 +65,57 @@ def settle_cpu(threads: int | None) -> None:
         mallopt(M_MMAP_MAX, 0)
 
 
-def matmul_rate(where: torch.device, dtype: torch.dtype, seconds: float = 0.5, side: int | None = None) -> float:
+def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5, side: int | None = None) -> float:
     """Measured operations a second of a square matrix product in `dtype` (median over repetitions).
 
     `side` of the matrices: 2048, and 8192 on a GPU, which smaller ones leave half idle.
     """
-    side = side or (8192 if where.type == "cuda" else 2048)
-    left, right = (torch.randn(side, side, device=where).to(dtype) for _ in range(2))
+    side = side or (8192 if device.type == "cuda" else 2048)
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     for _ in range(2):
         left @ right
     times: list[float] = []
     while sum(times) < seconds or len(times) < 5:
-        synchronise(where)
+        synchronise(device)
         begin = time.perf_counter()
         left @ right
-        synchronise(where)
+        synchronise(device)
         times.append(time.perf_counter() - begin)
     return 2 * side**3 / float(np.median(times))
 
 
 @functools.cache
-def faster_precision(where: torch.device) -> Precision:
+def faster_precision(device: torch.device) -> Precision:
     """Measure, once in a process, which of the two networks are faster in: bf16 where its matrix products clearly are.
 
     What is not a matrix product gains nothing from bf16 on a CPU and pays for the casts, hence the margin. On a CPU
     the matrices are small: without bf16 instructions a product of large ones takes minutes.
     """
-    side = None if where.type == "cuda" else 256
-    rates = [matmul_rate(where, dtype, seconds=0.1, side=side) for dtype in (torch.float32, torch.bfloat16)]
+    side = None if device.type == "cuda" else 256
+    rates = [matmul_rate(device, dtype, seconds=0.1, side=side) for dtype in (torch.float32, torch.bfloat16)]
     return "bf16" if rates[1] > BF16_MARGIN * rates[0] else "fp32"
 
 
-def synchronise(where: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
-    if where.type == "cuda":
-        torch.cuda.synchronize(where)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
-def settled(name: str, where: torch.device) -> str:
+def settled(name: str, device: torch.device) -> str:
     """A precision, where `auto` is asked for the faster one of this machine."""
-    return faster_precision(where) if name == "auto" else name
+    return faster_precision(device) if name == "auto" else name
 
 
 @contextlib.contextmanager
-def precision(name: str, where: torch.device) -> Iterator[None]:
+def precision(name: str, device: torch.device) -> Iterator[None]:
     """Compute in `fp32`, also inside of bf16, or under bf16 autocast (`bf16`; weights and optimiser in float32).
 
     `auto`: the one that this machine multiplies faster, see `settled`.
     """
-    name = settled(name, where)
-    if torch.amp.is_autocast_available(where.type):
-        with torch.autocast(where.type, dtype=torch.bfloat16, enabled=name == "bf16"):
+    name = settled(name, device)
+    if torch.amp.is_autocast_available(device.type):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=name == "bf16"):
             yield
     else:  # shapes alone, on the meta device
         yield
@@ -161,17 +161,17 @@ def _key(seed: int, stream: str, epoch: int) -> tuple[int, int]:
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 
 
-def peak_memory_bytes(where: torch.device) -> int:
+def peak_memory_bytes(device: torch.device) -> int:
     """Largest memory so far: on a GPU what was allocated there, else the resident size of this process."""
-    if where.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(where))
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
     return _resident_bytes("VmHWM")
 
 
-def held_bytes(where: torch.device) -> int:
+def held_bytes(device: torch.device) -> int:
     """Memory that is taken now: of a GPU by whoever works on it, else of the machine by this process."""
-    if where.type == "cuda":
-        free, total = torch.cuda.mem_get_info(where)
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
         return int(total - free)
     return _resident_bytes("VmRSS")
 
@@ -189,22 +189,22 @@ def _resident_bytes(which: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def free_bytes(where: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
     """Memory that nobody has taken: of a GPU, else of the machine or of the container that this is."""
-    if where.type == "cuda":
-        return int(torch.cuda.mem_get_info(where)[0])
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
     told = Path("/proc/meminfo")
     if not told.exists():
-        return machine_bytes() - held_bytes(where)
+        return machine_bytes() - held_bytes(device)
     line = next(line for line in told.read_text().splitlines() if line.startswith("MemAvailable"))
-    return min(1024 * int(line.split()[1]), machine_bytes() - held_bytes(where))
+    return min(1024 * int(line.split()[1]), machine_bytes() - held_bytes(device))
 
 
-def memory_bytes(where: torch.device, place: Ranks) -> int:
+def memory_bytes(device: torch.device, ranks: Ranks) -> int:
     """Memory that a process may take: its GPU's, else its share of the machine's."""
-    if where.type == "cuda":
-        return int(torch.cuda.mem_get_info(where)[1])
-    return machine_bytes() // place.beside
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    return machine_bytes() // ranks.beside
 
 
 def machine_bytes() -> int:

@@ -65,43 +65,43 @@ def train(
     which too much cannot be read; `RunStopped` when the run cannot go on. The last checkpoint is whole then.
     """
     folder = RunFolder(out)
-    place = distributed.ranks()
-    where = runtime.device(config.train.device, place)
+    ranks = distributed.ranks()
+    device = runtime.device(config.train.device, ranks)
     if resume and folder.finished and not lengthen:
-        refuse_mix_up(settle_precision(config, folder, where, place), folder, resume=True)
+        refuse_mix_up(settle_precision(config, folder, device, ranks), folder, resume=True)
         if is_moved(config, folder):  # the same data elsewhere, or others
             contents_of_run(config, open_splits(config.data), folder, lambda _: None)
         return folder.summary()  # finished already
     say = say or (lambda text: print(text, flush=True))
     runtime.settle_cpu(config.train.threads)
     with (
-        distributed.process_group(place, where, config.train.timeout_minutes),
-        locks.locked(folder.path, place, say=say),
+        distributed.process_group(ranks, device, config.train.timeout_minutes),
+        locks.locked(folder.path, ranks, say=say),
     ):
-        config = settle_precision(config, folder, where, place)
+        config = settle_precision(config, folder, device, ranks)
         refuse_mix_up(config, folder, resume=resume, lengthen=lengthen)
         data = open_data(config, folder)
         contents: dict[str, Contents] = {}
         first = partial(contents_of_run, config, data, folder, say)
-        distributed.first_writes(place, lambda: contents.update(first()))
-        told = say if place.first else lambda _: None
-        state = begin(config, folder, data, place, resume=resume, say=told)
+        distributed.first_writes(ranks, lambda: contents.update(first()))
+        told = say if ranks.first else lambda _: None
+        state = begin(config, folder, data, ranks, resume=resume, say=told)
         if lengthen:
             before = steps_before(config, folder, state.epoch_steps)
             told(rates_change(config, state.step, before, state.steps, state.epoch_steps))
-            if place.first:  # a run that had been finished is not
+            if ranks.first:  # a run that had been finished is not
                 folder.write_summary(so_far(state, folder, len(data["train"])))
-        distributed.first_writes(place, lambda: write_contents(folder.path, contents))
+        distributed.first_writes(ranks, lambda: write_contents(folder.path, contents))
         source = data["train"]
         batches = training_batches(state, source)
-        with state.saving, open_loggers(config.train.loggers, folder.path, place) as loggers:
+        with state.saving, open_loggers(config.train.loggers, folder.path, ranks) as loggers:
             for logger in loggers:
                 logger.begin(to_mapping(config), runtime.environment(), state.step)
             with interruptions("continue with --resume") as stopping:
                 loop(state, folder, loggers, batches, stopping)
                 state.method = whole_method(state)  # what follows one process computes alone
                 with stopping.at_once(), progress.task(f"{config.name}: pictures"):
-                    summary = finish(state, folder, len(source)) if place.first else {}
+                    summary = finish(state, folder, len(source)) if ranks.first else {}
             pictures = drawn(folder) if len(loggers) > 1 else {}
             for logger in reversed(loggers):  # the run folder last, which says that the run is finished
                 for name, figure in pictures.items():
@@ -121,7 +121,7 @@ def training_batches(state: State, source: Source) -> TrainingBatches:
         seed=config.seed,
         batch_size=config.train.batch_size,
         accumulate=config.train.accumulate,
-        ranks=state.place,
+        ranks=state.ranks,
         start_step=state.step,
         steps=state.steps,
     )
@@ -134,7 +134,7 @@ def loop(
     train_config, batches, length = state.config.train, iter(to_come), len(to_come.source)
     before = folder.metrics()
     unprobed = state.step > 0 and not any("probe_score" in record for record in before[-1:])
-    if probe_is_due(state) and distributed.of_first(unprobed, state.place):
+    if probe_is_due(state) and distributed.of_first(unprobed, state.ranks):
         probe(state, folder, loggers, stopping)  # the run was stopped after the step that asked for it
     since, images, waited = time.perf_counter(), 0, 0.0
     # Of all sessions of a run, as far as their steps are kept.
@@ -147,7 +147,7 @@ def loop(
             skipped = [name for part in parts for name in part.skipped]
             # All processes stop before the same step: one that was stopped while it drew its batch has none.
             wish = stopping() or lost is not None
-            stop, unreadable = distributed.any_process((wish, bool(skipped)), state.place, state.where)
+            stop, unreadable = distributed.any_process((wish, bool(skipped)), state.ranks, state.device)
             if unreadable:
                 count_unreadable(state, folder, skipped, length)
             if stop:
@@ -173,7 +173,7 @@ def loop(
                 figures["images_per_second"] = images / (now - since)
                 figures["waiting_share"] = waited / (now - since)
                 figures["seconds"] = now - start
-                figures["peak_memory_bytes"] = runtime.peak_memory_bytes(state.where)
+                figures["peak_memory_bytes"] = runtime.peak_memory_bytes(state.device)
                 log(state, loggers, figures)
                 since, images, waited = now, 0, 0.0
                 # Of a step that is logged: the others leave their loss on the device.
@@ -204,7 +204,7 @@ def draw(batches: Iterator[Batch], parts: int, stopping: Stopping) -> tuple[list
 def keep(state: State, folder: RunFolder, images: int) -> None:
     """Write the newest checkpoint, and what the run says of itself so far."""
     save(state, "last")
-    if state.place.first:
+    if state.ranks.first:
         folder.write_summary(so_far(state, folder, images))
 
 
@@ -229,11 +229,11 @@ def train_step(state: State, parts: list[Batch]) -> dict[str, Any]:
     state.optimizer.zero_grad(set_to_none=True)
     totals: dict[str, Tensor] = {}
     for number, part in enumerate(parts):
-        batch = part.to(state.where)
+        batch = part.to(state.device)
         images = normalise(batch.images, state.method.encoder.mean, state.method.encoder.deviation)
         last = number == len(parts) - 1
         with contextlib.nullcontext() if last else distributed.adding_up(state.parallel):
-            with runtime.precision(config.train.precision, state.where):
+            with runtime.precision(config.train.precision, state.device):
                 target = None if state.target is None else state.target(batch)
                 directions = runtime.generator(config.seed, f"directions {step}")  # the same for all parts of a step
                 losses = state.parallel(images, batch.masks, target, batch.labels, step / state.steps, directions)
@@ -275,7 +275,7 @@ def refuse_non_finite(state: State, totals: dict[str, Tensor], gradients: Tensor
 
 def count_unreadable(state: State, folder: RunFolder, skipped: list[str], length: int) -> None:
     """Remember which images could not be read by any process; stop when they are more than 1 % of the source."""
-    state.skipped |= dict.fromkeys(distributed.gather(skipped, state.place))
+    state.skipped |= dict.fromkeys(distributed.gather(skipped, state.ranks))
     if len(state.skipped) > UNREADABLE_SHARE * length:
         state.saving.settle()
         names = ", ".join(list(state.skipped)[:5])
@@ -288,7 +288,7 @@ def count_unreadable(state: State, folder: RunFolder, skipped: list[str], length
 def log(state: State, loggers: tuple[Logger, ...], figures: dict[str, Any]) -> None:
     """Log one step: losses are means over all processes."""
     names = [name for name in figures if name.startswith("loss")]
-    means = distributed.average(torch.stack([figures[name].float() for name in names]), state.place)
+    means = distributed.average(torch.stack([figures[name].float() for name in names]), state.ranks)
     record = figures | dict(zip(names, means.tolist(), strict=True)) | {"grad_norm": float(figures["grad_norm"])}
     for logger in loggers:
         logger.log(record)
@@ -306,10 +306,10 @@ def probe(state: State, folder: RunFolder, loggers: tuple[Logger, ...], stopping
     All processes take part and get the figures of the first one, so that all save the same checkpoints.
     """
     scores = (record.get("probe_score", -math.inf) for record in folder.metrics())
-    best = distributed.of_first(max(scores, default=-math.inf), state.place)
+    best = distributed.of_first(max(scores, default=-math.inf), state.ranks)
     with stopping.at_once(), progress.task("probe"):
-        found = probe_during_training(whole_encoder(state), state.config, state.where, state.place)
-    figures, score = distributed.of_first(found, state.place)
+        found = probe_during_training(whole_encoder(state), state.config, state.device, state.ranks)
+    figures, score = distributed.of_first(found, state.ranks)
     if score > best:
         save(state, "best")
         state.saving.settle()  # the score is logged once it is there: a run that is killed before asks again

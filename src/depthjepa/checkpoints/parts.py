@@ -35,7 +35,7 @@ LATE = 60  # seconds that a network file system may take to show a file
 
 
 def write(
-    path: Path, tensors: Mapping[str, Tensor], rest: Mapping[str, Any], place: distributed.Ranks, group: Any
+    path: Path, tensors: Mapping[str, Tensor], rest: Mapping[str, Any], ranks: distributed.Ranks, group: Any
 ) -> None:
     """Write the shares of all processes, which all ask in this `group`, and then the rest.
 
@@ -45,10 +45,10 @@ def write(
     with writing(path):
         try:
             writer = HuggingFaceStorageWriter(str(path), save_distributed=True)
-            save(dict(tensors), storage_writer=writer, process_group=group, no_dist=place.world == 1)
+            save(dict(tensors), storage_writer=writer, process_group=group, no_dist=ranks.world == 1)
         except CheckpointException as fault:  # of any process, on all of them
             raise next(iter(fault.failures.values()))[0] from fault
-    distributed.first_writes(place, lambda: _finish(path, rest), group)
+    distributed.first_writes(ranks, lambda: _finish(path, rest), group)
 
 
 def _finish(path: Path, rest: Mapping[str, Any]) -> None:

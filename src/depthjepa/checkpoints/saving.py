@@ -28,13 +28,13 @@ class Saving:
     `settle` waits for it; at the end of the block that this object is entered for nothing is being written any more.
     """
 
-    def __init__(self, folder: RunFolder, place: distributed.Ranks, minutes: float, *, in_parts: bool) -> None:
-        self.folder, self.place, self.in_parts = folder, place, in_parts
-        self._group = distributed.background_group(place, minutes) if in_parts else None
+    def __init__(self, folder: RunFolder, ranks: distributed.Ranks, minutes: float, *, in_parts: bool) -> None:
+        self.folder, self.ranks, self.in_parts = folder, ranks, in_parts
+        self._group = distributed.background_group(ranks, minutes) if in_parts else None
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._last: Future[None] | None = None
         if in_parts:  # what kills have left would be taken for parts of what is written next
-            distributed.first_writes(place, lambda: parts.remove_torn(folder.path / "checkpoints"))
+            distributed.first_writes(ranks, lambda: parts.remove_torn(folder.path / "checkpoints"))
 
     def save(self, name: str, step: int, content: Mapping[str, Any]) -> None:
         """Write a `checkpoint.content`, or begin to.
@@ -48,7 +48,7 @@ class Saving:
             return
         path = parts_at(self.folder.path, name, step)
         tensors, rest = parts.split(content)
-        if distributed.of_first((path / REST).is_file(), self.place):  # of this very step: the same shares
+        if distributed.of_first((path / REST).is_file(), self.ranks):  # of this very step: the same shares
             self._at_once(path, lambda: parts.write_rest(path, rest))
             return
         copies = DefaultStager(PLAIN_COPY).stage(tensors)
@@ -65,16 +65,16 @@ class Saving:
             write()
             parts.remove_others(path)
 
-        distributed.first_writes(self.place, whole)
+        distributed.first_writes(self.ranks, whole)
 
     def _write_parts(self, path: Path, tensors: Any, rest: Mapping[str, Any]) -> None:
         try:
-            parts.write(path, tensors, rest, self.place, self._group)
+            parts.write(path, tensors, rest, self.ranks, self._group)
         except BaseException:
-            if self.place.first:
+            if self.ranks.first:
                 shutil.rmtree(path, ignore_errors=True)  # a disk that is full has no room for what does not count
             raise
-        if self.place.first:
+        if self.ranks.first:
             parts.remove_others(path)
 
     def __enter__(self) -> Saving:

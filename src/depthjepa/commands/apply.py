@@ -91,7 +91,7 @@ def predict_folder(
     saved: Checkpoint,
     config: RunConfig,
     encoder: Encoder,
-    where: torch.device,
+    device: torch.device,
     photographs: FlatFolder,
     out: Path,
     *,
@@ -111,15 +111,15 @@ def predict_folder(
     """
     colours: tuple[float, float] | None = None
     if decodes_itself(saved):
-        predict, measured = _own_head(saved, where), decoded_where(saved)
+        predict, measured = _own_head(saved, device), decoded_where(saved)
     else:
-        predict, measured, colours = _readout(saved, config, encoder, where)
+        predict, measured, colours = _readout(saved, config, encoder, device)
     names = [photographs.name_of(index) for index in range(len(photographs))]
     _refuse_overwriting(Path(config.data.root), names, out, force=force)
     count, skipped = 0, list[str]()
     for batch, sizes in photograph_views(config, photographs, skipped):
         with torch.no_grad():
-            disparity = predict(batch.to(where)).cpu()
+            disparity = predict(batch.to(device)).cpu()
         maps = [of_photograph(cells, measured, size) for cells, size in zip(disparity, sizes, strict=True)]
         if colours is None:  # one scale for all maps: what the first one spans
             low, high = np.nanquantile(maps[0].numpy(), [0.02, 0.98]).tolist()
@@ -130,15 +130,15 @@ def predict_folder(
     return count, skipped
 
 
-def _own_head(saved: Checkpoint, where: torch.device) -> Disparity:
+def _own_head(saved: Checkpoint, device: torch.device) -> Disparity:
     """Disparity [1/m] by the run's own pixel head."""
-    method, whitening = load_pixel_guided(saved, where), saved.whitening
+    method, whitening = load_pixel_guided(saved, device), saved.whitening
     assert whitening is not None
     return lambda batch: 1 / dense_metres(method, whitening, batch)
 
 
 def _readout(
-    saved: Checkpoint, config: RunConfig, encoder: Encoder, where: torch.device
+    saved: Checkpoint, config: RunConfig, encoder: Encoder, device: torch.device
 ) -> tuple[Disparity, Tensor, tuple[float, float]]:
     """Disparity [1/m] by the depth probe's readout, the cells and the range that its training set measured."""
     if saved.run is None:
@@ -151,7 +151,7 @@ def _readout(
         raise BadInput(f"{file} is not there: fit a depth readout first with `depthjepa probe RUN depth --data DATA`")
     readout = DepthReadout.load(file)
     _refuse_other_weights(file, saved, config)
-    encode = encode_with(encoder, where, config.evaluation.precision)
+    encode = encode_with(encoder, device, config.evaluation.precision)
     met = readout.mean_map
     farthest, nearest = 1 / met.farthest, 1 / met.nearest  # as disparity [1/m]
 
@@ -263,14 +263,14 @@ def _draw_features(runs: list[str]) -> Figure:
         if each.saved is not None and each.config.data.size != config.data.size:
             sizes = f"{size_text(each.config)}, and those of {shown} {size_text(config)}"
             raise BadInput(f"the images of {run} are {sizes}: draw runs with the same data.image_size")
-    where = runtime.device(config.train.device)
-    batch = picture_batch(config).to(where)
+    device = runtime.device(config.train.device)
+    batch = picture_batch(config).to(device)
     named = {name: each.encoder(each.which("target")) for name, each in opened.items()}
     first = next(iter(opened.values()))
     if (random := first.random(replace(first.config, data=config.data))) is not None:
         named[RANDOM] = random
     with torch.no_grad():
-        maps = {name: token_maps(encoder.to(where), batch) for name, encoder in named.items()}
+        maps = {name: token_maps(encoder.to(device), batch) for name, encoder in named.items()}
     return token_figures.feature_pca(as_bytes(batch.images), maps)
 
 

@@ -62,7 +62,7 @@ def bench(recipe: str | None = None, overrides: Sequence[str] = (), *, largest: 
         config = load_config(recipe or "", [*overrides, *WITHOUT_DATA])
         print(f"{recipe} leaves data.root to be said: rendered street scenes take its place")
     runtime.settle_cpu(config.train.threads)
-    where = runtime.device(config.train.device)
+    device = runtime.device(config.train.device)
     size = config.train.batch_size
     teacher = build_teacher(config, has_depth=open_source(config.data, "train").has_depth)
     operations = cost.step_flops(config, teacher, size)
@@ -75,26 +75,26 @@ def bench(recipe: str | None = None, overrides: Sequence[str] = (), *, largest: 
         "operations_are": "forward and backward with target encoder, 2 per multiply-add, explicit attention",
         **runtime.environment(),
     }
-    print(f"{config.model.size}/{config.model.patch_size} at {config.data.size}, batch {size}, on {where}")
+    print(f"{config.model.size}/{config.model.patch_size} at {config.data.size}, batch {size}, on {device}")
     print(f"{operations / 1e9:.1f} GFLOP a step; {figures['threads']} threads; torch {torch.__version__}")
-    figures |= ways_figures(config, teacher, operations, where)
+    figures |= ways_figures(config, teacher, operations, device)
     precision = figures["fastest"].partition(",")[0]
-    figures["costs"] = costs(training_step(config, teacher, precision, where), where)
+    figures["costs"] = costs(training_step(config, teacher, precision, device), device)
     most = ", ".join(f"{name} {share:.0%}" for name, share in list(figures["costs"].items())[:COSTS])
     print(f"costs: {most} of the time that PyTorch's operations take ({precision}, not compiled)")
     if teacher is not None and config.train.objective == "jepa":
-        figures |= guidance_figures(config, teacher, precision, where)
+        figures |= guidance_figures(config, teacher, precision, device)
         print(guidance_line(config, figures))
     figures |= loading_figures(config)
     figures["mask_seconds_per_step"] = mask_seconds(config)
-    figures["peak_memory_bytes"] = runtime.peak_memory_bytes(where)
+    figures["peak_memory_bytes"] = runtime.peak_memory_bytes(device)
     print(
         f"masks: {1e3 * figures['mask_seconds_per_step']:.2f} ms a step; decode and crop: "
         f"{figures['loading_images_per_second']:.0f} images/s; "
         f"peak memory {figures['peak_memory_bytes'] / 2**20:.0f} MiB"
     )
     if largest:
-        figures["largest_batch"] = largest_batch_figures(config, teacher, precision, where)
+        figures["largest_batch"] = largest_batch_figures(config, teacher, precision, device)
         found = figures["largest_batch"]
         print(
             f"largest batch: train.batch_size={found['images']}, {found['images_per_second']:.1f} images/s in "
@@ -104,17 +104,17 @@ def bench(recipe: str | None = None, overrides: Sequence[str] = (), *, largest: 
     return figures
 
 
-def ways_figures(config: RunConfig, teacher: Teacher | None, operations: int, where: torch.device) -> dict[str, Any]:
+def ways_figures(config: RunConfig, teacher: Teacher | None, operations: int, device: torch.device) -> dict[str, Any]:
     """Figures of each way to compute a step, by its name, and which is the `fastest`; a line is printed for each."""
-    figures: dict[str, Any] = {"auto": runtime.faster_precision(where)}
+    figures: dict[str, Any] = {"auto": runtime.faster_precision(device)}
     ways = {"fp32": ("fp32", False), "bf16": ("bf16", False)}
     if figures["auto"] == "fp32" and config.train.precision != "bf16":
         del ways["bf16"]  # without bf16 units a step may take minutes
         print("bf16: left out, this machine does not multiply faster in it (train.precision=bf16 measures it)")
-    if config.train.compile or where.type == "cuda":
+    if config.train.compile or device.type == "cuda":
         ways["bf16, compiled"] = ("bf16", True)
     for name, (precision, compiled) in ways.items():
-        found = figures[name] = way_figures(config, teacher, operations, precision, where, compiled=compiled)
+        found = figures[name] = way_figures(config, teacher, operations, precision, device, compiled=compiled)
         print(
             f"{name}: {found['images_per_second']:7.1f} images/s, {found['seconds_per_step']:.3f} s a step (the first "
             f"{found['seconds_of_first_step']:.1f} s), {found['fraction_of_matmul_rate']:.2f} of the matmul rate "
@@ -126,14 +126,14 @@ def ways_figures(config: RunConfig, teacher: Teacher | None, operations: int, wh
 
 
 def way_figures(
-    config: RunConfig, teacher: Teacher | None, operations: int, precision: str, where: torch.device, *, compiled: bool
+    config: RunConfig, teacher: Teacher | None, operations: int, precision: str, device: torch.device, *, compiled: bool
 ) -> dict[str, float]:
     """Seconds of a step computed one way, and the fraction of the matmul rate that its operations come to."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     # The rate is taken before and after: machines are noisy, and the larger one is the limit.
-    before = runtime.matmul_rate(where, dtype)
-    seconds, wait = step_seconds(config, teacher, precision, where, compiled=compiled)
-    rate = max(before, runtime.matmul_rate(where, dtype))
+    before = runtime.matmul_rate(device, dtype)
+    seconds, wait = step_seconds(config, teacher, precision, device, compiled=compiled)
+    rate = max(before, runtime.matmul_rate(device, dtype))
     return {
         "matmul_rate": rate,
         "seconds_per_step": seconds,
@@ -143,28 +143,28 @@ def way_figures(
     }
 
 
-def costs(step: Callable[[], None], where: torch.device) -> dict[str, float]:
+def costs(step: Callable[[], None], device: torch.device) -> dict[str, float]:
     """Shares of a step's time by operation, the largest first; matrix products are one."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # of the profiler, which complains where there is no GPU
-    activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (where.type == "cuda")]
+    activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (device.type == "cuda")]
     step()
     with profile(activities=activities) as profiler:
         step()
-        runtime.synchronise(where)
+        runtime.synchronise(device)
     times: dict[str, float] = {}
     for event in profiler.key_averages():
         if event.device_type.name != "CPU":  # a kernel, whose time its operation has as well
             continue
         name = event.key.removeprefix("aten::").removesuffix("_")
         name = PRODUCTS if name in NAMES_OF_PRODUCTS else name
-        taken = event.self_device_time_total if where.type == "cuda" else event.self_cpu_time_total
+        taken = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
         times[name] = times.get(name, 0.0) + taken
     total = sum(times.values()) or 1.0
     return {name: taken / total for name, taken in sorted(times.items(), key=lambda each: -each[1]) if taken}
 
 
 def largest_batch_figures(
-    config: RunConfig, teacher: Teacher | None, precision: str, where: torch.device
+    config: RunConfig, teacher: Teacher | None, precision: str, device: torch.device
 ) -> dict[str, Any]:
     """The largest batch that fits into the memory that is free in one part, by arithmetic, tried with two steps.
 
@@ -172,20 +172,20 @@ def largest_batch_figures(
     wants by ending the process: there the arithmetic has to be right.)
     """
     config = build_config(to_mapping(config), [f"train.precision={precision}", "train.accumulate=1"])
-    if where.type == "cuda":
+    if device.type == "cuda":
         torch.cuda.empty_cache()  # of what was measured before
-    method = build_method(config, teacher, classes=0).to(where)
-    need = memory.memory_need(config, method, teacher, open_source(config.data, "train"), Ranks(), where)
+    method = build_method(config, teacher, classes=0).to(device)
+    need = memory.memory_need(config, method, teacher, open_source(config.data, "train"), Ranks(), device)
     del method
-    there = runtime.free_bytes(where) + runtime.held_bytes(where)
-    images = memory.largest_batch(config, need, there, Ranks(), where)
+    there = runtime.free_bytes(device) + runtime.held_bytes(device)
+    images = memory.largest_batch(config, need, there, Ranks(), device)
     while True:
         tried = replace(config, train=replace(config.train, batch_size=images))
         try:
-            if where.type == "cuda":
+            if device.type == "cuda":
                 torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats(where)
-            times = seconds_in_turn([training_step(tried, teacher, precision, where)], where, turns=1)[0]
+                torch.cuda.reset_peak_memory_stats(device)
+            times = seconds_in_turn([training_step(tried, teacher, precision, device)], device, turns=1)[0]
         except torch.OutOfMemoryError:
             images = int(LESS * images)
         else:
@@ -193,32 +193,32 @@ def largest_batch_figures(
                 "images": images,
                 "images_per_second": images / times[-1],
                 "told_bytes": need.of(images, ahead=2 * config.data.workers),
-                "peak_memory_bytes": runtime.peak_memory_bytes(where),
+                "peak_memory_bytes": runtime.peak_memory_bytes(device),
                 "memory_bytes": there,
             }
 
 
 def step_seconds(
-    config: RunConfig, teacher: Teacher | None, precision: str, where: torch.device, *, compiled: bool = False
+    config: RunConfig, teacher: Teacher | None, precision: str, device: torch.device, *, compiled: bool = False
 ) -> tuple[float, float]:
     """Median seconds of a training step on given images, masks and latents; and those of the first one."""
-    times = seconds_in_turn([training_step(config, teacher, precision, where, compiled=compiled)], where)[0]
+    times = seconds_in_turn([training_step(config, teacher, precision, device, compiled=compiled)], device)[0]
     return float(np.median(times[1:])), times[0]
 
 
 def training_step(
-    config: RunConfig, teacher: Teacher | None, precision: str, where: torch.device, *, compiled: bool = False
+    config: RunConfig, teacher: Teacher | None, precision: str, device: torch.device, *, compiled: bool = False
 ) -> Callable[[], None]:
     """Return a function that makes one training step on given images, masks and latents."""
-    method = build_method(config, teacher, classes=0).to(where)
+    method = build_method(config, teacher, classes=0).to(device)
     if compiled:
         compile_blocks(method)
     optimizer = optim.build_optimizer(method, config.optim)
-    images, masks, latents = cost.example(config, teacher, config.train.batch_size, where)
+    images, masks, latents = cost.example(config, teacher, config.train.batch_size, device)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with runtime.precision(precision, where):
+        with runtime.precision(precision, device):
             loss = method(images, masks, latents).total
         loss.backward()
         optimizer.step()
@@ -228,21 +228,21 @@ def training_step(
 
 
 def seconds_in_turn(
-    works: Sequence[Callable[[], object]], where: torch.device, turns: int = REPETITIONS
+    works: Sequence[Callable[[], object]], device: torch.device, turns: int = REPETITIONS
 ) -> list[list[float]]:
     """Seconds of each of some works, all of them once, then all of them again, and so on; the first turn warms up."""
     times: list[list[float]] = [[] for _ in works]
     for _ in range(1 + turns):
         for work, taken in zip(works, times, strict=True):
-            runtime.synchronise(where)
+            runtime.synchronise(device)
             begin = time.perf_counter()
             work()
-            runtime.synchronise(where)
+            runtime.synchronise(device)
             taken.append(time.perf_counter() - begin)
     return times
 
 
-def guidance_figures(config: RunConfig, teacher: Teacher, precision: str, where: torch.device) -> dict[str, float]:
+def guidance_figures(config: RunConfig, teacher: Teacher, precision: str, device: torch.device) -> dict[str, float]:
     """Seconds of an unguided step, of a guided one on given latents, and of the teacher's latents of a batch."""
     unguided = replace(config, guidance=NoGuidance())
     batches = TrainingBatches(
@@ -254,7 +254,7 @@ def guidance_figures(config: RunConfig, teacher: Teacher, precision: str, where:
         batch_size=config.train.batch_size,
         steps=1,
     )
-    teacher, batch = teacher.to(where), next(iter(batches)).to(where)
+    teacher, batch = teacher.to(device), next(iter(batches)).to(device)
     whitening, _ = fit_whitening(teacher, [batch], config.target_cells)
 
     @torch.no_grad()
@@ -262,12 +262,12 @@ def guidance_figures(config: RunConfig, teacher: Teacher, precision: str, where:
         whitening.apply(on_cells(teacher, batch, config.target_cells))
 
     works = [
-        training_step(unguided, None, precision, where),
-        training_step(config, teacher, precision, where),
+        training_step(unguided, None, precision, device),
+        training_step(config, teacher, precision, device),
         taught,
     ]
     names = ("unguided_seconds", "guided_seconds", "teacher_seconds")
-    found = seconds_in_turn(works, where)
+    found = seconds_in_turn(works, device)
     return {name: float(np.median(times[1:])) for name, times in zip(names, found, strict=True)}
 
 

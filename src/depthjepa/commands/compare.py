@@ -99,7 +99,7 @@ def compare(
     listed = Data(base)
     chosen = _tasks(tasks, listed, notes)
     table.refuse_unread("comparisons", chosen, base, given(settings, base))
-    where = runtime.device(base.train.device)
+    device = runtime.device(base.train.device)
     runtime.settle_cpu(base.train.threads)
     compared = _opened(backbones, base, _proportions(listed.val.source) or base.data.size, asked_size, notes)
     grid, patch = common([each.sees for each in compared], [each.encoder.patch_size for each in compared])
@@ -111,15 +111,15 @@ def compare(
             say(note)
     rows = _rows(compared, config, grid, patch, random=random)
     others = {name: encoder for name, encoder in rows.items() if name != config.name}
-    subject = Subject(config, rows[config.name], where, others=others)
+    subject = Subject(config, rows[config.name], device, others=others)
     results = list(run_tasks(chosen, subject))
     content = _content(results, compared, config, grid)
     if folder is not None:
-        batch = next(iter(views(config, listed.val.source, config.evaluation.pictures))).to(where)
+        batch = next(iter(views(config, listed.val.source, config.evaluation.pictures))).to(device)
         for each in compared:
             _keep(folder / each.name, each, results, config)
             with torch.no_grad():
-                features = feature_arrays(rows[each.name].to(where), batch)
+                features = feature_arrays(rows[each.name].to(device), batch)
             RunFolder(folder / each.name).save_arrays("figures/features", features)
         write_whole(folder / FILE, to_json(content))
         write_comparison(folder, folder / "report.html")

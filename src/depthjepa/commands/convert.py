@@ -23,7 +23,8 @@ from depthjepa.formats.timm import write_timm
 from depthjepa.formats.transformers import write_huggingface
 from depthjepa.formats.weights import Weights, Which, assemble
 from depthjepa.logbook import RunFolder
-from depthjepa.model.vit import PLAIN, ModelConfig
+from depthjepa.model.blocks import PLAIN
+from depthjepa.model.vit import ModelConfig
 
 Layout = Literal["depthjepa", "checkpoint", "reference", "hf", "timm", "onnx", "safetensors"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)

@@ -46,8 +46,8 @@ def diagnose(
     tasks = table.of_command("diagnose --gates" if gates else "diagnose")
     file = None if out is None else to_write(out)
     twin = "" if against is None else "--against"
-    opened, config, encoder, where = open_with(backbone, data, settings, "diagnoses", tasks, say, run_for=twin)
-    subject = probes.Subject(config, encoder, where, opened, None if against is None else load_checkpoint(against))
+    opened, config, encoder, device = open_with(backbone, data, settings, "diagnoses", tasks, say, run_for=twin)
+    subject = probes.Subject(config, encoder, device, opened, None if against is None else load_checkpoint(against))
     asked = [task for task in tasks.values() if opened.saved is not None or not task.reads_run]
     return [
         probes.write_probe(result, opened.saved, config.evaluation.which, None if number else file)

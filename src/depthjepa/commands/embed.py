@@ -64,7 +64,7 @@ def embed(
     write = None if file is None else _writer(file)
     if file is not None and not force:
         refuse_existing([file])
-    _, config, encoder, where = open_with(backbone, place, settings, "embeddings", say=say)
+    _, config, encoder, device = open_with(backbone, place, settings, "embeddings", say=say)
     source = FlatFolder(place)
     if file is not None:
         _refuse_unwritable_names(file, [source.name_of(index) for index in range(len(source))])
@@ -75,7 +75,7 @@ def embed(
     batches = view_batches(
         source, config.data.size, batch_size=config.evaluation.batch_size, workers=config.data.workers
     )
-    for batch, tokens in iterate_tokens(encode_with(encoder, where, config.evaluation.precision), batches):
+    for batch, tokens in iterate_tokens(encode_with(encoder, device, config.evaluation.precision), batches):
         values = tokens if patches else tokens.mean(1)
         embeddings[len(paths) : len(paths) + len(values)] = values.cpu().numpy()
         paths += batch.names

@@ -85,13 +85,13 @@ def fit_teacher(
     or is in use.
     """
     say = say or (lambda text: print(text, flush=True))
-    folder, where = RunFolder(out), runtime.device(config.fit.device)
+    folder, device = RunFolder(out), runtime.device(config.fit.device)
     with locks.locked(folder.path, say=say):
-        return _fit(config, folder, where, say)
+        return _fit(config, folder, device, say)
 
 
 def _fit(
-    config: TeacherFitConfig, folder: RunFolder, where: torch.device, say: Callable[[str], None]
+    config: TeacherFitConfig, folder: RunFolder, device: torch.device, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Do it, in a folder that belongs to this process."""
     if not folder.started:
@@ -125,18 +125,20 @@ def _fit(
     with interruptions("the same command goes on") as stopping:
         if not (place := folder.path / AUTOENCODER).exists():
             if config.fit.start is None:
-                _fit_autoencoder(config, folder, autoencoder.to(where), source, where, stopping)
+                _fit_autoencoder(config, folder, autoencoder.to(device), source, device, stopping)
             else:
                 copy_autoencoder(_earlier(config.fit.start)[1], place)
         if not (folder.path / CHECKPOINT).exists():
             # From here on with the weights that were saved: the flow fits the autoencoder that it will be used with.
-            autoencoder = load_autoencoder(place).to(where)
-            pairs = _latents(config, folder, autoencoder, source, where, stopping)
-            _fit_flow(config, folder, flow.to(where), pairs, float(autoencoder.config.scaling_factor), where, stopping)
+            autoencoder = load_autoencoder(place).to(device)
+            pairs = _latents(config, folder, autoencoder, source, device, stopping)
+            _fit_flow(
+                config, folder, flow.to(device), pairs, float(autoencoder.config.scaling_factor), device, stopping
+            )
         for name in (PROGRESS, LATENTS):  # a kill may have come between the last writing and this
             (folder.path / name).unlink(missing_ok=True)
         with stopping.at_once(), task("judging the teacher"):
-            summary = _judge(config, folder, source, held_out, where)
+            summary = _judge(config, folder, source, held_out, device)
     folder.write_summary(summary)
     return summary
 
@@ -187,20 +189,20 @@ def _fit_autoencoder(
     folder: RunFolder,
     autoencoder: Any,
     source: Source,
-    where: torch.device,
+    device: torch.device,
     stopping: Stopping,
 ) -> None:
-    hinted = Hinted(autoencoder, config.seed).to(where)
+    hinted = Hinted(autoencoder, config.seed).to(device)
     learner = Learner(hinted, config.fit, config.fit.autoencoder_steps, averaged=False)
     _resume(learner, folder, "autoencoder")
     batches = iter(_batches(config, source, learner.steps, learner.step))
 
     def loss(step: int) -> Tensor:
-        with runtime.precision(config.fit.precision, where):
-            return autoencoder_loss(hinted, next(batches).to(where), config.fit, config.seed, step)
+        with runtime.precision(config.fit.precision, device):
+            return autoencoder_loss(hinted, next(batches).to(device), config.fit, config.seed, step)
 
     _learn(learner, loss, folder, "autoencoder", config, stopping)
-    scale = latent_scale(autoencoder, next(iter(_batches(config, source, 1))).to(where), config.fit)
+    scale = latent_scale(autoencoder, next(iter(_batches(config, source, 1))).to(device), config.fit)
     save_autoencoder(autoencoder, scale, folder.path / AUTOENCODER)
     (folder.path / PROGRESS).unlink()
 
@@ -210,23 +212,23 @@ def _latents(
     folder: RunFolder,
     autoencoder: Any,
     source: Source,
-    where: torch.device,
+    device: torch.device,
     stopping: Stopping,
 ) -> Pairs:
     """Latents of the crops, computed once for all sessions of a fit."""
     file = folder.path / LATENTS
     if not file.exists():
-        pairs = _encode(config, autoencoder, source, where, stopping)
+        pairs = _encode(config, autoencoder, source, device, stopping)
         with whole_file(file) as stream:
             torch.save(asdict(pairs), stream)
     return Pairs(**torch.load(file, map_location="cpu", weights_only=True))
 
 
 def _encode(
-    config: TeacherFitConfig, autoencoder: Any, source: Source, where: torch.device, stopping: Stopping
+    config: TeacherFitConfig, autoencoder: Any, source: Source, device: torch.device, stopping: Stopping
 ) -> Pairs:
     steps = max(1, config.fit.crops // config.fit.batch_size)
-    batches = (batch.to(where) for batch in _batches(config, source, steps))
+    batches = (batch.to(device) for batch in _batches(config, source, steps))
     with stopping.at_once():
         return Pairs.joined(
             [encode_pair(autoencoder, batch, config.fit) for batch in track(batches, "latents of crops", steps)]
@@ -239,7 +241,7 @@ def _fit_flow(
     flow: Any,
     pairs: Pairs,
     scale: float,
-    where: torch.device,
+    device: torch.device,
     stopping: Stopping,
 ) -> None:
     learner = Learner(flow, config.fit, config.fit.steps, averaged=True)
@@ -250,8 +252,8 @@ def _fit_flow(
     def loss(step: int) -> Tensor:
         epoch, place = divmod(step, per_epoch)
         order = runtime.permutation(len(pairs), seed=config.seed, stream="flow", epoch=epoch)
-        chosen = pairs.chosen(order[place * together : (place + 1) * together], scale, where)
-        with runtime.precision(config.fit.precision, where):
+        chosen = pairs.chosen(order[place * together : (place + 1) * together], scale, device)
+        with runtime.precision(config.fit.precision, device):
             return flow_loss(flow, chosen, config.fit, config.seed, step)
 
     _learn(learner, loss, folder, "flow", config, stopping)
@@ -304,11 +306,11 @@ def _resume(learner: Learner, folder: RunFolder, part: str) -> None:
 
 
 def _judge(
-    config: TeacherFitConfig, folder: RunFolder, source: Source, held_out: Source, where: torch.device
+    config: TeacherFitConfig, folder: RunFolder, source: Source, held_out: Source, device: torch.device
 ) -> dict[str, Any]:
     """Figures of what was saved on held-out pairs, beside the mean map and what the autoencoder alone would lose."""
     checkpoint, place = folder.path / CHECKPOINT, folder.path / AUTOENCODER
-    teacher = load_depthfm(checkpoint, place).to(where)
+    teacher = load_depthfm(checkpoint, place).to(device)
     mean = mean_log_depth(_views(config, source, MEAN_MAP_IMAGES), config)
 
     def autoencoded(batch: Batch) -> Tensor:
@@ -320,7 +322,7 @@ def _judge(
         **{f"{steps} {'step' if steps == 1 else 'steps'}": predictor(teacher, steps) for steps in JUDGED_STEPS},
         "autoencoder alone": autoencoded,
     }
-    batches = (batch.to(where) for batch in _views(config, held_out, config.fit.val_images))
+    batches = (batch.to(device) for batch in _views(config, held_out, config.fit.val_images))
     rows, pictures = judge(predictors, batches, config.fit.judged)
     save_figure(depth_rows(*pictures), folder.path / "figures" / "maps.png")
     low, high = config.fit.judged

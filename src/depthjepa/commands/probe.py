@@ -45,9 +45,9 @@ def probe(
     """
     row = table.chosen(task, table.of_command("probe"))
     file = None if out is None else to_write(out)
-    opened, config, encoder, where = open_with(backbone, data, settings, f"{task} probes", [task], say)
+    opened, config, encoder, device = open_with(backbone, data, settings, f"{task} probes", [task], say)
     about_depth = describe_depth(fitted_views(config).source) if say and DEPTH in row.needs else []
-    result = probes.probe(task, config, encoder, where, opened)
+    result = probes.probe(task, config, encoder, device, opened)
     written = probes.write_probe(result, opened.saved, config.evaluation.which, file)
     if say:
         for line in about_depth:  # once nothing can be refused any more: a refusal is one line

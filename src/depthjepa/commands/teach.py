@@ -86,25 +86,25 @@ def teach(
         RunStopped: the disk is full; Ctrl-C or SIGTERM; the same command goes on.
     """
     refuse_shard(shard)
-    folder, place = Path(out), distributed.ranks()
-    say = (say or (lambda text: print(text, flush=True))) if place.first else lambda _: None
-    share = (shard[0] * place.world + place.rank, shard[1] * place.world)
+    folder, ranks = Path(out), distributed.ranks()
+    say = (say or (lambda text: print(text, flush=True))) if ranks.first else lambda _: None
+    share = (shard[0] * ranks.world + ranks.rank, shard[1] * ranks.world)
     refuse_unwritable(folder, folder=True)
     locks.refuse_held(folder)
     cache.refuse_other(folder)
     runtime.settle_cpu(config.train.threads)
-    where = runtime.device(config.train.device, place)
-    if where.type == "cuda":
-        torch.cuda.set_device(where)
+    device = runtime.device(config.train.device, ranks)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     data = open_splits(config.data)
     sources = list(data.values())
-    teacher = load_network(asked_of(config)).to(where)
-    if place.first:
+    teacher = load_network(asked_of(config)).to(device)
+    if ranks.first:
         say(what_is_read(config.data, data))
     places = places_of(sources)
     stamps = _stamps(sources, places)
     if not (folder / "cache.json").exists():
-        facts = _facts(config, teacher, sources[0], len(places), where)
+        facts = _facts(config, teacher, sources[0], len(places), device)
         _refuse_small_disk(folder, facts)
         cache.create_cache(folder, facts, list(places), stamps)
     cache.refuse_other_cache(folder, cache.made_of(asked_of(config)), list(places), stamps, say)
@@ -120,8 +120,8 @@ def teach(
         stopping.at_once(),
     ):
         if facts.format != 1:
-            fill_cache(folder, teacher, sources, places, config, share, where)
-        facts = finish_cache(folder, teacher, sources[0], config, where)
+            fill_cache(folder, teacher, sources, places, config, share, device)
+        facts = finish_cache(folder, teacher, sources[0], config, device)
     assert facts.crops is not None
     say(
         f"{facts.crops['crops']:.0f} crops cut from the cache, against the teacher's own latents: correlation "
@@ -166,14 +166,14 @@ def load_network(guidance: FeatureGuidance) -> Teacher:
     return kind.build(guidance)
 
 
-def _facts(config: RunConfig, teacher: Teacher, source: Source, images: int, where: torch.device) -> Facts:
+def _facts(config: RunConfig, teacher: Teacher, source: Source, images: int, device: torch.device) -> Facts:
     """Describe the cache; the shape of its latents is found out on some images: the longest rows and columns."""
     some = [first_readable(source, int(place))[0] for place in evenly(LOOKED_AT, len(source))]
     batches = view_batches(Chosen(source, np.unique(some)), asked_of(config).whole_size)
     sizes: dict[tuple[int, int], Batch] = {}
     for batch in batches:
         sizes.setdefault((batch.images.shape[-2], batch.images.shape[-1]), batch)
-    shapes = [tuple(latents_of_whole(teacher, batch.to(where)).values.shape[1:]) for batch in sizes.values()]
+    shapes = [tuple(latents_of_whole(teacher, batch.to(device)).values.shape[1:]) for batch in sizes.values()]
     channels, rows, columns = (max(sides) for sides in zip(*shapes, strict=True))
     shape = (channels, rows, columns)
     return Facts(
@@ -204,7 +204,7 @@ def fill_cache(
     places: Places,
     config: RunConfig,
     share: tuple[int, int],
-    where: torch.device,
+    device: torch.device,
 ) -> None:
     """Compute parts that are not done, a share first, until all are there; `share` = (i, n): the i-th of n."""
     facts, listed = files.read_facts(folder), list(places)
@@ -214,7 +214,7 @@ def fill_cache(
             values = np.full((len(rows), *facts.shape), np.nan, dtype=np.float16)
             for number, source in enumerate(sources):
                 chosen = [(row, places[listed[row]][1]) for row in rows if places[listed[row]][0] == number]
-                for row, latent in _latents(teacher, source, chosen, config, facts.shape[1:], where):
+                for row, latent in _latents(teacher, source, chosen, config, facts.shape[1:], device):
                     values[row - rows.start] = latent
             files.write_part(folder, part, values)
 
@@ -259,7 +259,7 @@ def in_turn(parts: int, done: Collection[int], share: tuple[int, int]) -> list[i
     return [part for part in (*shares[number], *helped) if part not in done]
 
 
-def finish_cache(folder: Path, teacher: Teacher, source: Source, config: RunConfig, where: torch.device) -> Facts:
+def finish_cache(folder: Path, teacher: Teacher, source: Source, config: RunConfig, device: torch.device) -> Facts:
     """List the parts and compare crops with the teacher: one process does, others wait for it; then tidy up."""
     pause = PAUSES[0]
     while True:
@@ -272,7 +272,7 @@ def finish_cache(folder: Path, teacher: Teacher, source: Source, config: RunConf
                 files.write_list(folder, facts)
             if mine and facts.crops is None:
                 with task("comparing the cache with the teacher"):
-                    facts = replace(facts, crops=_compare(folder, teacher, source, config, where))
+                    facts = replace(facts, crops=_compare(folder, teacher, source, config, device))
                 write_whole(folder / "cache.json", to_json(asdict(facts)))
         if not mine:
             time.sleep(pause)
@@ -304,7 +304,7 @@ def _latents(
     chosen: list[tuple[int, int]],
     config: RunConfig,
     shape: tuple[int, int],
-    where: torch.device,
+    device: torch.device,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Latents of some images of a source, each with the row that it belongs to; unreadable images are left out."""
     if not chosen:
@@ -314,21 +314,21 @@ def _latents(
     batches = view_batches(Chosen(source, indices), size, workers=config.data.workers, may_be_empty=True)
     for batch in of_one_size(batches, config.evaluation.batch_size):
         # Resized: an image may have other proportions than those that set the shape.
-        latents = resized(latents_of_whole(teacher, batch.to(where)), shape)
+        latents = resized(latents_of_whole(teacher, batch.to(device)), shape)
         values = torch.where(latents.valid, latents.values, torch.nan)
         for number, latent in zip(batch.index.tolist(), values.half().cpu().numpy(), strict=True):
             yield chosen[number][0], latent
 
 
 def _compare(
-    folder: Path, teacher: Teacher, source: Source, config: RunConfig, where: torch.device
+    folder: Path, teacher: Teacher, source: Source, config: RunConfig, device: torch.device
 ) -> dict[str, float]:
     """How latents of crops that are cut from the cache differ from the teacher's own, over cells and channels."""
     count = min(CROPS, len(source))
     batches = TrainingBatches(
         source=source, data=config.data, masks=None, grid=config.grid, seed=config.seed, batch_size=count, steps=1
     )
-    batch = next(iter(batches)).to(where)
+    batch = next(iter(batches)).to(device)
     each = [on_cells(asked, batch, config.target_cells) for asked in (teacher, CachedTeacher(cache.open_cache(folder)))]
     both = (each[0].valid & each[1].valid).all(1).flatten()
     own, ours = (latents.values.transpose(0, 1).flatten(1)[:, both].double() for latents in each)

@@ -71,12 +71,12 @@ def knn_predictions(
     Both sets are centred by the training mean and scaled to length 1. With fewer than k training images
     all of them vote. The test set is walked in chunks, so memory is bounded.
     """
-    classes, where = classes_of(train, test), train.values.device
-    labels = train.labels.to(where)
+    classes, device = classes_of(train, test), train.values.device
+    labels = train.labels.to(device)
     predictions: dict[int, list[Tensor]] = {k: [] for k in neighbours}
     for cosine, nearest in nearest_images(train, test, max(neighbours), classes):
         weights, voted = ((cosine - 1) / temperature).exp(), labels[nearest]
-        votes = torch.zeros(len(nearest), classes, device=where)
+        votes = torch.zeros(len(nearest), classes, device=device)
         most = nearest.shape[1]
         for place in range(most):  # one by one: a GPU adds what it is given at once in any order
             votes.scatter_add_(1, voted[:, place, None], weights[:, place, None])
@@ -108,15 +108,15 @@ def linear(train: Pooled, test: Pooled, seed: int = 0) -> ClassifierResult:
     weight decay with the lowest cross-entropy on a held-out fifth of the training images (the same share
     of every class) is taken, and the classifier is refitted on all of them.
     """
-    classes, where = classes_of(train, test), train.values.device
+    classes, device = classes_of(train, test), train.values.device
     if len(train.labels) < 5:
         raise BadInput(f"a linear probe needs at least 5 training images, and there are {len(train.labels)}")
-    held = held_out(train.labels, seed).to(where)
-    every_label = train.labels.to(where)
+    held = held_out(train.labels, seed).to(device)
+    every_label = train.labels.to(device)
     features, labels = train.values[~held], every_label[~held]
     standard = Standardiser.of(features)
     features, unseen, unseen_labels = standard(features), standard(train.values[held]), every_label[held]
-    weight = torch.zeros(classes, features.shape[1] + 1, device=where)
+    weight = torch.zeros(classes, features.shape[1] + 1, device=device)
     best, weight_decay = torch.inf, WEIGHT_DECAYS[0]
     for strength in track(WEIGHT_DECAYS, "strengths of the linear probe", len(WEIGHT_DECAYS)):
         weight = fit_logistic(features, labels, strength, weight)
@@ -127,9 +127,9 @@ def linear(train: Pooled, test: Pooled, seed: int = 0) -> ClassifierResult:
     standard = Standardiser.of(train.values)
     features = standard(train.values)
     weight = fit_logistic(features, every_label, weight_decay, torch.zeros_like(weight))
-    fitted = torch.cat([logits(weight, part).argmax(1) for part in parts(features, classes, where)]).cpu()
+    fitted = torch.cat([logits(weight, part).argmax(1) for part in parts(features, classes, device)]).cpu()
     predictions = torch.cat(
-        [logits(weight, standard(part)).argmax(1) for part in parts(test.values, classes, where)]
+        [logits(weight, standard(part)).argmax(1) for part in parts(test.values, classes, device)]
     ).cpu()
     return ClassifierResult(
         train_accuracy=float((fitted == train.labels).double().mean()),
@@ -170,10 +170,10 @@ def held_out(labels: Int64[Tensor, " images"], seed: int) -> Bool[Tensor, " imag
     return held
 
 
-def parts(values: Float[Tensor, "images d"], classes: int, where: torch.device) -> Iterator[Float[Tensor, "part d"]]:
+def parts(values: Float[Tensor, "images d"], classes: int, device: torch.device) -> Iterator[Float[Tensor, "part d"]]:
     """Cut features so that the class scores of a part are at most `SCORES`, and bring each to a device."""
     for part in torch.split(values, max(1, SCORES // classes)):
-        yield part.to(where)
+        yield part.to(device)
 
 
 def logits(

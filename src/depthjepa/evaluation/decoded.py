@@ -31,7 +31,7 @@ from depthjepa.method import build_method, build_teacher
 from depthjepa.model.jepa import JEPA
 
 
-def load_pixel_guided(saved: Checkpoint, where: torch.device) -> JEPA:
+def load_pixel_guided(saved: Checkpoint, device: torch.device) -> JEPA:
     """The networks of a pixel-guided run, in eval mode; raises `BadInput` for any other."""
     kind = saved.config.guidance.kind
     if kind != "pixel" or saved.config.train.objective != "jepa" or saved.whitening is None:
@@ -43,7 +43,7 @@ def load_pixel_guided(saved: Checkpoint, where: torch.device) -> JEPA:
     method = build_method(saved.config, build_teacher(saved.config, has_depth=True), len(saved.classes))
     load_strictly(method, saved.model, saved.path)
     assert isinstance(method, JEPA)
-    return method.to(where).eval()
+    return method.to(device).eval()
 
 
 @torch.no_grad()
@@ -83,7 +83,7 @@ def undone(whitening: Whitening, maps: Float[Tensor, "b 1 h w"]) -> Float[Tensor
 
 
 def decode_tables(
-    config: RunConfig, saved: Checkpoint, train: Views, val: Views, where: torch.device
+    config: RunConfig, saved: Checkpoint, train: Views, val: Views, device: torch.device
 ) -> list[DepthTable]:
     """Score the head of a pixel-guided run on validation images, beside the guesses that the training images give.
 
@@ -91,7 +91,7 @@ def decode_tables(
     tokens where the head reads them, else of predicted tokens, of which `predicted_r2_within` is the figure in either
     case.
     """
-    method = load_pixel_guided(saved, where)
+    method = load_pixel_guided(saved, device)
     guide, whitening = pixel_guide(method), saved.whitening
     assert whitening is not None
     if "predicted" in guide.reads and config.grid != saved.config.grid:
@@ -102,7 +102,7 @@ def decode_tables(
     maps = training_maps(train(), places, pixels_of, share=0.0)
     found: dict[str, list[DepthTable]] = {}
     for which in guide.reads:
-        batches = judged_by_masks(val(), config, method, where) if which == "predicted" else moved(val(), where)
+        batches = judged_by_masks(val(), config, method, device) if which == "predicted" else moved(val(), device)
         head = {config.name: Told(reading(method, whitening, which))}
         found[which] = evaluate_depth(head, maps, places, batches, pictures=config.evaluation.pictures)
     tables = found.get("dense") or found["predicted"]
@@ -119,19 +119,19 @@ def reading(method: JEPA, whitening: Whitening, which: str) -> Predict:
     return lambda batch: predicted_metres(method, whitening, batch)[0].log()
 
 
-def moved(batches: Iterable[Batch], where: torch.device) -> Iterator[Batch]:
+def moved(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     """The batches on a device."""
     for batch in batches:
-        yield batch.to(where)
+        yield batch.to(device)
 
 
-def judged_by_masks(batches: Iterable[Batch], config: RunConfig, method: JEPA, where: torch.device) -> Iterator[Batch]:
+def judged_by_masks(batches: Iterable[Batch], config: RunConfig, method: JEPA, device: torch.device) -> Iterator[Batch]:
     """Give batches masks as training draws them; take out depth that predictions are not judged on, for every row."""
     guide = pixel_guide(method)
-    for batch in moved(batches, where):
+    for batch in moved(batches, device):
         index = batch.index.cpu().numpy()
         drawn = sample_masks(config.masks, config.grid, seed=config.seed, epoch=0, indices=index, batch_index=0)
-        masks = drawn.to(where)
+        masks = drawn.to(device)
         assert batch.depth is not None
         yield replace(batch, masks=masks, depth=torch.where(guide.judged(masks), batch.depth, 0.0))
 

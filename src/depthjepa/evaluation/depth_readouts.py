@@ -86,13 +86,13 @@ def layers_of(kind: Kind, blocks: int) -> list[int]:
     return [blocks - 1] if kind == "linear" else probed_depths(blocks)
 
 
-def encode_layers(encoder: Encoder, layers: Sequence[int], where: torch.device, precision: str) -> Encode:
+def encode_layers(encoder: Encoder, layers: Sequence[int], device: torch.device, precision: str) -> Encode:
     """Turn an encoder into a function of RGB images in [0, 1] to the tokens of several layers, side by side."""
-    encoder = encoder.to(where).eval()
+    encoder = encoder.to(device).eval()
 
     def encode(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
-        with runtime.precision(precision, where):
-            levels = encoder.features(encoder.normalise(images.to(where)), layers)
+        with runtime.precision(precision, device):
+            levels = encoder.features(encoder.normalise(images.to(device)), layers)
         return torch.cat(levels, -1).float()
 
     return encode

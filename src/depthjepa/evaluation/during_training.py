@@ -19,7 +19,7 @@ TRAIN_IMAGES, VAL_IMAGES = 1024, 512  # at most, unless the configuration says o
 
 
 def probe_during_training(
-    encoder: VisionTransformer, config: RunConfig, where: torch.device, place: Ranks
+    encoder: VisionTransformer, config: RunConfig, device: torch.device, ranks: Ranks
 ) -> tuple[dict[str, float], float]:
     """Probe the evaluated encoder alone; the figures for `metrics.jsonl` and the one that ranks checkpoints.
 
@@ -35,7 +35,7 @@ def probe_during_training(
     with_depth = train.source.has_depth and val.source.has_depth
     if not (train.source.classes or with_depth):
         raise BadInput(f"train.probe_every needs labels or depth, and {config.data.root} has neither")
-    encode = encode_together(encode_with(encoder, where, asked.precision), place)
+    encode = encode_together(encode_with(encoder, device, asked.precision), ranks)
     seen = one_pass(encode, val)
     figures = {"probe_rank_me": rank_me(seen.diagnosis.features)}
     if train.source.classes:

@@ -104,15 +104,15 @@ def few(config: RunConfig, split: Split, limit: int) -> Views:
 
 
 def readout_gates(
-    config: RunConfig, saved: Checkpoint, encoder: VisionTransformer, train: Views, val: Views, where: torch.device
+    config: RunConfig, saved: Checkpoint, encoder: VisionTransformer, train: Views, val: Views, device: torch.device
 ) -> tuple[list[Gate], list[str]]:
     """Floor, input swap and layer sweep, and what they say in words."""
-    encoder = encoder.to(where).eval()
-    whole = encode_with(encoder, where, config.evaluation.precision)
-    random = encode_with(build_encoder(config), where, config.evaluation.precision)
+    encoder = encoder.to(device).eval()
+    whole = encode_with(encoder, device, config.evaluation.precision)
+    random = encode_with(build_encoder(config), device, config.evaluation.precision)
     patch = config.model.patch_size
     named: dict[str, Encode] = {
-        f"block {number + 1}": encode_layers(encoder, [number], where, config.evaluation.precision)
+        f"block {number + 1}": encode_layers(encoder, [number], device, config.evaluation.precision)
         for number in range(len(encoder.blocks))
     }
     places, share = places_in(train, val), config.evaluation.cell_share
@@ -124,17 +124,17 @@ def readout_gates(
 
     inputs: dict[str, Encode | OfBatch] = {
         "target encoder, whole image": whole,
-        RAW: raw_patches(patch, where),
+        RAW: raw_patches(patch, device),
         RANDOM: random,
     }
     # The same patches count for all: those that the masks of an image hide.
-    predicted = predicted_tokens(config, saved, where)
+    predicted = predicted_tokens(config, saved, device)
     if predicted is not None:
         inputs["predicted tokens"] = predicted
     swapped = depth_table(
         inputs,
-        lambda: hidden_patches(config, train(), where),
-        lambda: hidden_patches(config, val(), where),
+        lambda: hidden_patches(config, train(), device),
+        lambda: hidden_patches(config, val(), device),
         places,
         patch,
         share,
@@ -158,7 +158,7 @@ def readout_gates(
     return gates, words
 
 
-def hidden_patches(config: RunConfig, batches: Iterable[Batch], where: torch.device) -> Iterator[Batch]:
+def hidden_patches(config: RunConfig, batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     """Batches with the masks of training's first epoch, whose depth is known at masked patches alone."""
     cells = config.grid[0] * config.grid[1]
     for batch in batches:
@@ -172,10 +172,10 @@ def hidden_patches(config: RunConfig, batches: Iterable[Batch], where: torch.dev
         wide = wide.repeat_interleave(config.model.patch_size, 3)
         assert batch.depth is not None
         depth = torch.where(wide.to(batch.depth.device), batch.depth, 0.0)
-        yield replace(batch, depth=depth, masks=masks.to(where))
+        yield replace(batch, depth=depth, masks=masks.to(device))
 
 
-def predicted_tokens(config: RunConfig, saved: Checkpoint, where: torch.device) -> OfBatch | None:
+def predicted_tokens(config: RunConfig, saved: Checkpoint, device: torch.device) -> OfBatch | None:
     """The predictor's tokens under a batch's masks, zero at patches that are not hidden.
 
     None where the checkpoint has no predictor, or one of another grid.
@@ -191,11 +191,11 @@ def predicted_tokens(config: RunConfig, saved: Checkpoint, where: torch.device) 
     built = build_method(plain, None, 0)
     take_over(built, plain, saved)
     assert isinstance(built, JEPA)
-    method, cells = built.to(where).eval(), config.grid[0] * config.grid[1]
+    method, cells = built.to(device).eval(), config.grid[0] * config.grid[1]
 
     def read(batch: Batch) -> Float[Tensor, "b n d"]:
         assert batch.masks is not None
-        _, predicted, masks = method.predict(method.context_encoder.normalise(batch.images.to(where)), batch.masks)
+        _, predicted, masks = method.predict(method.context_encoder.normalise(batch.images.to(device)), batch.masks)
         tokens = predicted.targets[..., -method.context_encoder.width :].flatten(1, 2)
         known = None if masks.valid is None else masks.valid.flatten(1)
         return reassemble(tokens, masks.targets.flatten(1), cells, known)[0]
@@ -203,9 +203,9 @@ def predicted_tokens(config: RunConfig, saved: Checkpoint, where: torch.device) 
     return OfBatch(read)
 
 
-def position_gate(config: RunConfig, encoder: VisionTransformer, where: torch.device) -> Gate:
+def position_gate(config: RunConfig, encoder: VisionTransformer, device: torch.device) -> Gate:
     """R² of a ridge from tokens to the row and column of their patch, on validation images."""
-    encode = encode_with(encoder, where, config.evaluation.precision)
+    encode = encode_with(encoder, device, config.evaluation.precision)
     sides = (torch.arange(side, dtype=torch.float64) for side in config.grid)
     place = torch.stack(torch.meshgrid(*sides, indexing="ij"), -1).view(-1, 2)
     place = (place - place.mean(0)) / place.std(0).clamp(min=1e-9)
@@ -223,7 +223,7 @@ def position_gate(config: RunConfig, encoder: VisionTransformer, where: torch.de
 
 
 def overfit_gates(
-    config: RunConfig, saved: Checkpoint, batch: Batch, where: torch.device
+    config: RunConfig, saved: Checkpoint, batch: Batch, device: torch.device
 ) -> tuple[list[Gate], dict[str, np.ndarray]]:
     """Every head on both scopes, end to end and with all but the head frozen; and the maps of the end-to-end ones."""
     gates: list[Gate] = []
@@ -232,7 +232,7 @@ def overfit_gates(
     def gate(head: str, scope: str, read: str, name: str, *, frozen: bool = False) -> Float[np.ndarray, "images h w"]:
         of, started = f"{name}, {'frozen' if frozen else 'end to end'}", time.monotonic()
         text = f"{TITLES['overfit']}: {of}"
-        reached, shown = overfit(with_pixel_head(config, head, scope, read), saved, batch, where, text, frozen=frozen)
+        reached, shown = overfit(with_pixel_head(config, head, scope, read), saved, batch, device, text, frozen=frozen)
         gates.append(Gate("overfit", of, reached, None if frozen else WANTED))
         # There are many and each takes a while: each is told as it ends.
         print(f"{text}: {reached:.3f} ({time.monotonic() - started:.0f} s)", flush=True)
@@ -279,7 +279,7 @@ def overfit(
     config: RunConfig,
     saved: Checkpoint,
     batch: Batch,
-    where: torch.device,
+    device: torch.device,
     name: str,
     *,
     frozen: bool = False,
@@ -291,7 +291,7 @@ def overfit(
     # Its own copy: what is trained here is no more what was saved.
     take_over(method, config, replace(saved, model={key: value.clone() for key, value in saved.model.items()}))
     assert isinstance(method, JEPA)
-    method.to(where)
+    method.to(device)
     if frozen:
         for part in (method.context_encoder, method.predictor):
             part.requires_grad_(False)
@@ -302,12 +302,12 @@ def overfit(
     images = method.context_encoder.normalise(batch.images)
     steps = config.evaluation.gate_steps
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=LR, weight_decay=0.0)
-    judge = Judge(config, batch, where)
+    judge = Judge(config, batch, device)
     reached, maps = -math.inf, np.zeros(0)
     for step in track(range(steps), name, steps):
         rate = optim.learning_rate(step, start=LR / 20, peak=LR, final=LR / 50, warmup=steps // 20, steps=steps)
-        with runtime.precision(config.train.precision, where):
-            losses = method(images, draw(config, batch, step, where), truth)
+        with runtime.precision(config.train.precision, device):
+            losses = method(images, draw(config, batch, step, device), truth)
         update(optimizer, [losses.total], rate, clip=1.0)
         if (step + 1) % LOOK_EVERY == 0 or step + 1 == steps:
             method.eval()
@@ -318,19 +318,19 @@ def overfit(
     return reached, maps
 
 
-def draw(config: RunConfig, batch: Batch, epoch: int, where: torch.device) -> Masks:
+def draw(config: RunConfig, batch: Batch, epoch: int, device: torch.device) -> Masks:
     """Masks of a batch, other ones each epoch."""
     index = batch.index.cpu().numpy()
     drawn = sample_masks(config.masks, config.grid, seed=config.seed, epoch=epoch, indices=index, batch_index=0)
-    return drawn.to(where)
+    return drawn.to(device)
 
 
 class Judge:
     """R² within images of what a method decodes of one batch, under masks that it was not trained with."""
 
-    def __init__(self, config: RunConfig, batch: Batch, where: torch.device) -> None:
+    def __init__(self, config: RunConfig, batch: Batch, device: torch.device) -> None:
         assert batch.depth is not None
-        self._config, self._batch, self._where = config, batch, where
+        self._config, self._batch, self._where = config, batch, device
         cells, known = cells_of(batch, config.data.size)
         means = CellMeans(config.data.size)
         means.add(cells, known)

@@ -55,42 +55,42 @@ def is_random(name: str) -> bool:
     return name == RANDOM or name.startswith(f"{RANDOM}, ")
 
 
-def encode_with(encoder: Encoder, where: torch.device, precision: str = "fp32") -> Encode:
+def encode_with(encoder: Encoder, device: torch.device, precision: str = "fp32") -> Encode:
     """Turn an encoder into a function of RGB images in [0, 1]; tokens are float32 whatever it computes in."""
-    encoder = encoder.to(where).eval()
+    encoder = encoder.to(device).eval()
 
     def encode(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
-        with runtime.precision(precision, where):
-            tokens: Tensor = encoder(encoder.normalise(images.to(where)))
+        with runtime.precision(precision, device):
+            tokens: Tensor = encoder(encoder.normalise(images.to(device)))
         return tokens.float()
 
     return encode
 
 
-def raw_patches(patch_size: int, where: torch.device) -> Encode:
+def raw_patches(patch_size: int, device: torch.device) -> Encode:
     """The baseline of dense probes: the pixels of each patch as its token, averaged to at most 8 x 8 of them."""
     side = min(patch_size, RAW_SIDE)
 
     def encode(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
         size = images.shape[2] * side // patch_size, images.shape[3] * side // patch_size
-        return patchify(F.adaptive_avg_pool2d(images.to(where), size), side)
+        return patchify(F.adaptive_avg_pool2d(images.to(device), size), side)
 
     return encode
 
 
-def encode_together(encode: Encode, place: distributed.Ranks) -> Encode:
+def encode_together(encode: Encode, ranks: distributed.Ranks) -> Encode:
     """Divide the images of every call over all processes, which call with the same ones; all get all tokens.
 
     Each process reads the images itself: reading at the same time takes no longer than one of them would.
     """
 
     def encode_share(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
-        own = place.share(len(images))
+        own = ranks.share(len(images))
         # A process without a share encodes an image all the same, which tells the shape of tokens that it gets.
         tokens = encode(images[list(own) or [0]])[: len(own)]
-        return distributed.join(tokens, len(images), place)
+        return distributed.join(tokens, len(images), ranks)
 
-    return encode_share if place.world > 1 else encode
+    return encode_share if ranks.world > 1 else encode
 
 
 class Views:
@@ -188,10 +188,10 @@ def views(config: RunConfig, source: Source, limit: int | None, *, label_maps: b
 
 
 def features_of(
-    config: RunConfig, encoder: Encoder, where: torch.device, *, tokens: bool = True
+    config: RunConfig, encoder: Encoder, device: torch.device, *, tokens: bool = True
 ) -> tuple[Features, Features]:
     """Features of the training and of the validation images, from one pass; see `split_features`."""
-    encode = encode_with(encoder, where, config.evaluation.precision)
+    encode = encode_with(encoder, device, config.evaluation.precision)
     return split_features(encode, Views(config, "train"), Views(config, "val"), tokens=tokens)
 
 

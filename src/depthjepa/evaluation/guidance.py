@@ -82,17 +82,17 @@ def refuse_other_grid(saved: Checkpoint, against: Checkpoint) -> None:
         )
 
 
-def ask_all(teacher: Teacher, config: RunConfig, views: Views, where: torch.device) -> Latents:
+def ask_all(teacher: Teacher, config: RunConfig, views: Views, device: torch.device) -> Latents:
     """What the teacher says of all views, at twice the patch grid, on the CPU."""
     cells = CELLS * config.grid[0], CELLS * config.grid[1]
-    found = [on_cells(teacher, batch.to(where), cells) for batch in views()]
+    found = [on_cells(teacher, batch.to(device), cells) for batch in views()]
     valid = torch.cat([each.valid.expand_as(each.values).cpu() for each in found])
     if not valid.any():
         raise BadInput(f"the teacher has nothing to say of {views.source.name}")
     return Latents(torch.cat([each.values.cpu() for each in found]), valid)
 
 
-def load_guided(saved: Checkpoint, where: torch.device) -> tuple[JEPA, Teacher]:
+def load_guided(saved: Checkpoint, device: torch.device) -> tuple[JEPA, Teacher]:
     """The networks of a guided run in eval mode and its teacher; raises `BadInput` for any other."""
     refuse_lost(saved)
     config = replace(saved.config, guidance=asked_directly(saved.config.guidance, control=True))
@@ -101,31 +101,31 @@ def load_guided(saved: Checkpoint, where: torch.device) -> tuple[JEPA, Teacher]:
     if teacher is None or not isinstance(method, JEPA):
         raise BadInput(f"{saved.path} is not of a guided I-JEPA run")
     load_strictly(method, saved.model, saved.path)
-    return method.to(where).eval(), teacher.to(where)
+    return method.to(device).eval(), teacher.to(device)
 
 
 def map_figures(
-    config: RunConfig, saved: Checkpoint, train: Views, val: Views, where: torch.device
+    config: RunConfig, saved: Checkpoint, train: Views, val: Views, device: torch.device
 ) -> dict[str, float]:
     """Figures of `shortcuts.measure` of the head's maps of held-out images, and the pull of the guidance loss."""
     if config.grid != saved.config.grid:
         raise BadInput(
             f"the predictor of {saved.path} knows {saved.config.grid} patches alone: leave data.image_size as it is"
         )
-    method, asked = load_guided(saved, where)
+    method, asked = load_guided(saved, device)
     assert saved.whitening is not None and method.guide is not None
     # What the head of a control says is held against depth as well, where it is of the teacher's own kind.
     teacher = asked.teacher if isinstance(asked, Control) and asked.of_depth else asked
-    whitening = Whitening(saved.whitening.mean.to(where), saved.whitening.deviation.to(where))
-    _, mean = whitening_of([on_cells(teacher, batch.to(where), config.target_cells) for batch in train()])
+    whitening = Whitening(saved.whitening.mean.to(device), saved.whitening.deviation.to(device))
+    _, mean = whitening_of([on_cells(teacher, batch.to(device), config.target_cells) for batch in train()])
     everywhere = torch.ones_like(mean, dtype=torch.bool)[None]
     centre = whitening.apply(Latents(mean.float()[None], everywhere), math.inf).values[0]
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     pull: dict[str, float] = {}
     for batch in val():
-        moved = batch.to(where)
+        moved = batch.to(device)
         truth = whitening.apply(on_cells(teacher, moved, config.target_cells), math.inf)
-        masks = picture_masks(config, batch).to(where)
+        masks = picture_masks(config, batch).to(device)
         with torch.no_grad():
             guess, judged = predicted_latents(method, moved, masks)
         valid = truth.valid & judged
@@ -169,10 +169,10 @@ def layer_figures(
     val: Views,
     known: Latents,
     judged: Latents,
-    where: torch.device,
+    device: torch.device,
 ) -> list[dict[str, float]]:
     """r2_within of a fresh ridge, and the CKA figures, after each block of an encoder."""
-    encoder = encoder.to(where).eval()
+    encoder = encoder.to(device).eval()
     blocks, grid = list(range(len(encoder.blocks))), config.grid
     whitening, _ = whitening_of([known])
     ridges = [Ridge() for _ in blocks]
@@ -180,7 +180,7 @@ def layer_figures(
     for batch, first in _numbered(train):
         cells, whole = _on_patches(whitening, known, first, len(batch.images))
         fold = folds[batch.index.cpu()][:, None].expand_as(whole)[whole]
-        for ridge, tokens in zip(ridges, _features(encoder, batch, blocks, where), strict=True):
+        for ridge, tokens in zip(ridges, _features(encoder, batch, blocks, device), strict=True):
             ridge.add(tokens[whole][:, None], cells[whole][:, None], fold)
     if len(ridges[0].folds) < 2:
         raise BadInput(f"a readout of guidance needs at least {FOLDS} training images that the teacher knows")
@@ -188,7 +188,7 @@ def layer_figures(
     kept: list[list[Tensor]] = [[] for _ in blocks]
     read: list[list[Tensor]] = [[] for _ in blocks]
     for batch, _ in _numbered(val):
-        for number, tokens in enumerate(_features(encoder, batch, blocks, where)):
+        for number, tokens in enumerate(_features(encoder, batch, blocks, device)):
             read[number].append(unfold_cells(readouts[number].predict(tokens), grid, CELLS))
             kept[number].append(tokens)
     white = whitening.apply(judged, math.inf)
@@ -221,8 +221,8 @@ def _numbered(views: Views) -> Iterator[tuple[Batch, int]]:
         first += len(batch.images)
 
 
-def _features(encoder: VisionTransformer, batch: Batch, blocks: list[int], where: torch.device) -> list[Tensor]:
+def _features(encoder: VisionTransformer, batch: Batch, blocks: list[int], device: torch.device) -> list[Tensor]:
     def encode(images: Tensor) -> Tensor:
-        return torch.cat(encoder.features(encoder.normalise(images.to(where)), blocks), -1)
+        return torch.cat(encoder.features(encoder.normalise(images.to(device)), blocks), -1)
 
     return list(tokens_of(encode, batch).cpu().chunk(len(blocks), -1))

@@ -32,7 +32,7 @@ class Opened(NamedTuple):
     backbone: Backbone
     config: RunConfig
     encoder: Encoder
-    where: torch.device
+    device: torch.device
 
     @property
     def saved(self) -> Checkpoint | None:
@@ -81,9 +81,9 @@ def open_with(
         say(f"{backbone}: {found.found}; taken: {which} encoder")
     for what in found.assumed:
         (say or warn)(f"{backbone}: assumed {what}")
-    where = runtime.device(config.train.device)
+    device = runtime.device(config.train.device)
     runtime.settle_cpu(config.train.threads)
-    return Opened(found, config, found.encoder(which), where)
+    return Opened(found, config, found.encoder(which), device)
 
 
 def to_write(out: str | Path) -> Path:

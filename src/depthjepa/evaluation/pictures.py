@@ -37,16 +37,16 @@ def write_pictures(
     config: RunConfig,
     target: Target | None,
     folder: RunFolder,
-    where: torch.device,
+    device: torch.device,
 ) -> None:
     """Write `figures/*.npz` of a trained method on validation images (training images where there are none)."""
     method.eval()
-    batch = picture_batch(config).to(where)
+    batch = picture_batch(config).to(device)
     masks = None
     if config.train.objective == "jepa":
-        masks = picture_masks(config, batch).to(where)
+        masks = picture_masks(config, batch).to(device)
         folder.save_arrays("figures/masks", mask_arrays(batch, masks, config.grid))
-    random = build_encoder(config).to(where)
+    random = build_encoder(config).to(device)
     features = feature_arrays(method.encoder, batch) | {"random": token_maps(random, batch)}
     folder.save_arrays("figures/features", features)
     if target is not None and target.whitening is not None:

@@ -53,16 +53,16 @@ class TeacherRows:
         return [*self.remarks, *[f"{poor}: what it teaches of them is not depth"] * (best <= 0)]
 
 
-def teacher_rows(config: RunConfig, train: Views, val: Views, where: torch.device) -> TeacherRows:
+def teacher_rows(config: RunConfig, train: Views, val: Views, device: torch.device) -> TeacherRows:
     """The rows of a run's teacher network on the images of a depth probe; none where no network guides."""
     if not (config.evaluation.teacher_row and asks_network(config.guidance)):
         return TeacherRows()
     assert isinstance(config.guidance, FeatureGuidance)
     try:
-        teacher = asked_teacher(config, has_depth=True).to(where)
+        teacher = asked_teacher(config, has_depth=True).to(device)
     except BadInput as fault:
         return TeacherRows(remarks=(f"the teacher is no row, since it cannot be asked ({fault})",))
-    asked = _Asked(teacher, config, (train.source, val.source), where)
+    asked = _Asked(teacher, config, (train.source, val.source), device)
     some = torch.from_numpy(train.numbers[evenly(IMAGES, len(train))])
 
     def few() -> Iterator[Batch]:
@@ -92,7 +92,7 @@ class _Asked:
     teacher: Teacher
     config: RunConfig
     sources: tuple[Source, Source]
-    where: torch.device
+    device: torch.device
     last: dict[tuple[str, ...], Tensor] = field(default_factory=dict)  # of the newest batch: two rows read it
 
     def __call__(self, batch: Batch) -> Float[Tensor, "b c rows cols"]:
@@ -106,12 +106,12 @@ class _Asked:
         guidance = self.config.guidance
         assert isinstance(guidance, FeatureGuidance)
         if guidance.cache is None:
-            return filled(on_cells(self.teacher, batch.to(self.where), cells))
+            return filled(on_cells(self.teacher, batch.to(self.device), cells))
         found: dict[str, Tensor] = {}
         for source, numbers in self._places_of(batch.names):
             single = view_batches(Chosen(source, numbers), guidance.whole_size)
             for some in of_one_size(single, self.config.evaluation.batch_size):
-                latents = filled(resized(latents_of_whole(self.teacher, some.to(self.where)), cells))
+                latents = filled(resized(latents_of_whole(self.teacher, some.to(self.device)), cells))
                 found |= dict(zip(some.names, latents, strict=True))
         return torch.stack([found[name] for name in batch.names])
 

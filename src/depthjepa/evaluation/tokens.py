@@ -88,13 +88,13 @@ class KeptTokens:
     values: Float16[Tensor, "images n d"]
     centre: Float[Tensor, " d"]
     scale: Float[Tensor, " d"]
-    where: torch.device
+    device: torch.device
 
     def parts(self, places: Sequence[Int64[Tensor, " _"]]) -> Iterator[Float[Tensor, "b n d"]]:
         """Yield parts of what is kept."""
-        centre, scale = self.centre.to(self.where), self.scale.to(self.where)
+        centre, scale = self.centre.to(self.device), self.scale.to(self.device)
         for part in places:
-            yield self.values[part].to(self.where).float().mul_(scale).add_(centre)
+            yield self.values[part].to(self.device).float().mul_(scale).add_(centre)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,4 +251,4 @@ class TokenKeeper:
         """What was kept; None where it had no room."""
         if self.kept is None:
             return None
-        return KeptTokens(self.kept.values[: self.count], self.kept.centre, self.kept.scale, self.kept.where)
+        return KeptTokens(self.kept.values[: self.count], self.kept.centre, self.kept.scale, self.kept.device)

@@ -99,9 +99,9 @@ def _fit_linear(
     seed: int,
 ) -> Callable[[Float[Tensor, "images d"]], list[Int64[Tensor, " images"]]]:
     """Train the classifiers of all settings where the values are; returns what gives each one's classes of images."""
-    where = values.device
-    standard, labels = Standardiser.of(values), labels.to(where)
-    heads = [nn.Linear(width if each.layers == "last" else values.shape[1], classes).to(where) for each in settings]
+    device = values.device
+    standard, labels = Standardiser.of(values), labels.to(device)
+    heads = [nn.Linear(width if each.layers == "last" else values.shape[1], classes).to(device) for each in settings]
     for head in heads:
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
@@ -111,7 +111,7 @@ def _fit_linear(
     ]
     optimizer = torch.optim.AdamW(groups, fused=True)  # of two dozen small groups, each one's kernel counts
     features = standard(values)
-    for epoch, batch in _batches(len(values), epochs, seed, where):
+    for epoch, batch in _batches(len(values), epochs, seed, device):
         share = 0.1 ** int(epoch / epochs / DROPS)
         read, wanted = features[batch], labels[batch]
         losses = (F.cross_entropy(head(read[:, -head.in_features :]), wanted) for head in heads)
@@ -119,7 +119,7 @@ def _fit_linear(
 
     def predict(images: Float[Tensor, "images d"]) -> list[Int64[Tensor, " images"]]:
         found: list[list[Tensor]] = [[] for _ in heads]
-        for read in map(standard, parts(images, classes, where)):
+        for read in map(standard, parts(images, classes, device)):
             for head, guesses in zip(heads, found, strict=True):
                 guesses.append(head(read[:, -head.in_features :]).argmax(-1))
         return [torch.cat(guesses).cpu() for guesses in found]
@@ -145,22 +145,22 @@ def mlp(
     """
     classes = classes_of(train, test)
     _refuse_few(train)
-    where = train.values.device
-    labels = train.labels.to(where)
-    features, unseen = (each.values[:, -width:].to(where) for each in (train, test))
+    device = train.values.device
+    labels = train.labels.to(device)
+    features, unseen = (each.values[:, -width:].to(device) for each in (train, test))
     if standardised:
         features, unseen = map(Standardiser.of(features), (features, unseen))
     with runtime.seeded(seed, "mlp probe"):
-        head = nn.Sequential(nn.Linear(width, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, classes)).to(where)
+        head = nn.Sequential(nn.Linear(width, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, classes)).to(device)
     optimizer = torch.optim.AdamW(head.parameters(), lr=HEAD_RATE)
     curves: list[tuple[float, float]] = []
     steps = -(-len(features) // BATCH)
-    for number, (_, batch) in enumerate(_batches(len(features), epochs, seed, where), 1):
+    for number, (_, batch) in enumerate(_batches(len(features), epochs, seed, device), 1):
         update(optimizer, [F.cross_entropy(head(features[batch]), labels[batch])], HEAD_RATE)
         if number % steps == 0:
             with torch.no_grad():
                 on_train, on_test = (
-                    torch.cat([head(part).argmax(1) for part in parts(each, max(classes, HIDDEN), where)]).cpu()
+                    torch.cat([head(part).argmax(1) for part in parts(each, max(classes, HIDDEN), device)]).cpu()
                     for each in (features, unseen)
                 )
             accuracies = (on_train == train.labels).double().mean(), (on_test == test.labels).double().mean()
@@ -169,11 +169,11 @@ def mlp(
     return HeadResult(train_curve, val_curve)
 
 
-def _batches(images: int, epochs: int, seed: int, where: torch.device) -> Iterator[tuple[int, Int64[Tensor, " b"]]]:
+def _batches(images: int, epochs: int, seed: int, device: torch.device) -> Iterator[tuple[int, Int64[Tensor, " b"]]]:
     """The epoch and the images of every step: each once an epoch."""
     orders = walks(torch.arange(images), epochs, seed=seed, stream="trained probe")
     for epoch, order in enumerate(track(orders, "epochs of a trained probe", epochs)):
-        for batch in torch.split(order.to(where), BATCH):
+        for batch in torch.split(order.to(device), BATCH):
             yield epoch, batch
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from depthjepa.formats.files import read_safetensors, write_safetensors
 from depthjepa.formats.weights import Contents, Weights, Which, describe, encoder_names, refuse_other_names, unwrapped
-from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, PLAIN, ModelConfig
+from depthjepa.model.blocks import PLAIN
+from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig
 
 
 def read_flat(path: Path, tensors: Weights | None = None, heads: int | None = None) -> Contents:

@@ -16,7 +16,8 @@ from depthjepa.formats.files import FACTS, as_written, write_json, write_safeten
 from depthjepa.formats.public import to_timm
 from depthjepa.formats.transformers import read_stored
 from depthjepa.formats.weights import Contents, Weights, Which, describe, encoder_names, refuse_other_names
-from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, PLAIN, ModelConfig
+from depthjepa.model.blocks import PLAIN
+from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig
 
 ARCHITECTURES = {
     (1280, 14, 224): "vit_huge_patch14_gap_224",

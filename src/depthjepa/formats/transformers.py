@@ -17,7 +17,8 @@ from depthjepa.faults import BadInput
 from depthjepa.formats.files import FACTS, as_written, read_safetensors, read_torch, write_json, write_safetensors
 from depthjepa.formats.public import DINOV2, POSITIONS, VIT, Named, joined, taken_apart, to_transformers
 from depthjepa.formats.weights import Contents, Weights, Which, describe, few, refuse_other_names
-from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, PLAIN, ModelConfig
+from depthjepa.model.blocks import PLAIN
+from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig
 
 HALF = (0.5, 0.5, 0.5)
 RELEASED_WIDTHS = (1280, 1408)

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from depthjepa.faults import BadInput
-from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, PLAIN, SHAPES, ModelConfig, VisionTransformer
+from depthjepa.model.blocks import PLAIN
+from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN, SHAPES, ModelConfig, VisionTransformer
 
 Weights = dict[str, Tensor]
 Which = Literal["target", "context", "single"]  # single: a file's one encoder of which it is not said which it is

@@ -27,10 +27,11 @@ from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.guidance.guide import ReadingGuide
 from depthjepa.losses import Latents, feature_depth_loss
 from depthjepa.masks import Masks
+from depthjepa.model.blocks import block_at
 from depthjepa.model.decoders import FeatureHead, LatentHead
 from depthjepa.model.jepa import Judged, Read
 from depthjepa.model.predictor import Predicted
-from depthjepa.model.vit import VisionTransformer, block_at, initialise
+from depthjepa.model.vit import VisionTransformer, initialise
 
 
 class FeatureGuide(ReadingGuide):

@@ -27,10 +27,11 @@ from depthjepa.guidance.config import PixelGuidance
 from depthjepa.guidance.guide import ReadingGuide
 from depthjepa.losses import Latents, bound_loss, depth_loss
 from depthjepa.masks import Masks
+from depthjepa.model.blocks import block_at
 from depthjepa.model.decoders import PIXEL_HEADS, dpt_depths
 from depthjepa.model.jepa import Judged, Read
 from depthjepa.model.predictor import Predicted
-from depthjepa.model.vit import VisionTransformer, block_at
+from depthjepa.model.vit import VisionTransformer
 
 Depths = Float[Tensor, "b 1 h w"]
 

@@ -54,13 +54,13 @@ class Logger(Protocol):
 
 
 @contextlib.contextmanager
-def open_loggers(names: Sequence[str], path: Path, place: Ranks) -> Iterator[tuple[Logger, ...]]:
+def open_loggers(names: Sequence[str], path: Path, ranks: Ranks) -> Iterator[tuple[Logger, ...]]:
     """Make the run folder's logger and those of `names`, each once, and close them however it ends.
 
     The first process has all, the others none. Raises `BadInput` where the library of one is not installed.
     """
     always = table.LOGGERS.names[0]
-    with _opened(dict.fromkeys((always, *names)) if place.first else (), path) as loggers:
+    with _opened(dict.fromkeys((always, *names)) if ranks.first else (), path) as loggers:
         yield loggers
 
 

@@ -63,7 +63,7 @@ class Encoder(Protocol):
         """
         ...
 
-    def to(self, where: Any, /) -> Encoder:
+    def to(self, device: Any, /) -> Encoder:
         """Move to a device, as `nn.Module` does."""
         ...
 

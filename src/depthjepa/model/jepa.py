@@ -32,8 +32,9 @@ from depthjepa.losses import (
     visible_loss,
 )
 from depthjepa.masks import Masks
+from depthjepa.model.blocks import block_at
 from depthjepa.model.predictor import Predicted, Predictor
-from depthjepa.model.vit import VisionTransformer, block_at
+from depthjepa.model.vit import VisionTransformer
 from depthjepa.settings import configuration
 
 Share = Annotated[float, Field(ge=0, le=1)]

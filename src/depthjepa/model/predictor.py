@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from depthjepa.faults import BadInput
 from depthjepa.masks import Masks
-from depthjepa.model.vit import Block, Shape, sine_cosine, through
+from depthjepa.model.blocks import Block, through
+from depthjepa.model.vit import Shape, sine_cosine
 from depthjepa.settings import configuration
 
 

@@ -35,7 +35,7 @@ def begin(
     config: RunConfig,
     folder: RunFolder,
     data: Mapping[Split, Source],
-    place: distributed.Ranks,
+    ranks: distributed.Ranks,
     *,
     resume: bool,
     say: Say,
@@ -45,22 +45,22 @@ def begin(
     Raises `BadInput` for a configuration that the data, the teacher, the checkpoint or this machine's memory do not
     allow.
     """
-    source, where = data["train"], runtime.device(config.train.device, place)
-    refuse_impossible(config, data, place)
+    source, device = data["train"], runtime.device(config.train.device, ranks)
+    refuse_impossible(config, data, ranks)
     epoch_steps = steps_per_epoch(len(source), config.train.batch_size)
     steps = config.train.total_steps(epoch_steps)
-    teacher, lines = _teacher(config, source, where)
+    teacher, lines = _teacher(config, source, device)
     method = build_method(config, teacher, len(source.classes))
-    newest = distributed.of_first(folder.checkpoint() if resume else None, place)
+    newest = distributed.of_first(folder.checkpoint() if resume else None, ranks)
     if config.about.choices and not resume:
         lines.insert(0, f"the recipe's choices: {config.about.choices}")
     if config.init.checkpoint is not None and newest is None:
         lines.insert(0, start_from(method, config))
-    method = method.to(where)
-    need = memory.memory_need(config, method, teacher, source, place, where)
-    taken = memory.refuse_too_large(config, need, place, where)
-    if sharded := place.world > 1 and config.train.parallel == "sharded":
-        shard_blocks(method, place, where)
+    method = method.to(device)
+    need = memory.memory_need(config, method, teacher, source, ranks, device)
+    taken = memory.refuse_too_large(config, need, ranks, device)
+    if sharded := ranks.world > 1 and config.train.parallel == "sharded":
+        shard_blocks(method, ranks, device)
     state = State(
         config=config,
         method=method,
@@ -71,22 +71,22 @@ def begin(
         step=0,
         steps=steps,
         epoch_steps=epoch_steps,
-        where=where,
-        place=place,
-        saving=Saving(folder, place, config.train.timeout_minutes, in_parts=sharded),
+        device=device,
+        ranks=ranks,
+        saving=Saving(folder, ranks, config.train.timeout_minutes, in_parts=sharded),
         skipped={},
     )
-    if place.first:
+    if ranks.first:
         state.read = what_is_read(config.data, data)
         lines.append(state.read)
     if newest is not None:
         restore(state, newest)
-    for line in (*lines, cost.estimate(config, teacher, steps - state.step, place.world, where, taken)):
+    for line in (*lines, cost.estimate(config, teacher, steps - state.step, ranks.world, device, taken)):
         say(line)
     _fit_target(state, source, fitted=newest is not None, say=say)
     if config.train.compile:
         compile_blocks(method)
-    for note in (parts_note(config, place.world), wrap_note(len(source), config.train.batch_size)):
+    for note in (parts_note(config, ranks.world), wrap_note(len(source), config.train.batch_size)):
         if note:
             say(note)
     if state.step:
@@ -95,7 +95,7 @@ def begin(
     return state
 
 
-def _teacher(config: RunConfig, source: Source, where: torch.device) -> tuple[Teacher | None, list[str]]:
+def _teacher(config: RunConfig, source: Source, device: torch.device) -> tuple[Teacher | None, list[str]]:
     """The teacher of a guided or supervised run, and what is to be said of it and of the depth that it reads."""
     teacher = build_teacher(config, has_depth=source.has_depth)
     refuse_images_without_latents(config.guidance, source)
@@ -104,7 +104,7 @@ def _teacher(config: RunConfig, source: Source, where: torch.device) -> tuple[Te
         return None, lines
     if teacher.describe().needs_depth:
         lines += describe_depth(source, *learned_depths(config.guidance))
-    return teacher.to(where), lines
+    return teacher.to(device), lines
 
 
 def _fit_target(state: State, source: Source, *, fitted: bool, say: Say) -> None:
@@ -133,4 +133,4 @@ def target_batches(state: State, source: Source) -> Iterator[Batch]:
         ranks=distributed.Ranks(),
         steps=max(1, min(config.train.whitening_images, len(source)) // size),
     )
-    return (batch.to(state.where) for batch in batches)
+    return (batch.to(state.device) for batch in batches)

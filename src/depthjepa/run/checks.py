@@ -155,13 +155,13 @@ def contents_of_run(
     return found
 
 
-def refuse_impossible(config: RunConfig, data: Mapping[Split, Source], place: distributed.Ranks) -> None:
+def refuse_impossible(config: RunConfig, data: Mapping[Split, Source], ranks: distributed.Ranks) -> None:
     """Refuse what can be seen to go wrong before a teacher is asked, weights are made or anything is printed."""
     refuse_unusable_validation(config, data.get("val"))
     refuse_frozen_without_head(config)
     refuse_size_without_cache(config)
-    refuse_impossible_batches(config, data["train"], place)
-    refuse_single_images(config, place.world)
+    refuse_impossible_batches(config, data["train"], ranks)
+    refuse_single_images(config, ranks.world)
     check_libraries(config.train.loggers)
 
 
@@ -178,7 +178,7 @@ def refuse_unusable_validation(config: RunConfig, held_out: Source | None) -> No
         raise BadInput(f"train.probe_every needs labels or depth, and {config.data.root} has neither")
 
 
-def refuse_impossible_batches(config: RunConfig, source: Source, place: distributed.Ranks) -> None:
+def refuse_impossible_batches(config: RunConfig, source: Source, ranks: distributed.Ranks) -> None:
     """Refuse batches that cannot be divided, and masks that cannot be drawn."""
     TrainingBatches(
         source=source,
@@ -188,7 +188,7 @@ def refuse_impossible_batches(config: RunConfig, source: Source, place: distribu
         seed=config.seed,
         batch_size=config.train.batch_size,
         accumulate=config.train.accumulate,
-        ranks=place,
+        ranks=ranks,
         steps=1,
     )
     if config.train.objective == "jepa":
@@ -273,7 +273,7 @@ def refuse_size_without_cache(config: RunConfig) -> None:
             )
 
 
-def settle_precision(config: RunConfig, folder: RunFolder, where: torch.device, place: distributed.Ranks) -> RunConfig:
+def settle_precision(config: RunConfig, folder: RunFolder, device: torch.device, ranks: distributed.Ranks) -> RunConfig:
     """Put a precision in the place of `auto`: that of the run that is there, else the faster one, on all ranks alike.
 
     The processes must be able to talk, unless the run is there.
@@ -283,6 +283,6 @@ def settle_precision(config: RunConfig, folder: RunFolder, where: torch.device, 
     if folder.started:
         chosen = folder.config()["train"]["precision"]
     else:
-        wish = torch.tensor(float(runtime.faster_precision(where) == "bf16"), device=where)
-        chosen = "bf16" if float(distributed.average(wish, place)) > 0.5 else "fp32"
+        wish = torch.tensor(float(runtime.faster_precision(device) == "bf16"), device=device)
+        chosen = "bf16" if float(distributed.average(wish, ranks)) > 0.5 else "fp32"
     return replace(config, train=replace(config.train, precision=chosen))

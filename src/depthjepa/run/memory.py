@@ -54,45 +54,45 @@ class Need:
         return self.fixed + images * (self.image + self.waiting * (parts + ahead))
 
 
-def refuse_untried(config: RunConfig, place: distributed.Ranks, where: torch.device) -> None:
+def refuse_untried(config: RunConfig, ranks: distributed.Ranks, device: torch.device) -> None:
     """Raise `BadInput` where the images that `memory_need` tries would end this process."""
-    there, about = runtime.memory_bytes(where, place), WATCHED[1] * activation_bytes(config)
+    there, about = runtime.memory_bytes(device, ranks), WATCHED[1] * activation_bytes(config)
     if about > there:
         height, width = config.data.size
         raise BadInput(
             f"steps on {WATCHED[1]} images of {height} x {width} px take about {size_of(about)} of memory, and there "
-            f"are {size_of(there)} on this {where.type}: take a smaller model or a smaller data.image_size"
+            f"are {size_of(there)} on this {device.type}: take a smaller model or a smaller data.image_size"
         )
 
 
-def refuse_too_large(config: RunConfig, need: Need, place: distributed.Ranks, where: torch.device) -> int:
+def refuse_too_large(config: RunConfig, need: Need, ranks: distributed.Ranks, device: torch.device) -> int:
     """The bytes that each process of a run takes at its peak.
 
     Raises `BadInput` where that is more than there is, with the largest batch that would fit.
     """
-    there = runtime.memory_bytes(where, place)
+    there = runtime.memory_bytes(device, ranks)
     parts, ahead = config.train.accumulate, 2 * config.data.workers
-    taken = need.of(config.train.batch_size // (parts * place.world), parts, ahead)
+    taken = need.of(config.train.batch_size // (parts * ranks.world), parts, ahead)
     if taken <= there:
         return taken
-    most = largest_batch(config, need, there, place, where)
+    most = largest_batch(config, need, there, ranks, device)
     lighter = "" if config.train.checkpoint_blocks else "; train.checkpoint_blocks=true lets more images fit"
     raise BadInput(
         f"train.batch_size={config.train.batch_size} takes {size_of(taken)} of memory, and there are {size_of(there)} "
-        f"on this {where.type}: the largest that fits is about train.batch_size={most}{lighter}"
+        f"on this {device.type}: the largest that fits is about train.batch_size={most}{lighter}"
     )
 
 
-def largest_batch(config: RunConfig, need: Need, there: int, place: distributed.Ranks, where: torch.device) -> int:
+def largest_batch(config: RunConfig, need: Need, there: int, ranks: distributed.Ranks, device: torch.device) -> int:
     """The most images of a step that surely fit into so many bytes; raises `BadInput` where one image does not."""
     parts, ahead = config.train.accumulate, 2 * config.data.workers
     one = need.of(1, parts, ahead)
     if one > SURE * there:
         raise BadInput(
             f"a step on one image takes {size_of(one)} of memory, and there are {size_of(there)} on this "
-            f"{where.type}: take a smaller model or a smaller data.image_size"
+            f"{device.type}: take a smaller model or a smaller data.image_size"
         )
-    return int((SURE * there - need.fixed) / (one - need.fixed)) * parts * place.world
+    return int((SURE * there - need.fixed) / (one - need.fixed)) * parts * ranks.world
 
 
 def memory_need(
@@ -100,27 +100,27 @@ def memory_need(
     method: JEPA | Supervised,
     teacher: Teacher | None,
     source: Source,
-    place: distributed.Ranks,
-    where: torch.device,
+    ranks: distributed.Ranks,
+    device: torch.device,
 ) -> Need:
     """What a process of a run takes at its peak; the method is whole yet, and as before afterwards.
 
     Raises `BadInput` where two small batches are too much by far.
     """
-    refuse_untried(config, place, where)
-    small, large = (watched(config, method, teacher, images, where) for images in WATCHED)
+    refuse_untried(config, ranks, device)
+    small, large = (watched(config, method, teacher, images, device) for images in WATCHED)
     image = (large - small) // (WATCHED[1] - WATCHED[0])
     if config.train.checkpoint_blocks:  # the way back, which is not watched, has more than the way forward
         image = max(image, int(SLACK * activation_bytes(config)))
     weights = sum(parameter.nbytes for parameter in method.parameters() if parameter.requires_grad)
-    held = runtime.held_bytes(where)
-    if sharded := place.world > 1 and config.train.parallel == "sharded":
-        held -= sum(parameter.nbytes for parameter in method.parameters()) * (place.world - 1) // place.world
-        weights //= place.world
+    held = runtime.held_bytes(device)
+    if sharded := ranks.world > 1 and config.train.parallel == "sharded":
+        held -= sum(parameter.nbytes for parameter in method.parameters()) * (ranks.world - 1) // ranks.world
+        weights //= ranks.world
     # A gradient for each weight, and where several processes exchange them another copy.
-    copies = 1 + (place.world > 1 and not sharded) + MOMENTS
+    copies = 1 + (ranks.world > 1 and not sharded) + MOMENTS
     fixed = held + max(0, small - WATCHED[0] * image) + copies * weights
-    if where.type == "cuda":
+    if device.type == "cuda":
         return Need(fixed, image, 0)  # what is read and waits does so in the machine's memory
     height, width = config.data.size
     waiting = 4 * (3 + source.has_depth) * height * width
@@ -157,16 +157,16 @@ def _sequences(config: RunConfig) -> list[tuple[int, int]]:
 
 
 def watched(
-    config: RunConfig, method: JEPA | Supervised, teacher: Teacher | None, images: int, where: torch.device
+    config: RunConfig, method: JEPA | Supervised, teacher: Teacher | None, images: int, device: torch.device
 ) -> int:
     """Peak bytes of the tensors that the losses of few random images make, with those kept for the way back."""
-    pixels, masks, target = example(config, teacher, images, where)
+    pixels, masks, target = example(config, teacher, images, device)
     if masks is not None:
-        masks = _first(config, images).to(where)
+        masks = _first(config, images).to(device)
     buffers = {name: buffer.clone() for name, buffer in method.named_buffers()}
 
     def forward() -> None:
-        with runtime.precision(config.train.precision, where):
+        with runtime.precision(config.train.precision, device):
             if teacher is not None and asks_network(config, teacher):
                 with torch.no_grad():
                     teacher.batch_latents(_batch(pixels.sigmoid()), config.target_cells)

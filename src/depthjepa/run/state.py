@@ -38,8 +38,8 @@ class State:
     step: int
     steps: int
     epoch_steps: int
-    where: torch.device
-    place: distributed.Ranks
+    device: torch.device
+    ranks: distributed.Ranks
     saving: Saving
     skipped: dict[str, None]  # names of unreadable images, in the order they came
     read: str = ""  # which data, in words; of the first process
@@ -51,7 +51,7 @@ def freeze_or_thaw(state: State) -> None:
     for part in (state.method.context_encoder, getattr(state.method, "predictor", None)):
         if part is not None:
             part.requires_grad_(not frozen)
-    state.parallel = distributed.wrap(state.method, state.place, state.where)
+    state.parallel = distributed.wrap(state.method, state.ranks, state.device)
 
 
 def restore(state: State, path: Path) -> None:
@@ -64,7 +64,7 @@ def restore(state: State, path: Path) -> None:
     state.step = saved.step
     state.skipped = dict.fromkeys(moved(saved.skipped, saved.config.data.root, state.config.data.root))
     if state.target is not None and saved.whitening is not None:
-        state.target.whitening, state.target.floor = saved.whitening.to(state.where), saved.floor
+        state.target.whitening, state.target.floor = saved.whitening.to(state.device), saved.floor
 
 
 def _moments(optimizer: dict[str, Any], held: dict[str, Tensor]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def whole_method(state: State) -> JEPA | Supervised:
         return state.method
     weights = {name: distributed.whole(value) for name, value in state.method.state_dict().items()}
     teacher = None if state.target is None else state.target.teacher
-    method = build_method(state.config, teacher, len(state.classes)).to(state.where)
+    method = build_method(state.config, teacher, len(state.classes)).to(state.device)
     load_strictly(method, weights, "the run")
     if isinstance(method, Supervised) and isinstance(state.method, Supervised):
         method.floor = state.method.floor

@@ -14,7 +14,7 @@ from depthjepa.run.state import State
 
 def finish(state: State, folder: RunFolder, images: int) -> dict[str, Any]:
     """Write what the report shows of a run on so many images, and return its summary."""
-    write_pictures(state.method, state.config, state.target, folder, state.where)
+    write_pictures(state.method, state.config, state.target, folder, state.device)
     return so_far(state, folder, images) | {"finished": True}
 
 
@@ -40,7 +40,7 @@ def so_far(state: State, folder: RunFolder, images: int) -> dict[str, Any]:
         "seconds": records[-1]["seconds"],
         "images_per_second": speeds[len(speeds) // 2],
         "waiting_share": sum(record["waiting_share"] for record in records) / len(records),
-        "peak_memory_bytes": runtime.peak_memory_bytes(state.where),
+        "peak_memory_bytes": runtime.peak_memory_bytes(state.device),
         "parameters": parameter_count(state.method),
         "encoder_parameters": parameter_count(state.method.encoder),
         **losses,

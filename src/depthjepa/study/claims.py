@@ -44,7 +44,7 @@ class Comparison:
     first: str
     """Arm that stands against the others."""
     against: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Arms that it is compared with, one by one, or rows of its tables that no run trained, such as `random encoder`."""
+    """Arms that it is compared with, one by one; also rows of its tables that no run trained (`random encoder`)."""
     margin: PositiveFloat
     """Difference, in the figure's unit, that would not matter; fixed before the study runs."""
     correction: Correction = "holm"

@@ -58,10 +58,10 @@ def render(
         raise BadInput(f"the size of a scene must be at least 1x1 pixel, not {height}x{width}")
     if len(indices) == 0:
         raise BadInput("there are no scenes to render: the list of indices is empty")
-    where, count = torch.device(device), 0 if photographs is None else len(photographs)
-    photographs = None if photographs is None else photographs.to(where)
+    device, count = torch.device(device), 0 if photographs is None else len(photographs)
+    photographs = None if photographs is None else photographs.to(device)
     layouts = (world.arrange(part, seed=seed, photographs=count) for part in _parts(indices, size))
-    chunks = [picture(layout, size, where, world, photographs) for layout in layouts]
+    chunks = [picture(layout, size, device, world, photographs) for layout in layouts]
     if len(chunks) == 1:
         return chunks[0]
     return Rendered(*(torch.cat([getattr(chunk, field.name) for chunk in chunks]) for field in fields(Rendered)))

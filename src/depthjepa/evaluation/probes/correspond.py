@@ -84,7 +84,7 @@ def run(subject: Subject) -> Iterable[Probe]:
     config, val = subject.config, subject.val
     encoders = {
         POSITION: position_alone(config.grid),
-        RAW: raw_patches(config.model.patch_size, subject.where),
+        RAW: raw_patches(config.model.patch_size, subject.device),
         **subject.encoders(),
     }
     together = max(1, config.evaluation.batch_size // 2)

@@ -34,7 +34,7 @@ def run(subject: Subject) -> Iterable[Probe]:
     """The maps of the run's own head on the validation images."""
     config, saved, train, val = subject.config, subject.saved, subject.train, subject.val
     assert saved is not None
-    found = decode_tables(config, saved, train, val, subject.where)
+    found = decode_tables(config, saved, train, val, subject.device)
     guidance = saved.config.guidance
     assert isinstance(guidance, PixelGuidance)
     read = "predicted tokens" if guidance.read == "predicted" else "the tokens of the whole image"

@@ -98,8 +98,8 @@ def run(subject: Subject) -> Iterable[Probe]:
     config, train, val = subject.config, subject.fitted, subject.val
     patch, asked = config.model.patch_size, config.evaluation
     places = places_in(train, val)
-    teacher = teacher_rows(config, train, val, subject.where)
-    encoders = {RAW: raw_patches(patch, subject.where), **subject.encoders()}
+    teacher = teacher_rows(config, train, val, subject.device)
+    encoders = {RAW: raw_patches(patch, subject.device), **subject.encoders()}
     found = depth_tables(
         encoders, train, val, places, patch, asked.cell_share, asked.pictures, others=teacher.told, apart=teacher.read
     )
@@ -155,7 +155,7 @@ def run_readout(subject: Subject) -> Probe:
         widths=tuple(encoder.widths[layer] for layer in layers),
     )
     encoders = {
-        name: encode_layers(each, layers, subject.where, asked.precision) for name, each in subject.named.items()
+        name: encode_layers(each, layers, subject.device, asked.precision) for name, each in subject.named.items()
     }
     found = readout_tables(encoders, train, val, places_in(train, val), plan)
     protocol = (

@@ -34,18 +34,18 @@ PICTURES = 4  # rows of a figure
 
 def run(subject: Subject) -> Iterable[Probe]:
     """Run all gates of a checkpoint on RGB-D data: a table with verdicts in words, and the overfitted maps."""
-    config, saved, train, val, where = subject.config, subject.saved, subject.train, subject.val, subject.where
+    config, saved, train, val, device = subject.config, subject.saved, subject.train, subject.val, subject.device
     encoder = subject.encoder
     assert saved is not None and isinstance(encoder, VisionTransformer)
-    found, words = readout_gates(config, saved, encoder, train, val, where)
-    found.insert(1, position_gate(config, encoder, where))
+    found, words = readout_gates(config, saved, encoder, train, val, device)
+    found.insert(1, position_gate(config, encoder, device))
     protocol = (
         f"readouts: ridges of the log depth of 2 x 2 cells a patch, R² within images, {whole_views_text(train, val)}"
     )
     maps: dict[str, np.ndarray] = {}
     if config.evaluation.gate_steps:
-        batch = next(iter(few(config, "train", IMAGES)())).to(where)
-        fitted, maps = overfit_gates(config, saved, batch, where)
+        batch = next(iter(few(config, "train", IMAGES)())).to(device)
+        fitted, maps = overfit_gates(config, saved, batch, device)
         found += fitted
         protocol += (
             f"; overfit: R² within images, pixel by pixel, of {len(batch.images)} training images after at most "

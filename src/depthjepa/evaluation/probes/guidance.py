@@ -38,7 +38,7 @@ def run(subject: Subject) -> Iterable[Probe]:
     Nothing for an unguided run by itself, and where the teacher was ground truth and this data has no depth. Raises
     `BadInput` where no teacher can be asked.
     """
-    config, saved, against, where = subject.config, subject.saved, subject.against, subject.where
+    config, saved, against, device = subject.config, subject.saved, subject.against, subject.device
     encoder = subject.encoder
     assert saved is not None and isinstance(encoder, VisionTransformer)
     guided = config.guidance.kind != "none" and config.train.objective == "jepa"
@@ -52,17 +52,17 @@ def run(subject: Subject) -> Iterable[Probe]:
     )
     config = replace(config, evaluation=limits)
     train, val = Views(config, "train"), Views(config, "val")
-    teacher = asked_teacher(config, has_depth=_has_depth(train, val)).to(where)
-    known, judged = ask_all(teacher, config, train, where), ask_all(teacher, config, val, where)
+    teacher = asked_teacher(config, has_depth=_has_depth(train, val)).to(device)
+    known, judged = ask_all(teacher, config, train, device), ask_all(teacher, config, val, device)
     twins = {RANDOM: build_encoder(config), config.name: encoder}
     if against is not None:
         refuse_other_grid(saved, against)
         name = against.config.name if against.config.name not in twins else f"{against.config.name} (against)"
         twins = {RANDOM: twins[RANDOM], name: against.encoder(config.evaluation.which), **twins}
-    layers = {name: layer_figures(each, config, train, val, known, judged, where) for name, each in twins.items()}
+    layers = {name: layer_figures(each, config, train, val, known, judged, device) for name, each in twins.items()}
     text = f"{teacher.describe().name}; {views_text(train, val, ', views')}"
     if config.guidance.kind != "none" and saved.whitening is not None and tells_depth(config.guidance):
-        figures = map_figures(config, saved, train, val, where)
+        figures = map_figures(config, saved, train, val, device)
         yield head_probe(config, figures, layers, train, text)
     yield layer_probe(LAYERS, "r2_within", layers, train, text)
     yield layer_probe(ALIGNMENT, "cka_selectivity", layers, train, text)

@@ -71,7 +71,7 @@ def run_sweep(subject: Subject) -> Probe:
     blocks = list(range(encoder.depth - layers, encoder.depth))
     rows: list[dict[str, Any]] = []
     for name, each in subject.named.items():
-        encode = encode_layers(each, blocks, subject.where, config.evaluation.precision)
+        encode = encode_layers(each, blocks, subject.device, config.evaluation.precision)
         seen, unseen = (pooled_features(encode, views()) for views in (train, val))
         if not rows:
             rows.append({"name": "chance", "val_accuracy": 100 * chance(seen, unseen)})

@@ -77,7 +77,7 @@ def run(subject: Subject) -> Iterable[Probe]:
     """Linear readout of the mean normal of each patch."""
     config, train, val = subject.config, subject.train, subject.val
     patch, asked = config.model.patch_size, config.evaluation
-    encoders = {RAW: raw_patches(patch, subject.where), **subject.encoders()}
+    encoders = {RAW: raw_patches(patch, subject.device), **subject.encoders()}
     places = places_in(train, val)
     found = normal_tables(
         encoders,

@@ -36,7 +36,7 @@ from depthjepa.model.encoder import Encoder
 
 
 def probe(
-    task: str, config: RunConfig, encoder: Encoder, where: torch.device, backbone: Backbone | None = None
+    task: str, config: RunConfig, encoder: Encoder, device: torch.device, backbone: Backbone | None = None
 ) -> Probe:
     """Run one task on a trained encoder, by the protocol that `config` asks for; `config` also says on which data.
 
@@ -44,7 +44,7 @@ def probe(
     weights; a task that reads more than the encoder needs it. Without one the encoder is as `config` says.
     """
     row = table.chosen(task, table.studied())
-    subject = Subject(config, encoder, where, backbone)
+    subject = Subject(config, encoder, device, backbone)
     if row.variant is not None and row.variant.asked(config):
         subject.refuse_lacking((row,))
         return _with_rows_told(row.variant.run(subject), subject)
@@ -94,8 +94,8 @@ def probe_run(config: RunConfig, saved: Checkpoint, asked: Sequence[str | Judged
     Those that are judged on other data come last, each under its own name.
     """
     which = config.evaluation.which
-    where = runtime.device(config.train.device)
-    subject = Subject(config, saved.encoder(which), where, OpenedCheckpoint(saved))
+    device = runtime.device(config.train.device)
+    subject = Subject(config, saved.encoder(which), device, OpenedCheckpoint(saved))
     rows = [table.chosen(task, table.studied()) for task in asked if isinstance(task, str)]
     started = now()  # of all: none of what is asked for at once is newer than the rest
     for result in run_tasks(rows, subject):
@@ -104,7 +104,7 @@ def probe_run(config: RunConfig, saved: Checkpoint, asked: Sequence[str | Judged
         if row.variant is not None and row.variant.asked(config):
             write_probe(row.variant.run(subject), saved, which, probed=started)
     for each in [each for each in asked if isinstance(each, Judged)]:
-        result = probe(each.task, judged_config(config, each), subject.encoder, where, OpenedCheckpoint(saved))
+        result = probe(each.task, judged_config(config, each), subject.encoder, device, OpenedCheckpoint(saved))
         write_probe(result, saved, which, name=each.name)
 
 

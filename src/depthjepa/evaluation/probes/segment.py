@@ -67,9 +67,9 @@ def measured(subject: Subject, kind: Kind) -> Probe:
     blocks = encoder.depth
     layers = layers_of(plan.kind, blocks)  # of this encoder; others have as many at their own depths
     subject.refuse_shallow(f"evaluation.segment_readout={kind}", layers, f"evaluation.segment_readout={KINDS[0]}")
-    encoders = {RAW: raw_patches(plan.patch_size, subject.where)}
+    encoders = {RAW: raw_patches(plan.patch_size, subject.device)}
     encoders |= {
-        name: encode_layers(each, layers_of(plan.kind, each.depth), subject.where, asked.precision)
+        name: encode_layers(each, layers_of(plan.kind, each.depth), subject.device, asked.precision)
         for name, each in subject.named.items()
     }
     folds = divide(train.source, train.numbers)

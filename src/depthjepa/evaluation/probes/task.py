@@ -106,7 +106,7 @@ class Subject(Data):
     """What is probed: an encoder on data, and the backbone that it comes from, where it has one."""
 
     encoder: Encoder
-    where: torch.device
+    device: torch.device
     backbone: Backbone | None = None
     against: Checkpoint | None = None  # a twin to stand beside it, for tasks of `diagnose`
     # Further encoders that have rows in the same tables, by the names of the rows (`random_row` for initial weights,
@@ -148,7 +148,7 @@ class Subject(Data):
     def encoders(self) -> dict[str, Encode]:
         """The random encoder and this one as functions of images, by the names of their rows."""
         precision = self.config.evaluation.precision
-        return {name: encode_with(each, self.where, precision) for name, each in self.named.items()}
+        return {name: encode_with(each, self.device, precision) for name, each in self.named.items()}
 
 
 @dataclass(frozen=True, slots=True)

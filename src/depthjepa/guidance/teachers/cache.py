@@ -150,9 +150,9 @@ class CachedTeacher:
 
     def batch_latents(self, batch: Batch, cells: tuple[int, int]) -> Latents:
         assert batch.boxes is not None and batch.mirrored is not None, "a batch of a source says what it shows"
-        where = batch.images.device
-        values = cut(self.cache.read(batch.names).to(where), batch.boxes, batch.mirrored, cells)
-        values = seen_in_crops(values, batch.zoom.to(where), self.describe().zoomed)
+        device = batch.images.device
+        values = cut(self.cache.read(batch.names).to(device), batch.boxes, batch.mirrored, cells)
+        values = seen_in_crops(values, batch.zoom.to(device), self.describe().zoomed)
         known = values.isfinite()
         return Latents(torch.where(known, values, 0.0), known)
 

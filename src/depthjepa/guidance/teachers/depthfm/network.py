@@ -427,7 +427,7 @@ def signal_share(time: float) -> float:
 
 
 @contextlib.contextmanager
-def _frozen(where: torch.device) -> Iterator[None]:
+def _frozen(device: torch.device) -> Iterator[None]:
     """No gradients, and float32 even within a training step's autocast."""
-    with torch.no_grad(), torch.autocast(where.type, enabled=False):
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield

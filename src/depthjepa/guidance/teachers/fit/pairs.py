@@ -40,10 +40,10 @@ class Pairs:
         """Put pairs one after the other."""
         return cls(*(torch.cat([getattr(part, each.name) for part in parts]) for each in fields(cls)))
 
-    def chosen(self, numbers: Int[np.ndarray, " k"], scale: float, where: torch.device) -> Pairs:
+    def chosen(self, numbers: Int[np.ndarray, " k"], scale: float, device: torch.device) -> Pairs:
         """Some of the pairs in float32, their latents times `scale`."""
         image, depth, weight = (
-            part[torch.from_numpy(numbers)].to(where, torch.float32) for part in (self.image, self.depth, self.weight)
+            part[torch.from_numpy(numbers)].to(device, torch.float32) for part in (self.image, self.depth, self.weight)
         )
         return Pairs(image * scale, depth * scale, weight)
 
