@@ -88,10 +88,10 @@ def test_a_teacher_stands_beside_its_run_as_it_saw_the_images(
 
 def test_what_is_said_of_a_teacher_that_knows_nothing() -> None:
     rows: list[dict[str, float | str]] = [{"name": "teacher", "r2_within": -0.2}, {"name": "run", "r2_within": 0.5}]
-    told = teacher_rows.TeacherRows(remarks=("a remark",)).said(rows)
+    told = teacher_rows.TeacherRows(remarks=("a remark",)).sentences(rows)
     assert told == [
         "a remark",
         "the teacher is no better than the mean map on these images (R² within images -0.20): what it teaches of them "
         "is not depth",
     ]
-    assert teacher_rows.TeacherRows().said([{"name": "run", "r2_within": -1.0}]) == []
+    assert teacher_rows.TeacherRows().sentences([{"name": "run", "r2_within": -1.0}]) == []

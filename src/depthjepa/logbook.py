@@ -230,8 +230,8 @@ def _disk_full(fault: BaseException) -> bool:
     while chain is not None:
         if isinstance(chain, OSError) and chain.errno in DISK_FULL:
             return True
-        told = re.search(r"\(os error (\d+)\)", str(chain))
-        if told and int(told[1]) in DISK_FULL:
+        os_error = re.search(r"\(os error (\d+)\)", str(chain))
+        if os_error and int(os_error[1]) in DISK_FULL:
             return True
         chain = chain.__cause__ or chain.__context__
     return False

@@ -193,10 +193,10 @@ def free_bytes(device: torch.device) -> int:
     """Memory that nobody has taken: of a GPU, else of the machine or of the container that this is."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    told = Path("/proc/meminfo")
-    if not told.exists():
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
         return machine_bytes() - held_bytes(device)
-    line = next(line for line in told.read_text().splitlines() if line.startswith("MemAvailable"))
+    line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
     return min(1024 * int(line.split()[1]), machine_bytes() - held_bytes(device))
 
 

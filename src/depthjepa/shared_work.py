@@ -69,8 +69,8 @@ def sweep(folder: Path) -> None:
 
 def _this() -> bytes:
     """What a claim of this process says: who has it, and a number that no other claim has."""
-    said = {"holder": asdict(Holder.this()), "processes": _processes(), "number": os.urandom(8).hex()}
-    return json.dumps(said).encode()
+    claim = {"holder": asdict(Holder.this()), "processes": _processes(), "number": os.urandom(8).hex()}
+    return json.dumps(claim).encode()
 
 
 def _processes() -> str:
@@ -121,8 +121,8 @@ def _read(file: Path) -> Found | None:
 
 
 def _left_behind(found: Found, folder: Path) -> bool:
-    said, renewed = found
-    if _has_ended(said):
+    claim, renewed = found
+    if _has_ended(claim):
         return True
     with writing(folder), tempfile.TemporaryFile(dir=folder) as file:
         file.write(b"\0")
@@ -131,10 +131,10 @@ def _left_behind(found: Found, folder: Path) -> bool:
     return abs(now - renewed) > STALE * 1e9  # from the future: of a clock that was set
 
 
-def _has_ended(said: bytes) -> bool:
+def _has_ended(claim: bytes) -> bool:
     """Whether a claim is of a process of this machine that is gone; of others it cannot be told."""
     try:
-        content = json.loads(said)
+        content = json.loads(claim)
         holder, processes = Holder(**content["holder"]), content["processes"]
     except (ValueError, TypeError, KeyError):  # no claim, but a file that somebody was writing
         return False

@@ -39,15 +39,15 @@ def as_ours(opened: OpenedNetwork) -> Contents:
             f"init.checkpoint={facts.name} holds {opened.found}, which computes otherwise than our encoder: its tokens "
             f"differ by {apart:.2g} of their deviation"
         )
-    told = [opened.found.partition(", left out")[0]]
+    parts = [opened.found.partition(", left out")[0]]
     if prefix := model.prefix_tokens:
-        told.append(f"{prefix} token{'s' * (prefix > 1)} before the patches")
+        parts.append(f"{prefix} token{'s' * (prefix > 1)} before the patches")
     if plain.layer_scale is not None:
-        told.append("with layer scale")
+        parts.append("with layer scale")
     if left_out:
-        told.append(f"left out {few(list(left_out)) if len(left_out) <= 3 else beginnings(left_out)}")
+        parts.append(f"left out {few(list(left_out)) if len(left_out) <= 3 else beginnings(left_out)}")
     return Contents(
-        facts.name, PUBLIC, ", ".join(told), {"single": weights}, model, facts.taken, assumed=opened.assumed
+        facts.name, PUBLIC, ", ".join(parts), {"single": weights}, model, facts.taken, assumed=opened.assumed
     )
 
 

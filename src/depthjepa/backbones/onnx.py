@@ -68,20 +68,20 @@ def _open(source: Source, settings: Sequence[str]) -> OpenedNetwork:
     size = session.sides[0] or stated[0], session.sides[1] or stated[1]
     fixed = None not in session.sides
     output, patch, width = _features(session, size, noted)
-    said = {"mean", "deviation"} <= noted.keys()
+    normalised = {"mean", "deviation"} <= noted.keys()
     facts = Facts(
         name=source.name,
         widths=(width,),
         patch_size=patch,
         image_size=size,
-        mean=tuple(json.loads(noted["mean"])) if said else IMAGENET_MEAN,
-        deviation=tuple(json.loads(noted["deviation"])) if said else IMAGENET_DEVIATION,
+        mean=tuple(json.loads(noted["mean"])) if normalised else IMAGENET_MEAN,
+        deviation=tuple(json.loads(noted["deviation"])) if normalised else IMAGENET_DEVIATION,
         fixed=fixed,
     )
     prefix = f" after {output.prefix} others" if output.prefix else ""
     found = f"ONNX, output {output.name!r}: {'maps' if output.prefix is None else 'tokens'} of {patch} px{prefix}"
     assumed = [
-        *["ImageNet's normalisation (an ONNX file does not say)"] * (not said),
+        *["ImageNet's normalisation (an ONNX file does not say)"] * (not normalised),
         *[f"images of {SIDE} px (the file takes any size)"] * (not fixed and "image_size" not in noted),
         *size_assumed(facts),
     ]

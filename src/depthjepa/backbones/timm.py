@@ -135,8 +135,8 @@ def _build(timm: Any, address: str, source: str) -> Any:
         return _create(timm, address, pretrained=True)
     except Exception as fault:  # what lies in a folder, or on the way to it, raises whatever it leads to
         lines = [line.strip() for line in str(fault).splitlines() if line.strip()] or [type(fault).__name__]
-        told = textwrap.shorten(" ".join(lines[:3]), LONGEST, placeholder=" …")
-        raise BadInput(f"timm cannot build {source} with its weights: {told}") from fault
+        reason = textwrap.shorten(" ".join(lines[:3]), LONGEST, placeholder=" …")
+        raise BadInput(f"timm cannot build {source} with its weights: {reason}") from fault
 
 
 def _first_line(fault: BaseException) -> str:

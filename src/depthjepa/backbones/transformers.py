@@ -252,16 +252,16 @@ def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...], 
     """Mean and deviation by the preprocessor's file, for images in [0, 1]; ImageNet's where there is none."""
     file = folder / "preprocessor_config.json"
     if not file.is_file():
-        said = f"ImageNet's normalisation (no {file.name} lies beside the weights)"
-        return IMAGENET_MEAN, IMAGENET_DEVIATION, (said,)
+        assumed = f"ImageNet's normalisation (no {file.name} lies beside the weights)"
+        return IMAGENET_MEAN, IMAGENET_DEVIATION, (assumed,)
     with as_written(file) as stated:
         # What it does with bytes, for images that are bytes / 255.
         scale = float(stated.get("rescale_factor", 1 / BYTE)) * BYTE if stated.get("do_rescale", True) else BYTE
         if not stated.get("do_normalize", True):
             return (0.0,) * 3, (1 / scale,) * 3, ()
         if not {"image_mean", "image_std"} <= stated.keys():
-            said = f"ImageNet's normalisation ({file.name} says none)"
-            return IMAGENET_MEAN, IMAGENET_DEVIATION, (said,)
+            assumed = f"ImageNet's normalisation ({file.name} says none)"
+            return IMAGENET_MEAN, IMAGENET_DEVIATION, (assumed,)
         mean, deviation = (
             tuple(float(each) / scale for each in (value if isinstance(value, list) else [value] * 3))
             for value in (stated["image_mean"], stated["image_std"])

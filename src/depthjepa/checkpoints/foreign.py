@@ -59,11 +59,11 @@ def from_contents(
 def _configuration(contents: Contents, settings: Sequence[str], like: RunConfig | None) -> RunConfig:
     image_size, patch = contents.image_size, contents.model.patch_size
     positions = next(iter(contents.encoders.values()))["pos_embed"].shape[1]
-    given = _said(settings, "data.image_size") or (like.data.size if like else None)
+    given = _setting(settings, "data.image_size") or (like.data.size if like else None)
     if isinstance(given, Sequence) and len(given) == 2 and all(isinstance(side, int) for side in given):
         # Sides that make as many patches as there are positions are believed, others are what to stretch to.
         image_size = tuple(given) if (given[0] // patch) * (given[1] // patch) == positions else image_size
-    if image_size is None and _said(settings, "data.image_size"):
+    if image_size is None and _setting(settings, "data.image_size"):
         raise BadInput(
             f"{contents.source} has positions for {positions} patches of {patch} px, and data.image_size={given} has "
             f"another number of them"
@@ -103,13 +103,13 @@ def _class_token(positions: int) -> str:
 
 def heads_of(settings: Sequence[str], like: RunConfig | None) -> int | None:
     """Attention heads by the settings or by a run that is to start from the file: most layouts leave them out."""
-    said = _said(settings, "model.heads")
-    if isinstance(said, int) and said > 0:
-        return said
+    given = _setting(settings, "model.heads")
+    if isinstance(given, int) and given > 0:
+        return given
     return like.model.shape.heads if like else None
 
 
-def _said(settings: Sequence[str], key: str) -> Any:
+def _setting(settings: Sequence[str], key: str) -> Any:
     """What the last setting of a key says, None without one."""
     values = [text.partition("=")[2] for text in settings if text.startswith(f"{key}=")]
     return yaml.safe_load(values[-1]) if values else None

@@ -195,8 +195,8 @@ def _drop_other_size(content: dict[str, Any], layer: Sequence[str]) -> None:
 
 def _idle_size(layer: Sequence[str]) -> list[str]:
     """What to say of a layer that names a size and all that a size stands for."""
-    said = {key: value for key, _, value in (text.partition("=") for text in layer) if value not in ("", "null")}
-    if "model.size" in said and {"model.width", "model.depth"} <= said.keys():
+    given = {key: value for key, _, value in (text.partition("=") for text in layer) if value not in ("", "null")}
+    if "model.size" in given and {"model.width", "model.depth"} <= given.keys():
         return ["model.size has no effect here: it takes model.width or model.depth to be null"]
     return []
 

@@ -150,8 +150,8 @@ def write_contents(folder: Path, contents: Mapping[str, Contents]) -> None:
             arrays |= {f"names-{each.digest}": each.names, f"stamps-{each.digest}": each.stamps}
     with whole_path(folder / NAMES, shared=True) as partial, partial.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
-    told = {name: {"images": each.images, "digest": each.digest} for name, each in contents.items()}
-    write_whole(folder / FILE, to_json(told))
+    content = {name: {"images": each.images, "digest": each.digest} for name, each in contents.items()}
+    write_whole(folder / FILE, to_json(content))
 
 
 def read_contents(folder: Path) -> dict[str, Contents] | None:
@@ -201,12 +201,12 @@ def _difference(folder: Path, before: Contents | None, now: Contents | None) -> 
         "removed": [name for name in old if name not in new],
         "changed": [name for name in new if name in old and not np.array_equal(old[name], new[name])],
     }
-    said = [
+    changes = [
         f"{len(group)} {what} ({some_of([os.fsdecode(name) for name in group])})"
         for what, group in groups.items()
         if group
     ]
-    return ", ".join(said) or "the same images in another order, or with other classes or weights"
+    return ", ".join(changes) or "the same images in another order, or with other classes or weights"
 
 
 def _kept(folder: Path, contents: Contents) -> tuple[np.ndarray | None, np.ndarray | None]:

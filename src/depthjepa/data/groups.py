@@ -128,7 +128,7 @@ def divide(source: Source, numbers: Sequence[int] | Int64[np.ndarray, " images"]
     itself.
     """
     chosen = np.asarray(numbers, dtype=np.int64)
-    fold, said = np.full(len(source), -1, dtype=np.int64), []
+    fold, grounds = np.full(len(source), -1, dtype=np.int64), []
     parts = np.array([part_in(source, int(number)) for number in chosen])
     for part in np.unique(parts):
         own = chosen[parts == part]
@@ -136,12 +136,12 @@ def divide(source: Source, numbers: Sequence[int] | Int64[np.ndarray, " images"]
         known = [group for group in groups if group is not None]
         if len(known) == len(groups) and len(set(known)) >= FOLDS:
             fold[own] = _dealt(known)
-            said.append(f"{len(set(known))} groups")
+            grounds.append(f"{len(set(known))} groups")
         else:
             blocks = min(BLOCKS, len(own))
             fold[own] = np.arange(len(own)) * blocks // max(1, len(own)) % FOLDS
-            said.append(f"{blocks} blocks of consecutive images")
-    return Division(fold, " and ".join(dict.fromkeys(said)))
+            grounds.append(f"{blocks} blocks of consecutive images")
+    return Division(fold, " and ".join(dict.fromkeys(grounds)))
 
 
 def _dealt(groups: Sequence[str]) -> Int64[np.ndarray, " images"]:

@@ -69,19 +69,21 @@ def fitted_map(
     image: UInt8[Tensor, "3 h w"],
     values: Shaped[np.ndarray, "rows cols"],
     tags: tuple[int, int],
-    said: DepthOrientation | None,
+    declared: DepthOrientation | None,
     what: str = "depth",
 ) -> Shaped[Tensor, "1 h w"]:
     """A map as it lies in its file, turned to its upright photograph (see `map_tag`).
 
     Raises `BadInput` where nothing says how it lies, or the two are not of one size.
     """
-    turned = _upright(values, map_tag(paths, tags, said, what))
+    turned = _upright(values, map_tag(paths, tags, declared, what))
     refuse_other_size(paths, image, turned, tags, what)
     return turned
 
 
-def map_tag(paths: tuple[Name, Name], tags: tuple[int, int], said: DepthOrientation | None, what: str = "depth") -> int:
+def map_tag(
+    paths: tuple[Name, Name], tags: tuple[int, int], declared: DepthOrientation | None, what: str = "depth"
+) -> int:
     """By which EXIF orientation the map of a pair (photograph, map) with these tags is to be turned.
 
     Where both have one, each is turned by its own. Where one has, `said` tells how the map lies: `stored`, as the
@@ -89,9 +91,9 @@ def map_tag(paths: tuple[Name, Name], tags: tuple[int, int], said: DepthOrientat
     `what` is the map's name in the message.
     """
     photograph, own = tags
-    if (photograph == 1) == (own == 1) or said == "upright":
+    if (photograph == 1) == (own == 1) or declared == "upright":
         return own if photograph > 1 else 1
-    if said == "stored":
+    if declared == "stored":
         return max(tags)
     tagged, other = paths if photograph > 1 else paths[::-1]
     raise BadInput(

@@ -93,8 +93,8 @@ class Gate:
     def row(self) -> dict[str, Any]:
         """As a row of a table."""
         passed = {None: "", True: "yes", False: "NO"}[self.passed]
-        said = {"name": self.name, "gate": self.kind, "of": self.of}
-        return {**said, "figure": self.figure, "wanted": self.wanted, "passed": passed}
+        named = {"name": self.name, "gate": self.kind, "of": self.of}
+        return {**named, "figure": self.figure, "wanted": self.wanted, "passed": passed}
 
 
 def few(config: RunConfig, split: Split, limit: int) -> Views:

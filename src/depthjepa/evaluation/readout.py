@@ -72,8 +72,8 @@ class TwoRidges:
             common = to_tokens(F.interpolate(maps, (rows, cols), mode="bilinear", align_corners=False))[0]
         mean = tokens.mean(1, keepdim=True)
         between = _on(self.between, here).predict(mean).repeat_interleave(factor**2, 2)
-        told = _on(replace(self.within, mean=common), here).predict(tokens - mean) + between
-        return values + unfold_cells(told.float(), (rows, cols), factor)
+        predicted = _on(replace(self.within, mean=common), here).predict(tokens - mean) + between
+        return values + unfold_cells(predicted.float(), (rows, cols), factor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +226,7 @@ def fit_ridges(
     where there are too few images to choose a strength.
     """
     fits = {name: [_Fit() for _ in maps] for name in encoders}
-    met = [list[int]() for _ in maps]  # folds of the images that have any truth
+    folds_with = [list[int]() for _ in maps]  # folds of the images that have any truth
     seen = 0
     for batch in batches:
         rows, cols = patch_grid(batch.images, patch_size)
@@ -238,14 +238,14 @@ def fit_ridges(
         targets = [
             _targets(cells[own], known[own], each.mean.maps, factor) for own, each in zip(chosen, maps, strict=True)
         ]
-        for own, folds in zip(chosen, met, strict=True):
+        for own, folds in zip(chosen, folds_with, strict=True):
             folds += fold[own].tolist()
         seen += len(numbers)
         for name, encode in encoders.items():
             tokens = tokens_of(encode, batch)
             for fit, own, wanted in zip(fits[name], chosen, targets, strict=True):
                 fit.add(tokens[own.to(tokens.device)], wanted, fold[own])
-    for part, folds in zip(maps, met, strict=True):
+    for part, folds in zip(maps, folds_with, strict=True):
         if len(folds) < FOLDS or len(set(folds)) < 2:
             raise BadInput(
                 f"a {truth.noun} probe of {part.name} needs at least {FOLDS} training images with valid {truth.noun}, "

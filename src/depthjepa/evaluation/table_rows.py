@@ -158,13 +158,13 @@ def judge(
     judges = [_Judge(each, places, truth, measure, pictures) for each in maps]
     for batch in batches:
         cells, known = (each.cpu() for each in truth.cells(batch, maps[0].size))
-        told: dict[str, list[Tensor]] = {}
+        predicted: dict[str, list[Tensor]] = {}
         with torch.no_grad():
             for name, row in {**guesses, **rows}.items():
                 seen = row.look(batch)
-                told[name] = [row.tell(seen, batch, number).float().cpu() for number in range(len(maps))]
+                predicted[name] = [row.tell(seen, batch, number).float().cpu() for number in range(len(maps))]
         for number, each in enumerate(judges):
-            each.add(batch, cells, known, {name: of_set[number] for name, of_set in told.items()})
+            each.add(batch, cells, known, {name: of_set[number] for name, of_set in predicted.items()})
     return [each.judged() for each in judges]
 
 
@@ -178,7 +178,7 @@ class _Judge(Generic[M]):
         self.shown = Spread[tuple[Tensor, Tensor, dict[str, Tensor]]](pictures)
         self.any_known = False
 
-    def add(self, batch: Batch, cells: Tensor, known: Tensor, told: Mapping[str, Tensor]) -> None:
+    def add(self, batch: Batch, cells: Tensor, known: Tensor, predicted: Mapping[str, Tensor]) -> None:
         numbers = batch.index.tolist()
         own = self.maps.own(numbers, self.places)
         if not own.any():
@@ -187,7 +187,7 @@ class _Judge(Generic[M]):
         self.numbers += mine
         truth, counted = cells[own], known[own]
         self.any_known |= bool(counted.any())
-        guesses = {name: guess[own] for name, guess in told.items()}
+        guesses = {name: guess[own] for name, guess in predicted.items()}
         errors = self.measure.errors(self.maps, self.places, mine)
         for name, guess in guesses.items():
             if not torch.isfinite(guess).all():

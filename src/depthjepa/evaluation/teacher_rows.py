@@ -43,10 +43,10 @@ class TeacherRows:
     """Readouts with the images that they are fitted on, what predicts by itself, and what is to be said of them."""
 
     read: dict[str, tuple[OfBatch, Callable[[], Iterable[Batch]]]] = field(default_factory=dict)
-    told: dict[str, Predict] = field(default_factory=dict)
+    predictions: dict[str, Predict] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
 
-    def said(self, rows: Sequence[Mapping[str, float | str]]) -> list[str]:
+    def sentences(self, rows: Sequence[Mapping[str, float | str]]) -> list[str]:
         """The remarks, and a warning where the teacher knows nothing of these images, once its figures are there."""
         best = max((float(row["r2_within"]) for row in rows if row["name"] in (READ_OUT, ITSELF)), default=1.0)
         poor = f"the teacher is no better than the mean map on these images (R² within images {best:.2f})"
@@ -80,7 +80,7 @@ def teacher_rows(config: RunConfig, train: Views, val: Views, device: torch.devi
     remark = f"the teacher's readout is fitted on {len(some)} of the training images"
     return TeacherRows(
         read={READ_OUT: (OfBatch(tokens), few)},
-        told={ITSELF: itself} if metric else {},
+        predictions={ITSELF: itself} if metric else {},
         remarks=(remark,) if len(some) < len(train) else (),
     )
 

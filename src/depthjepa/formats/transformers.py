@@ -133,8 +133,10 @@ def _normalisation(
             raise BadInput(f"{file} does not normalise: our encoder always does")
         mean, deviation = (tuple(map(float, processor.get(key, HALF))) for key in ("image_mean", "image_std"))
     if (mean, deviation) == (HALF, HALF) and width in RELEASED_WIDTHS and not note:
-        said = "ImageNet's mean and deviation, with which the released weights were trained (its preprocessor says 0.5)"
-        return IMAGENET_MEAN, IMAGENET_DEVIATION, (said,)
+        assumed = (
+            "ImageNet's mean and deviation, with which the released weights were trained (its preprocessor says 0.5)"
+        )
+        return IMAGENET_MEAN, IMAGENET_DEVIATION, (assumed,)
     return mean, deviation, ()
 
 

@@ -71,11 +71,11 @@ def _use(repo: str) -> str:
 
 
 def _training(run: Run) -> str:
-    said, teacher = run.summary, run.summary.get("teacher") or {}
+    summary, teacher = run.summary, run.summary.get("teacher") or {}
     lines = [
-        f"- {said['data'].removeprefix('data: ')}" if said.get("data") else "",
-        f"- {said['steps']:,} steps, {said['epochs']:.3g} passes over {said['images']:,} images"
-        if {"steps", "epochs", "images"} <= said.keys()
+        f"- {summary['data'].removeprefix('data: ')}" if summary.get("data") else "",
+        f"- {summary['steps']:,} steps, {summary['epochs']:.3g} passes over {summary['images']:,} images"
+        if {"steps", "epochs", "images"} <= summary.keys()
         else "",
         f"- guided by {teacher['name']}" if teacher.get("name") else "- without guidance",
         "- every setting: `config.yaml`, which `depthjepa train` takes",

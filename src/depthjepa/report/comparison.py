@@ -32,18 +32,18 @@ def write_comparison(folder: Path, out: Path) -> None:
     drawn = [(task.section.title, task.section.draw(runs)) for task in probes.TASKS if task.section is not None]
     tables = [_table(each, names[0]) for result in content["tables"] for each in (*result.get("sets", ()), result)]
     title = f"{listed(names if len(names) <= 4 else [*names[:3], f'{len(names) - 3} more'])} on {content['data']}"
-    said = [str(each["sentence"]) for each in content["leads"]]
-    ranked = content["leads"][0]["task"] if said else ""
+    sentences = [str(each["sentence"]) for each in content["leads"]]
+    ranked = content["leads"][0]["task"] if sentences else ""
     more = [
         table_html(_overview(content), names, brief=True),
         READING,
-        f"<ul>{''.join(f'<li>{text(each)}</li>' for each in said[1:])}</ul>" if said[1:] else "",
+        f"<ul>{''.join(f'<li>{text(each)}</li>' for each in sentences[1:])}</ul>" if sentences[1:] else "",
         f'<p class="soft">{text(_view(content))}</p>',
     ]
     page = document(
         title,
         [
-            first_screen("depthjepa comparison", title, said[:1], opening_picture(runs, ranked), more),
+            first_screen("depthjepa comparison", title, sentences[:1], opening_picture(runs, ranked), more),
             *(section(heading, [embed(each) for each in pictures]) for heading, pictures in drawn),
             explorer(runs),
             section("In numbers", [READING, *(table_html(each, names) for each in tables)]),

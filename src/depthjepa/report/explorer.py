@@ -65,11 +65,11 @@ def _widget(group: Sequence[tuple[Run, Arrays]], number: int, room: int) -> str:
         ],
         "colours": _colours(),
     }
-    told = json.dumps(content).replace("<", "\\u003c")  # what begins or ends a script does so anywhere
+    script = json.dumps(content).replace("<", "\\u003c")  # what begins or ends a script does so anywhere
     return (
         f'<div class="explorer" id="explorer-{number}"><p class="soft" role="status" aria-live="polite"></p>'
         f'<div class="scroll"></div><noscript>{text("The explorer needs JavaScript.")}</noscript>'
-        f'<script type="application/json">{told}</script></div>'
+        f'<script type="application/json">{script}</script></div>'
     )
 
 

@@ -40,18 +40,18 @@ def first_runs(folder: Path, content: Mapping[str, Any]) -> list[Path]:
 
 def study_opening(content: Mapping[str, Any], title: str, more: Sequence[str] = ()) -> str:
     """The first screen of a page about a study: its question, what may be claimed, its arms as dots and in a table."""
-    said = [line.removeprefix("- ") for line in content.get("sentences", [])][:1]
+    sentences = [line.removeprefix("- ") for line in content.get("sentences", [])][:1]
     drawn = [figure for figure in (_dots(content, column) for column in _shown(content)[:1]) if figure is not None]
     question = f'<p class="soft">{text(content["about"])}</p>' if content["about"] else ""
-    return first_screen(KIND, title, said, next(iter(drawn), None), [_table(content), question, *more])
+    return first_screen(KIND, title, sentences, next(iter(drawn), None), [_table(content), question, *more])
 
 
 def study_section(content: Mapping[str, Any], *, opened: bool = False) -> str:
     """What the study says: sentences, then dots; without what the first screen has shown of one that is `opened`."""
-    said = [line.removeprefix("- ") for line in content.get("sentences", [])]
+    sentences = [line.removeprefix("- ") for line in content.get("sentences", [])]
     parts = [f"<p>{text(content['about'])}</p>"] if content["about"] and not opened else []
     parts += [f"<p><b>The source paper printed:</b> {text(content['printed'])}</p>"] if content.get("printed") else []
-    parts += [f"<ul>{''.join(f'<li>{text(line)}</li>' for line in said)}</ul>"] if said else []
+    parts += [f"<ul>{''.join(f'<li>{text(line)}</li>' for line in sentences)}</ul>"] if sentences else []
     drawn = [_dots(content, column) for column in _shown(content)[int(opened) :]]
     return section(f"Study {content['name']}", [*parts, *(embed(each) for each in drawn if each is not None)])
 

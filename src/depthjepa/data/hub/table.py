@@ -48,15 +48,15 @@ def columns_of(
     return Columns(found, _column(root, key_of_label, "classes", classes, LABEL, label), found_depth)
 
 
-def _column(root: str, key: str, what: str, there: list[str], usual: tuple[str, ...], said: str | None) -> str | None:
+def _column(root: str, key: str, what: str, there: list[str], usual: tuple[str, ...], asked: str | None) -> str | None:
     """The column that a key names; else the only one, or the only one that is called as usual; None: there is none."""
-    if said is not None:
-        if said in there:
-            return said
-        if said == NONE and key != HUB_COLUMNS[0]:
+    if asked is not None:
+        if asked in there:
+            return asked
+        if asked == NONE and key != HUB_COLUMNS[0]:
             return None
         held = f"it has {', '.join(there)}" if there else "it has none"
-        raise BadInput(f"data.{key}={said}: {root} has no such column of {what}{nearest(said, there)}; {held}")
+        raise BadInput(f"data.{key}={asked}: {root} has no such column of {what}{nearest(asked, there)}; {held}")
     named = [name for name in there if name.lower() in usual]
     likely = named or there
     if len(likely) > 1:

@@ -180,9 +180,9 @@ class PairedFolder:
     @cached_property
     def _poses(self) -> dict[int, Pose]:
         """Poses of the cameras, by the numbers of the pairs."""
-        told = self._facts.poses or {}
+        poses = self._facts.poses or {}
         names = (identity(os.fsdecode(name)) for name in self._names)
-        return {number: Pose.of(told[name]) for number, name in enumerate(names) if name in told}
+        return {number: Pose.of(poses[name]) for number, name in enumerate(names) if name in poses}
 
     @cached_property
     def _listed(self) -> GroupList | None:

@@ -91,14 +91,14 @@ def write_recordings(
     if len(set(lengths)) > 1 or (lengths and median is None):
         own = [[f"{each.name}/", each.focal_length] for each in recordings if each.focal_length is not None]
         files[GROUPS] = to_json({"groups": groups, "focal_length_px": own})
-    said = list(remarks)
+    notes = list(remarks)
     if unknown := [each.name for each in recordings if each.focal_length is None]:
-        said.append(
+        notes.append(
             f"no focal length is known of {some_of(unknown)}: depth tables call their depth relative "
             f"(focal_length in dataset.json, or focal_length_px in {GROUPS})"
         )
     pairs = [pair for each in recordings for pair in each.pairs]
-    return replace(write_all(out, facts, pairs, files), remarks=tuple(said))
+    return replace(write_all(out, facts, pairs, files), remarks=tuple(notes))
 
 
 def folders_of(source: Path, is_recording: Callable[[Path], bool], what: str) -> dict[str, Path]:

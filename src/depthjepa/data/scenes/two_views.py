@@ -106,8 +106,8 @@ def matches(first: Layout, second: Second, size: tuple[int, int]) -> Float[Tenso
     down = -up / safe * focal * min(size) / height + 0.5
     known &= (down >= 0) & (down < 1) & (right >= 0) & (right < 1)
     towards = Rays(x=x / safe, y=y / safe, z=z / safe, scene=rays.scene, pixel=rays.pixel)
-    met, _ = cast(second.layout, towards, None)
-    known &= met >= there * (1 - _SLACK)
+    hits, _ = cast(second.layout, towards, None)
+    known &= hits >= there * (1 - _SLACK)
     found = torch.where(known[..., None], torch.stack([down, right], dim=-1), torch.nan)
     order = torch.from_numpy(back[: height * width])
     return found.view(scenes, -1, TILE, 2).reshape(scenes, -1, 2).index_select(1, order).view(scenes, height, width, 2)

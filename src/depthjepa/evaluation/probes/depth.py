@@ -101,7 +101,15 @@ def run(subject: Subject) -> Iterable[Probe]:
     teacher = teacher_rows(config, train, val, subject.device)
     encoders = {RAW: raw_patches(patch, subject.device), **subject.encoders()}
     found = depth_tables(
-        encoders, train, val, places, patch, asked.cell_share, asked.pictures, others=teacher.told, apart=teacher.read
+        encoders,
+        train,
+        val,
+        places,
+        patch,
+        asked.cell_share,
+        asked.pictures,
+        others=teacher.predictions,
+        apart=teacher.read,
     )
     protocol = (
         f"version 2: two ridges, from image means and from the rest of each token of the frozen {asked.which} "
@@ -113,8 +121,8 @@ def run(subject: Subject) -> Iterable[Probe]:
     beside = {name: map_arrays(whole, name, subject.random_row(name)) for name in subject.compared}
     arrays, readout = map_arrays(whole, config.name), whole.readouts[config.name]
     # Beside the protocol, which is the same for runs with other teachers and without one: they share a table.
-    said = teacher.said(whole.rows)
-    verdict = {"verdict": said} if said else {}
+    sentences = teacher.sentences(whole.rows)
+    verdict = {"verdict": sentences} if sentences else {}
     yield Probe(tables(TASK, protocol, found) | verdict, arrays, beside, readout, _fitted_variant(subject))
 
 
@@ -171,8 +179,8 @@ def run_readout(subject: Subject) -> Probe:
 
 def tables(task: Task, protocol: str, found: Sequence[DepthTable | NormalTable]) -> dict[str, Any]:
     """The table of all data together, and in its `sets` those of several data sets, each by itself."""
-    told = [table(task.name, each.data, f"{protocol}{_scenes_text(each)}", task.columns, each.rows) for each in found]
-    return told[-1] | ({"sets": told[:-1]} if len(told) > 1 else {})
+    tables = [table(task.name, each.data, f"{protocol}{_scenes_text(each)}", task.columns, each.rows) for each in found]
+    return tables[-1] | ({"sets": tables[:-1]} if len(tables) > 1 else {})
 
 
 def _scenes_text(found: DepthTable | NormalTable) -> str:

@@ -98,7 +98,7 @@ def layer_probe(task: Task, key: str, layers: LayerFigures, train: Views, text: 
 
 def layer_charts(runs: Sequence[Run]) -> list[Captioned]:
     """How well a fresh readout of each block tells the teacher's latents, and how like them its tokens are."""
-    said = {
+    words = {
         LAYERS.name: (
             "R² within images of a fresh ridge",
             "the run's line would lie on its twin's or the random encoder's: depth went into the head alone",
@@ -110,7 +110,7 @@ def layer_charts(runs: Sequence[Run]) -> list[Captioned]:
     }
     drawn = []
     for run in runs:
-        for task, (label, failed) in said.items():
+        for task, (label, failed) in words.items():
             for content in tables_of(run, task):
                 values = {
                     row["name"]: [value for key, value in row.items() if key.startswith("block_")]
