@@ -269,6 +269,11 @@ def test_bad_input_is_answered_in_one_line(
     assert not (place / "out").exists()
 
 
+def test_other_protocols_than_the_usual_ones_are_refused(place: Path) -> None:
+    with pytest.raises(BadInput, match=r"evaluation\.depth_readout=.*comparisons have each task's usual one"):
+        depthjepa.compare([place / "fine"], place / "pairs", ["depth"], settings=["evaluation.depth_readout=dpt"])
+
+
 def test_a_folder_that_holds_something_else_is_refused(place: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(BadInput, match=r"notes\.txt"):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from depthjepa.data import order
 from depthjepa.data.config import DataConfig
 from depthjepa.data.loading import TrainingBatches, open_source, view_batches
 from depthjepa.data.memory import in_memory
@@ -55,6 +56,25 @@ class Numbered:
         gradient[0] = index
         depth = gradient[1:2].float() + 1
         return Sample(gradient, depth, index % 2, f"{index}.jpg")
+
+
+def test_two_folders_of_one_name_are_told_apart_in_a_mixture() -> None:
+    sources = [Numbered(2), Numbered(3), Numbered(2)]
+    for source, name in zip(sources, ("/a/photos", "/b/photos", "/b/photos-2"), strict=True):
+        source.name = name
+    mixed = Mixture(sources)
+    names = [mixed.name_of(index) for index in range(7)]
+    assert len(set(names)) == 7 and [names[0], names[2], names[5]] == [
+        "photos/0.jpg",
+        "photos-2/0.jpg",
+        "photos-2-2/0.jpg",
+    ]
+    assert mixed.sample(2).name == "photos-2/0.jpg"
+
+
+def test_a_source_of_next_to_no_weight_gives_nothing() -> None:
+    indices, times = order._passes_in_windows(Numbered(20), 0, 0, "order", 0)
+    assert indices.shape == times.shape == (0,)
 
 
 def training(source: Source, **keys: object) -> TrainingBatches:

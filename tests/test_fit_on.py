@@ -16,6 +16,8 @@ import depthjepa
 from depthjepa.commands import teach as teaching
 from depthjepa.data.config import DataConfig
 from depthjepa.data.samples import Batch, UnreadableImage
+from depthjepa.evaluation.probes.running import probe_config
+from depthjepa.evaluation.probes.task import Data
 from depthjepa.faults import BadInput
 from depthjepa.guidance.target import Description
 from depthjepa.guidance.teachers.cache import open_cache
@@ -80,6 +82,30 @@ def others(root: Path) -> Path:
             save(root / split / "rgb" / f"{number:04}.png", picture(number))
             save(root / split / "depth" / f"{number:04}.png", millimetres(number))
     return root
+
+
+def test_the_unit_of_depth_is_not_carried_over_to_other_data(trained: Path) -> None:
+    config = tiny(trained.parent / "own", "data.depth_scale=5000", "data.depth_orientation=stored")
+    for found in (config.data.elsewhere("other"), probe_config(config, "other").data):
+        assert (found.root, found.depth_scale, found.depth_orientation) == ("other", 1000, None)
+    assert probe_config(config, "other", ["data.depth_scale=256"]).data.depth_scale == 256
+    assert probe_config(config, None).data.depth_scale == 5000
+
+
+def test_tables_of_two_folders_of_one_name_lie_beside_each_other(tmp_path: Path, trained: Path) -> None:
+    for place in ("a", "b"):
+        depthjepa.probe(trained, "depth", data=str(others(tmp_path / place / "pairs")))
+    depthjepa.probe(trained, "depth", data=str(tmp_path / "b" / "pairs"))  # again: over its own
+    tables = [json.loads(file.read_text())["data"] for file in (trained / "probes").glob("depth-pairs*.json")]
+    assert sorted(tables) == [str(tmp_path / place / "pairs") for place in ("a", "b")]
+
+
+def test_training_images_are_judged_by_what_was_fitted_on_others_alone(tmp_path: Path, trained: Path) -> None:
+    config = tiny(
+        trained.parent / "own", f"evaluation.fit_on={others(tmp_path / 'others')}", "evaluation.judge_training=true"
+    )
+    data = Data(config)
+    assert (len(data.train), len(data.val), len(data.judged)) == (12, 8, 20)
 
 
 def figures(table: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -69,6 +69,12 @@ def saved(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Saved:
     return get
 
 
+def test_a_gate_s_head_learns_end_to_end_all_along(pairs: Path) -> None:
+    config = tiny(pairs, *TARGET, "guidance.schedule=released", "guidance.detached=true")
+    found = gates.with_pixel_head(config, "mlp", "full", "predicted").guidance
+    assert isinstance(found, PixelGuidance) and (found.schedule, found.detached) == ("constant", False)
+
+
 def source(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

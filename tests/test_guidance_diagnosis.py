@@ -29,6 +29,7 @@ from depthjepa.grid import to_tokens
 from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.guidance.feature import FeatureGuide
 from depthjepa.guidance.target import on_cells
+from depthjepa.guidance.teachers.controls import AnotherImage, ImageItself, MeanMap, SideBySide
 from depthjepa.guidance.teachers.ground_truth import DepthTeacher
 from depthjepa.logbook import RunFolder
 from depthjepa.method import build_encoder
@@ -62,6 +63,7 @@ def run_of(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> RunOf:
         "guided": (*GUIDED, "train.steps=2", "name=guided"),
         "pixel": ("guidance.kind=pixel", "guidance.weight=0.5", "train.steps=2", "name=pixel"),
         "beside": (*GUIDED, "guidance.read=dense", "guidance.beside=random", "train.steps=2", "name=beside"),
+        "another": (*GUIDED, "guidance.control=another", "train.steps=2", "evaluation.pictures=1", "name=another"),
         "control": (*GUIDED, "guidance.control=random", "train.steps=2", "name=control"),
     }
 
@@ -153,6 +155,33 @@ def test_the_pull_grows_with_the_weight(run_of: RunOf) -> None:
     assert found[1]["pull"] == pytest.approx(2 * found[0]["pull"], rel=1e-4)
     assert found[1]["pull_cosine"] == pytest.approx(found[0]["pull_cosine"], abs=1e-5)
     assert -1 <= found[0]["pull_cosine"] <= 1
+
+
+def test_guidance_that_was_released_is_told_with_its_whole_weight(run_of: RunOf) -> None:
+    saved = load_checkpoint(run_of("guided"))
+    (batch,) = Views(saved.config, "val")()
+    batch = replace(batch, masks=picture_masks(saved.config, batch))
+    method, teacher = load_guided(saved, CPU)
+    assert isinstance(method.guide, FeatureGuide)
+    truth, found = on_cells(teacher, batch, saved.config.target_cells), []
+    for schedule in ("constant", "released"):
+        method.guide.config = replace(method.guide.config, schedule=schedule, turn=(0.2, 0.5))
+        found.append(pull_on_encoder(method, batch, truth))
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
+def test_what_stands_beside_another_s_depth_stays_beside_its_own() -> None:
+    own, picture = DepthTeacher(), ImageItself(DepthTeacher())
+    found = guidance._own_depth(SideBySide(AnotherImage(own), picture))
+    assert isinstance(found, SideBySide) and found.first is own and found.second is picture
+    kept = SideBySide(own, picture)
+    assert guidance._own_depth(kept) is kept and guidance._own_depth(MeanMap(own)) is own
+
+
+def test_a_last_image_alone_does_not_keep_another_s_depth_from_being_judged(run_of: RunOf) -> None:
+    saved = load_checkpoint(run_of("another"))
+    config = replace(saved.config, evaluation=replace(saved.config.evaluation, batch_size=11))  # of 12
+    assert guidance_tables(config, saved, None)[0]["rows"][1]["pull"] > 0
 
 
 def test_of_two_targets_the_teacher_s_own_is_judged(run_of: RunOf) -> None:

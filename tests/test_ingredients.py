@@ -121,6 +121,13 @@ def test_distances_and_what_they_weigh() -> None:
     assert float(visible_loss(prediction, target, found)) == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_visible_patch_that_is_hidden_too_counts_as_its_neighbours_do() -> None:
+    """The released sampler lets context and targets overlap now and then."""
+    prediction, target = noise(0, 1, 1, 2, 8), noise(1, 1, 2, 8)
+    overlapping, beside = (visible_loss(prediction, target, torch.tensor([[[each, 4.0]]])) for each in (0.0, 1.0))
+    assert torch.isfinite(overlapping) and overlapping == beside
+
+
 def test_the_weight_of_visible_tokens_is_ramped() -> None:
     config = LossConfig(visible=0.8, visible_from=0.25, visible_full=0.5)
     assert [config.visible_weight(share) for share in (0.0, 0.25, 0.375, 0.5, 1.0)] == pytest.approx(

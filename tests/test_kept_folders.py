@@ -19,6 +19,7 @@ from depthjepa.data.config import DataConfig
 from depthjepa.data.listing import Listing, list_images
 from depthjepa.data.loading import open_splits
 from depthjepa.data.shards.place import Folder
+from depthjepa.faults import BadInput
 from tiny_images import write_classes, write_flat, write_labelled, write_pairs
 from tiny_runs import tiny
 
@@ -248,6 +249,8 @@ def test_without_a_cache_folder_it_is_done_and_said_once(
         assert list_images(root) == list_images(root) == expected
     (warning,) = said
     assert "there is no cache folder" in str(warning.message)
+    with pytest.raises(BadInput, match="name one by the variable DEPTHJEPA_CACHE"):
+        place()
 
 
 def test_file_systems_without_true_times_are_listed_anew(

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
+from depthjepa.data.prepare import record3d
 from tiny_images import picture, save
 from tiny_recordings import PLACES, SIZE, depth, metres, names, sees_the_wall, sources, train, turn
 from tiny_runs import Call
@@ -221,6 +222,20 @@ def test_record3d_has_photographs_of_its_depth_s_size_and_our_axes(tmp_path: Pat
         assert np.abs(pixels - picture(number, *SIZE)).mean() < 3  # a JPEG
     assert source.focal_length == FOCAL and source.group_of(0) == "walk"
     sees_the_wall(source, FOCAL)
+
+
+def test_many_recordings_are_not_open_at_once(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(6):
+        write_r3d(tmp_path / "in" / f"{number}.r3d", frames=1)
+    most, write = [0], record3d.write_recordings
+
+    def counting(*given: Any, **keys: Any) -> Any:
+        most.append(sum(str(each.resolve()).endswith(".r3d") for each in Path("/proc/self/fd").iterdir()))
+        return write(*given, **keys)
+
+    monkeypatch.setattr(record3d, "write_recordings", counting)
+    status, _, wrong = call("prepare", "record3d", tmp_path / "in", "--out", tmp_path / "out")
+    assert status == 0 and 0 < max(most) <= 2, wrong
 
 
 def test_an_iphone_that_has_not_moved_looks_along_minus_z(tmp_path: Path, call: Call) -> None:

@@ -110,6 +110,16 @@ def test_what_cannot_be_published_is_said_in_one_line(
     assert status == 2 and said in errors and "Traceback" not in errors
 
 
+def test_without_a_network_it_is_one_line(trained: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise type("ConnectError", (Exception,), {"__module__": "httpx"})("[Errno 111] Connection refused")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", unreachable)
+    status, _, errors = call("push", trained, "somebody/streets", "--licence", "mit")
+    assert status == 2 and "somebody/streets was not published: [Errno 111] Connection refused" in errors
+    assert "Traceback" not in errors
+
+
 def test_a_hub_that_refuses_is_one_line(trained: Path, hub: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.hf_api.get_token", lambda: None, raising=False)
     monkeypatch.delenv("HF_TOKEN")

@@ -16,6 +16,7 @@ from depthjepa.data.prepare import recordings
 from depthjepa.data.prepare.recordings import associated
 from depthjepa.data.prepare.tum import prepare_tum
 from depthjepa.data.prepare.writing import link
+from depthjepa.locks import locked
 from tiny_images import picture, save
 from tiny_recordings import PLACES, SIZE, depth, metres, names, sees_the_wall, sources, train, turn
 from tiny_runs import Call
@@ -230,6 +231,30 @@ def test_realsense_has_the_scale_and_camera_of_its_file(tmp_path: Path, call: Ca
     assert names(source) == ["desk/00000.jpg", "desk/00002.jpg"] and val.group_of(1) == "hall"
     np.testing.assert_array_equal(depth(source, 1), (np.rint(4000 * metres(2, NARROW)) / 4000).astype(np.float32))
     assert source.focal_length == 615.5 and not source.tells_pairs()
+
+
+def test_a_link_is_written_where_it_leads_and_a_mounted_disk_is_not(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_realsense(tmp_path / "in")
+    (tmp_path / "disk" / "data").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "data")
+    for _ in range(2):  # it is written, then it is there
+        status, said, wrong = call("prepare", "realsense", source, "--out", tmp_path / "out")
+        assert status == 0 and "3 training pairs" in said, wrong
+    assert len(sources(tmp_path / "disk" / "data")[0]) == 3
+    monkeypatch.setattr(Path, "is_mount", lambda self: self.name == "mounted")
+    status, _, wrong = call("prepare", "realsense", source, "--out", tmp_path / "mounted")
+    assert status == 2 and "mounted is where a disk is mounted" in wrong
+    assert not [*tmp_path.glob("*.partial"), *tmp_path.glob(".lock*")]
+
+
+def test_one_process_at_a_time_prepares_a_folder(tmp_path: Path, call: Call) -> None:
+    source = write_realsense(tmp_path / "in")
+    with locked(tmp_path, name=".lock-out"):
+        status, _, wrong = call("prepare", "realsense", source, "--out", tmp_path / "out")
+    assert status == 2 and "in use by process" in wrong
+    assert call("prepare", "realsense", source, "--out", tmp_path / "out")[0] == 0
 
 
 def test_realsense_of_the_older_recorder_needs_its_scale(tmp_path: Path, call: Call) -> None:

@@ -428,6 +428,7 @@ class Server:
         self.answers: list[int] = []  # statuses of the next requests; then all is well
         self.asked: list[str] = []
         self.ranges = True
+        self.absent = 404
         server = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -440,7 +441,7 @@ class Server:
             def do_GET(self) -> None:
                 server.asked.append(f"{self.command} {self.path} {self.headers.get('Range', '')}".strip())
                 path = folder / self.path.strip("/")
-                status = server.answers.pop(0) if server.answers else 200 if path.is_file() else 404
+                status = server.answers.pop(0) if server.answers else 200 if path.is_file() else server.absent
                 content = path.read_bytes() if status == 200 else b""
                 length = len(content)
                 if status == 200 and server.ranges and (asked := self.headers.get("Range")):
@@ -494,6 +495,14 @@ def test_a_server_that_refuses_is_not_asked_again(web: Server, status: int, said
     with pytest.raises(BadInput, match=said):
         source.sample(0)
     assert not web.answers
+
+
+def test_a_server_that_does_not_say_what_is_not_there_is_read(web: Server) -> None:
+    """As S3 does without the right to list."""
+    web.absent = 403
+    assert opened(f"{web.root}/{NAMES}").sample(0).image.shape == (3, 20, 24)
+    with pytest.raises(BadInput, match=r"access is refused .*403"):
+        opened(f"{web.root}/train-{{004..005}}.tar")
 
 
 def test_a_server_without_ranges_is_refused(web: Server) -> None:

@@ -643,7 +643,10 @@ def test_the_printed_study_runs(printed: Study, tmp_path: Path) -> None:
 def test_settings_behind_a_studys_name_are_for_all_arms(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = study_file(tmp_path / "ours.yaml", {"base": "rgbd", "arms": {"a": None}, "seeds": 1, "settings": ["seed=1"]})
+    file = study_file(
+        tmp_path / "ours.yaml",
+        {"base": "rgbd", "arms": {"a": None}, "seeds": 1, "settings": ["data.root=theirs", "seed=1"]},
+    )
     asked: list[Any] = []
 
     def run(study: Any, *_: Any, **__: Any) -> Any:
@@ -823,7 +826,9 @@ def test_comparisons_are_paired_by_seed_and_corrected_together(tmp_path: Path) -
     )
     comparison = Comparison("knn.accuracy", "G", ("U", "P", "S"), 0.05)
     against_u, against_p = claims_of(comparison, content, tmp_path)
-    assert against_u["p"] == pytest.approx(2 / 256) and against_u["p_adjusted"] == pytest.approx(4 / 256)
+    assert against_u["p"] == pytest.approx(2 / 256) and against_u["p_adjusted"] == pytest.approx(6 / 256)  # of three
+    waiting = replace(comparison, against=("S", "U"), correction="sequence")  # S comes first, and is not there yet
+    assert [each["p_adjusted"] for each in claims_of(waiting, content, tmp_path)] == [1.0]
     assert against_u["sentence"].startswith("G is better than U in accuracy (knn)")
     assert against_p["equivalent"] and against_p["not_inferior"]
     assert "G and P are equivalent in accuracy (knn) within ±0.05" in against_p["sentence"]

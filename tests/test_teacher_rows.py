@@ -14,7 +14,10 @@ import depthjepa
 from depthjepa.commands import teach as teaching
 from depthjepa.data.samples import Batch
 from depthjepa.evaluation import teacher_rows
+from depthjepa.evaluation.gathering import Views
 from depthjepa.guidance.target import Description
+from depthjepa.guidance.teachers.taught import is_metric
+from depthjepa.guidance.teachers.transformers_families import CANONICAL
 from depthjepa.losses import Latents
 from tiny_images import save
 from tiny_runs import run, tiny
@@ -84,6 +87,23 @@ def test_a_teacher_stands_beside_its_run_as_it_saw_the_images(
     # The same images through the same network: the cache was asked no differently.
     without = depthjepa.probe(tmp_path / "run", "depth", settings=["evaluation.teacher_row=false"])
     assert not {"teacher", "teacher itself"} & {row["name"] for row in without["rows"]}
+
+
+def test_an_inverse_depth_of_nothing_is_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = teacher_rows.log_metres(torch.tensor([[[[0.5, 0.01, 0.0, -0.001]]]]), "multiplied").exp()
+    assert found.flatten().tolist() == pytest.approx([2, 100, 1000, 1000], rel=1e-5)
+
+
+def test_depth_of_a_canonical_camera_is_no_metres() -> None:
+    assert is_metric("-log(depth / m)", "log added") and is_metric("1/m", "multiplied")
+    assert not is_metric(CANONICAL.unit, CANONICAL.zoomed) and not is_metric("inverse depth", "unchanged")
+
+
+def test_a_small_data_set_beside_a_large_one_has_enough_for_the_teacher(tmp_path: Path) -> None:
+    small = write(tmp_path / "pairs")
+    train = Views(tiny(small, f"data.root=scenes,{small}", "data.scenes_train=900"), "train")
+    chosen = teacher_rows._some_of(train)
+    assert len(chosen) == 530 and (chosen >= 900).sum() == 30 and (np.diff(chosen) > 0).all()
 
 
 def test_what_is_said_of_a_teacher_that_knows_nothing() -> None:

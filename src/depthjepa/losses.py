@@ -52,13 +52,14 @@ def visible_loss(
     """Smooth-L1 between what the predictor says of visible patches and their own target embeddings.
 
     A patch counts 1 / sqrt(distance) to the nearest hidden one (V-JEPA 2.1: the
-    context loss), so that the encoder keeps what is there without being rewarded for copying far from any mask. Mean
-    over the width, the patches and the predictor's sequences (one a target block).
+    context loss), so that the encoder keeps what is there without being rewarded for copying far from any mask. A patch
+    that is hidden as well, as the released sampler has them now and then, counts as the nearest ones do. Mean over the
+    width, the patches and the predictor's sequences (one a target block).
     """
     _same_shape(prediction[..., 0], distance)
     _same_shape(prediction[:, 0], target)
     token = F.smooth_l1_loss(prediction, target[:, None].expand_as(prediction), reduction="none").mean(-1)
-    return (token / distance.sqrt()).mean()
+    return (token / distance.clamp(min=1).sqrt()).mean()
 
 
 def pixel_loss(

@@ -47,6 +47,8 @@ def device(name: str | None = None, ranks: Ranks | None = None) -> torch.device:
         raise BadInput(f"device {name!r} was asked for, but there is no CUDA GPU here: use cpu")
     if name == "cuda" and ranks:
         return torch.device("cuda", ranks.local)
+    if chosen.index is not None and chosen.index >= (count := torch.cuda.device_count()):
+        raise BadInput(f"device {name!r} was asked for, and there are {count} GPUs here, from cuda:0")
     return chosen
 
 
@@ -216,17 +218,20 @@ def machine_bytes() -> int:
     return min(found)
 
 
+def _commit() -> str | None:
+    """The commit of the source tree; None where this file is not in one (an environment may lie in another's)."""
+    here = Path(__file__).resolve()
+    command = ["git", "-C", str(here.parent), "rev-parse", "--show-toplevel", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    except FileNotFoundError:
+        return None
+    own = len(found) == 2 and Path(found[0]).resolve() == here.parents[2]
+    return found[1] if own else None
+
+
 def environment() -> dict[str, object]:
     """Describe what a run ran on: versions, processor, threads, GPU, commit of the source tree."""
-    try:
-        commit = subprocess.run(
-            ["git", "-C", os.path.dirname(__file__), "rev-parse", "HEAD"],  # noqa: PTH120
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout.strip()
-    except FileNotFoundError:
-        commit = ""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -236,5 +241,5 @@ def environment() -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "world": ranks().world,
-        "commit": commit or None,
+        "commit": _commit(),
     }

@@ -88,7 +88,8 @@ def train(
         state = begin(config, folder, data, ranks, resume=resume, say=say_once)
         if lengthen:
             before = steps_before(config, folder, state.epoch_steps)
-            say_once(rates_change(config, state.step, before, state.steps, state.epoch_steps))
+            if before < state.steps:
+                say_once(rates_change(config, state.step, before, state.steps, state.epoch_steps))
             if ranks.first:  # a run that had been finished is not
                 folder.write_summary(so_far(state, folder, len(data["train"])))
         distributed.first_writes(ranks, lambda: write_contents(folder.path, contents))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -186,12 +185,11 @@ def study(
     ] = None,
 ) -> None:
     """Train and probe arms with several seeds; write means and deviations, and what may be claimed."""
-    from depthjepa.study.plan import load_study
+    from depthjepa.study.plan import load_study, with_settings
     from depthjepa.study.results import markdown
     from depthjepa.study.running import run_study
 
-    asked = load_study(study)
-    asked = replace(asked, settings=(*asked.settings, *(overrides or [])))
+    asked = with_settings(load_study(study), overrides or [])
     part, folder = shard_of(shard), out or Path("studies") / asked.name
     if resume and not (folder / "study.yaml").is_file():
         raise BadInput(f"--resume: there is no study in {folder}; leave --resume out to start one there")

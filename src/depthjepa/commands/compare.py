@@ -99,6 +99,7 @@ def compare(
     listed = Data(base)
     chosen = _tasks(tasks, listed, notes)
     table.refuse_unread("comparisons", chosen, base, given(settings, base))
+    _refuse_variants(chosen, base)
     device = runtime.device(base.train.device)
     runtime.settle_cpu(base.train.threads)
     compared = _opened(backbones, base, _proportions(listed.val.source) or base.data.size, asked_size, notes)
@@ -155,14 +156,20 @@ def _tasks(names: Sequence[str] | None, data: Data, notes: list[str]) -> list[ta
         return asked
     found, lacking = [], []
     for row in (each for each in known.values() if each.usual):
-        missing = [need.lacking(row.name, data.config, data.train.source, data.val.source) for need in row.needs]
-        why = next((text for text in missing if text is not None), None)
+        why = data.lacking(row)
         found += [row] if why is None else []
         lacking += [] if why is None else [why]
     if not found:
         raise BadInput("; ".join(lacking))
     notes += [f"left out: {text.partition(': give')[0]}" for text in lacking]
     return found
+
+
+def _refuse_variants(tasks: Sequence[table.Runnable], base: RunConfig) -> None:
+    """Raise `BadInput` for settings that ask for another protocol of a task than that of its tables' rows."""
+    asked = [row.variant.setting for row in tasks if row.variant is not None and row.variant.asked(base)]
+    if asked:
+        raise BadInput(f"{asked[0]} is a protocol of `depthjepa probe`: comparisons have each task's usual one")
 
 
 def _opened(

@@ -52,7 +52,10 @@ def push(
         try:
             hub.create_repo(repo, private=private, exist_ok=True)
             sent = hub.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"{found.name}, {which} encoder")
-        except (HfHubHTTPError, LocalTokenNotFoundError, OSError, ValueError) as fault:  # ValueError: of the card
+        except Exception as fault:
+            named = (HfHubHTTPError, LocalTokenNotFoundError, OSError, ValueError)  # ValueError: of the card
+            if not isinstance(fault, named) and not type(fault).__module__.startswith("httpx"):  # no connection
+                raise
             reason = str(fault).strip().splitlines()[0]
             raise BadInput(f"{repo} was not published: {reason}") from fault
     return [*said[:1], f"{repo}: {', '.join(files)}", str(sent)]

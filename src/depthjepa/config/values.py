@@ -24,7 +24,7 @@ WHOLE = r"-?(0|[1-9][0-9]*)"
 
 
 def value_of(text: str, choices: Sequence[Any]) -> Any:
-    """The value that KEY=TEXT gives a key of these types (see `config.types`).
+    """The value that KEY=TEXT gives a key of these types (see `run_config.types`).
 
     A list of texts is written `[a,b]`, or as one text; where the key also takes a whole number, digits alone are that
     (`[3]` is the list of the text 3). Quotes of YAML around a text are taken away. What is no text is YAML, and left as

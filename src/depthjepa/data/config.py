@@ -22,10 +22,14 @@ Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 
 HUB_COLUMNS = ("hub_image", "hub_label", "hub_depth")
 
-# What says how the images of one root are divided, picked, named or covered.
-OF_ITS_OWN: dict[str, Any] = dict.fromkeys(
-    ("kind", "classes", "images_per_class", "val_prefixes", "val_list", "scene_textures", *HUB_COLUMNS)
-)
+# What says how the images of one root are divided, picked, named or covered, and what its depth files mean.
+OF_ITS_OWN: dict[str, Any] = {
+    **dict.fromkeys(
+        ("kind", "classes", "images_per_class", "val_prefixes", "val_list", "scene_textures", *HUB_COLUMNS)
+    ),
+    "depth_scale": MILLIMETRES,
+    "depth_orientation": None,
+}
 
 
 @configuration
@@ -129,7 +133,7 @@ class DataConfig:
         return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
 
     def elsewhere(self, root: str) -> DataConfig:
-        """The same for other data: what divides, picks or names its own images is not carried over."""
+        """The same for other data: what divides, picks or names its images, and the unit of depth, is not carried over."""
         return replace(self, root=root, **OF_ITS_OWN)
 
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -167,6 +167,12 @@ class Places:
     folds: Division  # of the training images
     train_group: Mapping[int, str]  # those that validation images are of, too: what others look like helps nobody
     val_group: Mapping[int, str]  # all that are known
+
+    def together(self) -> Places:
+        """The same images as those of one data set."""
+        name, parts = ",".join(self.parts), (self.train_part, self.val_part)
+        train, val = (np.zeros_like(part) for part in parts)
+        return replace(self, parts=(name,), train_part=train, val_part=val)
 
 
 def places_of(

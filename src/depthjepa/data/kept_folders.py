@@ -199,8 +199,8 @@ def _file_of(top: Path) -> Path | None:
     """Where what is known of a folder is kept, told by its real path; None where the user has no cache folder."""
     try:
         place = cache_folder()
-    except RuntimeError as fault:  # the system knows of no home
-        _tell(f"there is no cache folder ({fault})")
+    except BadInput as fault:
+        _tell(str(fault))
         return None
     name = hashlib.blake2b(os.fsencode(os.path.realpath(top)), digest_size=DIGEST).hexdigest()
     return place / "listings" / name

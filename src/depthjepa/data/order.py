@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePath
@@ -39,6 +40,7 @@ class Mixture:
         self.keeps_samples = all(source.keeps_samples for source in sources)
         self.weights = weights
         self.sources = tuple(sources)
+        self._folders = told_apart([PurePath(source.name).name for source in sources])
         self._ends = np.cumsum([len(source) for source in sources])
 
     def __len__(self) -> int:
@@ -65,9 +67,9 @@ class Mixture:
         )
 
     def name_of(self, index: int) -> str:
-        """Name of sample `index`: that of its own source's folder, then its name there."""
+        """Name of sample `index`: its source's folder (-2 behind a second one so called), then its name there."""
         part, place = self.part_of(index)
-        return f"{PurePath(self.sources[part].name).name}/{self.sources[part].name_of(place)}"
+        return f"{self._folders[part]}/{self.sources[part].name_of(place)}"
 
     def part_of(self, index: int) -> tuple[int, int]:
         """Which source sample `index` is from, and its number there."""
@@ -99,6 +101,15 @@ class Mixture:
         return mixed
 
 
+def told_apart(names: Sequence[str]) -> list[str]:
+    """The names, with a number behind one that came before: `a`, `b`, `a-2`."""
+    found: list[str] = []
+    for name in names:
+        numbered = (f"{name}-{number}" for number in itertools.count(2))
+        found.append(next(each for each in itertools.chain([name], numbered) if each not in found))
+    return found
+
+
 def _passes(length: int, count: int, seed: int, stream: str, epoch: int) -> Int64[np.ndarray, " count"]:
     """Draw `count` of `range(length)`: each pass without replacement, as many passes as it takes."""
     turns = [
@@ -112,13 +123,13 @@ def _passes_in_windows(
     source: Source, count: int, seed: int, stream: str, epoch: int
 ) -> tuple[Int64[np.ndarray, " count"], Float64[np.ndarray, " count"]]:
     """Draw `count` samples as `_passes` does, each with its moment from 0 to 1 (see `moments`)."""
-    indices, times = [], []
+    indices, times = [np.empty(0, dtype=np.int64)], [np.empty(0)]
     for turn in range(-(-count // len(source))):
         when = moments(source, seed, epoch, f"{stream}/{turn}")
         when = _random(len(source), seed, epoch, f"{stream}/{turn}/moment") if when is None else when
         indices.append(np.argsort(when, kind="stable"))
         times.append(turn + when[indices[-1]])
-    return np.concatenate(indices)[:count], np.concatenate(times)[:count] * len(source) / count
+    return np.concatenate(indices)[:count], np.concatenate(times)[:count] * len(source) / max(1, count)
 
 
 def _apportion(total: int, weights: Sequence[float]) -> list[int]:

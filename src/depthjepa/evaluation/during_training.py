@@ -42,7 +42,7 @@ def probe_during_training(
         middle = asked.neighbours[len(asked.neighbours) // 2]
         figures["probe_knn"] = knn(one_pass(encode, train).pooled, seen.pooled, middle)
     if with_depth:
-        places = places_in(train, val)
+        places = places_in(train, val).together()  # a part may have too few of these images for figures of its own
         found = depth_table(
             {config.name: encode}, train, val, places, config.model.patch_size, asked.cell_share, pictures=0
         )

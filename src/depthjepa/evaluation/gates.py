@@ -269,6 +269,8 @@ def with_pixel_head(config: RunConfig, head: str, scope: str, read: str) -> RunC
         read=read,  # type: ignore[arg-type]
         layers=(1.0,),
         weight=1.0,
+        schedule="constant",
+        detached=False,
         loss="l1" if own.loss == "ssi" else own.loss,
     )
     masks = replace(config.masks, kind="mae" if scope == "full" else "multiblock")

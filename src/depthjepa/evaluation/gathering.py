@@ -154,22 +154,20 @@ def fitted_views(config: RunConfig) -> Views:
 
 
 def judged_views(config: RunConfig) -> Views:
-    """What a depth probe is judged on: validation images, and training images if `evaluation.judge_training`."""
-    if not config.evaluation.judge_training:
-        return Views(config, "val")
+    """What a depth probe that was fitted on other data may be judged on: all images, training images too."""
     both = Mixture(list(open_splits(config.data).values()))
     both.name = both.sources[0].name  # one data set, not a mixture of two
     return Views(config, "val", both)
 
 
-def places_in(train: Views, val: Views) -> Places:
-    """Where the images of both were taken; of data of two kinds, which share no scene, they are one part."""
+def places_in(train: Views, val: Views, *, elsewhere: bool = False) -> Places:
+    """Where the images of both were taken; where what is fitted on is other data, no scene is shared."""
     places = places_of(train.source, train.numbers, val.source, val.numbers)
-    asked, root = train.config.evaluation, train.config.data.root
-    if asked.fit_on is None:
+    if not elsewhere:
         return places
+    fit_on, root = train.config.evaluation.fit_on, train.config.data.root
     if "," in source_name(root):
-        raise BadInput(f"evaluation.fit_on={asked.fit_on}: judge one data set at a time, not {root}")
+        raise BadInput(f"evaluation.fit_on={fit_on}: judge one data set at a time, not {root}")
     one, other = (np.zeros(len(views.source), dtype=np.int64) for views in (train, val))
     return replace(places, parts=(val.source.name,), train_part=one, val_part=other, train_group={})
 

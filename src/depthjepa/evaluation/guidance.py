@@ -37,7 +37,7 @@ from depthjepa.formats.weights import load_strictly
 from depthjepa.grid import to_map, to_tokens, unfold_cells
 from depthjepa.guidance.build import asked_directly, asks_network
 from depthjepa.guidance.target import Teacher, Whitening, on_cells, whitening_of
-from depthjepa.guidance.teachers.controls import Control
+from depthjepa.guidance.teachers.controls import Control, SideBySide
 from depthjepa.guidance.teachers.ground_truth import DepthTeacher
 from depthjepa.losses import Latents
 from depthjepa.method import build_method, build_teacher
@@ -114,8 +114,7 @@ def map_figures(
         )
     method, asked = load_guided(saved, device)
     assert saved.whitening is not None and method.guide is not None
-    # What the head of a control says is held against depth as well, where it is of the teacher's own kind.
-    teacher = asked.teacher if isinstance(asked, Control) and asked.of_depth else asked
+    teacher = _own_depth(asked)
     whitening = Whitening(saved.whitening.mean.to(device), saved.whitening.deviation.to(device))
     _, mean = whitening_of([on_cells(teacher, batch.to(device), config.target_cells) for batch in train()])
     everywhere = torch.ones_like(mean, dtype=torch.bool)[None]
@@ -130,11 +129,20 @@ def map_figures(
             guess, judged = predicted_latents(method, moved, masks)
         valid = truth.valid & judged
         found.append((truth.values.cpu(), guess.float().cpu(), valid.expand_as(truth.values).cpu()))
-        own = truth if teacher is asked else whitening.apply(on_cells(asked, moved, config.target_cells), math.inf)
-        pull = pull or pull_on_encoder(method, replace(moved, masks=masks), own)
+        if not pull:  # of the first images, by the loss that the run was trained by
+            own = truth if teacher is asked else whitening.apply(on_cells(asked, moved, config.target_cells), math.inf)
+            pull = pull_on_encoder(method, replace(moved, masks=masks), own)
     # What stands beside the teacher's own latents is left out.
     maps = [torch.cat(parts).chunk(method.guide.targets, 1)[0] for parts in zip(*found, strict=True)]
     return measure(maps[0], maps[1], maps[2], centre.chunk(method.guide.targets, 0)[0].cpu()) | pull
+
+
+def _own_depth(asked: Teacher) -> Teacher:
+    """What tells an image's own depth in the place of another's or of the mean map: a head is held to that."""
+    if isinstance(asked, SideBySide):
+        first = _own_depth(asked.first)
+        return asked if first is asked.first else SideBySide(first, asked.second)
+    return asked.teacher if isinstance(asked, Control) and asked.of_depth else asked
 
 
 def pull_on_encoder(method: JEPA, batch: Batch, truth: Latents) -> dict[str, float]:
@@ -142,7 +150,9 @@ def pull_on_encoder(method: JEPA, batch: Batch, truth: Latents) -> dict[str, flo
     assert batch.masks is not None
     losses = method(method.context_encoder.normalise(batch.images), batch.masks, truth)
     assert method.guide is not None
+    # The losses are those of a run's end, where guidance that was released has no weight: its whole one is told.
     depth = method.guide.weight * losses.parts["loss_depth"]
+    others = losses.total - method.guide.weight_at(1.0) * losses.parts["loss_depth"]
     parameters = [each for each in method.context_encoder.parameters() if each.requires_grad]
 
     def gradient(loss: Tensor) -> Tensor:
@@ -153,7 +163,7 @@ def pull_on_encoder(method: JEPA, batch: Batch, truth: Latents) -> dict[str, flo
             [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, parts, strict=True)]
         )
 
-    guided, rest = gradient(depth), gradient(losses.total - depth)
+    guided, rest = gradient(depth), gradient(others)
     if not guided.any() or not rest.any():
         return {"pull": 0.0 if not guided.any() else math.inf, "pull_cosine": math.nan}
     return {

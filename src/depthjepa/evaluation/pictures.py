@@ -16,6 +16,7 @@ from depthjepa.data.transforms import as_bytes
 from depthjepa.evaluation.decoded import undone
 from depthjepa.evaluation.gathering import views
 from depthjepa.evaluation.readout import patch_grid
+from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.guidance.pixel import PixelGuide
 from depthjepa.guidance.target import Target, first_target, on_cells
 from depthjepa.logbook import RunFolder
@@ -86,7 +87,11 @@ def drawn(folder: RunFolder) -> dict[str, Figure]:
 def picture_batch(config: RunConfig) -> Batch:
     """The images that a run's pictures show: an even spread over the data, the same for every run on them."""
     source = open_source(config.data, "val" if has_validation(config.data) else "train")
-    limit = config.evaluation.pictures
+    guidance = config.guidance
+    least = 2 if isinstance(guidance, FeatureGuidance) and guidance.control == "another" else 1  # one has no neighbour
+    if len(source) < least:
+        source = open_source(config.data, "train")
+    limit = max(least, config.evaluation.pictures)
     return next(iter(views(config, source, limit)))
 
 

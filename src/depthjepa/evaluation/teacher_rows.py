@@ -18,6 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from depthjepa.config.run_config import RunConfig
+from depthjepa.data.groups import part_in
 from depthjepa.data.loading import view_batches
 from depthjepa.data.order import evenly
 from depthjepa.data.samples import Batch, Chosen, Source
@@ -30,11 +31,12 @@ from depthjepa.grid import to_tokens
 from depthjepa.guidance.build import asks_network
 from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.guidance.target import Teacher, filled, on_cells, resized
-from depthjepa.guidance.teachers.taught import metres
+from depthjepa.guidance.teachers.taught import is_metric, metres
 from depthjepa.guidance.teachers.whole_images import latents_of_whole, of_one_size
 from depthjepa.model.decoders import CELLS
 
-IMAGES = 500  # training images that the network is asked about: its latents have few channels
+IMAGES = 500  # training images of each data set that the network is asked about: its latents have few channels
+FARTHEST = 1000.0  # metres: an inverse depth of nothing and less is that far away
 READ_OUT, ITSELF = "teacher", "teacher itself"  # rows
 
 
@@ -63,7 +65,7 @@ def teacher_rows(config: RunConfig, train: Views, val: Views, device: torch.devi
     except BadInput as fault:
         return TeacherRows(remarks=(f"the teacher is no row, since it cannot be asked ({fault})",))
     asked = _Asked(teacher, config, (train.source, val.source), device)
-    some = torch.from_numpy(train.numbers[evenly(IMAGES, len(train))])
+    some = torch.from_numpy(_some_of(train))
 
     def few() -> Iterator[Batch]:
         for batch in train.chosen(some):
@@ -73,16 +75,28 @@ def teacher_rows(config: RunConfig, train: Views, val: Views, device: torch.devi
         return to_tokens(F.pixel_unshuffle(asked(batch), CELLS))
 
     def itself(batch: Batch) -> Float[Tensor, "b 1 rows cols"]:
-        return metres(asked(batch), described.zoomed).clamp(min=1e-6).log()
+        return log_metres(asked(batch), described.zoomed)
 
     described = teacher.describe()
-    metric = described.channels == 1 and described.zoomed != "unchanged"
+    metric = described.channels == 1 and is_metric(described.unit, described.zoomed)
     remark = f"the teacher's readout is fitted on {len(some)} of the training images"
     return TeacherRows(
         read={READ_OUT: (OfBatch(tokens), few)},
         predictions={ITSELF: itself} if metric else {},
         remarks=(remark,) if len(some) < len(train) else (),
     )
+
+
+def log_metres(values: Float[Tensor, "b 1 rows cols"], zoomed: str) -> Float[Tensor, "b 1 rows cols"]:
+    """Log depth [log m] of latents of metric depth; an inverse depth of 0 and less is far, not unknown."""
+    return metres(values.clamp(min=1 / FARTHEST) if zoomed == "multiplied" else values, zoomed).log()
+
+
+def _some_of(train: Views) -> Int64[np.ndarray, " some"]:
+    """Numbers of an even spread over the training images of each data set, so that a small one has enough."""
+    part = np.array([part_in(train.source, int(number)) for number in train.numbers])
+    each = (train.numbers[part == of] for of in np.unique(part))
+    return np.sort(np.concatenate([own[evenly(IMAGES, len(own))] for own in each]))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 Centre = Literal["map", "mean", "nothing"]
 Zoomed = Literal["multiplied", "log added", "unchanged"]
+CANONICAL = "at a focal length of one image width"  # ends the unit of depth that a focal length turns to metres
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,10 +80,11 @@ def refuse_mix_up(config: RunConfig, folder: RunFolder, *, resume: bool, lengthe
 def steps_before(config: RunConfig, folder: RunFolder, epoch_steps: int) -> int:
     """The steps that the run in a folder was to have until now.
 
-    Raises `BadInput` where a configuration that lengthens it does not ask for more.
+    Raises `BadInput` where a configuration that lengthens it does not ask for more; a run that was stopped while it was
+    being lengthened has the new length already.
     """
     before, now = (each.train.total_steps(epoch_steps) for each in (_config_there(folder), config))
-    if now <= before:
+    if now < before or (now == before and folder.finished):
         raise BadInput(
             f"--lengthen: the run in {folder.path} is one of {before} steps, and {now} are asked for: give more of "
             f"train.steps or train.epochs"

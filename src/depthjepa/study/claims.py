@@ -85,7 +85,8 @@ def claims_of(comparison: Comparison, content: Mapping[str, Any], folder: Path) 
         arm: np.array([found[comparison.first, seed] - found[arm, seed] for seed in seeds], dtype=np.float64)
         for arm, seeds in known.items()
     }
-    flips = {arm: sign_flip(each) for arm, each in differences.items()}
+    # Arms that still wait for their seeds count as what was not shown: what was fixed beforehand is corrected for.
+    flips = {arm: sign_flip(differences[arm]) if arm in differences else 1.0 for arm in comparison.against}
     corrected = CORRECTIONS[comparison.correction](list(flips.values()))
     adjusted = dict(zip(flips, corrected, strict=True))
     if content["runs"] and not found:

@@ -139,6 +139,13 @@ def load_study(study: str | Path) -> Study:
     raise BadInput(f"{study}: {'; '.join(faults)}")
 
 
+def with_settings(study: Study, settings: Sequence[str]) -> Study:
+    """The study with further settings for all arms, in the place of its own of the same keys."""
+    keys = {text.partition("=")[0] for text in settings}
+    own = [text for text in study.settings if text.partition("=")[0] not in keys]
+    return replace(study, settings=(*own, *settings))
+
+
 def resolve(study: Study) -> dict[str, RunConfig]:
     """The configuration of each arm, with the first seed; raises `BadInput` with every fault that can be known."""
     faults = [f"name {study.name!r} is to name a folder: letters, digits and . + = - _"] * (

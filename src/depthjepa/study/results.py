@@ -1,7 +1,7 @@
 """Figures of a study: run folders on disk -> `study.json` and a Markdown table of means ± deviations.
 
 Nothing is computed here but arithmetic on what `train` and the probes wrote. `asked` is the study as plain values
-(`study.Study`): its `arms`, `seeds`, `probes` and what the page says of it.
+(`plan.Study`): its `arms`, `seeds`, `probes` and what the page says of it.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ https://github.com/nerfstudio-project/nerfstudio, `usa/tasks/datasets/r3d.py` of
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import io
 import re
@@ -202,6 +203,12 @@ def _floats(row: object, count: int) -> list[float] | None:
     return [float(each) for each in row]
 
 
+@functools.lru_cache(maxsize=2)
+def _zip_of(place: Path) -> zipfile.ZipFile:
+    """An archive that is read from; a folder may hold more of them than a process may have open."""
+    return zipfile.ZipFile(place)
+
+
 class _Archive:
     """A `.r3d` file."""
 
@@ -210,7 +217,7 @@ class _Archive:
             raise BadInput(f"{place}: {ARCHIVE} files are read with lzfse: pip install 'depthjepa[record3d]'")
         self.place, self._needed = place, {"jpg", "depth", *(("conf",) if confidence else ())}
         try:
-            self._zip = zipfile.ZipFile(place)
+            _zip_of(place)
         except READING_FAULTS as fault:
             raise BadInput(f"{place} is no {ARCHIVE} file, or is damaged: {fault_line(fault)}; {SOURCE}") from fault
         self.facts = facts_of(self._read("metadata"), f"{place}: metadata", f"it should be of {SOURCE}")
@@ -221,7 +228,7 @@ class _Archive:
 
     def numbers(self) -> tuple[list[int], int]:
         there: dict[int, set[str]] = {}
-        for name in self._zip.namelist():
+        for name in _zip_of(self.place).namelist():
             if (found := FRAME.fullmatch(name)) is not None:
                 there.setdefault(int(found[1]), set()).add(found[2])
         whole = sorted(number for number, kinds in there.items() if kinds >= self._needed)
@@ -256,7 +263,7 @@ class _Archive:
 
     def _read(self, name: str) -> bytes:
         try:
-            return self._zip.read(name)
+            return _zip_of(self.place).read(name)
         except READING_FAULTS as fault:
             raise BadInput(f"{self.place}: {name} is missing or damaged: {fault_line(fault)}; {SOURCE}") from fault
 

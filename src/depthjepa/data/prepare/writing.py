@@ -25,6 +25,7 @@ from depthjepa.data.pairing import DEPTH, PHOTOGRAPHS, SUFFIX, Beside, some_of
 from depthjepa.data.pixel_maps import decode_depth
 from depthjepa.data.samples import UnreadableImage
 from depthjepa.faults import BadInput, RunStopped
+from depthjepa.locks import NAME, locked
 from depthjepa.logbook import to_json, whole_file, whole_path, write_whole, writing
 from depthjepa.progress import track
 from depthjepa.stopping import interruptions
@@ -124,11 +125,13 @@ def write_folder(out: Path, form: Form, pairs: Sequence[Pair]) -> Prepared:
 
     Raises `BadInput` where `out` holds something else, and what writing a pair raises; `RunStopped` when interrupted.
     """
-    out = out if out.name not in ("", "..") else out.resolve()
+    out = out.resolve() if out.name in ("", "..") or out.is_symlink() else out  # what is renamed is the folder itself
     folder = out if (out / form.mark).exists() else out.with_name(out.name + ".partial")
-    _begin(out, folder, form, pairs)
     counts = {split: np.zeros(3, dtype=np.int64) for split in SPLITS}  # pairs, known pixels, pixels
-    with interruptions() as stopping:
+    # Where there is a folder it is locked, else its name is, in the folder that it is to lie in.
+    lock = (out, NAME) if folder == out else (out.parent, f"{NAME}-{out.name}")
+    with locked(lock[0], name=lock[1]), interruptions() as stopping:
+        _begin(out, folder, form, pairs)
         for pair in track(pairs, f"pairs of {form.name}", len(pairs)):
             if stopping():
                 raise RunStopped(f"stopped; what is written stands in {folder}, and the same command goes on")
@@ -137,9 +140,9 @@ def write_folder(out: Path, form: Form, pairs: Sequence[Pair]) -> Prepared:
             there = photograph.exists() and beside.exists()
             values = form.read(beside) if there else pair.write(photograph, beside)
             counts[pair.split] += np.array((1, np.count_nonzero(values != form.unknown), values.size))
-    if folder != out:
-        with writing(out):
-            folder.rename(out)
+        if folder != out:
+            with writing(out):
+                folder.rename(out)
     full = {split: count for split, count in counts.items() if count[0]}
     return Prepared(
         out,
@@ -153,6 +156,10 @@ def _begin(out: Path, folder: Path, form: Form, pairs: Sequence[Pair]) -> None:
     """Refuse to mix two data sets, or two splits of one, in a folder; then write what is to be known of it."""
     if folder != out and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise BadInput(f"{out} exists and was not written by this command: choose another --out")
+    if folder != out and out.is_mount():
+        raise BadInput(
+            f"{out} is where a disk is mounted, and a folder that is written whole cannot be: give one in it"
+        )
     if (folder / form.mark).exists() and (there := form.there(folder)) is not None:
         raise BadInput(f"{folder} holds {there}, not {form.name}: choose another --out, or remove it")
     times = Counter(str(PurePosixPath(pair.photograph).with_suffix("")) for pair in pairs)

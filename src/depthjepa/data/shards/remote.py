@@ -189,13 +189,17 @@ def _shard(address: str, base: str, info: Mapping[str, Any] | None) -> Shard:
 def _content(address: str) -> bytes | None:
     try:
         content: bytes = _tried(lambda fs, path: fs.cat_file(path), address)
-    except _NotThere:
+    except (_NotThere, _Refused):  # without the right to list, S3 refuses what is not there; shards tell of wrong keys
         return None
     return content
 
 
 class _NotThere(Exception):
     """Nothing lies at an address."""
+
+
+class _Refused(BadInput):
+    """Something lies at an address, or not: whoever asks may not know."""
 
 
 def _file_system(address: str) -> tuple[Any, str]:
@@ -237,7 +241,7 @@ def _refuse_lasting(fault: Exception, address: str) -> None:
     if status is not None and 400 <= status < 500 and status not in (*_REFUSED, *_BUSY):
         raise _NotThere(_line(fault)) from fault
     if isinstance(fault, PermissionError) or status in _REFUSED or type(fault).__name__ in _NO_CREDENTIALS:
-        raise BadInput(
+        raise _Refused(
             f"{address}: access is refused ({_line(fault)}); credentials are looked for where the tools of this "
             f"storage look for them"
         ) from fault

@@ -16,7 +16,7 @@ from jaxtyping import Float64
 from matplotlib.figure import Figure
 
 from depthjepa.columns import Column, table
-from depthjepa.data.groups import FOLDS
+from depthjepa.data.groups import FOLDS, Places
 from depthjepa.drawing import figures
 from depthjepa.drawing.panels import Captioned
 from depthjepa.evaluation.depth_probe import SUMS, DepthTable, depth_tables
@@ -95,9 +95,9 @@ RATE = Column("rate", "rate", "peak learning rate of the readout, chosen on a fi
 
 def run(subject: Subject) -> Iterable[Probe]:
     """Linear readout of log depth; see `evaluation.depth_probe`."""
-    config, train, val = subject.config, subject.fitted, subject.val
+    config, train, val = subject.config, subject.fitted, subject.judged
     patch, asked = config.model.patch_size, config.evaluation
-    places = places_in(train, val)
+    places = _places(subject)
     teacher = teacher_rows(config, train, val, subject.device)
     encoders = {RAW: raw_patches(patch, subject.device), **subject.encoders()}
     found = depth_tables(
@@ -126,6 +126,10 @@ def run(subject: Subject) -> Iterable[Probe]:
     yield Probe(tables(TASK, protocol, found) | verdict, arrays, beside, readout, _fitted_variant(subject))
 
 
+def _places(subject: Subject) -> Places:
+    return places_in(subject.fitted, subject.judged, elsewhere=subject.config.evaluation.fit_on is not None)
+
+
 def _fitted_text(subject: Subject) -> str:
     if subject.config.evaluation.fit_on is None:
         return ""
@@ -143,7 +147,7 @@ def _fitted_variant(subject: Subject) -> str:
 
 def run_readout(subject: Subject) -> Probe:
     """Depth as readouts of the field's kind tell it, pixel by pixel; see `evaluation.depth_readouts`."""
-    config, encoder, train, val = subject.config, subject.encoder, subject.fitted, subject.val
+    config, encoder, train, val = subject.config, subject.encoder, subject.fitted, subject.judged
     asked = config.evaluation
     assert asked.depth_readout != "ridge"
     blocks = encoder.depth
@@ -165,7 +169,7 @@ def run_readout(subject: Subject) -> Probe:
     encoders = {
         name: encode_layers(each, layers, subject.device, asked.precision) for name, each in subject.named.items()
     }
-    found = readout_tables(encoders, train, val, places_in(train, val), plan)
+    found = readout_tables(encoders, train, val, _places(subject), plan)
     protocol = (
         f"{describe(plan, layers, blocks, found[-1].mean_map)}, from the frozen {asked.which} encoder; averaged over "
         f"pixels; {whole_views_text(train, val)}{_fitted_text(subject)}"
@@ -179,8 +183,10 @@ def run_readout(subject: Subject) -> Probe:
 
 def tables(task: Task, protocol: str, found: Sequence[DepthTable | NormalTable]) -> dict[str, Any]:
     """The table of all data together, and in its `sets` those of several data sets, each by itself."""
-    tables = [table(task.name, each.data, f"{protocol}{_scenes_text(each)}", task.columns, each.rows) for each in found]
-    return tables[-1] | ({"sets": tables[:-1]} if len(tables) > 1 else {})
+    *sets, whole = [
+        table(task.name, each.data, f"{protocol}{_scenes_text(each)}", task.columns, each.rows) for each in found
+    ]
+    return whole | ({"sets": sets} if sets else {})
 
 
 def _scenes_text(found: DepthTable | NormalTable) -> str:

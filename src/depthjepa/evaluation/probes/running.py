@@ -6,12 +6,13 @@ random encoder) and of a guess that knows nothing (the mean map, the most freque
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -131,6 +132,16 @@ def probe_config(own: RunConfig, data: str | None, overrides: Iterable[str] = ()
     return config
 
 
+def _elsewhere(folder: Path, usual: str, data: str) -> str:
+    """What the files of a table on other data are called: after its folders; with a mark where others are called so."""
+    folders = "-".join(PurePath(part).name for part in data.split(","))
+    name = f"{usual}-" + re.sub(r"\W+", "_", folders)
+    file = folder / "probes" / f"{name}.json"
+    if file.is_file() and json.loads(file.read_text())["data"] != data:
+        return f"{name}-{hashlib.blake2b(data.encode(), digest_size=4).hexdigest()}"
+    return name
+
+
 def now() -> str:
     """The time as tables keep it, such as 2026-01-31T23:59:59+00:00: later times sort after earlier ones."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -166,12 +177,10 @@ def write_probe(
         of_run = RunFolder(folder).config()
         own = of_run["data"]
         root = own["root"]  # empty in a folder that was converted from mere weights
-        elsewhere = (
-            ""
-            if root and data == source_name(root, own.get("scene_textures"))
-            else "-" + re.sub(r"\W+", "_", Path(data).name)
-        )
-        file = f"probes/{name or f'{task}{result.variant}{elsewhere}'}"
+        usual = f"{task}{result.variant}"
+        if not (root and data == source_name(root, own.get("scene_textures"))):
+            usual = _elsewhere(folder, usual, data)
+        file = f"probes/{name or usual}"
         write_whole(folder / f"{file}.json", to_json(content))
         if result.arrays:
             RunFolder(folder).save_arrays(file, result.arrays)

@@ -85,20 +85,30 @@ class Data:
     @cached_property
     def val(self) -> Views:
         """Those of the validation images."""
-        return judged_views(self.config)
+        return Views(self.config, "val")
+
+    @cached_property
+    def judged(self) -> Views:
+        """Those of the images that readouts of depth are judged on: training images too, if they may be."""
+        return judged_views(self.config) if self.config.evaluation.judge_training else self.val
 
     def of(self, split: Split) -> Views:
         """Those of one split."""
         return self.train if split == "train" else self.val
 
+    def lacking(self, task: Task) -> str | None:
+        """What the data lack of what a task needs of them, in a sentence."""
+        train = self.fitted if "fit_on" in task.reads else self.train
+        val = self.judged if "judge_training" in task.reads else self.val
+        needs = [need for need in task.needs if need.of_data]
+        found = (need.lacking(task.name, self.config, train.source, val.source) for need in needs)
+        return next((sentence for sentence in found if sentence is not None), None)
+
     def refuse_lacking(self, tasks: Iterable[Task]) -> None:
         """Raise `BadInput` where the data lack what a task needs of them."""
         for task in tasks:
-            for need in [need for need in task.needs if need.of_data]:
-                train = self.fitted if "fit_on" in task.reads else self.train
-                lacking = need.lacking(task.name, self.config, train.source, self.val.source)
-                if lacking is not None:
-                    raise BadInput(lacking)
+            if sentence := self.lacking(task):
+                raise BadInput(sentence)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from depthjepa.data.groups import group_in
 from depthjepa.data.loading import open_source
 from depthjepa.data.samples import Sample, Source, UnreadableImage
 from depthjepa.faults import BadInput
+from depthjepa.guidance.target import CANONICAL
 from depthjepa.guidance.teachers.cache import LatentCache, names_of, open_cache
 from depthjepa.guidance.teachers.cache_files import read_facts
 
@@ -65,6 +66,11 @@ class TaughtDepth:
         return replace(found, depth=metres(values[0], self.cache.facts.teacher["zoomed"]))
 
 
+def is_metric(unit: str, zoomed: str) -> bool:
+    """Whether latents of that unit say metres; those of a canonical camera need a focal length for it."""
+    return zoomed != "unchanged" and not unit.endswith(CANONICAL)
+
+
 def metres(values: Float[Tensor, "*b 1 h w"], zoomed: str) -> Float[Tensor, "*b 1 h w"]:
     """Latents of metric depth as metres, 0 = none: -log(depth / m), or 1/m (see `target.Description.zoomed`)."""
     found = (-values).exp() if zoomed == "log added" else torch.where(values > 0, 1 / values, 0.0)
@@ -78,7 +84,7 @@ def open_taught(folder: Path, config: DataConfig) -> TaughtDepth:
     """
     facts = open_cache(folder).facts
     channels, unit = facts.shape[0], facts.teacher["unit"]
-    if channels != 1 or facts.teacher.get("zoomed", "unchanged") == "unchanged":
+    if channels != 1 or not is_metric(unit, facts.teacher.get("zoomed", "unchanged")):
         raise BadInput(
             f"the cache {folder} holds {channels} channel(s) of {unit}, and a readout of metres takes depth in metres: "
             f"of a teacher that gives it (with guidance.teacher=onnx, guidance.teacher_unit=metres)"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from depthjepa.guidance import target
 from depthjepa.guidance.target import Zoomed
 from depthjepa.model.vit import IMAGENET_DEVIATION, IMAGENET_MEAN
 
@@ -29,7 +30,7 @@ class Quantity:
 
 
 RELATIVE = Quantity("larger = nearer", False, "inverse depth of unknown scale and shift")
-CANONICAL = Quantity("larger = nearer", True, "inverse depth [1/m] at a focal length of one image width", "multiplied")
+CANONICAL = Quantity("larger = nearer", True, f"inverse depth [1/m] {target.CANONICAL}", "multiplied")
 DISTANCE = Quantity("larger = farther", True, "-log(depth / m)", "log added")
 
 
