@@ -29,6 +29,7 @@ from depthjepa.evaluation.gathering import Views
 from depthjepa.evaluation.probes import Subject, run_tasks
 from depthjepa.evaluation.probes import gates as task
 from depthjepa.faults import BadInput
+from depthjepa.guidance.config import PixelGuidance
 from depthjepa.logbook import RunFolder
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_encoder, build_method, build_teacher

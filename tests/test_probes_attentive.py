@@ -376,6 +376,13 @@ def test_probing_during_training_ranks_by_the_middle_number_of_neighbours(
     assert probe_during_training(encoder, alone, CPU, Ranks())[1] == score
 
 
+def test_probing_during_training_takes_few_images_of_one_of_several_data_sets() -> None:
+    """A small data set beside a large one has next to none of those that are read then."""
+    config = config_of(Path("scenes:0,rooms:1"), "evaluation.train_images=8", "data.scenes_train=64")
+    figures, score = probe_during_training(build_encoder(config), config, CPU, Ranks())
+    assert score == figures["probe_r2_within"] and np.isfinite(score)
+
+
 def test_neighbours_are_one_number_or_several(tmp_path: Path) -> None:
     for given, found in (("3", (3,)), ("[100,10,20]", (10, 20, 100)), ("[7]", (7,))):
         config = tiny(tmp_path, f"evaluation.neighbours={given}")

@@ -133,7 +133,7 @@ class DataConfig:
         return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
 
     def elsewhere(self, root: str) -> DataConfig:
-        """The same for other data: what divides, picks or names its images, and the unit of depth, is not carried over."""
+        """The same for other data: how its images are divided, picked and named, and its unit of depth, stay here."""
         return replace(self, root=root, **OF_ITS_OWN)
 
     @property
