@@ -47,7 +47,9 @@ def embed(
 
 @commands.command()
 def predict(
-    checkpoint: Convertible,
+    run: Annotated[
+        str, typer.Argument(help="A run folder with a depth readout (`probe RUN depth`), or of pixel guidance.")
+    ],
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Every image below it gets a depth map.")],
     out: Annotated[
         Path,
@@ -63,9 +65,9 @@ def predict(
     Where depth was never measured in training, the PNG is 0 and the picture grey; 0 is also what lies beyond 65.5 m.
     A photograph is seen whole, in its own proportions; its map has its size.
     """
-    from depthjepa.commands.apply import predict as run
+    from depthjepa.commands.apply import predict as write_maps
 
-    count = run(checkpoint, folder, out, force=force, settings=overrides or [], say=note)
+    count = write_maps(run, folder, out, force=force, settings=overrides or [], say=note)
     print(f"{out}: {count} depth maps")
 
 
