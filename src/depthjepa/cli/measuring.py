@@ -118,7 +118,7 @@ def report(
 def show(
     what: Picture,
     source: Annotated[
-        str, typer.Argument(help="masks, batch: a recipe; the others: a run folder; features: also any backbone beside one.")
+        str, typer.Argument(help="masks, batch: a recipe; the others: a run folder; features: backbones beside.")
     ],
     out: Annotated[
         Path, typer.Option(help="Picture to write (.png, .pdf, .svg), over one that is there.", callback=output_file)
