@@ -90,6 +90,8 @@ CASES = [
      "RUN --to depthjepa`, then `depthjepa probe RUN depth --data DATA`",
      ["convert loose.pt OUT/run --to depthjepa", "probe OUT/run depth --data pairs",
       "predict OUT/run flat --out OUT/maps"]),
+    ("compare RUN --data pairs --tasks depth evaluation.depth_readout=linear", "is a protocol of `depthjepa probe`",
+     ["probe RUN depth evaluation.depth_readout=linear evaluation.depth_steps=2"]),
     ("probe RUN decode", "probe its features with `depthjepa probe RUN depth`", ["probe RUN depth"]),
     ("probe pixel decode data.image_size=64", "leave data.image_size as it is", ["probe pixel decode"]),
     ("probe RUN depth --data unsplit", "say which pairs are validation data, by the beginnings of their IDs (data.val_",

@@ -119,7 +119,7 @@ def test_of_two_sets_one_may_be_too_large_for_the_device(sets: tuple[Pooled, Poo
             assert linear(one, other, seed=3).predictions.equal(here[1])
 
 
-@pytest.mark.parametrize(("room", "where"), [(40 * WIDTH * 4, ELSEWHERE), (39 * WIDTH * 4, CPU), (5, CPU)])
+@pytest.mark.parametrize(("room", "device"), [(40 * WIDTH * 4, ELSEWHERE), (39 * WIDTH * 4, CPU), (5, CPU)])
 def test_means_stay_on_the_device_up_to_a_bound(
     room: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:

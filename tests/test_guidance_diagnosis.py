@@ -63,7 +63,7 @@ def run_of(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> RunOf:
         "guided": (*GUIDED, "train.steps=2", "name=guided"),
         "pixel": ("guidance.kind=pixel", "guidance.weight=0.5", "train.steps=2", "name=pixel"),
         "beside": (*GUIDED, "guidance.read=dense", "guidance.beside=random", "train.steps=2", "name=beside"),
-        "another": (*GUIDED, "guidance.control=another", "train.steps=2", "evaluation.pictures=1", "name=another"),
+        "another": (*GUIDED, "guidance.control=another", "train.steps=2", "evaluation.pictures=2", "name=another"),
         "control": (*GUIDED, "guidance.control=random", "train.steps=2", "name=control"),
     }
 

@@ -242,7 +242,7 @@ def test_a_link_is_written_where_it_leads_and_a_mounted_disk_is_not(
     for _ in range(2):  # it is written, then it is there
         status, said, wrong = call("prepare", "realsense", source, "--out", tmp_path / "out")
         assert status == 0 and "3 training pairs" in said, wrong
-    assert len(sources(tmp_path / "disk" / "data")[0]) == 3
+    assert len(list((tmp_path / "disk" / "data" / "train" / "rgb").rglob("*.jpg"))) == 3
     monkeypatch.setattr(Path, "is_mount", lambda self: self.name == "mounted")
     status, _, wrong = call("prepare", "realsense", source, "--out", tmp_path / "mounted")
     assert status == 2 and "mounted is where a disk is mounted" in wrong

@@ -501,7 +501,7 @@ def test_a_server_that_does_not_say_what_is_not_there_is_read(web: Server) -> No
     """As S3 does without the right to list."""
     web.absent = 403
     assert opened(f"{web.root}/{NAMES}").sample(0).image.shape == (3, 20, 24)
-    with pytest.raises(BadInput, match=r"access is refused .*403"):
+    with pytest.raises(BadInput, match="access is refused"):
         opened(f"{web.root}/train-{{004..005}}.tar")
 
 

@@ -91,7 +91,7 @@ def picture_batch(config: RunConfig) -> Batch:
     least = 2 if isinstance(guidance, FeatureGuidance) and guidance.control == "another" else 1  # one has no neighbour
     if len(source) < least:
         source = open_source(config.data, "train")
-    limit = max(least, config.evaluation.pictures)
+    limit = config.evaluation.pictures
     return next(iter(views(config, source, limit)))
 
 
