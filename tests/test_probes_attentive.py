@@ -378,7 +378,8 @@ def test_probing_during_training_ranks_by_the_middle_number_of_neighbours(
 
 def test_probing_during_training_takes_few_images_of_one_of_several_data_sets() -> None:
     """A small data set beside a large one has next to none of those that are read then."""
-    config = config_of(Path("scenes:0,rooms:1"), "evaluation.train_images=8", "data.scenes_train=64")
+    few = ("evaluation.train_images=8", "evaluation.val_images=8", "data.scenes_train=8", "data.scenes_val=8")
+    config = config_of(Path("scenes:0,rooms:1"), *few)
     figures, score = probe_during_training(build_encoder(config), config, CPU, Ranks())
     assert score == figures["probe_r2_within"] and np.isfinite(score)
 
