@@ -30,9 +30,11 @@ from depthjepa.evaluation.probes import Subject, run_tasks
 from depthjepa.evaluation.probes import gates as task
 from depthjepa.faults import BadInput
 from depthjepa.guidance.config import PixelGuidance
+from depthjepa.kinds import Table
 from depthjepa.logbook import RunFolder
 from depthjepa.masks import sample_masks
 from depthjepa.method import build_encoder, build_method, build_teacher
+from depthjepa.model.heads.table import PIXEL_HEADS
 from depthjepa.model.vit import sine_cosine
 from tiny_images import write_flat, write_pairs
 from tiny_runs import Call, run, tiny
@@ -68,6 +70,11 @@ def saved(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Saved:
         return load_checkpoint(known[asked])
 
     return get
+
+
+def only(*names: str) -> Table:
+    """The table of pixel heads with some of its rows."""
+    return replace(PIXEL_HEADS, rows=tuple(PIXEL_HEADS.row(name) for name in names))
 
 
 def test_a_gate_s_head_learns_end_to_end_all_along(pairs: Path) -> None:
@@ -304,8 +311,8 @@ def test_pixels_without_depth_are_not_judged(saved: Saved, monkeypatch: pytest.M
 def test_diagnose_gates_writes_every_gate_and_what_failed(
     saved: Saved, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert list(gates.PIXEL_HEADS) == ["mlp", "cnn", "deep-cnn", "dpt"]
-    monkeypatch.setattr(gates, "PIXEL_HEADS", ("mlp", "dpt"))  # the others take time and are made alike
+    assert list(PIXEL_HEADS.names) == ["mlp", "cnn", "deep-cnn", "dpt"]
+    monkeypatch.setattr(gates, "PIXEL_HEADS", only("mlp", "dpt"))  # the others take time and are made alike
     monkeypatch.setattr(task, "IMAGES", 3)
     folder = saved(*TARGET).run
     assert folder is not None
@@ -371,7 +378,7 @@ def test_the_readouts_of_the_table_are_those_of_the_depth_probe(saved: Saved, ca
 def test_gates_are_for_any_pixel_guided_run(
     saved: Saved, call: Call, monkeypatch: pytest.MonkeyPatch, asked: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(gates, "PIXEL_HEADS", ("mlp",))
+    monkeypatch.setattr(gates, "PIXEL_HEADS", only("mlp"))
 
     def built(config: RunConfig, *_: Any, **__: Any) -> tuple[float, np.ndarray]:
         build_method(config, build_teacher(config, has_depth=True), 0)

@@ -22,7 +22,7 @@ from depthjepa.losses import Latents, feature_depth_loss
 from depthjepa.masks import MaskConfig, Masks, sample_masks
 from depthjepa.method import build_encoder, build_method, build_teacher
 from depthjepa.model.blocks import Attention, spelled_out_attention
-from depthjepa.model.decoders import LatentHead
+from depthjepa.model.heads.table import LATENT_HEADS
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.predictor import Predictor, PredictorConfig
 from depthjepa.model.supervised import Supervised
@@ -61,7 +61,7 @@ def jepa(head: str | None = "linear", fill="zero", grid=(8, 8), weight=0.5) -> J
         None
         if head is None
         else FeatureGuide(
-            LatentHead(head, fill, SHAPE.width, 4), FeatureGuidance(weight=weight, read="predicted"), SHAPE.depth
+            LATENT_HEADS.load(head)(fill, SHAPE.width, 4), FeatureGuidance(weight=weight, read="predicted"), SHAPE.depth
         )
     )
     if guide is not None:
@@ -84,7 +84,7 @@ def test_initialise_reaches_every_parameter_with_the_documented_values(kind):
         {
             "encoder": VisionTransformer(SHAPE, 8, (8, 8)),
             "predictor": Predictor(PredictorConfig(2, 16), SHAPE, (8, 8)),
-            "head": LatentHead(kind, "learned", SHAPE.width, 4),
+            "head": LATENT_HEADS.load(kind)("learned", SHAPE.width, 4),
             "classes": torch.nn.Linear(SHAPE.width, 10),
         }
     )
@@ -394,7 +394,7 @@ def tokens_of(model, images, masks):
 
 
 def test_conv_head_sees_holes_as_zeros_and_is_judged_on_them():
-    head = LatentHead("conv", "zero", SHAPE.width, 4)
+    head = LATENT_HEADS.load("conv")("zero", SHAPE.width, 4)
     initialise(head, generator())
     coverage = (torch.rand(2, 64, generator=generator()) > 0.5).float()
     tokens = noise(2, 64, SHAPE.width) * coverage[..., None]
@@ -408,7 +408,7 @@ def test_conv_head_sees_holes_as_zeros_and_is_judged_on_them():
 
 @pytest.mark.parametrize("kind", ["linear", "conv"])
 def test_learned_fill_stands_in_the_holes_and_nowhere_else(kind):
-    zero, learned = (LatentHead(kind, fill, SHAPE.width, 4) for fill in ("zero", "learned"))
+    zero, learned = (LATENT_HEADS.load(kind)(fill, SHAPE.width, 4) for fill in ("zero", "learned"))
     for head in (zero, learned):
         initialise(head, generator())
     with torch.no_grad():
@@ -422,7 +422,7 @@ def test_learned_fill_stands_in_the_holes_and_nowhere_else(kind):
 
 
 def test_linear_head_reads_each_token_by_itself_and_keeps_its_place():
-    head = LatentHead("linear", "zero", SHAPE.width, 4)
+    head = LATENT_HEADS.load("linear")("zero", SHAPE.width, 4)
     initialise(head, generator())
     tokens, everywhere = noise(1, 15, SHAPE.width), torch.ones(1, 15)
     changed = tokens.clone()

@@ -35,12 +35,15 @@ from depthjepa.logbook import RunFolder
 from depthjepa.losses import Latents, depth_loss, gradient_loss, sig_loss
 from depthjepa.masks import MaskConfig, Masks, sample_masks
 from depthjepa.method import build_method, build_target, build_teacher
-from depthjepa.model.decoders import PIXEL_HEADS, DPTHead, dpt_depths, enlargements
+from depthjepa.model.heads.deep_cnn import enlargements
+from depthjepa.model.heads.dpt import DPTHead
+from depthjepa.model.heads.head import equal_depths
+from depthjepa.model.heads.table import PIXEL_HEADS
 from depthjepa.model.jepa import JEPA
 from tiny_images import write_flat, write_pairs
 from tiny_runs import SETTINGS, Call, differences, metrics, run, weights
 
-KINDS = tuple(PIXEL_HEADS)
+KINDS = PIXEL_HEADS.names
 GRID, PATCH, SIZE, WIDTH = (6, 6), 8, 48, 32
 DEEP = ("model.depth=5", "predictor.depth=6")
 CPU = torch.device("cpu")
@@ -232,7 +235,7 @@ def token_maps(kind: str, count: int, grid: tuple[int, int], seed: int = 0) -> l
 def decoder(kind: Any, outputs: int = 1, patch: int = PATCH) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return PIXEL_HEADS[kind](WIDTH, outputs, patch, 24)
+        return PIXEL_HEADS.load(kind)(WIDTH, outputs, patch, 24)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -293,9 +296,14 @@ def test_pixels_of_mlp_lie_where_their_patch_lies() -> None:
 
 
 def test_dpt_reads_four_depths_the_last_one_among_them() -> None:
-    assert dpt_depths(12) == [2, 5, 8, 11]
-    assert dpt_depths(24) == [5, 11, 17, 23]
-    assert [dpt_depths(blocks) for blocks in (1, 2, 3, 4)] == [[0, 0, 0, 0], [0, 0, 1, 1], [0, 1, 2, 2], [0, 1, 2, 3]]
+    assert equal_depths(12, 4) == [2, 5, 8, 11]
+    assert equal_depths(24, 4) == [5, 11, 17, 23]
+    assert [equal_depths(blocks, 4) for blocks in (1, 2, 3, 4)] == [
+        [0, 0, 0, 0],
+        [0, 0, 1, 1],
+        [0, 1, 2, 2],
+        [0, 1, 2, 3],
+    ]
 
 
 @torch.no_grad()

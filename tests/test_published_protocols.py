@@ -19,10 +19,10 @@ from depthjepa.data.prepare import kitti, nyuv2
 from depthjepa.depth import metrics, valid
 from depthjepa.evaluation import segmentation
 from depthjepa.evaluation.depth_probe import figures_of
-from depthjepa.evaluation.depth_readouts import BinReadout, Plan, layers_of, readout_loss
+from depthjepa.evaluation.depth_readouts import BinReadout, Plan, expected_depth, layers_of, readout_loss
 from depthjepa.evaluation.gradient_readouts import Descent, best_readout
 from depthjepa.losses import depth_loss, gradient_loss, sig_loss
-from depthjepa.model.decoders import DPTHead, expected_depth
+from depthjepa.model.heads.dpt import DPTHead
 
 GRID = (3, 4)
 

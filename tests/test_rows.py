@@ -19,6 +19,7 @@ from depthjepa.guidance.teachers.table import TEACHERS
 from depthjepa.kinds import Row, Table
 from depthjepa.loggers.table import LOGGERS
 from depthjepa.model.encoder import Encoder
+from depthjepa.model.heads.table import LATENT_HEADS, PIXEL_HEADS
 from depthjepa.model.vit import VisionTransformer
 from tiny_images import write_flat
 from tiny_runs import Call, run
@@ -29,6 +30,8 @@ TABLES = {  # by what they hold and where they are, below the package
     ("layout", "data/layouts/table.py"): LAYOUTS,
     ("backbone", "backbones/table.py"): BACKBONES,
     ("logger", "loggers/table.py"): LOGGERS,
+    ("head", "model/heads/table.py"): LATENT_HEADS,
+    ("pixel head", "model/heads/table.py"): PIXEL_HEADS,
 }
 PROBES = PACKAGE / "evaluation" / "probes"
 
@@ -81,11 +84,16 @@ HOMONYMS = {
     ("linear", "evaluation/depth_readouts.py"): "a readout of the depth probe",
     ("linear", "evaluation/segmentation.py"): "a readout of the segmentation probe",
     ("linear", "guidance/config.py"): "a head",
-    ("linear", "guidance/feature.py"): "a head",
+    ("linear", "model/heads/table.py"): "a head",
+    ("mlp", "model/heads/table.py"): "a head",
+    ("linear", "evaluation/probes/linear.py"): "a probe",
+    ("mlp", "evaluation/probes/mlp.py"): "a probe",
+    ("dpt", "config/run_config.py"): "a readout of the depth probe",
+    ("dpt", "evaluation/depth_readouts.py"): "a readout of the depth probe",
+    ("dpt", "guidance/teachers/table.py"): "a depth network",
+    ("dpt", "guidance/teachers/transformers_families.py"): "a depth network",
     ("linear", "method.py"): "a head",
-    ("linear", "model/decoders.py"): "a head",
     ("mlp", "guidance/config.py"): "a head",
-    ("mlp", "model/decoders.py"): "a head",
     ("diagnose", "__init__.py"): "a public function",
     ("diagnose", "commands/diagnose.py"): "the command",
     ("diagnose", "evaluation/probes/guidance.py"): "the command",

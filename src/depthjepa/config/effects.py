@@ -17,6 +17,8 @@ from depthjepa.faults import BadInput
 from depthjepa.guidance.config import FeatureGuidance, NoGuidance, PixelGuidance
 from depthjepa.guidance.teachers.loading import teacher_kind
 from depthjepa.guidance.teachers.table import TEACHERS
+from depthjepa.kinds import Table
+from depthjepa.model.heads.table import LATENT_HEADS, PIXEL_HEADS, reading_beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,12 @@ def _size_is_named(config: RunConfig) -> bool:
     return None in (config.model.width, config.model.depth)  # heads and hidden follow the width
 
 
+def _either(heads: Table) -> str:
+    """The heads that read beside a patch: `cnn, deep-cnn or dpt`."""
+    *others, last = reading_beside(heads)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 RULES = (
     Rule(("masks.", "predictor.", "loss.", "optim.momentum", "optim.final_momentum", "optim.average_over"), _jepa,
          "train.objective=jepa"),
@@ -62,8 +70,8 @@ RULES = (
          "loss.variance, loss.covariance or loss.gaussian above 0"),
     Rule(("loss.target_layers",), lambda config: config.loss.latent > 0, "loss.latent above 0"),
     Rule(("guidance.fill",), lambda config: isinstance(config.guidance, NoGuidance) or config.guidance.reads_holes,
-         "a head that reads beside a patch (conv; of pixels cnn, deep-cnn or dpt, and guidance.read=predicted or "
-         "both)"),
+         f"a head that reads beside a patch ({_either(LATENT_HEADS)}; of pixels {_either(PIXEL_HEADS)}, and "
+         f"guidance.read=predicted or both)"),
     Rule(("guidance.scope",), _reads_prediction, "guidance.read=predicted or both"),
     Rule(("guidance.turn",), lambda config: getattr(config.guidance, "schedule", "released") != "constant",
          "guidance.schedule=released or late"),

@@ -29,7 +29,7 @@ from depthjepa.guidance.teachers.fit.config import FitConfig
 from depthjepa.logbook import flatten, plain
 from depthjepa.loggers.table import LOGGERS, check_logger
 from depthjepa.masks import MaskConfig
-from depthjepa.model.decoders import CELLS
+from depthjepa.model.heads.head import CELLS
 from depthjepa.model.jepa import LossConfig
 from depthjepa.model.predictor import PredictorConfig
 from depthjepa.model.vit import ModelConfig

@@ -35,7 +35,7 @@ from depthjepa.evaluation.decoded import pixels_of
 from depthjepa.evaluation.depth_cells import MeanMap, Predict, training_maps
 from depthjepa.evaluation.depth_probe import DepthTable, Told, evaluate_depth
 from depthjepa.evaluation.features import Encode
-from depthjepa.evaluation.gradient_readouts import BATCH, Descent, best_readout
+from depthjepa.evaluation.gradient_readouts import BATCH, Descent, best_readout, probed_depths
 from depthjepa.evaluation.mean_maps import Maps
 from depthjepa.evaluation.readout import patch_grid
 from depthjepa.evaluation.table_rows import Row
@@ -43,8 +43,8 @@ from depthjepa.evaluation.tokens import ImageSet, Within, pairs_of
 from depthjepa.faults import BadInput
 from depthjepa.grid import to_map
 from depthjepa.losses import depth_loss
-from depthjepa.model.decoders import DPT_LEVELS, DPTHead, expected_depth, probed_depths
 from depthjepa.model.encoder import Encoder
+from depthjepa.model.heads.dpt import DPT_LEVELS, DPTHead
 from depthjepa.progress import task
 
 Kind = Literal["linear", "linear4", "dpt"]
@@ -96,6 +96,13 @@ def encode_layers(encoder: Encoder, layers: Sequence[int], device: torch.device,
         return torch.cat(levels, -1).float()
 
     return encode
+
+
+def expected_depth(scores: Float[Tensor, "b bins h w"], centres: Float[Tensor, " bins"]) -> Float[Tensor, "b 1 h w"]:
+    """Mean of the bins' centres [m], weighted (relu(score) + 0.1) / sum (DINOv2, after AdaBins)."""
+    weights = F.relu(scores) + 0.1
+    depth: Tensor = torch.einsum("bkhw,k->bhw", weights, centres) / weights.sum(1)
+    return depth[:, None]
 
 
 class BinReadout(nn.Module):

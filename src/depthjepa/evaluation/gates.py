@@ -43,7 +43,7 @@ from depthjepa.guidance.config import NoGuidance, PixelGuidance
 from depthjepa.guidance.target import Whitening
 from depthjepa.masks import Masks, sample_masks
 from depthjepa.method import build_encoder, build_method, build_target, build_teacher
-from depthjepa.model.decoders import PIXEL_HEADS
+from depthjepa.model.heads.table import PIXEL_HEADS
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.vit import VisionTransformer
 from depthjepa.progress import track
@@ -238,7 +238,7 @@ def overfit_gates(
         print(f"{text}: {reached:.3f} ({time.monotonic() - started:.0f} s)", flush=True)
         return shown
 
-    for head in PIXEL_HEADS:
+    for head in PIXEL_HEADS.names:
         for scope in ("target", "full"):
             maps[f"{head}, {scope}"] = gate(head, scope, "predicted", f"{head}, {scope}")
             gate(head, scope, "predicted", f"{head}, {scope}", frozen=True)
@@ -263,8 +263,8 @@ def with_pixel_head(config: RunConfig, head: str, scope: str, read: str) -> RunC
     own = config.guidance if isinstance(config.guidance, PixelGuidance) else PixelGuidance()
     guidance = replace(
         own,
-        head=head,  # type: ignore[arg-type]
-        head_width=HEAD_WIDTH // 2 if head == "dpt" else HEAD_WIDTH,
+        head=head,
+        head_width=HEAD_WIDTH // 2 if PIXEL_HEADS.load(head).levels > 1 else HEAD_WIDTH,
         scope=scope,  # type: ignore[arg-type]
         read=read,  # type: ignore[arg-type]
         layers=(1.0,),

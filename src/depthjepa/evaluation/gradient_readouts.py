@@ -19,6 +19,7 @@ from depthjepa import optim, runtime
 from depthjepa.evaluation.tokens import Pairs
 from depthjepa.faults import BadInput
 from depthjepa.fitting import update, walks
+from depthjepa.model.heads.head import equal_depths
 from depthjepa.progress import track
 
 BATCH = 16  # images of a step
@@ -98,3 +99,8 @@ def _loss_on(readout: Readout, pairs: Pairs, places: Int64[Tensor, " _"], descen
     return sum(float(descent.loss(readout, tokens, target)) * len(part) for part, (tokens, target) in walk) / len(
         places
     )
+
+
+def probed_depths(blocks: int) -> list[int]:
+    """The four blocks (0-based) that DINOv2 and DINOv3 probe: at equal distances, except for 4 in place of 5 of 24."""
+    return [4, 11, 17, 23] if blocks == 24 else equal_depths(blocks, 4)

@@ -41,7 +41,7 @@ from depthjepa.guidance.teachers.controls import Control, SideBySide
 from depthjepa.guidance.teachers.ground_truth import DepthTeacher
 from depthjepa.losses import Latents
 from depthjepa.method import build_method, build_teacher
-from depthjepa.model.decoders import CELLS
+from depthjepa.model.heads.head import CELLS
 from depthjepa.model.jepa import JEPA
 from depthjepa.model.vit import VisionTransformer
 

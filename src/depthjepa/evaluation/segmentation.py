@@ -38,11 +38,10 @@ from depthjepa.data.order import evenly
 from depthjepa.data.samples import VOID, Batch
 from depthjepa.data.transforms import as_bytes
 from depthjepa.evaluation.features import Encode, tokens_of
-from depthjepa.evaluation.gradient_readouts import BATCH, Descent, best_readout
+from depthjepa.evaluation.gradient_readouts import BATCH, Descent, best_readout, probed_depths
 from depthjepa.evaluation.tokens import ImageSet, Pairs, pairs_of
 from depthjepa.faults import BadInput
 from depthjepa.grid import patchify, to_map
-from depthjepa.model.decoders import probed_depths
 from depthjepa.progress import task, track
 from depthjepa.runtime import uniforms
 

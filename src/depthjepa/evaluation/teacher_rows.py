@@ -33,7 +33,7 @@ from depthjepa.guidance.config import FeatureGuidance
 from depthjepa.guidance.target import Teacher, filled, on_cells, resized
 from depthjepa.guidance.teachers.taught import is_metric, metres
 from depthjepa.guidance.teachers.whole_images import latents_of_whole, of_one_size
-from depthjepa.model.decoders import CELLS
+from depthjepa.model.heads.head import CELLS
 
 IMAGES = 500  # training images of each data set that the network is asked about: its latents have few channels
 FARTHEST = 1000.0  # metres: an inverse depth of nothing and less is that far away

@@ -24,13 +24,16 @@ from pydantic import (
 from depthjepa.depth import Numbers
 from depthjepa.guidance.target import CLIP, Centre
 from depthjepa.guidance.teachers.table import TEACHERS
-from depthjepa.model.decoders import CELLS, FeatureHead, PixelHead
+from depthjepa.model.heads.head import CELLS, Fill
+from depthjepa.model.heads.table import LATENT_HEADS, PIXEL_HEADS
 from depthjepa.settings import are_sides, configuration
 
 TWO_THIRDS = 2 / 3  # of the encoder's depth: what a pass over the whole image reads where nothing else is asked for
 LONG = "long:"  # begins the size of images in their own proportions
 
 Teacher = Annotated[str, AfterValidator(TEACHERS.check), WithJsonSchema({"enum": TEACHERS.names})]
+FeatureHead = Annotated[str, AfterValidator(LATENT_HEADS.check), WithJsonSchema({"enum": LATENT_HEADS.names})]
+PixelHead = Annotated[str, AfterValidator(PIXEL_HEADS.check), WithJsonSchema({"enum": PIXEL_HEADS.names})]
 Control = Literal["none", "image", "random", "another", "mean"]
 Schedule = Literal["constant", "released", "late"]
 Direction = Literal["nearer", "farther", "undirected"]  # of a larger number
@@ -87,7 +90,7 @@ class FeatureGuidance:
     """Weight of the guidance loss beside the latent loss."""
     head: FeatureHead = "linear"
     """Head from tokens to latents."""
-    fill: Literal["zero", "learned"] = "zero"
+    fill: Fill = "zero"
     """What stands where a patch has no token; learned needs head=conv."""
     read: Literal["predicted", "context", "dense", "both"] = "dense"
     """Tokens read: context and predicted ones put together, context alone, the whole image's, or first and third."""
@@ -182,7 +185,7 @@ class FeatureGuidance:
     @property
     def reads_holes(self) -> bool:
         """Whether what stands where a patch has no token reaches a judged cell."""
-        return self.head != "linear" and self.read != "dense"
+        return self.read != "dense" and bool(LATENT_HEADS.load(self.head).reads_beside)
 
     @property
     def centre(self) -> Centre:
@@ -216,7 +219,7 @@ class PixelGuidance:
     """Head from tokens to pixels."""
     head_width: PositiveInt = 256
     """Width of the head's hidden layers, at most the tokens' width."""
-    fill: Literal["zero", "learned"] = "zero"
+    fill: Fill = "zero"
     """What stands where a patch has no token."""
     read: Literal["predicted", "dense", "both"] = "dense"
     """Tokens that the head reads: predicted ones, those of the whole image, or both."""
@@ -265,7 +268,7 @@ class PixelGuidance:
     @property
     def reads_holes(self) -> bool:
         """Whether what stands where a patch has no token reaches a judged pixel."""
-        return self.head != "mlp" and self.read != "dense"
+        return self.read != "dense" and bool(PIXEL_HEADS.load(self.head).reads_beside)
 
     @property
     def centre(self) -> Centre:

@@ -14,7 +14,6 @@ the outputs for two targets are two heads on one layer norm.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -28,7 +27,8 @@ from depthjepa.guidance.guide import ReadingGuide
 from depthjepa.losses import Latents, feature_depth_loss
 from depthjepa.masks import Masks
 from depthjepa.model.blocks import block_at
-from depthjepa.model.decoders import FeatureHead, LatentHead
+from depthjepa.model.heads.head import Fill, LatentHead
+from depthjepa.model.heads.table import LATENT_HEADS, reading_beside
 from depthjepa.model.jepa import Judged, Read
 from depthjepa.model.predictor import Predicted
 from depthjepa.model.vit import VisionTransformer, initialise
@@ -122,16 +122,17 @@ class FeatureGuide(ReadingGuide):
 
 def build_feature_guide(config: FeatureGuidance, encoder: VisionTransformer, channels: int, seed: int) -> FeatureGuide:
     """Return the guide at its initial weights, for a teacher of so many channels, those of a second target included."""
-    if config.head == "linear" and config.fill == "learned":
-        raise BadInput("guidance.fill=learned needs guidance.head=conv: the linear head never reads absent patches")
+    others = reading_beside(LATENT_HEADS)
+    if config.fill == "learned" and config.head not in others:
+        raise BadInput(
+            f"guidance.fill=learned needs guidance.head={' or '.join(others)}: {config.head} never reads absent patches"
+        )
     head = build_latent_head(config.head, config.fill, encoder.width, channels, seed)
     return FeatureGuide(head, config, len(encoder.blocks))
 
 
-def build_latent_head(
-    kind: FeatureHead, fill: Literal["zero", "learned"], width: int, channels: int, seed: int
-) -> LatentHead:
+def build_latent_head(kind: str, fill: Fill, width: int, channels: int, seed: int) -> LatentHead:
     """Return a head from tokens to latents at its initial weights; a supervised run has one without a guide."""
-    head = LatentHead(kind, fill, width, channels)
+    head: LatentHead = LATENT_HEADS.load(kind)(fill, width, channels)
     initialise(head, runtime.generator(seed, "head"))
     return head

@@ -28,7 +28,8 @@ from depthjepa.guidance.guide import ReadingGuide
 from depthjepa.losses import Latents, bound_loss, depth_loss
 from depthjepa.masks import Masks
 from depthjepa.model.blocks import block_at
-from depthjepa.model.decoders import PIXEL_HEADS, dpt_depths
+from depthjepa.model.heads.head import PixelHead, equal_depths
+from depthjepa.model.heads.table import PIXEL_HEADS
 from depthjepa.model.jepa import Judged, Read
 from depthjepa.model.predictor import Predicted
 from depthjepa.model.vit import VisionTransformer
@@ -36,7 +37,7 @@ from depthjepa.model.vit import VisionTransformer
 Depths = Float[Tensor, "b 1 h w"]
 
 
-class PixelHead(nn.Module):
+class FilledHead(nn.Module):
     """Token grids, one a level, to a map of numbers for depth; an absent patch is zero or a learned token."""
 
     def __init__(self, config: PixelGuidance, patch: int, token_width: int, predictor: tuple[int, int]) -> None:
@@ -45,7 +46,8 @@ class PixelHead(nn.Module):
         depths, width = predictor
         self.from_predictor = nn.ModuleList(nn.Linear(width, token_width) for _ in range(depths))
         self.fill = nn.Parameter(torch.zeros(1, 1, token_width)) if config.fill == "learned" else None
-        self.decoder = PIXEL_HEADS[config.head](token_width, 1, patch, min(config.head_width, token_width))
+        kind: type[PixelHead] = PIXEL_HEADS.load(config.head)
+        self.decoder = kind(token_width, 1, patch, min(config.head_width, token_width))
 
     def forward(
         self, levels: Sequence[Float[Tensor, "b n d"]], coverage: Float[Tensor, "b n"], grid: tuple[int, int]
@@ -68,20 +70,23 @@ class PixelGuide(ReadingGuide):
         super().__init__(config)
         self.config: PixelGuidance = config
         self.grid, self.patch = encoder.grid, encoder.patch_size
-        self.several = config.head == "dpt"
+        levels = PIXEL_HEADS.load(config.head).levels
+        self.several = levels > 1
         depth = len(encoder.blocks)
         shallow = sorted({block_at(share, depth) for share in config.layers})
         if (self.several and config.layers != (1.0,)) or (config.read != "dense" and shallow != [depth - 1]):
             raise BadInput(
                 f"guidance.layers={list(config.layers)}: several layers, or another than the last, are for heads that "
-                f"read guidance.read=dense, and not for dpt, which always reads four"
+                f"read guidance.read=dense, and not for a head that always reads several, as dpt does four"
             )
-        self.layers = tuple(dpt_depths(depth) if self.several else shallow)
+        self.layers = tuple(equal_depths(depth, levels) if self.several else shallow)
         reads_prediction = config.read != "dense"
         self.encoder_layers = self.layers if reads_prediction else ()
-        self.predictor_layers = tuple(dpt_depths(predictor_depth)) if self.several and reads_prediction else ()
+        self.predictor_layers = (
+            tuple(equal_depths(predictor_depth, levels)) if self.several and reads_prediction else ()
+        )
         width = encoder.width * (1 if self.several else len(self.layers))
-        self.head = PixelHead(config, self.patch, width, (len(self.predictor_layers), predictor_width))
+        self.head = FilledHead(config, self.patch, width, (len(self.predictor_layers), predictor_width))
 
     def read(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from depthjepa.losses import Latents, feature_depth_loss
 from depthjepa.masks import Masks
-from depthjepa.model.decoders import LatentHead
+from depthjepa.model.heads.head import LatentHead
 from depthjepa.model.jepa import Losses
 from depthjepa.model.vit import VisionTransformer
 
