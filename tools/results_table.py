@@ -113,8 +113,8 @@ def rows() -> list[tuple[str, str, str, str]]:
     }
     found = [
         (
-            "photographs of streets at 48 x 160 px, 5 minutes from one checkpoint, 6 seeds, judged by laser on other places "
-            "(`real-streets-from-checkpoint`)",
+            "photographs of streets at 48 x 160 px, 5 minutes from one checkpoint, 6 seeds, judged by laser on other "
+            "places (`real-streets-from-checkpoint`)",
             "R² within images, AbsRel aligned",
             f"guided by a driving network {both(streets, 'G', laser, (3, 3))}",
             "; ".join(f"{name} {both(streets, row, laser, (3, 3))}" for row, name in others.items()),
