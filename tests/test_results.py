@@ -53,7 +53,8 @@ def test_means_and_claims_are_those_of_the_runs(name: str) -> None:
         arms, key = (claim["first"], claim["against"]), claim["measure"]
         first, second = ([figures[arm, seed][key] for seed in claim["seeds"]] for arm in arms)
         differences = [one - other for one, other in zip(first, second, strict=True)]
-        assert claim["mean"] == pytest.approx(statistics.fmean(differences), abs=1e-4)
+        rounded = 2e-5 * max(map(abs, (*first, *second)))
+        assert claim["mean"] == pytest.approx(statistics.fmean(differences), abs=max(1e-4, rounded))
         half = (claim["high"] - claim["low"]) / 2  # a t interval: the same multiple of the error in all claims
         error = statistics.stdev(differences) / math.sqrt(len(differences))
         kept = 1e-3 * max(abs(claim["low"]), abs(claim["high"]))  # the file has four digits of each

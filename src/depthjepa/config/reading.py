@@ -209,7 +209,8 @@ def _drop_other_guidance(content: dict[str, Any], layer: Sequence[str]) -> None:
     named = [text.partition("=")[2] for text in layer if text.startswith("guidance.kind=")]
     below = content.get("guidance")
     if named and named[-1] in KINDS and isinstance(below, dict):
-        before, own = (get_type_hints(KINDS.get(str(kind), NoGuidance)) for kind in (below.get("kind"), named[-1]))
+        kinds = (KINDS.get(str(kind), NoGuidance) for kind in (below.get("kind"), named[-1]))
+        before, own = (get_type_hints(kind, include_extras=True) for kind in kinds)  # with what checks their values
         content["guidance"] = {
             key: value for key, value in below.items() if key in own and own[key] == before.get(key, own[key])
         }
