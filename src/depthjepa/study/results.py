@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from depthjepa.columns import Column, format_column, format_spreads, is_number
+from depthjepa.data.order import told_apart
 from depthjepa.evaluation.probes.table import baselines
 from depthjepa.evaluation.probes.task import Judged
 from depthjepa.faults import BadInput
@@ -139,9 +140,7 @@ def read_finished(place: Path, arm: str, seed: int, tasks: Sequence[str]) -> Fin
 
 def _short(data: Sequence[str]) -> list[str]:
     """The names of data sets in keys: those of their folders, without what separates keys; alike ones are counted."""
-    names = [PurePath(each).name.replace(".", "_") for each in data]
-    before = [names[:number].count(name) for number, name in enumerate(names)]
-    return [f"{name}-{count + 1}" if count else name for name, count in zip(names, before, strict=True)]
+    return told_apart([PurePath(each).name.replace(".", "_") for each in data])
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
