@@ -306,6 +306,21 @@ def test_of_a_large_study_the_columns_that_matter_are_kept(
     assert "R² within images" in (tmp_path / "page.html").read_text()
 
 
+def test_of_a_large_study_as_many_columns_are_kept_as_fit(
+    done: Done, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kept(room: int) -> list[str]:
+        monkeypatch.setattr("depthjepa.study.results.CONFIG_BYTES", 100_000 - room)
+        keep_results(plain(asdict(twins(pairs))), done.folder, tmp_path)
+        return [column["key"] for column in json.loads((tmp_path / "study.json").read_text())["columns"]]
+
+    whole = kept(90_000)
+    full = sum((tmp_path / name).stat().st_size for name in ("study.json", "study.md"))
+    nearly, least = kept(full - 1), kept(0)
+    assert sum((tmp_path / name).stat().st_size for name in ("study.json", "study.md")) < full
+    assert len(least) < len(nearly) < len(whole) and set(least) < set(nearly) < set(whole)
+
+
 def test_too_much_to_keep_of_a_study_is_refused(
     done: Done, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

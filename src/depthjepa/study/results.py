@@ -24,7 +24,7 @@ from depthjepa.study.inference import paired_interval
 
 KEPT_BYTES = 100_000  # of one study, in the repository
 CONFIG_BYTES = 5_000  # of these, for a run's configuration
-KEPT_COLUMNS = 3  # of each probe, where all are too much
+KEPT_COLUMNS = 3  # of each probe at least, however much they are
 NAMED_ARMS = 3  # in the name of a baseline's row
 
 
@@ -244,15 +244,18 @@ def keep_results(asked: Mapping[str, Any], folder: Path, keep: Path) -> None:
 
     Not kept: weights, losses step by step, figures of single images (a bootstrap over images cannot be drawn again),
     pictures, and of what a run cost all but its steps, seconds and speed. Where all this comes to more than 100 kB, the
-    columns that are kept are the first ones of each probe and those of claims; the table still has all.
+    columns that are kept are those of claims and the first ones of each probe, as many as fit; the table still has all.
 
     Raises:
         BadInput: that comes to more than 100 kB as well.
     """
     content = json.loads((folder / "study.json").read_text())
-    files = {"study.json": kept_json(content, folder), "study.md": (folder / "study.md").read_text()}
-    if sum(len(text.encode()) for text in files.values()) > KEPT_BYTES - CONFIG_BYTES:
-        files["study.json"] = kept_json(with_few_columns(content), folder)
+    files = {"study.md": (folder / "study.md").read_text()}
+    room = KEPT_BYTES - CONFIG_BYTES - len(files["study.md"].encode())
+    files["study.json"] = kept_json(content, folder)
+    most = max(map(len, _keys_by_probe(content)), default=0)
+    while len(files["study.json"].encode()) > room and (most := most - 1) >= KEPT_COLUMNS:
+        files["study.json"] = kept_json(with_few_columns(content, most), folder)
     if content["runs"]:
         first = content["runs"][0]
         files["config.yaml"] = (run_place(folder, first["arm"], first["seed"]) / "config.yaml").read_text()
@@ -262,12 +265,17 @@ def keep_results(asked: Mapping[str, Any], folder: Path, keep: Path) -> None:
         write_whole(keep / name, text)
 
 
-def with_few_columns(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content with the first columns of each probe and those that claims are about, and their figures alone."""
+def _keys_by_probe(content: Mapping[str, Any]) -> list[list[str]]:
+    """The columns' keys, those of each probe by themselves."""
     by_probe: dict[str, list[str]] = {}
     for column in content["columns"]:
         by_probe.setdefault(column["key"].partition(".")[0], []).append(column["key"])
-    kept = {key for keys in by_probe.values() for key in keys[:KEPT_COLUMNS]}
+    return list(by_probe.values())
+
+
+def with_few_columns(content: Mapping[str, Any], each: int) -> dict[str, Any]:
+    """The content with the first `each` columns of each probe, those that claims are about, and their figures alone."""
+    kept = {key for keys in _keys_by_probe(content) for key in keys[:each]}
     kept |= {claim["measure"] for claim in content["claims"]}
     lost = {column["key"] for column in content["columns"]} - kept
 
@@ -286,7 +294,7 @@ def with_few_columns(content: Mapping[str, Any]) -> dict[str, Any]:
         **content,
         "columns": [column for column in content["columns"] if column["key"] in kept],
         "runs": runs,
-        "means": {arm: {**each, "figures": few(each["figures"])} for arm, each in content["means"].items()},
+        "means": {arm: {**mean, "figures": few(mean["figures"])} for arm, mean in content["means"].items()},
         "baselines": [{**row, "figures": few(row["figures"])} for row in content["baselines"]],
     }
 
