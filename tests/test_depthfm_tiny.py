@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import depthjepa
-from depthjepa.commands.fit_teacher import judge, mean_log_depth, predictor
 from depthjepa.config.reading import build_config, build_fit
 from depthjepa.data.loading import open_source, view_batches
 from depthjepa.faults import BadInput
 from depthjepa.guidance.teachers.cache import made_of
 from depthjepa.guidance.teachers.depthfm import tiny
 from depthjepa.guidance.teachers.depthfm.network import DepthFM
+from depthjepa.guidance.teachers.fit.judging import judge, mean_log_depth, predictor
 from depthjepa.method import build_teacher
 from tiny_images import write_flat
 from tiny_runs import metrics, run
@@ -38,7 +38,7 @@ def test_it_knows_the_depth_of_scenes_that_it_has_never_seen(scenes: int, for_th
     config = build_fit({}, ["data.image_size=128", "fit.holes=farthest", "fit.nearest=1", "fit.farthest=80"])
     unseen = list(view_batches(open_source(config.data, "val"), (128, 128), batch_size=24, limit=scenes))
     seen = view_batches(open_source(config.data, "train"), (128, 128), batch_size=16, limit=for_the_mean)
-    mean = mean_log_depth(seen, config)
+    mean = mean_log_depth(seen, config.fit.judged)
     predictors = {
         "mean map": lambda batch: mean.expand(len(batch.images), -1, -1, -1),
         "teacher": predictor(teacher, 2),

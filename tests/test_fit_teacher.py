@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -27,6 +28,7 @@ from depthjepa.config.run_config import TeacherFitConfig
 from depthjepa.data.samples import Batch
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.guidance.teachers.depthfm.network import DepthFM, load_autoencoder, load_depthfm
+from depthjepa.guidance.teachers.fit import judging
 from depthjepa.guidance.teachers.fit.autoencoder import (
     Hinted,
     autoencoder_loss,
@@ -39,7 +41,7 @@ from depthjepa.guidance.teachers.fit.flow import build_flow, flow_loss, save_flo
 from depthjepa.guidance.teachers.fit.learner import Learner
 from depthjepa.guidance.teachers.fit.pairs import Pairs, depth_picture, encode_pair
 from depthjepa.logbook import RunFolder
-from tiny_images import millimetres, picture, write_classes, write_pairs
+from tiny_images import millimetres, picture, save, write_classes, write_pairs
 from tiny_runs import differences
 
 pytest.importorskip("diffusers", reason="the depthfm teacher needs the extra `teachers`")
@@ -68,7 +70,8 @@ def small(root: Path, *overrides: str) -> TeacherFitConfig:
 
 
 def fitted_to(root: Path, out: Path, *overrides: str) -> dict[str, Any]:
-    return fitting.fit_teacher(small(root, *overrides), out, say=lambda _: None)
+    summary, *_ = fitting.fit_teacher(small(root, *overrides), out, say=lambda _: None)
+    return summary
 
 
 def batch_of(depth: Tensor, zoom: float = 1.0) -> Batch:
@@ -560,7 +563,7 @@ def test_the_flow_learns_from_the_latents_that_the_teacher_computes(data: Path, 
 
 def test_bf16_fits_nearly_the_same(data: Path, tmp_path: Path, fitted: Path, unpainted: None) -> None:
     summary = fitted_to(data, tmp_path / "fit", "fit.precision=bf16")
-    assert all(math.isfinite(row[column.key]) for row in summary["rows"] for column in fitting.COLUMNS)
+    assert all(math.isfinite(row[column.key]) for row in summary["rows"] for column in judging.COLUMNS)
     one, other = (
         torch.load(folder / "teacher.ckpt", weights_only=True)["state_dict"] for folder in (fitted, tmp_path / "fit")
     )
@@ -692,6 +695,38 @@ def test_a_fit_cut_short_logs_what_a_whole_one_logs(
     assert RunFolder(tmp_path / "fit").metrics() == RunFolder(tmp_path / "whole").metrics()
 
 
+# other data
+
+
+def test_a_fit_is_judged_on_other_data_each_by_itself_in_its_own_proportions(
+    data: Path, fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, wide = shutil.copytree(fitted, tmp_path / "fit"), tmp_path / "wide"
+    for split, number in (("train", 0), ("train", 1), ("val", 2), ("val", 3)):
+        save(wide / split / "rgb" / f"{number}.png", picture(number, 56, 144))
+        save(wide / split / "depth" / f"{number}.png", millimetres(number, 56, 144))
+    elsewhere = shutil.copytree(data, tmp_path / "elsewhere" / "wide")  # of the same name
+    command = ("fit-teacher", "--data", data, "--out", folder, *SETTINGS, "--judge-on", f"{wide}, {elsewhere}")
+    before = (folder / "summary.json").read_bytes()
+    assert call(monkeypatch, *command) == 0
+    assert (folder / "summary.json").read_bytes() == before
+    tables = [json.loads((folder / "judged" / f"{name}.json").read_text()) for name in ("wide", "wide-2")]
+    for each, root, size, pairs in zip(tables, (wide, elsewhere), ("32 x 80", "32 x 40"), (2, 3), strict=True):
+        assert each["data"] == str(root)
+        assert each["protocol"].startswith(f"{pairs} held-out pairs, whole views at {size} px")
+        assert [row["name"] for row in each["rows"]] == [row["name"] for row in json.loads(before)["rows"]]
+    assert tables[0]["rows"] != tables[1]["rows"]
+    assert (folder / "figures" / "maps-wide.png").exists() and (folder / "figures" / "maps-wide-2.png").exists()
+    assert "32 x 80 px" in " ".join(capsys.readouterr().out.split())
+
+
+def test_other_data_that_cannot_be_judged_is_refused_before_the_fit(data: Path, tmp_path: Path) -> None:
+    unlike = write_classes(tmp_path / "unlike", 2)
+    with pytest.raises(BadInput, match="unlike has none: give an RGB-D"):
+        fitting.fit_teacher(small(data), tmp_path / "fit", judge_on=[str(unlike)], say=lambda _: None)
+    assert not (tmp_path / "fit").exists()
+
+
 # what is refused
 
 
@@ -779,7 +814,7 @@ JUDGED = (0.5, 100.0)
 
 
 def judged(batch: Batch, predict: Callable[[Batch], Tensor]) -> dict[str, Any]:
-    rows, _ = fitting.judge({"it": predict}, [batch], JUDGED)
+    rows, _ = judging.judge({"it": predict}, [batch], JUDGED)
     assert rows[0].pop("name") == "it"
     return rows[0]
 
@@ -793,7 +828,7 @@ def test_log_depth_up_to_scale_and_shift_is_perfect(scale: float) -> None:
 
 def test_a_mean_map_scores_what_is_computed_by_hand() -> None:
     map_ = maps([0.0, 0.0], [1.0, 1.0])
-    rows, _ = fitting.judge(
+    rows, _ = judging.judge(
         {"mean map": lambda batch: map_.expand(len(batch.images), -1, -1, -1)},
         [batch_of(STEPS), batch_of(WALL)],
         JUDGED,
@@ -833,30 +868,35 @@ def test_pixels_out_of_the_judged_range_do_not_count() -> None:
 def test_the_first_images_are_shown_with_their_disparity() -> None:
     both = batch_of(torch.cat([STEPS, torch.where(WALL == 3, 200.0, WALL)]))
     predict = {"it": lambda batch: batch.depth.log()}
-    _, (images, truth, drawn) = fitting.judge(predict, [both, batch_of(WALL)], JUDGED, shown=2)
+    _, (images, truth, drawn) = judging.judge(predict, [both, batch_of(WALL)], JUDGED, shown=2)
     np.testing.assert_array_equal(images, np.stack([picture(number, 2, 2) for number in (0, 1)]))
     np.testing.assert_allclose(truth[0], [[1, 1 / 2], [1 / 4, 1 / 8]])
     assert np.isnan(truth[1]).all()
     np.testing.assert_allclose(drawn["it"][0], truth[0], rtol=1e-5)
-    assert len(fitting.judge(predict, [both], JUDGED, shown=1)[1][0]) == 1
+    assert len(judging.judge(predict, [both], JUDGED, shown=1)[1][0]) == 1
 
 
 def test_nothing_to_judge_is_said() -> None:
     with pytest.raises(BadInput, match="no held-out pairs"):
-        fitting.judge({"it": lambda batch: batch.images}, [], JUDGED)
+        judging.judge({"it": lambda batch: batch.images}, [], JUDGED)
+
+
+def test_a_mean_map_of_nothing_is_refused() -> None:
+    with pytest.raises(BadInput, match="no pairs to draw a mean map of"):
+        judging.mean_log_depth([], JUDGED)
 
 
 def test_the_mean_map_is_the_mean_of_what_was_measured_at_a_pixel() -> None:
     config = build_fit({}, ["data.image_size=[2, 3]", "fit.nearest=1", "fit.farthest=16"])
     one, two = maps([1.0, 2.0, 0.0], [4.0, 0.0, 99.0]), maps([4.0, 0.0, 0.0], [16.0, 8.0, 0.5])
-    found = fitting.mean_log_depth([batch_of(one), batch_of(two)], config)
+    found = judging.mean_log_depth([batch_of(one), batch_of(two)], config.fit.judged)
     # Of the right column nothing counts: it takes the mean of the six measurements, 0 + 1 + 2 + 2 + 4 + 3 by log 2.
     expected = LN2 * maps([1.0, 1.0, 2.0], [3.0, 3.0, 2.0])
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
-    together = fitting.mean_log_depth([batch_of(torch.cat([one, two]))], config)
+    together = judging.mean_log_depth([batch_of(torch.cat([one, two]))], config.fit.judged)
     torch.testing.assert_close(together, expected, atol=1e-6, rtol=0)
     narrower = build_fit({}, ["data.image_size=[2, 3]", "fit.scored=[1.5, 4]"])
-    found = fitting.mean_log_depth([batch_of(one), batch_of(two)], narrower)
+    found = judging.mean_log_depth([batch_of(one), batch_of(two)], narrower.fit.judged)
     overall = 5 / 3  # 1, 2 and 2
     expected = LN2 * maps([2.0, 1.0, overall], [2.0, overall, overall])
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)

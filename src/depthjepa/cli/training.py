@@ -105,6 +105,13 @@ def fit_teacher(
         typer.Option(help="Folder of the fit: checkpoint and autoencoder in DepthFM's layout.", callback=output_folder),
     ],
     overrides: Overrides = None,
+    judge_on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Judge it on held-out pairs of other data as well, each by itself: A,B; also once the fit has ended.",
+        ),
+    ] = None,
 ) -> None:
     """Train a compact teacher of DepthFM's kind from RGB-D pairs; killed, it goes on where it stopped."""
     from depthjepa.commands.fit_teacher import fit_teacher as run
@@ -113,8 +120,10 @@ def fit_teacher(
     from depthjepa.report.terminal import print_table
 
     said_elsewhere(overrides, {"data.root": "--data"})
-    summary = run(build_fit(FIT_DEFAULTS, [f"data.root={data}", *(overrides or [])]), out)
-    print_table(summary)
+    others = [] if judge_on is None else [root.strip() for root in judge_on.split(",")]
+    summary, *further = run(build_fit(FIT_DEFAULTS, [f"data.root={data}", *(overrides or [])]), out, judge_on=others)
+    for each in (summary, *further):
+        print_table(each)
     print(f"{out}: {summary['bytes'] / 1e6:.2f} MB")
 
 

@@ -9,39 +9,38 @@ latents.pt        latents of the crops, while the flow learns from them
 progress.pt       what is learning now, with its optimiser
 summary.json      figures on held-out pairs, the mean map beside them
 figures/maps.png  the same as pictures
+judged/NAME.json, figures/maps-NAME.png   of other data that it was judged on as well
 """
 
 from __future__ import annotations
 
-import copy
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from depthjepa import locks, runtime
-from depthjepa.columns import Column, table
+from depthjepa.columns import table
 from depthjepa.config.run_config import PLACES, TeacherFitConfig, differences, to_mapping
 from depthjepa.data.account import what_is_read
+from depthjepa.data.config import DataConfig
 from depthjepa.data.contents import contents_of, read_contents, refuse_changed, write_contents
 from depthjepa.data.images import Split
 from depthjepa.data.layouts.layout import with_depth
 from depthjepa.data.loading import TrainingBatches, open_splits, view_batches
 from depthjepa.data.metres import describe_depth
+from depthjepa.data.order import told_apart
 from depthjepa.data.samples import Batch, Source
-from depthjepa.data.transforms import as_bytes
-from depthjepa.depth import align_scale_shift, metrics, valid
+from depthjepa.data.transforms import Size
 from depthjepa.drawing.figures import depth_rows
 from depthjepa.drawing.panels import save_figure
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.guidance.teachers.depthfm import tiny
-from depthjepa.guidance.teachers.depthfm.network import DepthFM, load_autoencoder, load_depthfm
+from depthjepa.guidance.teachers.depthfm.network import load_autoencoder, load_depthfm
 from depthjepa.guidance.teachers.fit.autoencoder import (
     Hinted,
     autoencoder_loss,
@@ -52,42 +51,41 @@ from depthjepa.guidance.teachers.fit.autoencoder import (
 )
 from depthjepa.guidance.teachers.fit.config import AUTOENCODER, CHECKPOINT
 from depthjepa.guidance.teachers.fit.flow import begin_at, build_flow, flow_loss, save_flow
+from depthjepa.guidance.teachers.fit.judging import COLUMNS, Predict, judge, mean_log_depth, predictor
 from depthjepa.guidance.teachers.fit.learner import Learner
 from depthjepa.guidance.teachers.fit.pairs import Pairs, depth_picture, encode_pair
-from depthjepa.logbook import RunFolder, plain, whole_file, write_whole
+from depthjepa.logbook import RunFolder, plain, to_json, whole_file, write_whole
 from depthjepa.progress import task, track
 from depthjepa.stopping import Interrupted, Stopping, interruptions
 
 MEAN_MAP_IMAGES = 1000
-SHOWN = 6
 JUDGED_STEPS = (1, 2, 4)  # of Euler's method
 LOG_EVERY = 20
 PROGRESS = "progress.pt"
 LATENTS = "latents.pt"
-FACTOR = "share of pixels whose depth is wrong by less than a factor of "
-COLUMNS = (
-    Column("absrel", "AbsRel", "mean of |told − true depth| ÷ true depth", better="lower"),
-    Column("rmselog", "RMSE log", "root of the mean squared difference of the logarithms of depth", better="lower"),
-    Column("delta1", "δ1", f"{FACTOR}1.25", better="higher"),
-    Column("delta2", "δ2", f"{FACTOR}1.25²", better="higher"),
-    Column("delta3", "δ3", f"{FACTOR}1.25³", better="higher"),
-)
-
-Predict = Callable[[Batch], Float[Tensor, "b 1 h w"]]  # of log depth, up to scale and shift
 
 
 def fit_teacher(
-    config: TeacherFitConfig, out: str | Path, *, say: Callable[[str], None] | None = None
-) -> dict[str, Any]:
-    """Fit, save and judge a compact teacher; returns the summary. Killed, it goes on where it last saved.
+    config: TeacherFitConfig,
+    out: str | Path,
+    *,
+    judge_on: Sequence[str] = (),
+    say: Callable[[str], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Fit, save and judge a compact teacher. Killed, it goes on where it last saved.
 
-    Raises `BadInput` for data without depth, sides that the network cannot halve, and a folder that holds another fit
-    or is in use.
+    Returns its table on held-out pairs of its data (the summary), then those on the data sets `judge_on`, each by
+    itself; these are made anew whenever they are asked for, also of a fit that has ended.
+
+    Raises `BadInput` for data without depth or without held-out pairs, sides that the network cannot halve, and a
+    folder that holds another fit or is in use.
     """
     say = say or (lambda text: print(text, flush=True))
     folder, device = RunFolder(out), runtime.device(config.fit.device)
+    others = [_pairs(config.data.elsewhere(root)) for root in judge_on]  # a wrong one is told before hours of fitting
     with locks.locked(folder.path, say=say):
-        return _fit(config, folder, device, say)
+        summary = _fit(config, folder, device, say)
+        return [summary, *_judge_elsewhere(config, folder, others, device)]
 
 
 def _fit(
@@ -145,11 +143,7 @@ def _fit(
 
 def _open(config: TeacherFitConfig) -> dict[Split, Source]:
     """Training pairs and held-out pairs."""
-    data = open_splits(config.data)
-    if not data["train"].has_depth:
-        raise BadInput(f"fit-teacher needs depth, but data.root={config.data.root} has none: give {with_depth()}")
-    if "val" not in data:
-        raise BadInput(f"fit-teacher judges the teacher on held-out pairs, and {config.data.root} has no val/")
+    data = _pairs(config.data)
     for side in config.data.size:
         if side % (multiple := config.fit.multiple):
             near = max(1, round(side / multiple)) * multiple
@@ -157,6 +151,16 @@ def _open(config: TeacherFitConfig) -> dict[Split, Source]:
                 f"data.image_size={config.data.image_size}: the sides must be multiples of {multiple} px for a flow "
                 f"of {len(config.fit.multiples)} levels; the nearest to {side} is {near}"
             )
+    return data
+
+
+def _pairs(config: DataConfig) -> dict[Split, Source]:
+    """Training pairs and held-out pairs of data that have both."""
+    data = open_splits(config)
+    if not data["train"].has_depth:
+        raise BadInput(f"fit-teacher needs depth, but data.root={config.root} has none: give {with_depth()}")
+    if "val" not in data:
+        raise BadInput(f"fit-teacher judges the teacher on held-out pairs, and {config.root} has no val/")
     return data
 
 
@@ -308,10 +312,45 @@ def _resume(learner: Learner, folder: RunFolder, part: str) -> None:
 def _judge(
     config: TeacherFitConfig, folder: RunFolder, source: Source, held_out: Source, device: torch.device
 ) -> dict[str, Any]:
-    """Figures of what was saved on held-out pairs, beside the mean map and what the autoencoder alone would lose."""
-    checkpoint, place = folder.path / CHECKPOINT, folder.path / AUTOENCODER
-    teacher = load_depthfm(checkpoint, place).to(device)
-    mean = mean_log_depth(_views(config, source, MEAN_MAP_IMAGES), config)
+    """Figures of what was saved on held-out pairs, and what it weighs."""
+    written = sum(file.stat().st_size for file in _files(folder))
+    return _figures(config, folder, source, held_out, config.data.size, "maps", device) | {"bytes": written}
+
+
+def _judge_elsewhere(
+    config: TeacherFitConfig, folder: RunFolder, others: Sequence[dict[Split, Source]], device: torch.device
+) -> list[dict[str, Any]]:
+    """Figures on held-out pairs of other data, each by itself, in the proportions of its own images."""
+    names = told_apart([Path(other["val"].name).name for other in others])
+    tables = []
+    for name, other in zip(names, others, strict=True):
+        size = _own_proportions(config, other["val"])
+        found = _figures(config, folder, other["train"], other["val"], size, f"maps-{name}", device)
+        write_whole(folder.path / "judged" / f"{name}.json", to_json(found))
+        tables.append(found)
+    return tables
+
+
+def _own_proportions(config: TeacherFitConfig, source: Source) -> Size:
+    """Height and width [px] as of a source's first image: its shorter side as in the fit, both of whole cells."""
+    (image,) = (batch.images for batch in view_batches(source, lambda height, width: (height, width), limit=1))
+    sides, multiple = image.shape[-2:], config.fit.multiple
+    height, width = (max(1, round(side * min(config.data.size) / min(sides) / multiple)) * multiple for side in sides)
+    return height, width
+
+
+def _figures(
+    config: TeacherFitConfig,
+    folder: RunFolder,
+    source: Source,
+    held_out: Source,
+    size: Size,
+    picture: str,
+    device: torch.device,
+) -> dict[str, Any]:
+    """A table of the saved teacher beside the mean map and what the autoencoder alone would lose, and a picture."""
+    teacher = load_depthfm(folder.path / CHECKPOINT, folder.path / AUTOENCODER).to(device)
+    mean = mean_log_depth(_views(config, source, size, MEAN_MAP_IMAGES), config.fit.judged)
 
     def autoencoded(batch: Batch) -> Tensor:
         drawn, _ = depth_picture(batch, config.fit)
@@ -322,78 +361,25 @@ def _judge(
         **{f"{steps} {'step' if steps == 1 else 'steps'}": predictor(teacher, steps) for steps in JUDGED_STEPS},
         "autoencoder alone": autoencoded,
     }
-    batches = (batch.to(device) for batch in _views(config, held_out, config.fit.val_images))
+    batches = (batch.to(device) for batch in _views(config, held_out, size, config.fit.val_images))
     rows, pictures = judge(predictors, batches, config.fit.judged)
-    save_figure(depth_rows(*pictures), folder.path / "figures" / "maps.png")
+    save_figure(depth_rows(*pictures), folder.path / "figures" / f"{picture}.png")
     low, high = config.fit.judged
     protocol = (
-        f"{min(config.fit.val_images, len(held_out))} held-out pairs, whole views at {config.data.size[0]} x "
-        f"{config.data.size[1]} px; log depth aligned to each image's ground truth by scale and shift; pixels from "
-        f"{low:g} to {high:g} m; means over images"
+        f"{min(config.fit.val_images, len(held_out))} held-out pairs, whole views at {size[0]} x {size[1]} px; log "
+        f"depth aligned to each image's ground truth by scale and shift; pixels from {low:g} to {high:g} m; means "
+        f"over images"
     )
-    written = sum(file.stat().st_size for file in (checkpoint, *place.iterdir()))
-    return table("teacher", held_out.name, protocol, COLUMNS, rows) | {"bytes": written}
+    return table("teacher", held_out.name, protocol, COLUMNS, rows)
 
 
-def predictor(teacher: DepthFM, steps: int) -> Predict:
-    """Log depth of a batch's images as a teacher decodes it after some Euler steps, up to scale and shift."""
-    teacher = copy.copy(teacher)  # the networks are shared
-    teacher.steps = steps
-    return lambda batch: teacher.decode(teacher.latents(batch.images, index=batch.index)).log()
+def _files(folder: RunFolder) -> list[Path]:
+    """What a fitted teacher is."""
+    return [folder.path / CHECKPOINT, *(folder.path / AUTOENCODER).iterdir()]
 
 
-def judge(
-    predictors: Mapping[str, Predict], batches: Iterable[Batch], judged: tuple[float, float], shown: int = SHOWN
-) -> tuple[list[dict[str, Any]], tuple[Any, Any, dict[str, Any]]]:
-    """Score predictions of log depth after the best scale and shift of each image, on depths [m] within `judged`.
-
-    Returns a row for each predictor (absrel, rmselog, delta1 to 3: means over images) and what `figures.depth_rows`
-    draws of the first images.
-    """
-    low, high = judged
-    found: dict[str, list[dict[str, Tensor]]] = {name: [] for name in predictors}
-    drawn: dict[str, Tensor] = {}
-    first: Batch | None = None
-    for batch in batches:
-        assert batch.depth is not None
-        known = valid(batch.depth, low, high)
-        target = torch.where(known, batch.depth, 1.0).log()
-        for name, predict in predictors.items():
-            aligned = align_scale_shift(predict(batch), target, known).exp()
-            found[name].append(metrics(aligned, torch.where(known, batch.depth, 1.0), known, low, high))
-            if first is None:
-                drawn[name] = (1 / aligned.clamp(low, high))[:shown, 0].cpu()
-        first = first or batch
-    if first is None or first.depth is None:
-        raise BadInput("there are no held-out pairs to judge a teacher on")
-    rows: list[dict[str, Any]] = []
-    for name, scores in found.items():
-        figures = {
-            column.key: float(torch.cat([score[column.key] for score in scores]).nanmean()) for column in COLUMNS
-        }
-        if not math.isfinite(figures["delta1"]):
-            raise BadInput(f"no held-out pixel has a depth from {low:g} to {high:g} m: choose other fit.scored")
-        rows.append({"name": name, **figures})
-    depth = first.depth[:shown, 0].cpu()
-    truth = torch.where(valid(depth, low, high), 1 / depth, torch.nan)
-    return rows, (as_bytes(first.images[:shown]), truth.numpy(), {name: maps.numpy() for name, maps in drawn.items()})
-
-
-def mean_log_depth(batches: Iterable[Batch], config: TeacherFitConfig) -> Float[Tensor, "1 1 h w"]:
-    """Mean over images of log depth, pixel by pixel; the overall mean where nothing was ever measured."""
-    low, high = config.fit.judged
-    total, count = torch.zeros(1, 1, *config.data.size), torch.zeros(1, 1, *config.data.size)
-    for batch in batches:
-        assert batch.depth is not None
-        known = valid(batch.depth, low, high)
-        total += torch.where(known, batch.depth, 1.0).log().mul(known).sum(0, keepdim=True)
-        count += known.sum(0, keepdim=True)
-    overall = total.sum() / count.sum().clamp(min=1)
-    return torch.where(count > 0, total / count.clamp(min=1), overall)
-
-
-def _views(config: TeacherFitConfig, source: Source, limit: int) -> Iterator[Batch]:
-    return view_batches(source, config.data.size, batch_size=config.fit.batch_size, limit=limit)
+def _views(config: TeacherFitConfig, source: Source, size: Size, limit: int) -> Iterator[Batch]:
+    return view_batches(source, size, batch_size=config.fit.batch_size, limit=limit)
 
 
 def _millions(network: Any) -> str:
