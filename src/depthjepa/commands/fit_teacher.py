@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +322,8 @@ def _judge_elsewhere(
 ) -> list[dict[str, Any]]:
     """Figures on held-out pairs of other data, each by itself, in the proportions of its own images."""
     names = told_apart([Path(other["val"].name).name for other in others])
+    # Whatever has no depth in the pairs of the fit (the sky, where they are rendered), elsewhere it was not measured.
+    config = replace(config, fit=replace(config.fit, holes="nearest"))
     tables = []
     for name, other in zip(names, others, strict=True):
         size = _own_proportions(config, other["val"])
