@@ -17,6 +17,7 @@ from depthjepa.cli.arguments import (
     output_file,
     output_folder,
 )
+from depthjepa.commands.written.table import WRITTEN
 
 commands = typer.Typer()
 
@@ -78,10 +79,9 @@ def convert(
     to: Annotated[
         str,
         typer.Option(
-            parser=one_of("layout", "depthjepa", "checkpoint", "reference", "hf", "timm", "onnx", "safetensors"),
+            parser=one_of("layout", *WRITTEN.names),
             metavar="LAYOUT",
-            help="reference (.pth.tar), hf, timm (folders), onnx, safetensors (one encoder), depthjepa (a run folder), "
-            "checkpoint (its one file).",
+            help=f"{WRITTEN.listed()}.",
         ),
     ],
     overrides: Overrides = None,

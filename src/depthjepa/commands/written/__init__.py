@@ -1,0 +1,1 @@
+"""Layouts in which checkpoints are written: one file and one row each."""
