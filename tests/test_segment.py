@@ -19,25 +19,20 @@ from depthjepa.data.groups import Division
 from depthjepa.data.samples import VOID, Batch
 from depthjepa.drawing import figures
 from depthjepa.drawing.panels import INVALID
-from depthjepa.evaluation import segmentation, tokens
+from depthjepa.evaluation import patch_bank, segmentation, tokens
 from depthjepa.evaluation.features import Encode
 from depthjepa.evaluation.gathering import RANDOM, RAW, raw_patches
+from depthjepa.evaluation.patch_bank import PatchBank, class_shares
 from depthjepa.evaluation.probes import probe
 from depthjepa.evaluation.probes.segment import TASK
+from depthjepa.evaluation.segment_scores import class_iou, confusion, figures_of, overlaps
 from depthjepa.evaluation.segmentation import (
     POSITION,
-    PatchBank,
     Plan,
     SegmentTable,
     class_counts,
-    class_iou,
-    class_shares,
-    confusion,
-    figures_of,
     fit,
     layers_of,
-    overlaps,
-    patch_bank,
     position_map,
     segment_table,
 )
@@ -178,7 +173,7 @@ def test_similarities_are_cut_into_parts_that_fit(monkeypatch: pytest.MonkeyPatc
     bank = PatchBank(F.normalize(torch.randn(40, 8, generator=draw)), torch.rand(40, 4, generator=draw), torch.zeros(8))
     asked = torch.randn(3, 5, 8, generator=draw)
     whole = bank.vote(asked)
-    monkeypatch.setattr(segmentation, "COMPARED", 100)
+    monkeypatch.setattr(patch_bank, "COMPARED", 100)
     assert torch.allclose(bank.vote(asked), whole, atol=1e-6)
 
 
@@ -251,7 +246,7 @@ def test_the_seed_decides_everything(train: Planted, val: Planted) -> None:
 
 
 def test_the_bank_takes_alike_from_all_images_and_nothing_void(train: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segmentation, "BANK", 50)
+    monkeypatch.setattr(patch_bank, "BANK", 50)
     train.labels[3] = VOID
     train.labels[4, :, :, PATCH:] = VOID
     encode = train.telling()
@@ -264,10 +259,10 @@ def test_the_bank_takes_alike_from_all_images_and_nothing_void(train: Planted, m
     pairs, numbers = pairs_of(named, train, segmentation.labels_of)
     count = len(numbers)
     assert isinstance(pairs, KeptPairs) and pairs.beside.dtype == torch.uint8
-    bank = patch_bank(pairs, count, PLAN)
+    bank = patch_bank.patch_bank(pairs, count, patch_size=PATCH, classes=len(NAMES), seed=PLAN.seed)
     # 50 of 20 images: 2 and 3 in turn; of image 3 none, and all 3 with a class of image 4 (2 are asked for).
     assert len(bank.directions) == 50 - 3 and (bank.shares.sum(1) == 1).all()
-    whole = patch_bank(pairs, count, PLAN)
+    whole = patch_bank.patch_bank(pairs, count, patch_size=PATCH, classes=len(NAMES), seed=PLAN.seed)
     assert torch.equal(whole.directions, bank.directions)
 
 

@@ -6,14 +6,11 @@
 The scores are enlarged bilinearly to the labels' size, where they are judged. The loss is the cross-entropy of the
 pixels that have a class, at four times the patch grid at most, with the labels of the nearest pixels: scores are smooth
 between patches, and a CPU has no time for more.
-Nothing is trained for the second column: after Hummingbird (Balazevic et al. 2023) a patch takes the labels of the 30
-training patches nearest by cosine, weighted by the softmax of the similarity / 0.02, and its shares of the classes are
-enlarged like the scores.
+For the second column a patch takes the vote of the nearest training patches (`patch_bank`), and its shares of the
+classes are enlarged like the scores.
 
 Where we differ. DINOv2 has a batch norm with a scale of its own, which a linear map behind it does not need, a loss at
 the labels' size, and random crops; our views are whole images without augmentation, so that tokens are computed once.
-Hummingbird does not centre tokens: ours lose the bank's mean first, as in our nearest neighbours of images, since what
-all patches share tells none from another. It has up to ten million patches of augmented views, ours at most `BANK`.
 
 Memory: the tokens of the training images, kept in half precision up to `tokens.KEPT_BYTES` (above, they are encoded
 anew on every walk) beside the label maps; the bank, `BANK` x (width + classes) x 4 bytes; the scores of `BATCH` images
@@ -29,7 +26,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float64, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from depthjepa.data.groups import FOLDS, Division
@@ -39,11 +36,12 @@ from depthjepa.data.samples import VOID, Batch
 from depthjepa.data.transforms import as_bytes
 from depthjepa.evaluation.features import Encode, tokens_of
 from depthjepa.evaluation.gradient_readouts import BATCH, Descent, best_readout, probed_depths
+from depthjepa.evaluation.patch_bank import BANK, NEIGHBOURS, TEMPERATURE, PatchBank, patch_bank
+from depthjepa.evaluation.segment_scores import LabelMap, confusion, figures_of, overlaps
 from depthjepa.evaluation.tokens import ImageSet, Pairs, pairs_of
 from depthjepa.faults import BadInput
-from depthjepa.grid import patchify, to_map
-from depthjepa.progress import task, track
-from depthjepa.runtime import uniforms
+from depthjepa.grid import to_map
+from depthjepa.progress import task
 
 Kind = Literal["linear", "linear4"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -52,11 +50,6 @@ POSITION = "most frequent class by position"
 RATES = (1e-3, 1e-2, 1e-1, 1.0)  # wide tokens want small ones; those between two of them change little
 ENLARGED = 4  # times the patch grid, at most, at which the loss is computed
 HELD_OUT = 0  # the fold on which the rates are compared
-BANK = 100_000  # patches
-NEIGHBOURS, TEMPERATURE = 30, 0.02
-COMPARED = 2**24  # similarities that are held at once
-
-Map = UInt8[Tensor, "b 1 h w"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,39 +81,7 @@ def layers_of(kind: Kind, blocks: int) -> list[int]:
     return [blocks - 1] if kind == "linear" else probed_depths(blocks)
 
 
-def confusion(truth: Map, predicted: Int64[Tensor, "b h w"], classes: int) -> Int64[Tensor, "b c c"]:
-    """Pixels of each image by their true class (rows) and the predicted one (columns); void is not counted."""
-    true, known = truth[:, 0].long(), truth[:, 0] != VOID
-    image = torch.arange(len(truth), device=truth.device)[:, None, None]
-    place = (image * classes + true) * classes + predicted
-    return torch.bincount(place[known], minlength=len(truth) * classes**2).view(-1, classes, classes)
-
-
-def overlaps(counts: Int64[Tensor, "*images c c"]) -> Int64[Tensor, "*images 3 c"]:
-    """Of confusion matrices, the pixels of each class that are right, true, and predicted: all that IoU needs."""
-    return torch.stack([counts.diagonal(dim1=-2, dim2=-1), counts.sum(-1), counts.sum(-2)], -2)
-
-
-def class_iou(found: Int64[Tensor, "*images 3 c"]) -> Float64[Tensor, "*images c"]:
-    """Intersection over union of each class, in [0, 1]; nan for a class that no true pixel has."""
-    right, true, predicted = found.double().unbind(-2)
-    return torch.where(true > 0, right / (true + predicted - right), torch.nan)
-
-
-def figures_of(found: Int64[Tensor, "3 c"], classes: tuple[str, ...]) -> dict[str, float]:
-    """Mean IoU over the classes that occur in the truth, pixel accuracy, and the IoU of each of those classes [%]."""
-    each = 100 * class_iou(found)
-    named = {iou_key(name): float(iou) for name, iou in zip(classes, each, strict=True) if not iou.isnan()}
-    accuracy = 100 * float(found[0].sum() / found[1].sum())
-    return {"miou": float(each.nanmean()), "accuracy": accuracy} | named
-
-
-def iou_key(name: str) -> str:
-    """The key of the column of one class."""
-    return f"iou_{name}"
-
-
-def labels_of(batch: Batch) -> Map:
+def labels_of(batch: Batch) -> LabelMap:
     """The label maps of a batch; raises `BadInput` where it has none."""
     if batch.label_map is None:
         raise BadInput(f"segmentation needs label maps, and these images have none: give {with_label_maps()}")
@@ -180,7 +141,9 @@ def enlarged(maps: Float[Tensor, "b c rows cols"], size: tuple[int, int]) -> Flo
     return F.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
-def readout_loss(readout: SegmentReadout, tokens: Float[Tensor, "b n d"], labels: Map, plan: Plan) -> Float[Tensor, ""]:
+def readout_loss(
+    readout: SegmentReadout, tokens: Float[Tensor, "b n d"], labels: LabelMap, plan: Plan
+) -> Float[Tensor, ""]:
     """Mean cross-entropy over the pixels of `plan.fitted` that have a class; 0 where none has."""
     scores = readout(tokens, plan.grid, plan.fitted)
     labels = F.interpolate(labels, plan.fitted, mode="nearest-exact")
@@ -204,58 +167,6 @@ def fit(pairs: Pairs, aside: Bool[Tensor, " images"], plan: Plan) -> tuple[Segme
     return best_readout(pairs, aside, descent)
 
 
-@dataclass(frozen=True, slots=True)
-class PatchBank:
-    """Training patches: directions of their tokens from the mean of all, and the shares of classes in their pixels."""
-
-    directions: Float[Tensor, "p d"]
-    shares: Float[Tensor, "p c"]
-    centre: Float[Tensor, " d"]
-
-    def vote(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n c"]:
-        """Shares of the classes by the nearest patches of the bank."""
-        asked = F.normalize(tokens.flatten(0, 1) - self.centre, dim=1)
-        parts = torch.split(asked, max(1, COMPARED // len(self.directions)))
-        return torch.cat([self._vote(part) for part in parts]).view(*tokens.shape[:2], -1)
-
-    def _vote(self, asked: Float[Tensor, "k d"]) -> Float[Tensor, "k c"]:
-        near = (asked @ self.directions.T).topk(min(NEIGHBOURS, len(self.directions)))
-        weights = (near.values / TEMPERATURE).softmax(1)
-        return torch.einsum("kn,knc->kc", weights, self.shares[near.indices])
-
-
-def patch_bank(pairs: Pairs, count: int, plan: Plan) -> PatchBank:
-    """Draw patches that have a class from all images alike, at most `BANK`, at random places."""
-    places = torch.arange(count)
-    wanted = (places + 1) * BANK // count - places * BANK // count
-    tokens_kept, shares_kept = list[Tensor](), list[Tensor]()
-    parts = torch.split(places, BATCH)
-    walk = zip(parts, pairs.parts(parts), strict=True)
-    for part, (tokens, labels) in track(walk, "training patches", len(parts)):
-        shares = class_shares(labels, plan.patch_size, len(plan.classes))
-        drawn = torch.from_numpy(
-            uniforms(tokens.shape[1], seed=plan.seed, stream="segment bank", epoch=0, indices=part.numpy())
-        ).to(tokens.device)
-        drawn = torch.where(shares.sum(2) > 0, drawn, 2.0)  # wholly void ones come last
-        rank = drawn.argsort(1).argsort(1)
-        chosen = (rank < wanted[part].to(tokens.device)[:, None]) & (drawn < 2)
-        tokens_kept.append(tokens[chosen])
-        shares_kept.append(shares[chosen])
-    found = torch.cat(tokens_kept)
-    centre = found.mean(0)
-    return PatchBank(F.normalize(found - centre, dim=1), torch.cat(shares_kept), centre)
-
-
-def class_shares(labels: Map, patch_size: int, classes: int) -> Float[Tensor, "b n c"]:
-    """The share of each class in the pixels of each patch; what they lack of 1 is void."""
-    pixels = patchify(labels, patch_size).long()
-    b, n, area = pixels.shape
-    pixels = torch.where(pixels == VOID, classes, pixels)
-    patch = torch.arange(b * n, device=labels.device).view(b, n, 1)
-    counts = torch.bincount((patch * (classes + 1) + pixels).flatten(), minlength=b * n * (classes + 1))
-    return counts.view(b, n, classes + 1)[..., :classes].float() / area
-
-
 Predict = Callable[[Tensor], Int64[Tensor, "b h w"]]  # of the tokens of a batch
 
 
@@ -266,7 +177,7 @@ class Judged:
     parts: list[Int64[Tensor, "b 3 c"]] = field(default_factory=list)
     shown: list[UInt8[np.ndarray, "h w"]] = field(default_factory=list)
 
-    def add(self, truth: Map, predicted: Int64[Tensor, "b h w"], classes: int, shown: list[int]) -> None:
+    def add(self, truth: LabelMap, predicted: Int64[Tensor, "b h w"], classes: int, shown: list[int]) -> None:
         """Take in one batch; `shown` are the places in it that pictures show."""
         self.parts.append(overlaps(confusion(truth, predicted, classes)).cpu())
         self.shown += [predicted[place].to(torch.uint8).cpu().numpy() for place in shown]
@@ -319,7 +230,9 @@ def segment_table(
         with task(name):
             pairs, numbers = pairs_of(encode, train, labels_of)
             readout, rate = fit(pairs, torch.from_numpy(folds.fold)[numbers] == HELD_OUT, plan)
-            bank = patch_bank(pairs, len(numbers), plan)
+            bank = patch_bank(
+                pairs, len(numbers), patch_size=plan.patch_size, classes=len(plan.classes), seed=plan.seed
+            )
             judged[name], judged[knn_name(name)] = _judge(
                 encode, val, (_linear(readout, plan), _nearest(bank, plan)), plan
             )

@@ -17,6 +17,7 @@ from depthjepa.drawing.panels import Captioned
 from depthjepa.evaluation.depth_readouts import encode_layers
 from depthjepa.evaluation.gathering import RANDOM, RAW, raw_patches, views_text
 from depthjepa.evaluation.probes.task import LABEL_MAPS, OwnTask, Picture, Probe, Resampled, Section, Subject, Variant
+from depthjepa.evaluation.segment_scores import iou_key
 from depthjepa.evaluation.segmentation import (
     KINDS,
     POSITION,
@@ -24,7 +25,6 @@ from depthjepa.evaluation.segmentation import (
     Plan,
     SegmentTable,
     describe,
-    iou_key,
     knn_name,
     layers_of,
     segment_table,
