@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 import depthjepa
 from depthjepa.columns import Column
+from depthjepa.commands.compare import _names
 from depthjepa.evaluation.common_view import OnView, common, nearest_size
 from depthjepa.evaluation.leads import RESAMPLES, Lead, lead
 from depthjepa.evaluation.probes import depth, segment
@@ -218,6 +219,28 @@ def test_backbones_of_other_patches_are_judged_on_the_same_cells(place: Path, tm
     leads = {each["task"]: each for each in content["leads"]}
     assert leads["depth"]["groups"] == 8 and leads["depth"]["low"] <= leads["depth"]["high"]
     assert leads["depth"]["sentence"] in said
+
+
+def test_an_earlier_comparison_in_the_folder_leaves_nothing(place: Path, tmp_path: Path) -> None:
+    settings, out = ["data.image_size=48", "train.threads=1", "evaluation.pictures=2"], tmp_path / "out"
+    old = out / "fine" / "probes" / "segment.npz"
+    depthjepa.compare([place / "fine"], place / "pairs", ["depth"], settings=settings, out=out)
+    old.write_bytes((out / "fine" / "probes" / "depth.npz").read_bytes())
+    depthjepa.compare([place / "fine"], place / "pairs", ["depth"], settings=settings, out=out)
+    assert not old.exists() and (out / "fine" / "probes" / "depth.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("own", "places", "names"),
+    [
+        (["a", "b"], ["x/1", "x/2"], ["a", "b"]),
+        (["a", "a", "b"], ["x/1", "x/2", "x/3"], ["1", "2", "b"]),
+        (["photos", "photos", "rgbd"], ["x/rgbd", "x/photos2", "x/c"], ["rgbd", "photos2", "c"]),
+        (["mean map", "b"], ["x/1", "x/2"], ["1", "b"]),
+    ],
+)
+def test_no_two_backbones_have_one_name(own: list[str], places: list[str], names: list[str]) -> None:
+    assert _names(own, [Path(place) for place in places]) == names
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from depthjepa.data.contents import contents_of, stamps_of
 from depthjepa.data.groups import Grouped, group_in
 from depthjepa.data.images import Split
 from depthjepa.data.layouts import shards as layout
-from depthjepa.data.layouts.labelled import LabelledFolder
+from depthjepa.data.layouts.labelled import labelled_folder
 from depthjepa.data.layouts.rgbd import PairedFolder
 from depthjepa.data.layouts.shards import DepthShards, MappedShards, TarShards
 from depthjepa.data.loading import TrainingBatches, open_source, open_splits, view_batches
@@ -163,7 +163,7 @@ def test_samples_are_those_of_the_folder(tmp_path: Path, facts: Any, groups: Any
     out = as_shards(root, tmp_path / "shards")
     place = out if where == "disk" else uploaded(out)
     for split in ("train", "val"):
-        source, labelled = opened(place, split), LabelledFolder(root, split)
+        source, labelled = opened(place, split), labelled_folder(root, split)
         rgbd = PairedFolder(root, split)
         assert isinstance(source, DepthShards) and len(source) == len(rgbd) and source.has_depth
         assert source.segment_classes == labelled.segment_classes == CLASSES and source.classes == ()
@@ -189,7 +189,7 @@ def test_batches_of_an_address_are_those_of_the_folder(tmp_path: Path) -> None:
     root = pairs(tmp_path / "pairs", FACTS)
     source = opened(uploaded(as_shards(root, tmp_path / "shards")), "val")
     for label_maps in (False, True):
-        theirs = LabelledFolder(root, "val") if label_maps else PairedFolder(root, "val")
+        theirs = labelled_folder(root, "val") if label_maps else PairedFolder(root, "val")
         for one, other in zip(
             *(view_batches(each, (16, 16), batch_size=4, label_maps=label_maps) for each in (source, theirs)),
             strict=True,
@@ -323,7 +323,7 @@ def turned(root: Path, tags: Mapping[str, int]) -> Path:
 def test_rotations_are_those_of_a_folder(tmp_path: Path, tags: dict[str, int], said: Any) -> None:
     root = turned(tmp_path / "pairs", tags)
     source = opened(as_shards(root, tmp_path / "shards"), depth_orientation=said)
-    theirs = LabelledFolder(root, "train", depth_orientation=said).labelled_sample(0)
+    theirs = labelled_folder(root, "train", depth_orientation=said).labelled_sample(0)
     assert isinstance(source, DepthShards)
     found = source.labelled_sample(0)
     assert torch.equal(found.image, theirs.image) and torch.equal(found.depth, theirs.depth)

@@ -13,12 +13,15 @@ import torch
 from PIL import ExifTags, Image
 
 from depthjepa.data.account import what_is_read
+from depthjepa.data.cameras import focal_length_in
 from depthjepa.data.config import DataConfig
 from depthjepa.data.groups import group_in
 from depthjepa.data.images import Split
 from depthjepa.data.layouts import labelled, scenes
 from depthjepa.data.layouts.labelled import LabelledFolder
+from depthjepa.data.layouts.rgbd import PairedFolder
 from depthjepa.data.loading import TrainingBatches, open_source, open_splits, view_batches
+from depthjepa.data.metres import describe_depth
 from depthjepa.data.order import Mixture
 from depthjepa.data.samples import VOID, Chosen, Segmented, segment_classes
 from depthjepa.data.scenes.rendering import render
@@ -131,6 +134,18 @@ def test_depth_beside_the_labels_is_read_as_well(tmp_path: Path) -> None:
     assert source.stamps().shape == (2, 3)
     alone = open_source(DataConfig(root=str(root), kind="rgbd"), "val")
     assert segment_classes(alone) == () and alone.sample(1).depth is not None
+
+
+def test_of_depth_beside_labels_all_is_known_that_an_rgbd_folder_tells(tmp_path: Path) -> None:
+    root = write_labelled(write_pairs(tmp_path, 3, 2), 3, 2)
+    facts = {"name": "x", "depth_scale": 100.0, "focal_length": 50.0, "range": [1.0, 500.0]}
+    (root / "dataset.json").write_text(json.dumps(facts))
+    labelled, pairs = (open_source(DataConfig(root=str(root), kind=kind), "train") for kind in ("labelled", "rgbd"))
+    assert isinstance(labelled, LabelledFolder) and isinstance(pairs, PairedFolder)
+    assert describe_depth(labelled) == describe_depth(pairs) != []
+    assert focal_length_in(labelled, 0) == focal_length_in(pairs, 0) == 50.0
+    assert labelled.knows_focal_length and labelled.depth_range == pairs.depth_range
+    assert np.array_equal(labelled.stamps(), pairs.stamps())
 
 
 def test_groups_are_those_beside_the_data_or_in_the_names(tmp_path: Path) -> None:

@@ -105,6 +105,16 @@ def test_depth_of_robots_is_read_in_the_unit_that_is_said(
     assert np.abs(pixels - picture(11, *SIZE)).mean() < (1e-9 if suffix == "png" else 8)
 
 
+def test_a_folder_that_was_made_by_other_options_is_not_gone_on_with(tmp_path: Path, call: Call) -> None:
+    root, out = write_lerobot(tmp_path / "in", unit=None), tmp_path / "out"
+    prepare = ("prepare", "lerobot", root, "--out", out, "--registered")
+    assert call(*prepare, "--depth-unit", "metres")[0] == 0
+    before = {path: path.read_bytes() for path in out.rglob("*.png")}
+    status, _, errors = call(*prepare, "--depth-unit", "millimetres")
+    assert status == 2 and "lerobot-metres" in errors
+    assert {path: path.read_bytes() for path in out.rglob("*.png")} == before
+
+
 def test_several_depth_cameras_and_every_second_frame(tmp_path: Path, call: Call) -> None:
     root = write_lerobot(tmp_path / "in", cameras=(FRONT, "observation.images.wrist"))
     status, said, wrong = call("prepare", "lerobot", root, "--out", tmp_path / "out", "--registered", "--every", "2")

@@ -92,6 +92,13 @@ def test_what_is_made_of_photographs_is_written_over_only_with_force(probed: Pat
     assert len(content(maps)) == 6 and b"mine" not in after.values()
 
 
+def test_a_photograph_that_cannot_be_read_is_named(probed: Path, tmp_path: Path, call: Call) -> None:
+    save(tmp_path / "photographs" / "a.png", picture(1, 60, 90))
+    (tmp_path / "photographs" / "broken.jpg").write_bytes(b"no picture")  # of no size, so in a batch of its own
+    status, said, errors = call("predict", probed, tmp_path / "photographs", "--out", tmp_path / "maps")
+    assert status == 0 and "1 depth maps" in said and "broken.jpg" in errors
+
+
 def test_maps_are_grey_and_unknown_where_depth_was_never_measured(probed: Path, tmp_path: Path, call: Call) -> None:
     """In the pictures of a probe and of `predict`, in its 16-bit files, and in a readout that is saved and loaded."""
     file = probed / "probes" / "depth.safetensors"
@@ -176,6 +183,8 @@ def test_a_head_of_its_own_is_judged_by_what_probe_decode_left(tmp_path: Path, c
     run(pairs, trained, *pixel)
     save(tmp_path / "photographs" / "a.png", picture(1, 48, 48))
     predict = ("predict", trained, tmp_path / "photographs", "--out", maps, "--force")
+    status, _, errors = call(*predict, "evaluation.which=context")
+    assert status == 2 and "evaluation.which has no effect" in errors
     status, _, errors = call(*predict)
     assert status == 0 and "nothing is known of how good these maps are, nor where depth was never measured" in errors
     assert np.array(Image.open(maps / "a.depth.png")).all()

@@ -267,6 +267,9 @@ def test_realsense_of_the_older_recorder_needs_its_scale(tmp_path: Path, call: C
     assert status == 2 and "nothing says how many units of depth are a metre in in" in said
     status, _, said = call("prepare", "realsense", place, "--out", tmp_path / "out", "--depth-scale", "0.001")
     assert status == 2 and "the other way round: give --depth-scale 1000, units per metre" in said
+    for wrong in ("0", "-1000"):
+        status, _, said = call("prepare", "realsense", place, "--out", tmp_path / "out", "--depth-scale", wrong)
+        assert status == 2 and "should be units of depth per metre, above 0" in said
     status, _, said = call("prepare", "realsense", place, "--out", tmp_path / "out", "--depth-scale", "1000")
     assert status == 0, said
     np.testing.assert_array_equal(

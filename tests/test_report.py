@@ -739,6 +739,16 @@ def test_the_answer_has_intervals_where_figures_of_single_images_are_kept(tmp_pa
     # The mean map's images are not kept, the random encoder's are.
     ends = re.search(r"ahead of random encoder by .* \(95 % interval ([\d.]+) to ([\d.]+), bootstrap", beside)
     assert ends is not None and float(ends[1]) < float((random - residuals["guided"]).mean()) < float(ends[2])
+    # A random encoder that is not the leading run's own is judged by the images of the run whose it is.
+    table = json.loads((paths[1] / "probes/depth.json").read_text())
+    for row in table["rows"]:
+        if row["name"] == "random encoder":
+            row["r2_within"] = 0.2
+    (paths[1] / "probes/depth.json").write_text(json.dumps(table))
+    with np.load(paths[1] / "probes/depth.npz") as stored:
+        np.savez(paths[1] / "probes/depth.npz", **dict(stored) | {"random_within_residual": random - 0.1})
+    ends = re.search(r"ahead of random encoder, unguided by .* \(95 % interval ([\d.]+) to ([\d.]+), boot", found()[1])
+    assert ends is not None and float(ends[1]) < float((random - 0.1 - residuals["guided"]).mean()) < float(ends[2])
     with np.load(paths[1] / "probes/depth.npz") as stored:
         arrays = dict(stored)
     np.savez(paths[1] / "probes/depth.npz", **arrays | {"group": arrays["group"][::-1]})  # not the same images

@@ -18,7 +18,7 @@ from depthjepa import runtime
 from depthjepa.backbones.opening import open_backbone
 from depthjepa.checkpoints.checkpoint import Checkpoint
 from depthjepa.commands.depth_maps import decoded_where, decodes_itself, doubt, of_photograph, photograph_views
-from depthjepa.config.reading import load_config
+from depthjepa.config.reading import given, load_config
 from depthjepa.config.run_config import RunConfig
 from depthjepa.data.layouts.flat import FlatFolder
 from depthjepa.data.layouts.layout import folder_of_images
@@ -78,6 +78,8 @@ def predict(
     opened = open_with(run, place, settings, "predictions", say=say, run_for="predict")
     saved = opened.saved
     assert saved is not None
+    if decodes_itself(saved):
+        _refuse_for_own_head(settings, opened.config)
     photographs = FlatFolder(place)
     count, unreadable = predict_folder(saved, *opened[1:], photographs, maps, force=force)
     tell_ignored(photographs, say)
@@ -85,6 +87,16 @@ def predict(
     if (against := doubt(saved)) is not None:
         (say or warn)(against)
     return count
+
+
+def _refuse_for_own_head(settings: Sequence[str], config: RunConfig) -> None:
+    """Raise `BadInput` for settings that a pixel-guided run's own head does not read."""
+    unread = [key for key in given(settings, config) if key in ("evaluation.which", "evaluation.precision")]
+    if unread:
+        raise BadInput(
+            f"{unread[0]} has no effect on predictions of {config.name}: its own head decodes depth, from the "
+            f"context encoder and in float32"
+        )
 
 
 def predict_folder(

@@ -295,7 +295,7 @@ def mask_seconds(config: RunConfig) -> float:
 def loading_figures(config: RunConfig) -> dict[str, float]:
     """Images a second that the loader gives (decoding, crops, masks) with `data.workers` workers."""
     source = open_source(config.data, "train")
-    for index in range(min(len(source), 64)):  # rendered scenes are kept: rendering is not what is measured
+    for index in range(min(len(source), 64) if source.keeps_samples else 0):  # rendering is not what is measured
         source.sample(index)
     size = min(config.train.batch_size, 64)
     batches = TrainingBatches(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from depthjepa.backbones.opening import Backbone, open_backbone
 from depthjepa.config.reading import build_config, given, refuse_other_than_settings, refuse_repeated
 from depthjepa.config.run_config import RunConfig, to_mapping
 from depthjepa.data.memory import first_readable
-from depthjepa.data.order import evenly
+from depthjepa.data.order import evenly, told_apart
 from depthjepa.data.samples import Source
 from depthjepa.evaluation.common_view import OnView, Size, common, nearest_size, view_size
 from depthjepa.evaluation.gathering import RANDOM, is_random, views
@@ -118,6 +119,8 @@ def compare(
     if folder is not None:
         batch = next(iter(views(config, listed.val.source, config.evaluation.pictures))).to(device)
         for each in compared:
+            for part in ("probes", "figures"):  # of an earlier comparison, of other tasks or other data
+                shutil.rmtree(folder / each.name / part, ignore_errors=True)
             _keep(folder / each.name, each, results, config)
             with torch.no_grad():
                 features = feature_arrays(rows[each.name].to(device), batch)
@@ -182,20 +185,27 @@ def _opened(
         if places.count(place) > 1:
             raise BadInput(f"{place}: this backbone is given twice")
     opened = [open_backbone(each) for each in backbones]
-    names = [each.config.name for each in opened]
-    told = folder_names(places)
     found = []
-    for source, each, own, folder in zip(backbones, opened, names, told, strict=True):
-        name = own if names.count(own) == 1 and own not in table.baselines() else folder
+    for source, each, name in zip(
+        backbones, opened, _names([each.config.name for each in opened], places), strict=True
+    ):
         which: Which = each.which(base.evaluation.which)
         encoder = each.encoder(which)
         notes += [f"{source}: assumed {what}" for what in each.assumed]
         sees = _size(each, encoder, photograph, asked, notes)
-        found.append(Compared(_folder_name(name), str(source), each, encoder, sees))
+        found.append(Compared(name, str(source), each, encoder, sees))
         (height, width), (rows, cols) = sees, found[-1].grid
         said = each.found or f"{which} encoder"
         notes.append(f"{source}: {said}; sees {height} x {width} px, {rows} x {cols} patches")
     return found
+
+
+def _names(own: Sequence[str], places: Sequence[Path]) -> list[str]:
+    """What backbones are called: as their configurations say where that is theirs alone, else by their folders."""
+    folders = [_folder_name(name) for name in folder_names(places)]
+    alone = [own.count(name) == 1 and name not in table.baselines() for name in own]
+    names = [_folder_name(name) if kept else folder for name, folder, kept in zip(own, folders, alone, strict=True)]
+    return names if len({*names}) == len(names) else told_apart(folders)
 
 
 def _folder_name(name: str) -> str:

@@ -58,9 +58,10 @@ def photograph_views(config: RunConfig, source: FlatFolder, skipped: list[str]) 
             workers=config.data.workers,
             may_be_empty=len(groups) > 1,
         ):
-            seen = True
             skipped += batch.skipped
-            yield batch, [sizes[name] for name in batch.names]
+            if len(batch.index):
+                seen = True
+                yield batch, [sizes[name] for name in batch.names]
     if not seen:
         raise BadInput(f"none of the {len(source)} images of {source.name} can be read")
 

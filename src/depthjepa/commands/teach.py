@@ -312,7 +312,7 @@ def _latents(
     indices: Int64[np.ndarray, " k"] = np.array([index for _, index in chosen], dtype=np.int64)
     size = asked_of(config).whole_size
     batches = view_batches(Chosen(source, indices), size, workers=config.data.workers, may_be_empty=True)
-    for batch in of_one_size(batches, config.evaluation.batch_size):
+    for batch in of_one_size((batch for batch in batches if len(batch.index)), config.evaluation.batch_size):
         # Resized: an image may have other proportions than those that set the shape.
         latents = resized(latents_of_whole(teacher, batch.to(device)), shape)
         values = torch.where(latents.valid, latents.values, torch.nan)

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
+from depthjepa.data.config import MILLIMETRES
 from depthjepa.data.dataset_facts import DATASET, UNITS
 from depthjepa.data.images import DECODING_FAULTS, fault_line, orientation, why_unreadable
 from depthjepa.data.samples import UnreadableImage
@@ -90,7 +91,8 @@ def refuse_unsaid_unit(first: Path | io.BytesIO, root: Path | str, name: str | N
         seen = ""
     raise BadInput(
         f"{name}: nothing says which unit these depth files are in{seen}: {needed} {root}/{DATASET}, or "
-        f"depth_scale there (units per metre), or give data.depth_scale"
+        f"depth_scale there (units per metre), or give data.depth_scale (other than {MILLIMETRES:g}, which is there "
+        f"anyway)"
     )
 
 

@@ -244,7 +244,7 @@ def view_batches(
     proportions. Where the size depends on the image's own (height, width), a batch is a single image. `limit` takes
     that many samples spread evenly over the source, so that sorted classes are all covered; `places` takes these
     samples. Unreadable images are left out and named in `Batch.skipped`. `label_maps` reads them as well, of a source
-    that has them.
+    that has them. Where no image can be read and that `may_be_empty`, one batch without images names them all.
 
     Raises `BadInput` when no image can be read (unless that `may_be_empty`), or a file is at fault.
     """
@@ -264,11 +264,12 @@ def view_batches(
                 yield replace(held, skipped=held.skipped + skipped)
                 skipped = ()
             held = batch
-    if held is None and may_be_empty:
-        return
-    if held is None:
+    if held is not None:
+        yield replace(held, skipped=held.skipped + skipped)
+    elif not may_be_empty:
         raise BadInput(f"none of the {len(indices)} images of {source.name} can be read; the first fault: {skipped[0]}")
-    yield replace(held, skipped=held.skipped + skipped)
+    elif skipped:
+        yield replace(batch, skipped=skipped)
 
 
 def _for_few(source: Source, indices: Int64[np.ndarray, " b"]) -> Source:

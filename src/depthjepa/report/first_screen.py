@@ -65,7 +65,8 @@ def answer(runs: Sequence[Run], table: Table) -> list[str]:
         first = f"{column.label}{where} ({table.task}): {leading.words}."
     beside = []
     if yardstick is not None:
-        untrained = _untrained(arrays.get(best, {}), yardstick)
+        row = next(each for each in table.rows if each.name == yardstick)
+        untrained = _untrained(arrays.get(row.of, {}), row.called)
         against = _lead(table, {best: arrays.get(best, {}), yardstick: untrained})
         beside.append(f"The best without pretraining, {yardstick}: {against.words}." if against else "")
     for teacher in [name for name in TAUGHT if name in figures][:1]:

@@ -59,11 +59,13 @@ def write_report(runs: list[Path], out: Path) -> None:
                 f"{path} is not a run folder (a page about other backbones: `depthjepa compare {path} --data DATA "
                 f"--out OUT`)"
             )
-    write_whole(out, render(read_runs(shown), out, list(studies.values())))
+    write_whole(out, render(read_runs(shown), out, list(studies.values()), runs))
 
 
-def render(runs: Sequence[Run], out: Path, studies: Sequence[Mapping[str, Any]] = ()) -> str:
-    """Return the page; `out` appears in the command that writes it again."""
+def render(
+    runs: Sequence[Run], out: Path, studies: Sequence[Mapping[str, Any]] = (), asked: Sequence[Path] = ()
+) -> str:
+    """Return the page; `out` and the folders that were `asked` for (default: the runs') stand in the command for it."""
     tables = merge_tables({run.name: run.probes for run in runs})
     names = [run.name for run in runs]
     shown = [*(f"study {content['name']}" for content in studies), *names]
@@ -85,7 +87,7 @@ def render(runs: Sequence[Run], out: Path, studies: Sequence[Mapping[str, Any]] 
                 "In numbers",
                 [READING * bool(tables), *map(_soft, not_probed(runs)), *(table_html(each, names) for each in tables)],
             ),
-            section("What was run", what_was_run(runs, out), unfolded=False),
+            section("What was run", what_was_run(runs, out, asked or [run.path for run in runs]), unfolded=False),
         ],
     )
 
@@ -179,7 +181,7 @@ def _shared(runs: Sequence[Run], key: str) -> Any:
     return values[0] if all(value == values[0] for value in values) else None
 
 
-def what_was_run(runs: Sequence[Run], out: Path) -> list[str]:
+def what_was_run(runs: Sequence[Run], out: Path, asked: Sequence[Path]) -> list[str]:
     """Differences of the configurations, cost, environment, commands and the whole configurations."""
     names = [run.name for run in runs]
     configs = {run.name: flatten(run.config) for run in runs}
@@ -198,7 +200,7 @@ def what_was_run(runs: Sequence[Run], out: Path) -> list[str]:
         header = (["all runs"] if len(runs) > 1 else ["value"]) if same else list(environments)
         cells = {key: values[:1] if same else values for key, values in rows.items()}
         parts += ["<h3>Environment</h3>", plain_table(header, cells, names)]
-    return [*parts, "<h3>Commands</h3>", f"<pre>{text(commands(runs, out))}</pre>", *_configurations(runs)]
+    return [*parts, "<h3>Commands</h3>", f"<pre>{text(commands(runs, out, asked))}</pre>", *_configurations(runs)]
 
 
 def _rows(columns: Mapping[str, Mapping[str, Any]], wanted: Callable[[list[Any]], bool]) -> dict[str, list[Any]]:
@@ -243,10 +245,10 @@ def _end(run: Run) -> dict[str, str]:
     return known
 
 
-def commands(runs: Sequence[Run], out: Path) -> str:
+def commands(runs: Sequence[Run], out: Path, asked: Sequence[Path]) -> str:
     """Return the shell commands that repeat the runs and this page."""
     again = [shlex.join(["depthjepa", "train", str(run.path / "config.yaml"), "--out", "NEW"]) for run in runs]
-    page = ["depthjepa", "report", *(str(run.path) for run in runs), "--out", str(out)]
+    page = ["depthjepa", "report", *map(str, asked), "--out", str(out)]
     return "\n".join([*again, shlex.join(page)])
 
 

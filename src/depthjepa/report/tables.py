@@ -36,6 +36,8 @@ class Row:
     name: str
     kind: Kind
     values: Mapping[str, Any]
+    of: str = ""  # the run in whose table it stands, and
+    called: str = ""  # what it is called there
 
 
 @dataclass(slots=True)
@@ -139,7 +141,7 @@ def _add(table: Table, result: Mapping[str, Any], run: str, runs: set[str]) -> N
             continue
         if there is not None:
             name = f"{name}, {run}"
-        table.rows.append(Row(name, "baseline" if baseline else "run", values))
+        table.rows.append(Row(name, "baseline" if baseline else "run", values, run, row["name"]))
     table.remarks += [f"{run}: {sentence}" for sentence in result.get("verdict", [])]
     step, asked = result.get("step"), result.get("of_steps")
     if is_number(step) and is_number(asked) and step < asked:

@@ -51,129 +51,149 @@ STORED = {GREY: "grey", 2: "RGB", PALETTE: "palette", 4: "grey with transparency
 
 
 class LabelledFolder:
-    """Photographs of one split with their label maps, in the order of their names.
+    """Photographs of one split with their label maps, in the order of their names, and with depth where it is there.
 
-    They stand, and are divided, as the pairs of an RGB-D folder (`rgbd.PairedFolder`): in `SPLIT/rgb` and
-    `SPLIT/labels`, or in both right below the folder. `depth_orientation` says how maps lie where one file of a pair
-    has an EXIF rotation.
-
-    Raises `BadInput` when photographs and label maps do not pair up, when the validation data are unclear and for
-    what is wrong with `classes.txt`; on reading when a label map has another size or rotation, does not hold indices,
-    or holds one that `classes.txt` has no line for.
+    They stand, and are divided, as those pairs (`rgbd.PairedFolder`): in `SPLIT/rgb` and `SPLIT/labels`, or in both
+    right below the folder. This is what both kinds add to photographs; `labelled_folder` opens either.
     """
 
+    segment_classes: tuple[str, ...]
+
+    def _label(
+        self, root: Path, place: PurePosixPath, names: Sequence[str], orientation: DepthOrientation | None
+    ) -> None:
+        """Find the label maps of these `names` in the folder of a split."""
+        self.segment_classes, self._listed_in = class_names(root), str(root / CLASSES)
+        self._top, self._maps = root, root / place / LABELS.folder
+        self._map_names = packed(names)
+        self._maps_lie = orientation
+
+    def labelled_sample(self, index: int) -> Sample:
+        """Photograph `index`, and its depth, with the label map; raises `BadInput` for one that does not fit."""
+        sample, tag = self.tagged(index)
+        path = self._maps / os.fsdecode(self._map_names[index])
+        paths = self._top / sample.name, path
+        values, own = stored_labels(path)
+        refuse_unnamed(values, str(path), self.segment_classes, self._listed_in)
+        label_map = fitted_map(paths, sample.image, values, (tag, own), self._maps_lie, LABELS.one)
+        return replace(sample, label_map=label_map)
+
+    def tagged(self, index: int) -> tuple[Sample, int]:
+        """The photograph, and its depth, with the EXIF orientation by which it was turned."""
+        raise NotImplementedError
+
+    def _strays(self) -> Counter[str]:
+        return Counter(list_images(self._maps).ignored)
+
+
+class _LabelledPhotographs(LabelledFolder):
+    """Without depth."""
+
     classes: tuple[str, ...] = ()
+    has_depth = False
+    knows_focal_length = False
     keeps_samples = False
 
     def __init__(
-        self,
-        root: Path,
-        split: Split,
-        depth_scale: float = MILLIMETRES,
-        *,
-        depth_orientation: DepthOrientation | None = None,
-        val_prefixes: Sequence[str] | None = None,
-        val_list: str | Path | None = None,
+        self, root: Path, place: PurePosixPath, names: Sequence[tuple[str, str]], orientation: DepthOrientation | None
     ) -> None:
         self.name = str(root)
-        self.segment_classes, self._listed_in = class_names(root), str(root / CLASSES)
-        divided = val_prefixes is not None or val_list is not None
-        place = place_of(root, split, LABELS, divided=divided)
-        names = paired(root / place, LABELS)
-        if divided:
-            validation = held_out((identity(name) for name, _ in names), root, val_prefixes, val_list)
-            names = [pair for pair in names if (identity(pair[0]) in validation) == (split == "val")]
-        photographs: _Photographs | PairedFolder = _Photographs(root, place, [name for name, _ in names])
-        if (root / place / DEPTH.folder).is_dir():
-            photographs = PairedFolder(
-                root,
-                split,
-                depth_scale,
-                depth_orientation=depth_orientation,
-                val_prefixes=val_prefixes,
-                val_list=val_list,
-            )
-        self.has_depth = photographs.has_depth
-        self._photographs, self._root, self._orientation = photographs, root, depth_orientation
-        self._place = root / place / LABELS.folder
-        self._names = packed(name for _, name in names)
+        self._root, self._place = root, place
+        self._below = f"{(place / PHOTOGRAPHS).as_posix()}/"
+        self._names = packed(name for name, _ in names)
+        self._label(root, place, [name for _, name in names], orientation)
 
     @property
     def ignored(self) -> Mapping[str, int]:
         """What lies among the photographs and maps and is neither, listed anew."""
-        return Counter(self._photographs.ignored) + Counter(list_images(self._place).ignored)
-
-    @property
-    def knows_focal_length(self) -> bool:
-        """Whether the cameras of its depth, if any, are known."""
-        return self._photographs.knows_focal_length
+        return Counter(list_images(self._root / self._place / PHOTOGRAPHS).ignored) + self._strays()
 
     def __len__(self) -> int:
         return len(self._names)
 
     def name_of(self, index: int) -> str:
         """Path of photograph `index` below the folder."""
-        return self._photographs.name_of(index)
-
-    def group_of(self, index: int) -> str | None:
-        """Scene or place of photograph `index`, as of an RGB-D folder's pair (`groups.told_group`)."""
-        return self._photographs.group_of(index)
-
-    def stamps(self) -> Int64[np.ndarray, "images numbers"]:
-        """Bytes of what training reads: photographs, and depth files where they are there; no label maps."""
-        return self._photographs.stamps()
-
-    def sample(self, index: int) -> Sample:
-        """Decode photograph `index`, and its depth; raises `UnreadableImage`."""
-        return self._photographs.sample(index)
-
-    def labelled_sample(self, index: int) -> Sample:
-        """The same with the label map; raises `BadInput` for one that does not fit."""
-        sample, tag = self._photographs.tagged(index)
-        path = self._place / os.fsdecode(self._names[index])
-        paths = self._root / sample.name, path
-        values, own = stored_labels(path)
-        refuse_unnamed(values, str(path), self.segment_classes, self._listed_in)
-        label_map = fitted_map(paths, sample.image, values, (tag, own), self._orientation, LABELS.one)
-        return replace(sample, label_map=label_map)
-
-
-class _Photographs:
-    """The photographs of a labelled folder without depth."""
-
-    has_depth = False
-    knows_focal_length = False
-
-    def __init__(self, root: Path, place: PurePosixPath, names: Sequence[str]) -> None:
-        self._root, self._place = root, place
-        self._below = f"{(place / PHOTOGRAPHS).as_posix()}/"
-        self._names = packed(names)
-
-    @property
-    def ignored(self) -> Mapping[str, int]:
-        return list_images(self._root / self._place / PHOTOGRAPHS).ignored
-
-    def name_of(self, index: int) -> str:
         return f"{self._below}{os.fsdecode(self._names[index])}"
 
     def group_of(self, index: int) -> str | None:
-        return told_group(identity(os.fsdecode(self._names[index])), self._listed, str(self._root))
+        """Scene or place of photograph `index`, as of an RGB-D folder's pair (`groups.told_group`)."""
+        return told_group(identity(os.fsdecode(self._names[index])), self._listed, self.name)
 
     @cached_property
     def _listed(self) -> GroupList | None:
         return read_groups(self._root)
 
     def stamps(self) -> Int64[np.ndarray, "images 1"]:
+        """Bytes of each photograph; of no label map, which training does not read."""
         names = [os.fsdecode(name) for name in self._names]
         return file_sizes(self._root / self._place / PHOTOGRAPHS, names)[:, None]
 
     def sample(self, index: int) -> Sample:
+        """Decode photograph `index`; raises `UnreadableImage`."""
         return self.tagged(index)[0]
 
     def tagged(self, index: int) -> tuple[Sample, int]:
+        """The photograph, and the EXIF orientation by which it was turned."""
         name = self.name_of(index)
         image, tag = decode_with_tag(self._root / name)
         return Sample(image=image, depth=None, label=-1, name=name), tag
+
+
+class _LabelledPairs(PairedFolder, LabelledFolder):
+    """With depth: pairs of an RGB-D folder, with all that is known of their cameras."""
+
+    def __init__(
+        self,
+        root: Path,
+        split: Split,
+        place: PurePosixPath,
+        names: Sequence[tuple[str, str]],
+        depth_scale: float,
+        orientation: DepthOrientation | None,
+        val_prefixes: Sequence[str] | None,
+        val_list: str | Path | None,
+    ) -> None:
+        super().__init__(
+            root,
+            split,
+            depth_scale,
+            depth_orientation=orientation,
+            val_prefixes=val_prefixes,
+            val_list=val_list,
+        )
+        self._label(root, place, [name for _, name in names], orientation)
+
+    @property
+    def ignored(self) -> Mapping[str, int]:
+        """What lies among photographs, depth files and maps and is none of them, listed anew."""
+        return Counter(super().ignored) + self._strays()
+
+
+def labelled_folder(
+    root: Path,
+    split: Split,
+    depth_scale: float = MILLIMETRES,
+    *,
+    depth_orientation: DepthOrientation | None = None,
+    val_prefixes: Sequence[str] | None = None,
+    val_list: str | Path | None = None,
+) -> _LabelledPhotographs | _LabelledPairs:
+    """Open one split. `depth_orientation` says how maps lie where one file of a pair has an EXIF rotation.
+
+    Raises `BadInput` when photographs and label maps do not pair up, when the validation data are unclear and for
+    what is wrong with `classes.txt`, or with depth; on reading when a label map has another size or rotation, does not
+    hold indices, or holds one that `classes.txt` has no line for.
+    """
+    divided = val_prefixes is not None or val_list is not None
+    class_names(root)  # before anything else is looked for
+    place = place_of(root, split, LABELS, divided=divided)
+    names = paired(root / place, LABELS)
+    if divided:
+        validation = held_out((identity(name) for name, _ in names), root, val_prefixes, val_list)
+        names = [pair for pair in names if (identity(pair[0]) in validation) == (split == "val")]
+    if not (root / place / DEPTH.folder).is_dir():
+        return _LabelledPhotographs(root, place, names, depth_orientation)
+    return _LabelledPairs(root, split, place, names, depth_scale, depth_orientation, val_prefixes, val_list)
 
 
 def class_names(root: Path) -> tuple[str, ...]:
@@ -253,8 +273,8 @@ def _matches(root: str) -> bool:
     return has_splits(folder, LABELS) or is_undivided(folder, LABELS)
 
 
-def _open(config: DataConfig, root: str, split: Split) -> LabelledFolder:
-    return LabelledFolder(
+def _open(config: DataConfig, root: str, split: Split) -> _LabelledPhotographs | _LabelledPairs:
+    return labelled_folder(
         path_of(root),
         split,
         config.depth_scale,

@@ -115,10 +115,13 @@ class PairedFolder:
             list_images(folder / "depth", suffixes=DEPTH.suffixes).ignored
         )
 
-    @property
+    @cached_property
     def knows_focal_length(self) -> bool:
-        """Whether `dataset.json` gives the focal length."""
-        return self.focal_length is not None
+        """Whether the focal length of every pair is known, by `dataset.json` or `groups.json`."""
+        if self.focal_length is not None:
+            return True
+        beginnings = tuple(each for each, _ in self._listed.focal_length_px) if self._listed is not None else ()
+        return bool(beginnings) and all(identity(os.fsdecode(name)).startswith(beginnings) for name in self._names)
 
     def __len__(self) -> int:
         return len(self._names)

@@ -98,7 +98,8 @@ def prepare_lerobot(
         recordings.append(Recording(name=name, pairs=pairs))
     if not any(each.pairs for each in recordings):
         raise BadInput(f"{source} holds no frame with photograph and depth ({SOURCE})")
-    name = "lerobot" if photographs is None else f"lerobot-{photographs}"
+    # What was asked for is a part of the name: a folder that was made by other options is not gone on with.
+    name = "-".join(["lerobot", *filter(None, (depth, photographs, depth_unit))])
     return write_recordings(out, name, [each for each in recordings if each.pairs], remarks=remarks)
 
 

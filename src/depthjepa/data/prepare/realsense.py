@@ -97,6 +97,8 @@ def _positive(value: object) -> TypeGuard[float]:
 
 def _scale(said: dict[str, float | None], given: float | None) -> float:
     """File units per metre of all recordings."""
+    if given is not None and not _positive(given):
+        raise BadInput(f"--depth-scale {given:g} should be units of depth per metre, above 0")
     known = {name: scale for name, scale in said.items() if scale is not None}
     scales = sorted({*known.values(), *([] if given is None else [given])})
     if len(scales) > 1:
