@@ -18,7 +18,9 @@ import pytest
 from depthjepa import cost, training
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import RunFolder
+from depthjepa.loggers.mlflow import MlflowLogger
 from depthjepa.loggers.sent import Sent
+from depthjepa.loggers.wandb import WandbLogger
 from tiny_images import write_pairs
 from tiny_runs import GUIDED, Call, recipe_file, run
 
@@ -170,6 +172,42 @@ def told(service: str, folder: Path) -> tuple[set[str], str]:
     media = list((folder / "loggers" / "wandb").rglob("media/*/**/*.*"))
     (file,) = (each for each in media if each.name.endswith(".table.json") and each.parent.name == "probes")
     return {each.name.partition("_")[0] for each in media}, file.read_text()
+
+
+def test_wandb_gets_the_rows_of_a_run_that_goes_on_after_its_pictures(tmp_path: Path) -> None:
+    """Each picture and table is one step more to W&B unless it is told which step they are of."""
+    import matplotlib.pyplot as plt
+
+    logger = WandbLogger(tmp_path)
+    logger.begin({}, {}, 0)
+    logger.log({"step": 4, "loss": 0.4})
+    for number in range(3):
+        logger.picture(f"picture-{number}", plt.figure(figsize=(1, 1)), 4)
+    logger.table("depth", {"columns": [], "rows": [{"name": "run"}]}, 2)  # of an older checkpoint
+    for step in range(5, 9):
+        logger.log({"step": step, "loss": step / 10})
+    logger.close()
+    assert in_wandb(tmp_path)["loss"] == [(step, step / 10) for step in range(4, 9)]
+
+
+def test_mlflow_gets_what_a_server_that_did_not_answer_has_not_got(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n')
+    with monkeypatch.context() as patch, pytest.raises(RunStopped):
+        patch.setattr("mlflow.MlflowClient.log_batch", no_answer)
+        MlflowLogger(tmp_path).begin({"seed": 3}, {}, 0)
+    logger = MlflowLogger(tmp_path)
+    logger.begin({"seed": 3}, {}, 2)
+    client, of_run = logger._open()
+    assert client.get_run(of_run).data.params == {"seed": "3"}
+    assert in_mlflow(tmp_path) == {"loss": [(1, 0.5), (2, 0.25)]}
+
+
+def no_answer(*_: object, **__: object) -> None:
+    import mlflow
+
+    raise mlflow.MlflowException("no answer")
 
 
 def test_wandb_keeps_one_run_and_gets_the_summary(tmp_path: Path) -> None:

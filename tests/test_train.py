@@ -411,6 +411,25 @@ def test_best_is_the_checkpoint_of_the_highest_probe_and_probing_changes_nothing
     assert differences(model, weights(tmp_path / "probed")["model"]) == []
 
 
+def test_a_probe_that_was_cut_off_is_made_up_where_nothing_was_logged_since_the_one_before(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("train.steps=6", "train.probe_every=2", "train.log_every=6")
+    made: list[float] = []
+
+    def cut_off(*_: object) -> tuple[dict[str, float], float]:
+        made.append(0.1 * len(made))
+        if len(made) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return {}, made[-1]
+
+    monkeypatch.setattr(training, "probe_during_training", cut_off)
+    with pytest.raises(RunStopped):
+        run(pairs, tmp_path / "run", *settings)
+    run(pairs, tmp_path / "run", *settings, resume=True)
+    assert [record["step"] for record in metrics(tmp_path / "run") if "probe_score" in record] == [2, 4, 6]
+
+
 def test_best_is_kept_over_a_worse_probe_and_over_a_resume(
     pairs: Path,
     tmp_path: Path,

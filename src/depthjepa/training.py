@@ -71,7 +71,7 @@ def train(
         refuse_mix_up(settle_precision(config, folder, device, ranks), folder, resume=True)
         if is_moved(config, folder):  # the same data elsewhere, or others
             contents_of_run(config, open_splits(config.data), folder, lambda _: None)
-        return folder.summary()  # finished already
+        return folder.summary() if ranks.first else {}  # finished already
     say = say or (lambda text: print(text, flush=True))
     runtime.settle_cpu(config.train.threads)
     with (
@@ -134,7 +134,7 @@ def loop(
     """Step until the end, logging and saving on the way."""
     train_config, batches, length = state.config.train, iter(to_come), len(to_come.source)
     before = folder.metrics()
-    unprobed = state.step > 0 and not any("probe_score" in record for record in before[-1:])
+    unprobed = state.step > 0 and not any("probe_score" in each and each["step"] == state.step for each in before)
     if probe_is_due(state) and distributed.of_first(unprobed, state.ranks):
         probe(state, folder, loggers, stopping)  # the run was stopped after the step that asked for it
     since, images, waited = time.perf_counter(), 0, 0.0
@@ -281,8 +281,9 @@ def count_unreadable(state: State, folder: RunFolder, skipped: list[str], length
         state.saving.settle()
         names = ", ".join(list(state.skipped)[:5])
         raise BadInput(
-            f"{len(state.skipped)} of {length} images cannot be read, more than 1 %: {names}; repair or remove them "
-            f"({folder.kept})"
+            f"{len(state.skipped)} of {length} images cannot be read, more than 1 %: {names}; repair or remove them, "
+            f"and begin another run: this one goes on with the very same data alone ({folder.kept}, for "
+            f"init.checkpoint)"
         )
 
 

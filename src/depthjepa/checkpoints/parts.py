@@ -164,8 +164,8 @@ def remove_others(path: Path) -> None:
         one.unlink(missing_ok=True)
     for parts in path.parent.glob(f"{name}-*"):
         if parts != path and step_of_parts(parts) is not None:
-            (parts / REST).unlink(missing_ok=True)  # first: what is half removed does not count
-            shutil.rmtree(parts)
+            (parts / REST).unlink(missing_ok=True)  # first: what is half removed does not count, and the next start
+            shutil.rmtree(parts, ignore_errors=True)  # removes it; a fault of one process would let the others wait
 
 
 def remove_torn(folder: Path) -> None:

@@ -196,7 +196,7 @@ def study(
     """Train and probe arms with several seeds; write means and deviations, and what may be claimed."""
     from depthjepa.study.plan import load_study, with_settings
     from depthjepa.study.results import markdown
-    from depthjepa.study.running import run_study
+    from depthjepa.study.running import failed_in, run_study
 
     asked = with_settings(load_study(study), overrides or [])
     part, folder = shard_of(shard), out or Path("studies") / asked.name
@@ -213,8 +213,8 @@ def study(
         return
     content = run_study(asked, folder, resume=resume, keep=keep, shard=part)
     print(f"\n{markdown(content)}", end="")
-    if content["failed"]:
-        raise RunStopped(f"{len(content['failed'])} of {len(asked.arms) * len(asked.seeds)} runs failed")
+    if failed := failed_in(content, asked, part):
+        raise RunStopped(f"{len(failed)} of {len(asked.arms) * len(asked.seeds)} runs failed")
 
 
 @commands.command()

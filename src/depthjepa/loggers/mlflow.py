@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from depthjepa.faults import RunStopped
-from depthjepa.logbook import flatten, plain
+from depthjepa.logbook import RunFolder, flatten, plain
 from depthjepa.loggers.logger import library, scalars
 from depthjepa.loggers.sent import FOLDER, Sent
 
@@ -66,16 +66,18 @@ class MlflowLogger:
 
     @_reached()
     def begin(self, config: Mapping[str, Any], environment: Mapping[str, Any], step: int) -> None:
-        first = self._sent.run is None
         client, run = self._open()
         client.set_terminated(run, "RUNNING")
-        if first:  # a parameter is given once
-            entity = self._mlflow.entities.Param
-            params = [entity(key, str(value)[:LONGEST_PARAM]) for key, value in flatten(plain(config)).items()]
-            for start in range(0, len(params), PARAMS_AT_ONCE):
-                client.log_batch(run, params=params[start : start + PARAMS_AT_ONCE])
+        entity, known = self._mlflow.entities.Param, client.get_run(run).data.params  # a parameter is given once
+        given = {key: str(value)[:LONGEST_PARAM] for key, value in flatten(plain(config)).items() if key not in known}
+        params = [entity(key, value) for key, value in given.items()]
+        for start in range(0, len(params), PARAMS_AT_ONCE):
+            client.log_batch(run, params=params[start : start + PARAMS_AT_ONCE])
         client.log_dict(run, plain(config), "config.yaml")
         client.log_dict(run, plain(environment), "environment.json")
+        for record in RunFolder(self._path).metrics():  # what a server that did not answer has not got
+            if record["step"] <= step:
+                self.log(record)
 
     @_reached()
     def log(self, record: Mapping[str, Any]) -> None:

@@ -87,12 +87,17 @@ class WandbLogger:
     def picture(self, name: str, figure: Figure, step: int) -> None:
         drawn = BytesIO()
         figure.savefig(drawn, format="png")
-        self._open().log({name: self._wandb.Image(Image.open(drawn), caption=f"step {step}")})
+        self._beside({name: self._wandb.Image(Image.open(drawn), caption=f"step {step}")}, step)
 
     def table(self, name: str, table: Mapping[str, Any], step: int) -> None:
         keys = column_keys(table)
         rows = [[row.get(key) for key in keys] for row in table["rows"]]
-        self._open().log({f"probes/{name}": self._wandb.Table(columns=[*keys], data=rows)})
+        self._beside({f"probes/{name}": self._wandb.Table(columns=[*keys], data=rows)}, step)
+
+    def _beside(self, content: Mapping[str, Any], step: int) -> None:
+        """Log what is no row of figures; without a step W&B counts one more, and refuses later rows of that step."""
+        run = self._open()
+        run.log(content, step=max(step, run.step))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         self._open().summary.update(plain(summary))

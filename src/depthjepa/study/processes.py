@@ -168,7 +168,13 @@ def measure_seconds(config: RunConfig, side_by_side: int, folder: Path, stopping
         data=replace(config.data, scenes_train=min(config.data.scenes_train, WARM * size)),
         init=replace(config.init, frozen_steps=0),
         train=replace(
-            config.train, steps=endless, epochs=None, log_every=WARM, checkpoint_every=endless, probe_every=None
+            config.train,
+            steps=endless,
+            epochs=None,
+            log_every=WARM,
+            checkpoint_every=endless,
+            probe_every=None,
+            loggers=(),
         ),
     )
     with tempfile.TemporaryDirectory(prefix="measuring-", dir=folder, ignore_cleanup_errors=True) as name:

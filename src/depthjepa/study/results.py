@@ -46,6 +46,18 @@ def run_place(folder: Path, arm: str, seed: int) -> Path:
     return folder / arm / f"seed-{seed}"
 
 
+def reason_file(folder: Path, arm: str, seed: int) -> Path:
+    """The file that says why a run failed, for as long as it has not been done; every part of a study reads all."""
+    return run_place(folder, arm, seed).with_name(f"seed-{seed}.failed")
+
+
+def finished_runs(asked: Mapping[str, Any], folder: Path) -> list[tuple[str, int]]:
+    """The runs (arm, seed) that have all their tables, in the study's order."""
+    names = table_names(asked)
+    order = [(arm, seed) for seed in asked["seeds"] for arm in asked["arms"]]
+    return [run for run in order if is_done(run_place(folder, *run), names)]
+
+
 def is_done(place: Path, asked: Sequence[str | Judged]) -> bool:
     """Whether a run has its summary and all its probe tables."""
     return RunFolder(place).finished and not missing_tables(place, asked)
@@ -75,20 +87,27 @@ def known_steps(folder: Path) -> dict[str, dict[str, Any]]:
 def write_tables(
     asked: Mapping[str, Any],
     folder: Path,
-    failed: Mapping[tuple[str, int], str],
     claim: Callable[[Mapping[str, Any]], tuple[list[dict[str, Any]], list[str]]],
 ) -> dict[str, Any]:
-    """Write `study.json` and `study.md` from what the finished runs have on disk; return the former's content.
+    """Write `study.json` and `study.md` from what the runs have on disk; return the former's content.
 
-    `claim` makes of the content what may be claimed, for the former, and its sentences, for the latter.
+    `claim` makes of the content what may be claimed, for the former, and its sentences, for the latter. Several
+    processes may be at it: what a run has come to in the meantime is in the tables that are written last.
     """
+    while True:
+        content = _written(asked, folder, claim)
+        if finished_runs(asked, folder) == [(run["arm"], run["seed"]) for run in content["runs"]]:
+            return content
+
+
+def _written(
+    asked: Mapping[str, Any],
+    folder: Path,
+    claim: Callable[[Mapping[str, Any]], tuple[list[dict[str, Any]], list[str]]],
+) -> dict[str, Any]:
     names = table_names(asked)
-    runs = [
-        read_finished(run_place(folder, arm, seed), arm, seed, names)
-        for seed in asked["seeds"]
-        for arm in asked["arms"]
-        if is_done(run_place(folder, arm, seed), names)
-    ]
+    done = finished_runs(asked, folder)
+    runs = [read_finished(run_place(folder, arm, seed), arm, seed, names) for arm, seed in done]
     columns = {key: column for run in runs for key, column in run.columns.items()}
     content = plain(
         dict(asked)
@@ -103,7 +122,12 @@ def write_tables(
             ],
             "means": {arm: _means([run for run in runs if run.arm == arm]) for arm in asked["arms"]},
             "baselines": baseline_rows(runs),
-            "failed": [{"arm": arm, "seed": seed, "reason": why} for (arm, seed), why in sorted(failed.items())],
+            "failed": [
+                {"arm": arm, "seed": seed, "reason": file.read_text()}
+                for arm in sorted(asked["arms"])
+                for seed in sorted(asked["seeds"])
+                if (arm, seed) not in done and (file := reason_file(folder, arm, seed)).is_file()
+            ],
         }
     )
     claims, sentences = claim(content)

@@ -38,7 +38,15 @@ from depthjepa.stopping import interruptions
 from depthjepa.study.claims import compare, lines
 from depthjepa.study.plan import Study, of_length, resolve
 from depthjepa.study.processes import Job, measure_seconds, side_by_side
-from depthjepa.study.results import is_done, keep_results, known_steps, refuse_other_kept, run_place, write_tables
+from depthjepa.study.results import (
+    is_done,
+    keep_results,
+    known_steps,
+    reason_file,
+    refuse_other_kept,
+    run_place,
+    write_tables,
+)
 
 TURNS = 2  # measurements of each arm
 
@@ -111,20 +119,30 @@ def _run_study(
         order = [(arm, seed) for seed in study.seeds for arm in study.arms]
         mine = order[shard[0] :: shard[1]]
         left = [run for run in mine if run[0] not in failed and not is_done(run_place(folder, *run), study.asked)]
-        reasons = {(arm, seed): failed[arm] for arm, seed in order if arm in failed}
+        for run in left:
+            reason_file(folder, *run).unlink(missing_ok=True)
+        for arm, seed in order:
+            if arm in failed:
+                write_whole(reason_file(folder, arm, seed), failed[arm])
 
         def claimed(content: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
             found = compare(study.claims, content, folder)
             return found, lines(found)
 
-        content = write_tables(asked, folder, reasons, claimed)
+        content = write_tables(asked, folder, claimed)
         ends = _run_all(study, _with_steps(study, configs, folder), folder, left, stopping, say)
         with contextlib.closing(ends):  # whatever happens here, no run is left behind
             for run, reason in ends:
                 if reason is not None:
-                    reasons[run] = reason
-                content = write_tables(asked, folder, reasons, claimed)
+                    write_whole(reason_file(folder, *run), reason)
+                content = write_tables(asked, folder, claimed)
     return content
+
+
+def failed_in(content: Mapping[str, Any], study: Study, shard: tuple[int, int]) -> list[dict[str, Any]]:
+    """The runs of one part of a study that failed, of the content of `study.json`, which has those of all parts."""
+    mine = [(arm, seed) for seed in study.seeds for arm in study.arms][shard[0] :: shard[1]]
+    return [each for each in content["failed"] if (each["arm"], each["seed"]) in mine]
 
 
 def _refuse_shard(study: Study, folder: Path, shard: tuple[int, int]) -> None:

@@ -35,7 +35,7 @@ from depthjepa.stopping import SIGNALS, Interrupted, interruptions
 from depthjepa.study.plan import Study, resolve
 from depthjepa.study.processes import measure_seconds
 from depthjepa.study.results import known_steps, markdown, refuse_other_kept
-from depthjepa.study.running import claim_folder, measure_steps, refuse_overlap, run_study
+from depthjepa.study.running import claim_folder, failed_in, measure_steps, refuse_overlap, run_study
 
 LOGS = "slurm"  # in the folder of a study
 OFTEN = 100  # times that a job may run out of time; not submitit's 3: the runs come further each time
@@ -155,7 +155,7 @@ def do_part(study: Study, folder: Path, shard: tuple[int, int], keep: Path | Non
     """Do one part of a study; whether all of its runs ended well."""
     content = run_study(study, folder, resume=True, keep=keep, shard=shard)
     print(f"\n{markdown(content)}", end="", flush=True)
-    return not content["failed"]
+    return not failed_in(content, study, shard)
 
 
 def measure(study: Study, folder: Path) -> bool:

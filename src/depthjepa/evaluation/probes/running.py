@@ -99,11 +99,12 @@ def probe_run(config: RunConfig, saved: Checkpoint, asked: Sequence[str | Judged
     subject = Subject(config, saved.encoder(which), device, OpenedCheckpoint(saved))
     rows = [table.chosen(task, table.studied()) for task in asked if isinstance(task, str)]
     started = now()  # of all: none of what is asked for at once is newer than the rest
-    for result in run_tasks(rows, subject):
-        write_probe(result, saved, which, probed=started)
+    # A table is there once all of its task is: what goes on after a kill asks for the usual tables alone.
     for row in rows:
         if row.variant is not None and row.variant.asked(config):
             write_probe(row.variant.run(subject), saved, which, probed=started)
+    for result in run_tasks(rows, subject):
+        write_probe(result, saved, which, probed=started)
     for each in [each for each in asked if isinstance(each, Judged)]:
         result = probe(each.task, judged_config(config, each), subject.encoder, device, OpenedCheckpoint(saved))
         write_probe(result, saved, which, name=each.name)
@@ -181,7 +182,6 @@ def write_probe(
         if not (root and data == source_name(root, own.get("scene_textures"))):
             usual = _elsewhere(folder, usual, data)
         file = f"probes/{name or usual}"
-        write_whole(folder / f"{file}.json", to_json(content))
         if result.arrays:
             RunFolder(folder).save_arrays(file, result.arrays)
         if result.readout is not None and name is None:
@@ -190,5 +190,6 @@ def write_probe(
             kept = [row for row in content["rows"] if row["name"] in guesses[:1] or row["name"] not in guesses]
             origin = {"step": str(saved.step), "which": which, "data": data, "rows": json.dumps(plain(kept))}
             result.readout.save(folder / "probes" / f"{task}.safetensors", origin)
+        write_whole(folder / f"{file}.json", to_json(content))  # last: where there is a table, all of it is there
         tell_table(of_run.get("train", {}).get("loggers", ()), folder, Path(file).name, content, saved.step)
     return content
