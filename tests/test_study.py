@@ -23,7 +23,7 @@ from scipy.stats import ttest_1samp
 from typer.testing import CliRunner
 
 import depthjepa
-from depthjepa import cli, cost
+from depthjepa import cli, cost, runtime
 from depthjepa.backbones.opening import load_encoder
 from depthjepa.commands.teach import teach
 from depthjepa.config.reading import build_config, load_config
@@ -443,6 +443,22 @@ def test_an_arm_that_cannot_be_measured_fails_and_the_other_runs(
     assert {content["name"] for content in started} == {"unguided"}
     expected = [{"arm": "guided", "seed": seed, "reason": "loss is nan"} for seed in (0, 1)]
     assert [entry for entry in found["failed"] if entry["arm"] == "guided"] == expected
+
+
+def test_all_runs_of_a_study_train_in_one_precision(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machines that share a study may each multiply another one faster: the first that begins chooses."""
+    chosen, faster = [], iter(["bf16", "fp32"])
+    monkeypatch.setattr(runtime, "faster_precision", lambda _: next(faster))
+    monkeypatch.setattr(
+        "depthjepa.study.processes.spawn",
+        lambda content, *_: chosen.append(content["train"]["precision"]) or Ended(),
+    )
+    asked = twins(pairs, settings=(f"data.root={pairs}", *SETTINGS, "train.steps=2", "train.precision=auto"))
+    for part in (0, 1):
+        run_study(asked, tmp_path / "study", shard=(part, 2), say=lambda _: None)
+    assert chosen == 4 * ["bf16"]
 
 
 def keyed(content: dict[str, Any]) -> dict[tuple[str, int], Any]:

@@ -16,6 +16,7 @@ the steps with their loading; rendering scenes, fitting the teacher's statistics
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from depthjepa import locks
+from depthjepa import locks, runtime
 from depthjepa.config.reading import build_config
 from depthjepa.config.run_config import PLACES, RunConfig, differences, to_mapping
 from depthjepa.data.config import DataConfig
@@ -31,7 +32,7 @@ from depthjepa.data.contents import FILE, NAMES, Contents, contents_of, read_con
 from depthjepa.data.loading import open_splits
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.guidance.build import contents_of_teacher
-from depthjepa.logbook import plain, to_json, write_whole
+from depthjepa.logbook import plain, to_json, write_new, write_whole
 from depthjepa.progress import task
 from depthjepa.shared_work import refuse_shard
 from depthjepa.stopping import interruptions
@@ -114,6 +115,7 @@ def _run_study(
 ) -> dict[str, Any]:
     """Do the runs of this part of the study; return the content of `study.json`."""
     asked: dict[str, Any] = plain(asdict(study))
+    configs = of_one_precision(configs, folder)
     with interruptions() as stopping:
         failed = measure_steps(study, configs, folder, measure, stopping, say)
         order = [(arm, seed) for seed in study.seeds for arm in study.arms]
@@ -260,6 +262,25 @@ def measure_steps(
         say(f"{arm}: {1e3 * fastest[arm]:.1f} ms a step, {steps} steps in {study.minutes:g} min")
     write_whole(folder / "steps.json", to_json(known))
     return failed
+
+
+def of_one_precision(configs: Mapping[str, RunConfig], folder: Path) -> dict[str, RunConfig]:
+    """The arms with one training precision in the place of `auto`: a claim is not to compare two machines' arithmetic.
+
+    The first part of a study that begins chooses, for all, what its machine multiplies faster.
+    """
+    asking = [config for config in configs.values() if config.train.precision == "auto"]
+    if not asking:
+        return dict(configs)
+    file = folder / "precision.json"
+    if not file.is_file():
+        chosen = runtime.faster_precision(runtime.device(asking[0].train.device))
+        write_new(file, to_json({"train.precision": chosen}).encode())
+    precision = json.loads(file.read_text())["train.precision"]
+    return {
+        arm: replace(config, train=replace(config.train, precision=precision)) if config in asking else config
+        for arm, config in configs.items()
+    }
 
 
 def _with_steps(study: Study, configs: Mapping[str, RunConfig], folder: Path) -> dict[str, RunConfig]:

@@ -35,7 +35,7 @@ from depthjepa.stopping import SIGNALS, Interrupted, interruptions
 from depthjepa.study.plan import Study, resolve
 from depthjepa.study.processes import measure_seconds
 from depthjepa.study.results import known_steps, markdown, refuse_other_kept
-from depthjepa.study.running import claim_folder, failed_in, measure_steps, refuse_overlap, run_study
+from depthjepa.study.running import claim_folder, failed_in, measure_steps, of_one_precision, refuse_overlap, run_study
 
 LOGS = "slurm"  # in the folder of a study
 OFTEN = 100  # times that a job may run out of time; not submitit's 3: the runs come further each time
@@ -164,7 +164,7 @@ def measure(study: Study, folder: Path) -> bool:
         configs = resolve(study)
         claim_folder(study, configs, folder, resume=True, say=print)
         with interruptions() as stopping:
-            failed = measure_steps(study, configs, folder, measure_seconds, stopping, print)
+            failed = measure_steps(study, of_one_precision(configs, folder), folder, measure_seconds, stopping, print)
     for arm, why in failed.items():
         print(f"depthjepa: arm {arm!r} cannot be measured: {why}", file=sys.stderr, flush=True)
     return not failed
