@@ -301,3 +301,11 @@ def test_a_folder_that_holds_something_else_is_refused(place: Path, tmp_path: Pa
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(BadInput, match=r"notes\.txt"):
         depthjepa.compare([place / "fine"], place / "pairs", ["depth"], out=tmp_path)
+
+
+def test_the_folder_of_the_runs_themselves_is_refused(place: Path, tmp_path: Path) -> None:
+    run_of = shutil.copytree(place / "fine", tmp_path / "runs" / "fine")
+    before = {path: path.read_bytes() for path in run_of.rglob("*") if path.is_file()}
+    with pytest.raises(BadInput, match="fine is there and is not of an earlier comparison"):
+        depthjepa.compare([run_of], place / "pairs", ["depth"], out=tmp_path / "runs", settings=["data.image_size=48"])
+    assert {path: path.read_bytes() for path in run_of.rglob("*") if path.is_file()} == before

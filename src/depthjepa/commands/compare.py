@@ -41,6 +41,9 @@ LOOKED_AT = 16  # images whose proportions are looked at
 Say = Callable[[str], None]
 
 
+BACKBONE = "backbone.json"  # marks the folder of a backbone as of a comparison
+
+
 @dataclass(frozen=True, slots=True)
 class Compared:
     """A backbone in a comparison: its name there, and the size at which it sees images."""
@@ -108,6 +111,9 @@ def compare(
     config = _on_view(base, compared[0].name, (grid[0] * patch, grid[1] * patch), patch)
     if folder is not None:
         RunFolder(folder).refuse_other((FILE, "report.html", *(each.name for each in compared)))
+        for place in [folder / each.name for each in compared]:  # what is written there takes the place of all
+            if place.exists() and not (place / BACKBONE).is_file():
+                raise BadInput(f"{place} is there and is not of an earlier comparison: choose another --out")
     if say is not None:
         for note in notes:
             say(note)
@@ -310,11 +316,9 @@ def _parameters(encoder: Encoder) -> int | None:
 def _keep(folder: Path, own: Compared, results: Sequence[Probe], config: RunConfig) -> None:
     """Write what the report and `show` read of one backbone: its rows beside the baselines, and its arrays."""
     kept = RunFolder(folder)
+    write_whole(folder / BACKBONE, to_json({"source": own.source, "sees": list(own.sees), "found": own.opened.found}))
     mapping = to_mapping(replace(config, name=own.name))
     write_whole(folder / "config.yaml", json.dumps(mapping, indent=1))  # JSON is YAML
-    write_whole(
-        folder / "backbone.json", to_json({"source": own.source, "sees": list(own.sees), "found": own.opened.found})
-    )
     for result in results:
         name = f"probes/{result.table['task']}{result.variant}"
         write_whole(folder / f"{name}.json", to_json(plain(_of_backbone(result.table, own.name, config.name))))
