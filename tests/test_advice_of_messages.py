@@ -142,6 +142,7 @@ ELSEWHERE = {
     "holds a fit with other values of {}: choose another --out": "another folder is a new fit",
     "holds a run, not a fit: choose another --out": "another folder is a new fit",
     "go on with the version that started it": "takes an earlier version",
+    "is there and is not of an earlier comparison: choose another --out": "test_compare.py",
     "choose other fit.scored": "test_fit_teacher.py",
     "Lower fit.lr": "test_fit_teacher.py: a loss that is not finite is planted",
     "fit-teacher needs depth": "test_fit_teacher.py fits on such data",

@@ -282,8 +282,7 @@ def count_unreadable(state: State, folder: RunFolder, skipped: list[str], length
         names = ", ".join(list(state.skipped)[:5])
         raise BadInput(
             f"{len(state.skipped)} of {length} images cannot be read, more than 1 %: {names}; repair or remove them, "
-            f"and begin another run: this one goes on with the very same data alone ({folder.kept}, for "
-            f"init.checkpoint)"
+            f"and begin anew, since a run goes on with the very same data alone ({folder.kept})"
         )
 
 
