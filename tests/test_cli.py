@@ -31,6 +31,7 @@ from depthjepa.evaluation.probes import table
 from depthjepa.evaluation.readout import DepthReadout
 from depthjepa.faults import BadInput, RunStopped
 from depthjepa.logbook import RunFolder
+from depthjepa.runs import stored_alike
 from tiny_images import millimetres, picture, save, write_classes, write_flat, write_pairs
 from tiny_runs import GUIDED, SETTINGS, Call, recipes_by_choice, run, start
 
@@ -524,3 +525,19 @@ def test_a_recipe_can_be_printed_and_read_back(tmp_path: Path, call: Call, name:
     _, text, _ = call("recipes", name)
     (tmp_path / f"{name}.yaml").write_text(text)
     assert load_config(tmp_path / f"{name}.yaml") == load_config(name)
+
+
+def test_pictures_are_of_the_only_data_that_a_task_was_measured_on(tmp_path: Path) -> None:
+    runs = {name: tmp_path / name for name in ("a", "b")}
+    for place in runs.values():
+        (place / "probes").mkdir(parents=True)
+        np.savez(place / "probes" / "depth-elsewhere.npz", images=np.zeros(2), value=np.array(place.name == "b"))
+    assert [bool(each["value"]) for each in stored_alike(runs, "depth", "images").values()] == [False, True]
+    for place in runs.values():
+        np.savez(place / "probes" / "depth-third.npz", images=np.zeros(2))
+    others = r"\(others there: depth-elsewhere, depth-third\)"
+    with pytest.raises(BadInput, match=rf"a/probes/depth\.npz is not there {others}: run"):
+        stored_alike(runs, "depth", "images")
+    for place in runs.values():
+        np.savez(place / "probes" / "depth.npz", images=np.ones(2))
+    assert all(each["images"].all() for each in stored_alike(runs, "depth", "images").values())

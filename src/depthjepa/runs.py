@@ -137,13 +137,15 @@ def same_images(
 
 
 def stored_alike(runs: Mapping[str, Path], task: str, *same: str) -> dict[str, Arrays]:
-    """What a task stored of several runs, by their names; `BadInput` where one has none or `same` arrays differ."""
+    """What a task stored of several runs, by their names; `BadInput` where one has none or `same` arrays differ.
+
+    Where it was not measured on the runs' own data, but on one other data set alone, or by one other protocol, it is
+    what was stored of that.
+    """
     stored: dict[str, Arrays] = {}
+    stem = _stem(runs, task)
     for name, run in runs.items():
-        file = run / "probes" / f"{task}.npz"
-        if not file.is_file():
-            raise BadInput(f"{file} is not there: run `depthjepa probe {run} {task}` first")
-        with np.load(file) as arrays:
+        with np.load(run / "probes" / f"{stem}.npz") as arrays:
             stored[name] = dict(arrays)
     first = next(iter(runs))
     for name, arrays in stored.items():
@@ -153,6 +155,19 @@ def stored_alike(runs: Mapping[str, Path], task: str, *same: str) -> dict[str, A
                 f"data.image_size"
             )
     return stored
+
+
+def _stem(runs: Mapping[str, Path], task: str) -> str:
+    """What the files of a task are called that all runs have: by the task alone, or the only other name."""
+    there = [{file.stem for file in (run / "probes").glob(f"{task}*.npz")} for run in runs.values()]
+    common = sorted(set.intersection(*there))
+    if task in common or len(common) == 1:
+        return task if task in common else common[0]
+    lacking = next((run for run, names in zip(runs.values(), there, strict=True) if task not in names))
+    beside = f" (others there: {', '.join(common)})" if common else ""
+    raise BadInput(
+        f"{lacking / 'probes' / f'{task}.npz'} is not there{beside}: run `depthjepa probe {lacking} {task}` first"
+    )
 
 
 def _equal(first: np.ndarray, second: np.ndarray) -> bool:
