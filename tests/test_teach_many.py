@@ -129,6 +129,21 @@ def test_three_that_are_killed_at_random_and_come_again_make_the_cache_of_one(ki
     assert len(open_cache(three).read(["0000.png"])) == 1
 
 
+def test_a_folder_that_becomes_a_cache_while_it_is_looked_at_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made_by_another(folder: Path, but: object) -> bool:
+        (folder / "cache.json").write_text("{}")
+        return False
+
+    monkeypatch.setattr(cache, "is_free_of_files", made_by_another)
+    cache.refuse_other(tmp_path)
+    monkeypatch.setattr(cache, "is_free_of_files", lambda *_: False)
+    (tmp_path / "cache.json").unlink()
+    with pytest.raises(BadInput, match="holds no cache"):
+        cache.refuse_other(tmp_path)
+
+
 def test_one_share_after_the_other_and_one_alone_helps(config: RunConfig, tmp_path: Path) -> None:
     """Each returns when all is done: the first does the share of the second, which finds nothing to do."""
     teach(config, tmp_path / "one")

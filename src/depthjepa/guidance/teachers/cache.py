@@ -247,8 +247,11 @@ def names_of(source: Source) -> list[str]:
 
 def refuse_other(folder: Path) -> None:
     """Refuse a folder that holds something else than a cache, or the beginning of one; raises `BadInput`."""
-    there = (folder / "cache.json").exists() or not folder.exists()
-    if not there and not (folder.is_dir() and is_free_of_files(folder, BEGINNING)):
+    if (folder / "cache.json").exists() or not folder.exists():
+        return
+    if folder.is_dir() and is_free_of_files(folder, BEGINNING):
+        return
+    if not (folder / "cache.json").exists():  # another process may have made it one since the first look
         raise BadInput(f"{folder} is there already and holds no cache: choose another folder")
 
 
