@@ -221,6 +221,7 @@ def test_backbones_of_other_patches_are_judged_on_the_same_cells(place: Path, tm
     assert leads["depth"]["sentence"] in said
 
 
+@pytest.mark.slow
 def test_an_earlier_comparison_in_the_folder_leaves_nothing(place: Path, tmp_path: Path) -> None:
     settings, out = ["data.image_size=48", "train.threads=1", "evaluation.pictures=2"], tmp_path / "out"
     old = out / "fine" / "probes" / "segment.npz"

@@ -174,6 +174,7 @@ def told(service: str, folder: Path) -> tuple[set[str], str]:
     return {each.name.partition("_")[0] for each in media}, file.read_text()
 
 
+@pytest.mark.slow
 def test_wandb_gets_the_rows_of_a_run_that_goes_on_after_its_pictures(tmp_path: Path) -> None:
     """Each picture and table is one step more to W&B unless it is told which step they are of."""
     import matplotlib.pyplot as plt
